@@ -1,0 +1,1 @@
+"""Hyojo: labelled face images in, a tracked and served expression classifier out."""
