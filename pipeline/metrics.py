@@ -103,6 +103,22 @@ def confusion(targets: np.ndarray, preds: np.ndarray, num_classes: int) -> np.nd
     return confusion_matrix(targets, preds, labels=np.arange(num_classes)).astype(np.int64)
 
 
+def worst_mistakes(targets: np.ndarray, probs: np.ndarray, count: int) -> np.ndarray:
+    """Return the rows of the wrong predictions of which the model was surest, the surest first.
+
+    Args:
+        targets: Class indices, integers (N,).
+        probs: Class probabilities, floats (N, K).
+        count: How many at most.
+
+    Returns:
+        Row indices, int64 (M,) with M <= ``count``; equally sure ones stand in the order of rows.
+    """
+    preds = probs.argmax(axis=1)
+    wrong = np.flatnonzero(preds != targets)
+    return wrong[np.argsort(-probs[wrong, preds[wrong]], kind="stable")][:count]
+
+
 def accuracy_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     """Return Wilson's score interval of an accuracy (95 % by default).
 

@@ -161,3 +161,12 @@ def test_interval_agrees_with_scipy(correct: int, total: int) -> None:
 def test_interval_of_nothing_is_refused(correct: int, total: int) -> None:
     with pytest.raises(ValueError, match=f"{correct} right of {total}"):
         metrics.accuracy_interval(correct, total)
+
+
+def test_worst_mistakes_are_the_surest_wrong_ones() -> None:
+    probs = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6], [0.05, 0.95]])
+    targets = np.array([1, 1, 0, 0, 0, 1])  # row 5 is right; the wrong ones are sure by .9 .6 .8 .7 .6
+    assert metrics.worst_mistakes(targets, probs, 10).tolist() == [0, 2, 3, 1, 4]
+    assert metrics.worst_mistakes(targets, probs, 2).tolist() == [0, 2]
+    assert metrics.worst_mistakes(targets, probs, 0).tolist() == []
+    assert metrics.worst_mistakes(probs.argmax(axis=1), probs, 3).tolist() == []
