@@ -1,0 +1,159 @@
+"""Train and eval transforms: torchvision's v2 vocabulary, by name, from lists in ``params.yaml``.
+
+Every random draw is counter-based: what happens to sample ``i`` in epoch ``e`` under seed ``s`` depends on
+nothing else, neither on the batch size, nor on the order, nor on what ran before.
+"""
+
+import difflib
+import hashlib
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from pipeline.errors import UserError
+from pipeline.params import TransformSpec
+
+# torchvision's spellings of "picture to float tensor in [0, 1]"; here it happens once, where they stand.
+CONVERSIONS = {"ToTensor", "ToDtype", "ConvertImageDtype"}
+# Packed arrays are tensors already.
+NO_OPS = {"ToImage", "PILToTensor", "ToPureTensor"}
+# These mix samples, return several pictures, or need code or boxes.
+NOT_FOR_ONE_IMAGE = {
+    "CutMix", "MixUp", "Lambda", "FiveCrop", "TenCrop", "LinearTransformation", "ToPILImage", "Transform",
+    "Compose", "RandomApply", "RandomChoice", "RandomOrder", "UniformTemporalSubsample", "SanitizeBoundingBoxes",
+    "ClampBoundingBoxes", "ConvertBoundingBoxFormat", "ClampKeyPoints", "SanitizeKeyPoints",
+    "SetClampingMode", "RandomIoUCrop", "RandomShortestSize", "ScaleJitter",
+}  # fmt: skip
+
+
+def valid_names() -> list[str]:
+    """Names that may stand in a transform list."""
+    return sorted(
+        name
+        for name, item in vars(v2).items()
+        if inspect.isclass(item) and issubclass(item, nn.Module) and name not in NOT_FOR_ONE_IMAGE
+    )
+
+
+def resolve(
+    specs: list[TransformSpec], mean: list[float], std: list[float], where: str
+) -> list[dict[str, dict[str, Any]]]:
+    """Complete a list: each entry with its arguments, one conversion to float, one Normalize.
+
+    Args:
+        specs: Names, or one-key mappings from a name to its arguments.
+        mean: Per-channel mean in [0, 1], for a ``Normalize`` that gives none or is not there.
+        std: Likewise.
+        where: The list's key, for messages.
+
+    Returns:
+        One-key mappings that ``build`` takes; what is saved beside the weights.
+
+    Raises:
+        UserError: An unknown name (with the nearest one), or one that does not work on a single image.
+    """
+    known = valid_names()
+    resolved: list[dict[str, dict[str, Any]]] = []
+    for position, spec in enumerate(specs):
+        name, args = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+        if name in NOT_FOR_ONE_IMAGE and hasattr(v2, name):
+            raise UserError(f"{where}.{position}: {name} does not turn one image into one image")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see torchvision.transforms.v2 for the names"
+            raise UserError(f"{where}.{position}: unknown transform {name!r}; {hint}")
+        if name in NO_OPS:
+            continue
+        resolved.append({"ToDtype": {}} if name in CONVERSIONS else {name: dict(args or {})})
+    names = [next(iter(spec)) for spec in resolved]
+    if "Normalize" not in names:
+        resolved.append({"Normalize": {}})
+        names.append("Normalize")
+    normalize = names.index("Normalize")
+    resolved[normalize] = {"Normalize": {"mean": mean, "std": std} | resolved[normalize]["Normalize"]}
+    if "ToDtype" not in names[:normalize]:
+        resolved.insert(normalize, {"ToDtype": {}})
+    return resolved
+
+
+def build(resolved: list[dict[str, dict[str, Any]]], where: str = "transforms") -> nn.Module:
+    """Build the transform that a resolved list describes.
+
+    Returns:
+        A module from uint8 (..., C, H, W) to float32 (..., C', H', W'); on a batch it makes one draw for all.
+
+    Raises:
+        UserError: Arguments that the transform does not take; the message shows its signature.
+    """
+    modules = []
+    for position, spec in enumerate(resolved):
+        name, args = next(iter(spec.items()))
+        if name == "ToDtype":
+            modules.append(v2.ToDtype(torch.float32, scale=True))
+            continue
+        kind = getattr(v2, name)
+        if "interpolation" in args:
+            args = args | {"interpolation": v2.InterpolationMode(args["interpolation"])}
+        try:
+            modules.append(kind(**args))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{where}.{position}: {name} does not take {args}: {error}. "
+                f"Its arguments: {inspect.signature(kind)}"
+            ) from None
+    return v2.Compose(modules) if len(modules) > 1 else modules[0]
+
+
+def output_shape(transform: nn.Module, img_size: int, channels: int, where: str) -> tuple[int, int, int]:
+    """Shape (C, H, W) that a transform gives for a prepared image.
+
+    Raises:
+        UserError: The transform fails on such an image, or gives something else than one float image.
+    """
+    image = torch.zeros(channels, img_size, img_size, dtype=torch.uint8)
+    state = torch.get_rng_state()
+    try:
+        out = transform(image)
+    except Exception as error:
+        raise UserError(
+            f"{where} fails on a {img_size} px image with {channels} channel(s): {type(error).__name__}: {error}"
+        ) from None
+    finally:
+        torch.set_rng_state(state)
+    if not isinstance(out, Tensor) or out.dtype != torch.float32 or out.ndim != 3:
+        raise UserError(f"{where} must end in one float image (C, H, W)")
+    return tuple(out.shape)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Seed of one sample's draws: 63 bits of a hash of seed, epoch and sample."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def augment_batch(
+    images: np.ndarray, indices: np.ndarray, transform: nn.Module, seed: int, epoch: int
+) -> Tensor:
+    """Augment samples of a split, each with draws of its own.
+
+    Args:
+        images: The split, uint8 (N, H, W, C).
+        indices: Which samples, int (B,).
+        transform: From ``build``.
+        seed: The run's seed.
+        epoch: Zero-based epoch.
+
+    Returns:
+        float32 (B, C', H', W'). The global random state is left as it was.
+    """
+    state = torch.get_rng_state()
+    samples = []
+    for index in indices.tolist():
+        torch.manual_seed(sample_seed(seed, epoch, index))
+        samples.append(transform(torch.from_numpy(images[index].copy()).permute(2, 0, 1)))
+    torch.set_rng_state(state)
+    return torch.stack(samples)

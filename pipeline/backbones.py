@@ -1,0 +1,126 @@
+"""Our own nets for small faces, registered in timm: ``timm.create_model("face_resnet_s")``.
+
+Residual nets (He et al., 2016, https://arxiv.org/abs/1512.03385) that keep a 48 px face's detail: the stem
+does not stride, and three stages end in a map of 6x6 where a stock net would be down to 2x2 or 1x1.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, calculate_drop_path_rates
+from timm.models import build_model_with_cfg, register_model
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm; the shortcut is pooled and projected where shapes change."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, drop_path: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.shortcut = nn.Identity()
+        if stride > 1 or in_channels != channels:
+            # ResNet-D: average before projecting, so that no pixel is skipped (https://arxiv.org/abs/1812.01187).
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),
+                nn.Conv2d(in_channels, channels, 1, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H / stride, W / stride)
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(self.drop_path(out) + self.shortcut(x))
+
+
+class FaceResNet(nn.Module):
+    """Stem without stride, stages of residual blocks each halving the map, average pooling, linear head."""
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        depths: tuple[int, ...],
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        stem_width: int = 32,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_chans, stem_width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(stem_width),
+            nn.ReLU(inplace=True),
+        )
+        stages, in_channels = [], stem_width
+        for width, rates in zip(widths, calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)):
+            for i, rate in enumerate(rates):
+                stages.append(ResidualBlock(in_channels, width, 2 if i == 0 else 1, rate))
+                in_channels = width
+        self.stages = nn.Sequential(*stages)
+        self.fc = nn.Linear(in_channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, ResidualBlock):
+                # Each block starts as the identity (https://arxiv.org/abs/1706.02677).
+                nn.init.zeros_(module.bn2.weight)
+
+    def get_classifier(self) -> nn.Module:
+        """The head, as timm's nets name it."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a new one for ``num_classes``."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Faces (B, C, H, W) to the last feature map (B, F, H', W')."""
+        return self.stages(self.stem(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature map to logits (B, K), or to pooled features (B, F)."""
+        x = x.mean((2, 3))
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _create(name: str, **kwargs: Any) -> nn.Module:
+    """Build through timm, so that its arguments and pretrained logic hold here too."""
+    cfg = {
+        "url": "", "num_classes": 7, "input_size": (1, 48, 48), "pool_size": (6, 6), "interpolation": "bilinear",
+        "mean": (0.5,), "std": (0.25,), "first_conv": "stem.0", "classifier": "fc", "license": "apache-2.0",
+    }  # fmt: skip
+    kwargs.pop("pretrained_cfg", None)
+    overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
+    return build_model_with_cfg(
+        FaceResNet, name, kwargs.pop("pretrained", False), pretrained_cfg=cfg | overlay, **kwargs
+    )
+
+
+@register_model
+def face_resnet_s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Small: 0.7 M parameters."""
+    return _create(
+        "face_resnet_s", pretrained=pretrained, **{"widths": (32, 64, 128), "depths": (1, 2, 2), **kwargs}
+    )
+
+
+@register_model
+def face_resnet_m(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Medium: 2.8 M parameters."""
+    return _create(
+        "face_resnet_m", pretrained=pretrained, **{"widths": (64, 128, 256), "depths": (2, 2, 2), **kwargs}
+    )

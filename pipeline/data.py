@@ -1,0 +1,85 @@
+"""Prepared arrays: what ``prepare`` wrote, memory-mapped and checked.
+
+Reads ``data/prepared``: one uint8 array a split, ``manifest.csv`` and ``classes.json``.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.errors import UserError
+
+PREPARED = Path("data/prepared")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: ``images`` uint8 (N, H, W, C), ``targets`` int64 (N,) and the N source ``files``."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    files: list[str]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The prepared data set; ``split`` opens one of its splits."""
+
+    path: Path
+    class_names: list[str]
+    img_size: int
+    channels: int
+    digest: str
+
+    @cached_property
+    def _manifest(self) -> pd.DataFrame:
+        # Labels and file names are text even where they look like numbers or like a missing value.
+        manifest = pd.read_csv(
+            self.path / "manifest.csv",
+            dtype={"file": str, "label": str, "split": str},
+            usecols=["file", "label", "split", "row"],
+            keep_default_na=False,
+        )
+        return manifest[manifest["row"] >= 0].sort_values("row")
+
+    def split(self, name: str) -> Split:
+        """Open a split without reading its pixels.
+
+        Args:
+            name: ``train``, ``val`` or ``test``.
+
+        Raises:
+            UserError: If the arrays and the manifest do not belong together.
+        """
+        rows = self._manifest[self._manifest["split"] == name]
+        images = np.load(self.path / f"{name}.npy", mmap_mode="r")
+        shape = (len(rows), self.img_size, self.img_size, self.channels)
+        if images.shape != shape or images.dtype != np.uint8:
+            raise UserError(
+                f"{self.path / name}.npy holds {images.dtype} {images.shape}, but manifest.csv and classes.json "
+                f"say uint8 {shape}. Run `dvc repro prepare` again."
+            )
+        index = {label: i for i, label in enumerate(self.class_names)}
+        targets = rows["label"].map(index).to_numpy(dtype=np.int64)
+        return Split(images, targets, rows["file"].tolist())
+
+
+def load_prepared(path: Path | str = PREPARED) -> Prepared:
+    """Open a prepared data set.
+
+    Raises:
+        UserError: If ``prepare`` has not written it.
+    """
+    path = Path(path)
+    try:
+        meta = json.loads((path / "classes.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path / 'classes.json'} not found. Run `dvc repro prepare` first.") from None
+    return Prepared(path, meta["class_names"], meta["img_size"], meta["channels"], meta["digest"])

@@ -1,0 +1,308 @@
+"""Any timm backbone for small faces, and its weights on disk.
+
+Writes and reads ``weights.pt`` (a plain state_dict) with ``weights.json`` beside it, which holds all that is
+needed to build the net and to prepare a picture for it.
+"""
+
+import difflib
+import hashlib
+import io
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import pipeline.backbones  # noqa: F401  (registers our nets with timm)
+from pipeline import augment, pretrained
+from pipeline.errors import UserError
+from pipeline.params import TrainParams
+
+WEIGHTS, SIDECAR = "weights.pt", "weights.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build a net and feed it; ``json``-able, and saved beside the weights as it is.
+
+    ``model_args`` are the arguments of ``timm.create_model``; ``preprocessing`` has ``img_size`` and
+    ``channels`` of a prepared image, ``input_size`` (px) and ``in_chans`` of the net, ``mean``, ``std``, and
+    the resolved ``train`` and ``eval`` transforms.
+    """
+
+    backbone: str
+    model_args: dict[str, Any]
+    class_names: list[str]
+    preprocessing: dict[str, Any]
+
+
+def check_backbone(name: str) -> None:
+    """Raise ``UserError`` with the nearest names if timm knows no such architecture."""
+    architecture = name.split(".")[0]
+    if timm.is_model(architecture):
+        return
+    near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` has them all"
+    raise UserError(f"train.backbone: timm has no model {name!r}; {hint}")
+
+
+def plan(
+    params: TrainParams, class_names: list[str], img_size: int, channels: int
+) -> tuple[Recipe, list[str]]:
+    """Work out, before any training, how this backbone takes this data.
+
+    Args:
+        params: The train section.
+        class_names: The K classes, in the order of the logits.
+        img_size: Side of the prepared images, px.
+        channels: 1 or 3.
+
+    Returns:
+        The recipe, and sentences for the log about what was adapted.
+
+    Raises:
+        UserError: Unknown backbone or transform, or a size that the backbone cannot take.
+    """
+    check_backbone(params.backbone)
+    notes: list[str] = []
+    specs = params.transforms
+    # Channels may change on the way (Grayscale to 3); a first pass with stand-in statistics tells how many come.
+    in_chans, eval_size = _shape_after(specs.eval, img_size, channels, "train.transforms.eval")
+    train_chans, train_size = _shape_after(specs.train, img_size, channels, "train.transforms.train")
+    if train_chans != in_chans:
+        raise UserError(
+            f"train.transforms: train gives {train_chans} channel(s) and eval {in_chans}; they must be the same"
+        )
+    wanted = eval_size if params.input_size == "auto" else params.input_size
+    sizes = [wanted]
+    if params.input_size == "auto":
+        sizes = _candidate_sizes(params.backbone, wanted)
+    model_args = dict(params.backbone_args) | {"num_classes": len(class_names), "in_chans": in_chans}
+    size, model_args, probe = _first_that_fits(params, model_args, sizes)
+    if size != wanted:
+        notes.append(f"{params.backbone} does not take {wanted} px; images are resized to {size} px")
+
+    mean, std = _statistics(probe, in_chans)
+    resolved = {}
+    for split, own_size in (("train", train_size), ("eval", eval_size)):
+        where = f"train.transforms.{split}"
+        resolved[split] = augment.resolve(getattr(specs, split), mean, std, where)
+        fits = own_size == size or (
+            params.input_size == "auto" and size == wanted and _runs(probe, own_size, in_chans)
+        )
+        if not fits:
+            resolved[split].append({"Resize": {"size": [size, size]}})
+    _check_deterministic(augment.build(resolved["eval"]), img_size, channels)
+    preprocessing = {
+        "img_size": img_size, "channels": channels, "input_size": size, "in_chans": in_chans,
+        "mean": mean, "std": std, **resolved,
+    }  # fmt: skip
+    return Recipe(params.backbone, model_args, class_names, preprocessing), notes
+
+
+def build_model(recipe: Recipe) -> nn.Module:
+    """Build the net of a recipe, randomly initialised from torch's global generator."""
+    return timm.create_model(recipe.backbone, pretrained=False, **recipe.model_args)
+
+
+def initial_model(recipe: Recipe, params: TrainParams) -> nn.Module:
+    """Build the net that training starts from: random, timm's pretrained weights, or a local state_dict.
+
+    Raises:
+        UserError: Weights that cannot be had, do not match their digest or do not fit; with the remedy.
+    """
+    if params.weights:
+        return pretrained.from_file(recipe.backbone, recipe.model_args, params.weights, params.weights_sha256)
+    if params.pretrained:
+        return pretrained.from_hub(recipe.backbone, recipe.model_args)
+    return build_model(recipe)
+
+
+class Classifier(nn.Module):
+    """A net with its eval preprocessing and softmax: prepared images in, probabilities out.
+
+    This is what is evaluated, exported and served, so that all of them see the same arithmetic.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocess = augment.build(recipe.preprocessing["eval"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify prepared images.
+
+        Args:
+            images: uint8 (B, H, W, C), as ``prepare`` packs them.
+
+        Returns:
+            Probabilities, float32 (B, K); each row sums to 1.
+        """
+        return self.model(self.preprocess(images.permute(0, 3, 1, 2))).float().softmax(1)
+
+
+def save_weights(directory: Path, model: nn.Module, recipe: Recipe, extra: dict[str, Any]) -> str:
+    """Write ``weights.pt`` and ``weights.json``; equal weights give equal bytes.
+
+    Args:
+        directory: An existing folder.
+        model: The plain module, neither compiled nor wrapped.
+        recipe: How it was built.
+        extra: Further entries of the sidecar.
+
+    Returns:
+        The sha256 of ``weights.pt``.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    buffer = io.BytesIO()  # torch.save puts a file's name into its bytes; a buffer has none
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    (directory / WEIGHTS).write_bytes(buffer.getvalue())
+    sidecar = {
+        "backbone": recipe.backbone, "model_args": recipe.model_args, "class_names": recipe.class_names,
+        "preprocessing": recipe.preprocessing, "weights_sha256": digest, **extra,
+    }  # fmt: skip
+    (directory / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+    return digest
+
+
+def load_sidecar(directory: Path | str) -> dict[str, Any]:
+    """Read ``weights.json``; raises ``UserError`` if train has not written it."""
+    try:
+        return json.loads((Path(directory) / SIDECAR).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{Path(directory) / SIDECAR} not found. Run `dvc repro train` first.") from None
+
+
+def recipe_of(sidecar: dict[str, Any]) -> Recipe:
+    """The recipe that a sidecar holds."""
+    return Recipe(*(sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")))
+
+
+def load_model(directory: Path | str, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """Load trained weights.
+
+    Args:
+        directory: What train wrote.
+        device: Where the net goes.
+
+    Returns:
+        The net in eval mode, and the sidecar.
+
+    Raises:
+        UserError: Missing files, or weights that are not those of the sidecar.
+    """
+    sidecar = load_sidecar(directory)
+    path = Path(directory) / WEIGHTS
+    data = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(data).hexdigest() != sidecar["weights_sha256"]:
+        raise UserError(
+            f"{path} is not the file that {SIDECAR} describes. Restore both: `dvc checkout {directory}`."
+        )
+    model = build_model(recipe_of(sidecar))
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    model.load_state_dict(state, strict=True)
+    return model.to(device).eval(), sidecar
+
+
+def load_classifier(directory: Path | str, device: torch.device | str = "cpu") -> Classifier:
+    """Load trained weights as a ``Classifier`` in eval mode; errors as ``load_model``."""
+    model, sidecar = load_model(directory, device)
+    return Classifier(model, recipe_of(sidecar)).to(device).eval()
+
+
+def _shape_after(specs: list, img_size: int, channels: int, where: str) -> tuple[int, int]:
+    """Channels and side of what a transform list makes of a prepared image."""
+    transform = augment.build(augment.resolve(specs, [0.5], [0.5], where), where)
+    out_channels, height, width = augment.output_shape(transform, img_size, channels, where)
+    if height != width:
+        raise UserError(f"{where} gives images of {height}x{width}; they must be square")
+    return out_channels, height
+
+
+def _statistics(model: nn.Module, in_chans: int) -> tuple[list[float], list[float]]:
+    """Mean and std of timm's data config, for the channels at hand."""
+    cfg = timm.data.resolve_data_config({}, model=model)
+    mean, std = list(cfg["mean"]), list(cfg["std"])
+    if len(mean) != in_chans:
+        mean, std = ([sum(values) / len(values)] * in_chans for values in (mean, std))
+    return mean, std
+
+
+def _candidate_sizes(backbone: str, wanted: int) -> list[int]:
+    """Sizes to try, nearest first: the wanted one, multiples of 32 around it, the backbone's own."""
+    multiples = sorted(range(32, 513, 32), key=lambda size: (abs(size - wanted), -size))[:4]
+    cfg = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    own = cfg.input_size[-1] if cfg else 224
+    return list(dict.fromkeys([wanted, *multiples, own]))
+
+
+def _first_that_fits(
+    params: TrainParams, model_args: dict[str, Any], sizes: list[int]
+) -> tuple[int, dict[str, Any], nn.Module]:
+    """The first size at which the backbone can be built and run, its arguments, and the net built so."""
+    state = torch.get_rng_state()
+    failure = ""
+    try:
+        for size in sizes:
+            # Nets with position tables or windows are built for the size; the others refuse the argument.
+            for args in ({**model_args, "img_size": size}, model_args):
+                try:
+                    model = timm.create_model(params.backbone, pretrained=False, **args)
+                except TypeError as error:
+                    if "img_size" in str(error) and "img_size" in args:
+                        continue
+                    raise UserError(f"train.backbone_args do not fit {params.backbone}: {error}") from None
+                except Exception as error:  # timm's nets refuse sizes with errors of every kind
+                    failure = f"{type(error).__name__}: {error}"
+                    continue
+                failure = _run_failure(model, size, model_args["in_chans"])
+                if not failure:
+                    return size, args, model
+    finally:
+        torch.set_rng_state(state)
+    raise UserError(
+        f"train.backbone: {params.backbone} takes none of these sizes: {', '.join(map(str, sizes))} px ({failure}). "
+        "Set train.input_size to one that it takes, or choose another backbone."
+    )
+
+
+def _run_failure(model: nn.Module, size: int, in_chans: int) -> str:
+    """Why a net cannot run on images of a size, in train and in eval mode; empty if it can."""
+    images = torch.zeros(2, in_chans, size, size)
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for mode in (True, False):
+                out = model.train(mode)(images)
+                if not isinstance(out, Tensor) or out.ndim != 2:
+                    return "it does not return one row of logits a sample"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(statistics[name])
+    return ""
+
+
+def _runs(model: nn.Module, size: int, in_chans: int) -> bool:
+    return not _run_failure(model, size, in_chans)
+
+
+def _check_deterministic(transform: nn.Module, img_size: int, channels: int) -> None:
+    """Refuse eval transforms that draw."""
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (channels, img_size, img_size), dtype=torch.uint8)
+    first = transform(image)
+    same = all(torch.equal(first, transform(image)) for _ in range(4))
+    torch.set_rng_state(state)
+    if not same:
+        raise UserError(
+            "train.transforms.eval: evaluation must not be random; use CenterCrop for RandomCrop, say"
+        )
