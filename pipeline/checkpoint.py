@@ -1,0 +1,133 @@
+"""Resumable training state, kept outside DVC's outs because DVC deletes those before a stage runs.
+
+One folder a job under ``.hyojo/checkpoints``, named by a hash of all that determines the result, with one file
+written atomically and a lock that keeps two trainers apart.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from pipeline.errors import UserError
+
+STATE = "state.pt"
+
+
+def job_key(parts: dict[str, Any], code: list[Path]) -> str:
+    """Hash of what determines a training result.
+
+    Args:
+        parts: Params, data digest, versions; ``json``-able.
+        code: Source files that take part.
+    """
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for path in sorted(code):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def folder(root: Path, key: str) -> Path:
+    """Where a job's checkpoint lives."""
+    return root / ".hyojo" / "checkpoints" / key
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a job's lock; wait, and say so, while another process trains the same job."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{directory}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("Another process is training this very job; waiting for it to end.", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def save(directory: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint so that a crash at any moment leaves the old one or the new one.
+
+    Args:
+        directory: The job's folder, made if need be.
+        state: Tensors and plain Python values.
+
+    Raises:
+        UserError: The disk is full or not writable; the last good checkpoint stays.
+    """
+    temporary = directory / f"{STATE}.{os.getpid()}.tmp"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, directory / STATE)
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the rename itself must reach the disk
+        finally:
+            os.close(descriptor)
+    except (OSError, RuntimeError) as error:  # torch.save turns a short write into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"the checkpoint {directory / STATE} cannot be written ({error}). Free some disk space or mend its "
+            "permissions and run again: training goes on from the last good checkpoint."
+        ) from None
+
+
+def load(directory: Path, device: torch.device) -> dict[str, Any] | None:
+    """Read a job's checkpoint; None if there is none.
+
+    Raises:
+        UserError: The file is damaged; the message says how to start over.
+    """
+    path = directory / STATE
+    for leftover in directory.glob(f"{STATE}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({error}). Delete it to train from the start.") from None
+
+
+def discard(root: Path, key: str) -> None:
+    """Delete a job's checkpoint."""
+    shutil.rmtree(folder(root, key), ignore_errors=True)
+
+
+def rng_state() -> dict[str, Any]:
+    """State of every global random generator."""
+    name, keys, *rest = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, keys.tolist(), *rest],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what ``rng_state`` gave."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

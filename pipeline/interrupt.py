@@ -1,0 +1,52 @@
+"""Signals to a stage: SIGTERM and Ctrl-C ask it to stop after the step at hand; it dies with its parent."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PR_SET_PDEATHSIG = 1
+
+
+class StopRequest:
+    """Remembers the signal that asked for an end; 0 while none has."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+
+def die_with_parent() -> None:
+    """Have Linux send SIGTERM when the parent ends, however it ends; elsewhere do nothing.
+
+    Without this, ``kill -9`` of ``dvc repro`` leaves a trainer behind that writes where the next one does.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the call
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGINT into a request; a second one ends the process at once."""
+    request = StopRequest()
+
+    def handle(number: int, _frame: object) -> None:
+        if request:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        request.signal = number
+
+    former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,105 @@
+"""Learning-rate schedules: timm's cosine, step and plateau, torch's one-cycle, behind one interface."""
+
+from typing import Any
+
+from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, StepLRScheduler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from pipeline.params import Schedule
+
+# The warm-up starts at this part of the learning rate.
+WARMUP_START = 0.04
+
+
+class LRSchedule:
+    """Steps once an update (cosine, step, one-cycle) or once an epoch (plateau)."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        lr: float,
+        epochs: int,
+        updates_per_epoch: int,
+        mode: str,
+    ) -> None:
+        """Attach a schedule to an optimizer.
+
+        Args:
+            optimizer: Its groups' learning rates are driven from here on.
+            schedule: The params.
+            lr: The highest learning rate.
+            epochs: Epochs of the run.
+            updates_per_epoch: Optimizer steps in each.
+            mode: ``max`` or ``min``: which way the watched val metric is better (plateau).
+        """
+        self.name = schedule.name
+        self.total_updates = epochs * updates_per_epoch
+        warmup_updates = round(schedule.warmup_epochs * updates_per_epoch)
+        warmup: dict[str, Any] = {
+            "warmup_t": warmup_updates,
+            "warmup_lr_init": lr * WARMUP_START,
+            "t_in_epochs": False,
+        }
+        if self.name == "cosine":
+            self.scheduler = CosineLRScheduler(
+                optimizer,
+                t_initial=max(1, self.total_updates - warmup_updates),
+                lr_min=schedule.min_lr,
+                warmup_prefix=True,
+                **warmup,
+            )
+        elif self.name == "step":
+            self.scheduler = StepLRScheduler(
+                optimizer,
+                decay_t=schedule.decay_epochs * updates_per_epoch,
+                decay_rate=schedule.decay_rate,
+                **warmup,
+            )
+        elif self.name == "plateau":
+            self.scheduler = PlateauLRScheduler(
+                optimizer,
+                decay_rate=schedule.decay_rate,
+                patience_t=round(schedule.decay_epochs),
+                lr_min=schedule.min_lr,
+                mode=mode,
+                warmup_t=round(schedule.warmup_epochs),
+                warmup_lr_init=lr * WARMUP_START,
+            )
+        else:
+            self.scheduler = OneCycleLR(
+                optimizer,
+                max_lr=lr,
+                total_steps=max(2, self.total_updates),
+                pct_start=min(1.0, schedule.warmup_epochs / epochs),
+                div_factor=1 / WARMUP_START,
+                cycle_momentum=False,
+            )
+
+    def step_update(self, updates: int) -> None:
+        """Set the learning rate for the next update; ``updates`` are done."""
+        if self.name == "onecycle":
+            if updates < self.total_updates:
+                self.scheduler.step()
+        else:
+            self.scheduler.step_update(updates)
+
+    def step_epoch(self, epochs: int, metric: float) -> None:
+        """Tell the schedule that ``epochs`` are done, the last with this val metric."""
+        if self.name == "plateau":
+            self.scheduler.step(epochs, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint; plain numbers only."""
+        if self.name == "plateau":
+            inner = self.scheduler.lr_scheduler.state_dict()
+            return {key: value for key, value in inner.items() if isinstance(value, int | float | list)}
+        if self.name == "onecycle":
+            return {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count}
+        return {}  # a function of the number of updates alone
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave; the optimizer restores the learning rate itself."""
+        target = self.scheduler.lr_scheduler if self.name == "plateau" else self.scheduler
+        target.__dict__.update(state)

@@ -1,0 +1,304 @@
+"""What goes onto MLflow runs. One pipeline is one run: train opens it, evaluate and export add to it.
+
+The files that stages write are the truth and MLflow mirrors them: trouble with MLflow is told and never ends a
+stage, and ``sync`` rebuilds the mirror. mlflow is imported inside functions: it is slow.
+"""
+
+import csv
+import getpass
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.store import RUN_ID_TAG, connect, experiment_id, find_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EVALUATION_TAG = "hyojo.evaluation"
+BUNDLE_TAG = "hyojo.bundle"
+PATCH_LIMIT_BYTES = 1_000_000
+
+
+def attempt(action: Callable[[], Any], what: str) -> Any:
+    """Do something with MLflow; on any trouble say so on stderr and return None."""
+    try:
+        return action()
+    except Exception as error:  # a dead server, a full disk, a locked database: none may cost a trained model
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(
+            f"warning: MLflow: {what} failed ({reason}). `hyojo sync` makes up for it later.", file=sys.stderr
+        )
+        return None
+
+
+class TrainingRun:
+    """The MLflow run of a training job, opened or reopened; ``run_id`` stands even when MLflow is out of reach."""
+
+    def __init__(self, params: dict[str, str], tags: dict[str, str], run_id: str | None = None) -> None:
+        """Open a run.
+
+        Args:
+            params: Flattened prepare and train params.
+            tags: Data digest and the like; git's and DVC's are added.
+            run_id: The run to go on with, after a crash.
+        """
+        self._params, self._tags = params, tags
+        self._monitor: Any = None
+        self._client: MlflowClient | None = None
+        self._id: str | None = None
+        self.run_id = run_id or ""
+        attempt(self._open, "opening the run")
+        if not self.run_id:
+            self.run_id = uuid.uuid4().hex
+
+    def _open(self) -> None:
+        client = connect()
+        run = find_run(client, self.run_id) if self.run_id else None
+        if run is None:
+            run = create_run(client, self._params, self._tags | git_tags(), self.run_id or None)
+            for path in (Path("params.yaml"), Path("reports/audit.json")):
+                if path.exists():
+                    client.log_artifact(run.info.run_id, str(path))
+            _log_patch(client, run.info.run_id)
+        client.update_run(run.info.run_id, "RUNNING")
+        self._client, self._id = client, run.info.run_id
+        self.run_id = run.data.tags.get(RUN_ID_TAG) or run.info.run_id
+
+    def start_monitor(self) -> None:
+        """Record CPU, memory and GPU use until ``finish``."""
+
+        def start() -> None:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(self._id, resume_logging=True)
+            self._monitor.start()
+
+        if self._id:
+            attempt(start, "system metrics")
+
+    def log_history(self, history: list[dict[str, float]]) -> None:
+        """Log the epochs that the run does not have yet; none is ever logged twice."""
+
+        def log() -> None:
+            if self._client is None:  # the server may be back
+                self._open()
+            log_epochs(self._client, self._id, history)
+
+        attempt(log, "logging an epoch")
+
+    def finish(
+        self, status: str, directory: Path | None = None, metrics: dict[str, float] | None = None
+    ) -> None:
+        """End the run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            directory: What train wrote; logged as ``train/``.
+            metrics: Final figures, such as the training time in seconds.
+        """
+        if self._monitor is not None:
+            attempt(self._monitor.finish, "ending the system metrics")
+        if self._client is None:
+            return
+        client, run_id = self._client, self._id
+
+        def end() -> None:
+            if directory is not None:
+                client.log_artifacts(run_id, str(directory), "train")
+            log_metrics(client, run_id, metrics or {})
+            client.set_terminated(run_id, status)
+
+        attempt(end, "ending the run")
+
+
+def create_run(
+    client: "MlflowClient", params: dict[str, str], tags: dict[str, str], logical_id: str | None = None
+) -> "Run":
+    """Make a run with its params; ``logical_id`` is the id that DVC's files know it by, if it has one."""
+    from mlflow.entities import Param
+
+    name = os.environ.get("DVC_EXP_NAME") or params.get("train.backbone")
+    own = {
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.type": "PROJECT",
+    }
+    run = client.create_run(experiment_id(client), tags=own | tags, run_name=name)
+    run_id = run.info.run_id
+    client.set_tag(run_id, RUN_ID_TAG, logical_id or run_id)
+    client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+    return client.get_run(run_id)
+
+
+def log_epochs(client: "MlflowClient", run_id: str, history: list[dict[str, float]]) -> None:
+    """Log the rows of a history that a run lacks, one call an epoch."""
+    from mlflow.entities import Metric
+
+    known = {point.step for point in client.get_metric_history(run_id, "train/loss")}
+    for row in history:
+        epoch = int(row["epoch"])
+        if epoch not in known:
+            now = int(time.time() * 1000)
+            client.log_batch(
+                run_id, metrics=[Metric(k, float(v), now, epoch) for k, v in row.items() if k != "epoch"]
+            )
+
+
+def log_metrics(client: "MlflowClient", run_id: str, metrics: dict[str, float]) -> None:
+    """Log single figures, skipping those that the run has with the same value."""
+    from mlflow.entities import Metric
+
+    known = client.get_run(run_id).data.metrics
+    now = int(time.time() * 1000)
+    new = [Metric(k, float(v), now, 0) for k, v in metrics.items() if known.get(k) != float(v)]
+    if new:
+        client.log_batch(run_id, metrics=new)
+
+
+def evaluation_run(train_dir: Path, key: str) -> str:
+    """The run that an evaluation belongs to.
+
+    The training's own run, if it has no evaluation yet or this one; else a child run of its own, so that no
+    figures are overwritten; a run missing from this store is rebuilt from the files.
+
+    Args:
+        train_dir: What train wrote.
+        key: Digest of all that determines the evaluation.
+
+    Returns:
+        The id that files know the run by.
+    """
+    own = json.loads((train_dir / "run.json").read_text())["run_id"]
+
+    def locate() -> str:
+        client = connect()
+        run = find_run(client, own) or rebuild(client, train_dir)
+        if run.data.tags.get(EVALUATION_TAG, key) == key:
+            return own
+        children = client.search_runs(
+            [experiment_id(client)],
+            f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`{EVALUATION_TAG}` = '{key}'",
+            max_results=1,
+        )
+        if children:
+            return children[0].data.tags.get(RUN_ID_TAG, children[0].info.run_id)
+        child = _populated_run(
+            client, train_dir, {"mlflow.parentRunId": run.info.run_id, EVALUATION_TAG: key}
+        )
+        return child.info.run_id
+
+    return attempt(locate, "finding the run") or own
+
+
+def log_evaluation(
+    run_id: str, metrics: dict[str, float], files: dict[str, list[Path]], tags: dict[str, str]
+) -> None:
+    """Put an evaluation onto its run.
+
+    Args:
+        run_id: From ``evaluation_run``.
+        metrics: Such as ``test/accuracy``.
+        files: Artifact folder to local files; ``""`` is the top.
+        tags: Such as the evaluation's key, under ``hyojo.evaluation``.
+    """
+
+    def log() -> None:
+        client = connect()
+        run = find_run(client, run_id)
+        if run is None:
+            raise LookupError(f"no run {run_id}")
+        _log_files(client, run.info.run_id, files)
+        log_metrics(client, run.info.run_id, metrics)
+        for name, value in tags.items():
+            client.set_tag(run.info.run_id, name, value)
+
+    attempt(log, "logging the evaluation")
+
+
+def log_bundle(run_id: str, bundle_dir: Path, pyfunc_dir: Path) -> None:
+    """Put the served model (``model/``) and its card onto a run, once for each bundle digest."""
+    digest = json.loads((bundle_dir / "bundle.json").read_text())["digest"]
+
+    def log() -> None:
+        client = connect()
+        run = find_run(client, run_id)
+        if run is None:
+            raise LookupError(f"no run {run_id}")
+        if run.data.tags.get(BUNDLE_TAG) == digest:
+            return
+        client.log_artifacts(run.info.run_id, str(pyfunc_dir), "model")
+        client.log_artifact(run.info.run_id, str(bundle_dir / "MODEL_CARD.md"))
+        client.set_tag(run.info.run_id, BUNDLE_TAG, digest)
+
+    attempt(log, "logging the bundle")
+
+
+def rebuild(client: "MlflowClient", train_dir: Path) -> "Run":
+    """Make the run of a training that this store does not know, from the files that train wrote."""
+    own = json.loads((train_dir / "run.json").read_text())["run_id"]
+    run = _populated_run(client, train_dir, {}, own)
+    client.log_artifacts(run.info.run_id, str(train_dir), "train")
+    for path in (Path("params.yaml"), Path("reports/audit.json")):
+        if path.exists():
+            client.log_artifact(run.info.run_id, str(path))
+    return run
+
+
+def read_history(train_dir: Path) -> list[dict[str, float]]:
+    """Rows of ``history.csv``."""
+    with (train_dir / "history.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def git_tags() -> dict[str, str]:
+    """Commit, state of the work tree and DVC experiment, as tags; empty outside a git repository."""
+    tags = {}
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit.strip()
+        tags["hyojo.git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    for tag, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.exp_baseline", "DVC_EXP_BASELINE_REV")):
+        if os.environ.get(variable):
+            tags[f"hyojo.{tag}"] = os.environ[variable]
+    return tags
+
+
+def _populated_run(
+    client: "MlflowClient", train_dir: Path, tags: dict[str, str], logical_id: str | None = None
+) -> "Run":
+    """A finished run with a training's params, history and tags, made from its files."""
+    sidecar = json.loads((train_dir / "weights.json").read_text())
+    about = {"hyojo.data_digest": sidecar["data_digest"], "hyojo.weights_sha256": sidecar["weights_sha256"]}
+    run = create_run(client, sidecar["params"], about | git_tags() | tags, logical_id)
+    log_epochs(client, run.info.run_id, read_history(train_dir))
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return run
+
+
+def _log_files(client: "MlflowClient", run_id: str, files: dict[str, list[Path]]) -> None:
+    for folder, paths in files.items():
+        for path in paths:
+            client.log_artifact(run_id, str(path), folder or None)
+
+
+def _log_patch(client: "MlflowClient", run_id: str) -> None:
+    """Keep what the commit does not hold: the work tree's changes, unless they are huge."""
+    patch = _git("diff", "HEAD") or ""
+    if patch and len(patch) <= PATCH_LIMIT_BYTES:
+        client.log_text(run_id, patch, "git.patch")
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, errors="replace", timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

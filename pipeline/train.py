@@ -1,0 +1,315 @@
+"""STAGE 2: packed arrays -> weights. Run it with ``dvc repro train``.
+
+Reads ``data/prepared`` and the train section of ``params.yaml``; writes ``models/train``: ``weights.pt`` with
+``weights.json``, ``history.csv``, ``curves.png`` and ``run.json``. Killed at any moment and run again, it goes on
+from its checkpoint and ends with the very same weights, on the same MLflow run.
+"""
+
+import copy
+import difflib
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import timm
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from pipeline import augment, checkpoint, engine, formats, model, plots
+from pipeline.data import Prepared, load_prepared
+from pipeline.engine import Interrupted, Progress, Trainer
+from pipeline.errors import UserError, stage_main
+from pipeline.interrupt import StopRequest, die_with_parent, stop_requests
+from pipeline.params import Params, TrainParams, flatten, load_params
+from pipeline.schedule import LRSchedule
+from pipeline.store import project_root
+from pipeline.tracking import TrainingRun
+
+OUT = Path("models/train")
+# What stands in a job's hash: an edit to one of these trains anew.
+RESULT_MODULES = (
+    "augment",
+    "backbones",
+    "data",
+    "engine",
+    "metrics",
+    "model",
+    "pretrained",
+    "schedule",
+    "train",
+)
+# Not part of a result, so not of a job's hash either.
+RUNTIME_PARAMS = {"device"}
+CHECKPOINT_INTERVAL_S = 30.0
+
+
+@dataclass
+class Session:
+    """The state of a run that a checkpoint holds, besides net and optimizer."""
+
+    progress: Progress = field(default_factory=Progress)
+    run_id: str | None = None
+    formats: dict[str, str | None] | None = None
+    best_value: float | None = None
+    best_epoch: int = 0
+    best_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    train_s: float = 0.0
+    finished: bool = False
+
+
+def main() -> None:
+    """Train as ``params.yaml`` says."""
+    with stop_requests() as stop:
+        train(load_params(), stop)
+
+
+def train(params: Params, stop: StopRequest) -> None:
+    """Train, or go on training, or restore a finished training whose outs were lost.
+
+    Args:
+        params: All params; only prepare's and train's matter to the result.
+        stop: Once it is set, training checkpoints and ends the process with the signal's status.
+
+    Raises:
+        UserError: Whatever the user can mend; before the first epoch, but for a loss that diverges and a full disk.
+    """
+    prepared = load_prepared()
+    device = engine.resolve_device(params.train.device)
+    torch.manual_seed(params.train.seed)
+    recipe, notes = model.plan(params.train, prepared.class_names, prepared.img_size, prepared.channels)
+    for note in notes:
+        print(note, flush=True)
+    root, key = project_root(), job_key(params, prepared)
+    directory = checkpoint.folder(root, key)
+    with checkpoint.locked(directory):
+        state = checkpoint.load(directory, device)
+        session = Session()
+        trainer = build_trainer(params.train, prepared, recipe, device)
+        if state is not None:
+            restore(state, trainer, session)
+            print(f"Going on from the checkpoint at epoch {session.progress.epoch + 1}.", flush=True)
+        if session.formats is None:
+            session.formats = check_formats(params, trainer, recipe, prepared)
+        run = TrainingRun(
+            flatten(params.prepare, "prepare") | flatten(params.train, "train"),
+            {"hyojo.data_digest": prepared.digest, "hyojo.job": key},
+            session.run_id,
+        )
+        session.run_id = run.run_id
+        try:
+            if not session.finished:
+                # The run id must survive a crash in the first seconds, or the next start would open a second run.
+                checkpoint.save(directory, snapshot(trainer, session))
+                run.start_monitor()
+                fit(params.train, prepared, recipe, trainer, session, run, directory, stop)
+                session.finished = True
+                checkpoint.save(directory, snapshot(trainer, session))
+            digest = write_outs(params, prepared, recipe, trainer, session, key)
+        except Interrupted:
+            run.finish("KILLED")
+            print("Stopped; the next `dvc repro` goes on from here.", file=sys.stderr)
+            sys.exit(128 + stop.signal)
+        except BaseException:
+            run.finish("FAILED")
+            raise
+        run.tag("hyojo.weights_sha256", digest)
+        run.log_history(session.progress.history)
+        run.finish("FINISHED", OUT, {"train/time_s": session.train_s, "train/best_epoch": session.best_epoch})
+    epoch = session.best_epoch
+    print(
+        f"Best {params.train.early_stopping.metric}: {session.best_value:.4f} in epoch {epoch}. Weights {digest[:12]}."
+    )
+
+
+def job_key(params: Params, prepared: Prepared) -> str:
+    """Hash of what determines the weights: params, data, code and the libraries that compute."""
+    train_params = params.train.model_dump(exclude=RUNTIME_PARAMS)
+    parts = {
+        "train": train_params,
+        "data": prepared.digest,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+    return checkpoint.job_key(parts, [Path(__file__).with_name(f"{name}.py") for name in RESULT_MODULES])
+
+
+def build_trainer(
+    params: TrainParams, prepared: Prepared, recipe: model.Recipe, device: torch.device
+) -> Trainer:
+    """Net, loss, optimizer, schedule and the rest, as params say.
+
+    Raises:
+        UserError: An unknown optimizer (with the nearest name), or weights that cannot be had.
+    """
+    known = list_optimizers()
+    if params.optimizer not in known:
+        near = difflib.get_close_matches(params.optimizer, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"timm has {', '.join(known)}"
+        raise UserError(f"train.optimizer: timm has no optimizer {params.optimizer!r}; {hint}")
+    torch.manual_seed(params.seed)
+    net = model.initial_model(recipe, params)
+    memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
+    net = net.to(device, memory_format=memory_format)
+    optimizer = create_optimizer_v2(
+        net, opt=params.optimizer, lr=params.lr, weight_decay=params.weight_decay, momentum=params.momentum
+    )
+    updates = engine.steps_per_epoch(len(prepared.split("train")), params.batch_size)
+    mode = "min" if params.early_stopping.metric == "val/loss" else "max"
+    return Trainer(
+        model=net,
+        criterion=nn.CrossEntropyLoss(label_smoothing=params.label_smoothing),
+        optimizer=optimizer,
+        schedule=LRSchedule(optimizer, params.schedule, params.lr, params.epochs, updates, mode),
+        scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
+        ema=ModelEmaV3(net, decay=params.ema_decay, use_warmup=True) if params.ema_decay else None,
+        transform=augment.build(recipe.preprocessing["train"], "train.transforms.train"),
+        device=device,
+        amp=params.amp,
+        memory_format=memory_format,
+        grad_clip_norm=params.grad_clip_norm,
+        batch_size=params.batch_size,
+        seed=params.seed,
+    )
+
+
+def check_formats(
+    params: Params, trainer: Trainer, recipe: model.Recipe, prepared: Prepared
+) -> dict[str, str | None]:
+    """Find out before the first epoch, not after the last, which formats this net can be exported to."""
+    classifier = model.Classifier(copy.deepcopy(trainer.model), recipe).cpu().eval()
+    wanted = list(params.export.formats)
+    found = formats.probe(classifier, prepared.img_size, prepared.channels, wanted, params.export.opset)
+    for name, reason in found.items():
+        if reason:
+            print(f"{recipe.backbone} cannot be exported to {name}: {reason}", flush=True)
+    if all(found.values()):
+        raise UserError(
+            f"train.backbone: {recipe.backbone} can be exported to none of {', '.join(wanted)}, so it could not be "
+            "served. Choose another backbone, or add a format to export.formats."
+        )
+    return found
+
+
+def fit(
+    params: TrainParams, prepared: Prepared, recipe: model.Recipe, trainer: Trainer, session: Session,
+    run: TrainingRun, directory: Path, stop: StopRequest,
+) -> None:  # fmt: skip
+    """Train the epochs that are left, keeping the best weights in ``session``."""
+    train_split, val_split = prepared.split("train"), prepared.split("val")
+    progress = session.progress
+    metric, patience = params.early_stopping.metric, params.early_stopping.patience
+    sign = -1 if metric == "val/loss" else 1
+    clock = saved = time.monotonic()
+
+    def keep() -> None:
+        nonlocal clock, saved
+        session.train_s += time.monotonic() - clock
+        checkpoint.save(directory, snapshot(trainer, session))
+        clock = saved = time.monotonic()
+
+    def after_step() -> None:
+        if stop or time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
+            keep()
+        if stop:
+            raise Interrupted
+
+    while progress.epoch < params.epochs:
+        if patience is not None and progress.epoch - session.best_epoch >= patience:
+            print(f"No better {metric} for {patience} epochs: stopping early.", flush=True)
+            break
+        started = time.monotonic()
+        label = f"epoch {progress.epoch + 1}/{params.epochs}"
+        lr = trainer.optimizer.param_groups[0]["lr"]
+        trained = engine.train_one_epoch(trainer, train_split, progress, after_step, label)
+        candidate = trainer.ema.module if trainer.ema else trainer.model
+        classifier = model.Classifier(candidate, recipe).to(trainer.device)
+        scores = engine.evaluate(classifier, val_split, params.batch_size, trainer.device, f"{label} val")
+        row = {"epoch": progress.epoch + 1, "lr": lr}
+        row |= {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in scores.items()}
+        progress.history.append(row)
+        better = session.best_value is None or sign * row[metric] > sign * session.best_value
+        if better:
+            session.best_value, session.best_epoch = row[metric], progress.epoch + 1
+            session.best_state = {k: v.detach().cpu().clone() for k, v in candidate.state_dict().items()}
+        trainer.schedule.step_epoch(progress.epoch + 1, row[metric])
+        progress.epoch, progress.step, progress.samples = progress.epoch + 1, 0, 0
+        progress.loss_sum, progress.correct = 0.0, 0
+        print(
+            f"{label}  train loss {trained['loss']:.4f} accuracy {trained['accuracy']:.4f}  "
+            f"val loss {scores['loss']:.4f} accuracy {scores['accuracy']:.4f} macro-F1 {scores['macro_f1']:.4f}  "
+            f"{time.monotonic() - started:.0f} s{'  best' if better else ''}",
+            flush=True,
+        )
+        keep()
+        run.log_history(progress.history)
+        if stop:
+            raise Interrupted
+
+
+def snapshot(trainer: Trainer, session: Session) -> dict[str, Any]:
+    """All that a run needs to go on as if nothing had happened; tensors and plain values."""
+    progress = session.progress
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "ema": trainer.ema.module.state_dict() if trainer.ema else None,
+        "rng": checkpoint.rng_state(),
+        "session": {
+            **{name: value for name, value in vars(session).items() if name != "progress"},
+            "progress": vars(progress),
+        },
+    }
+
+
+def restore(state: dict[str, Any], trainer: Trainer, session: Session) -> None:
+    """Put a ``snapshot`` back."""
+    trainer.model.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.schedule.load_state_dict(state["schedule"])
+    trainer.scaler.load_state_dict(state["scaler"])
+    if trainer.ema:
+        trainer.ema.module.load_state_dict(state["ema"])
+    checkpoint.set_rng_state(state["rng"])
+    values = dict(state["session"])
+    session.progress = Progress(**values.pop("progress"))
+    vars(session).update(values)
+
+
+def write_outs(
+    params: Params, prepared: Prepared, recipe: model.Recipe, trainer: Trainer, session: Session, key: str
+) -> str:
+    """Write ``models/train`` at one stroke; returns the digest of the weights."""
+    temporary = OUT.with_name(f".{OUT.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        best = model.build_model(recipe)
+        best.load_state_dict(session.best_state)
+        flat = flatten(params.prepare, "prepare") | flatten(params.train, "train")
+        extra = {"data_digest": prepared.digest, "best_epoch": session.best_epoch, "params": flat}
+        digest = model.save_weights(temporary, best, recipe, extra)
+        history = pd.DataFrame(session.progress.history)
+        history.to_csv(temporary / "history.csv", index=False)
+        plots.save(plots.training_curves(history, session.best_epoch), temporary / "curves.png")
+        run = {"run_id": session.run_id, "job": key, "formats": session.formats}
+        (temporary / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+        shutil.rmtree(OUT, ignore_errors=True)
+        os.replace(temporary, OUT)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return digest
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    stage_main(main)
