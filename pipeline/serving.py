@@ -1,0 +1,262 @@
+"""Image bytes -> expression probabilities, from a bundle. Needs no torch when the bundle holds ONNX.
+
+Used in two ways: imported as ``pipeline.serving`` (then mlflow stays out of it), and run by MLflow as the
+models-from-code file of a logged model, where ``images.py`` lies beside it by ``code_paths``.
+
+One row in, one row out: ``label``, ``probabilities`` by class, ``error`` (None, or a text for that row). Bad input
+never raises, because MLflow's server would answer with a stack trace that shows its own paths.
+"""
+
+import base64
+import binascii
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if __package__ == "pipeline":
+    from pipeline.images import ImageError, load
+else:
+    try:
+        from images import ImageError, load  # the copy that ships with the logged model
+    except ModuleNotFoundError:  # while the model is being saved, its copy is not there yet
+        from pipeline.images import ImageError, load
+
+COLUMN = "image"
+BATCH_SIZE = 64  # bounds memory, whatever the size of a request
+
+
+class Predictor:
+    """A bundle ready to classify pictures.
+
+    Args:
+        bundle_dir: Holds ``bundle.json`` and ``model.onnx`` or ``model.pt2``.
+
+    Raises:
+        FileNotFoundError: If one of them is missing.
+    """
+
+    def __init__(self, bundle_dir: str | Path) -> None:
+        folder = Path(bundle_dir)
+        self.bundle: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        self.class_names: list[str] = self.bundle["class_names"]
+        self.img_size: int = self.bundle["preprocessing"]["img_size"]
+        self.channels: int = self.bundle["preprocessing"]["channels"]
+        self._run = _load_graph(folder)
+
+    def predict_bytes(self, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Classify encoded pictures (JPEG, PNG, WebP, ...) of any size and mode.
+
+        Returns:
+            A dict for each picture: ``label`` (str), ``probabilities`` (dict of class to float, in [0, 1]) and
+            ``error`` (None); for a bad picture ``error`` is a text and the others are None.
+        """
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(pictures), BATCH_SIZE):
+            rows += self._predict_batch(pictures[start : start + BATCH_SIZE])
+        return rows
+
+    def predict_values(self, values: Sequence[Any]) -> list[dict[str, Any]]:
+        """Classify what a request's column holds: base64 text, ``data:`` URLs, or bytes.
+
+        Returns:
+            As ``predict_bytes``; whatever else a value may be gives an error for its row.
+        """
+        pictures = [_to_bytes(value) for value in values]
+        rows: list[dict[str, Any]] = [_failure(data) if isinstance(data, str) else {} for data in pictures]
+        answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)]))
+        return [row or next(answers) for row in rows]
+
+    def _predict_batch(self, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Decode and classify one batch; the good pictures of it go through the graph together."""
+        loaded = [self._load(data) for data in pictures]
+        images = [image for image in loaded if isinstance(image, np.ndarray)]
+        answers: list[dict[str, Any]] = []
+        if images:
+            try:
+                answers = [self._success(row) for row in self._run(np.stack(images))]
+            except Exception:
+                answers = [_failure("the model could not be run on this picture")] * len(images)
+        good = iter(answers)
+        return [_failure(image) if isinstance(image, str) else next(good) for image in loaded]
+
+    def _load(self, data: bytes) -> np.ndarray | str:
+        """The picture as uint8 (S, S, C), or what is wrong with it."""
+        try:
+            return load(data, self.img_size, self.channels)
+        except ImageError as error:
+            return str(error)
+        except Exception:  # MemoryError, or a decoder's surprise
+            return "the picture could not be decoded"
+
+    def _success(self, probs: np.ndarray) -> dict[str, Any]:
+        """The answer for one row of probabilities, (K,)."""
+        if not np.isfinite(probs).all():  # NaN would also be invalid JSON
+            return _failure("the model gave no finite probabilities for this picture")
+        probabilities = {name: float(prob) for name, prob in zip(self.class_names, probs, strict=True)}
+        return {"label": self.class_names[int(probs.argmax())], "probabilities": probabilities, "error": None}
+
+
+def rows_of(model_input: Any) -> list[Any]:
+    """The values of column ``image``, from any shape in which a request comes.
+
+    Args:
+        model_input: A DataFrame, Series, dict of columns, list of records or of values, array, or one value.
+
+    Returns:
+        One value for each row; None where a row has no such column.
+    """
+    if isinstance(model_input, dict):
+        if COLUMN in model_input:
+            return _flat(model_input[COLUMN])
+        lengths = [len(column) for column in model_input.values() if isinstance(column, list)]
+        return [None] * max(lengths, default=1)
+    if hasattr(model_input, "columns"):
+        # MLflow drops columns that are not in the signature, and with the last of them all rows.
+        return _flat(model_input[COLUMN]) if COLUMN in model_input else [None] * max(len(model_input), 1)
+    if isinstance(model_input, str | bytes) or not hasattr(model_input, "__len__"):
+        return [model_input]
+    return [value.get(COLUMN) if isinstance(value, dict) else value for value in list(model_input)]
+
+
+def answer(predictor: Predictor, model_input: Any) -> list[dict[str, Any]]:
+    """Answer a request of any shape, and never raise.
+
+    Args:
+        predictor: The loaded bundle.
+        model_input: As in ``rows_of``.
+
+    Returns:
+        As ``Predictor.predict_bytes``.
+    """
+    try:
+        return predictor.predict_values(rows_of(model_input))
+    except Exception:
+        return [_failure("the request could not be read")]
+
+
+def _load_graph(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Load the bundle's graph: ONNX if it is there, as it needs no torch, else pt2."""
+    if (path := folder / "model.onnx").exists():
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda images: session.run(None, {name: images})[0]
+    if (path := folder / "model.pt2").exists():
+        import torch
+
+        module = torch.export.load(str(path)).module()
+
+        def run(images: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return module(torch.from_numpy(images)).numpy()
+
+        return run
+    raise FileNotFoundError(f"{folder} holds neither model.onnx nor model.pt2")
+
+
+def _flat(column: Any) -> list[Any]:
+    """A column's values; pyfunc's ``predict({"image": [...]})`` comes as the one cell of a one-row frame."""
+    if isinstance(column, str | bytes | dict) or not hasattr(column, "__len__"):
+        return [column]
+    values = list(column)
+    if len(values) == 1 and isinstance(values[0], list | tuple | np.ndarray):
+        return list(values[0])
+    return values
+
+
+def _to_bytes(value: Any) -> bytes | str:
+    """The encoded picture that a value stands for, or (str) what is wrong with it."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and value != value):
+        return f"no image was given in column '{COLUMN}'"
+    if not isinstance(value, str):
+        return f"expected base64 text, found {type(value).__name__}"
+    text = value.strip()
+    if text[:5].lower() == "data:":
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            return "a data: URL has to be base64"
+    text = "".join(text.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    if not text:
+        return "the image is empty"
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return "not base64"
+
+
+def _failure(error: str) -> dict[str, Any]:
+    """The answer for a row that can't be classified."""
+    return {"label": None, "probabilities": None, "error": error}
+
+
+def _tame_server() -> None:
+    """Mend three habits of MLflow's scoring server, where that is what runs this model.
+
+    Its answer to a broken CSV or Parquet body holds a stack trace. It reads no CSV for a column of type Any,
+    which our signature has so that a number or null reaches us and not a 400. And it turns ``instances`` into
+    columns, so that rows without the column vanish and the others move up. What isn't there is left alone.
+    """
+    server = sys.modules.get("mlflow.pyfunc.scoring_server")
+    names = ("_handle_serving_error", "parse_csv_input", "infer_and_parse_data")
+    originals = [getattr(server, name, None) for name in names]
+    if not all(originals) or isinstance(originals[0], functools.partial):
+        return
+    handle_error, parse_csv, parse_json = originals
+
+    def parse(data: dict[str, Any], schema: Any = None) -> Any:
+        import pandas as pd  # not for the command line's sake: mlflow has loaded it by now
+
+        rows = _payload_rows(data)
+        return (
+            parse_json(data, schema)
+            if rows is None
+            else pd.DataFrame({COLUMN: pd.Series(rows, dtype=object)})
+        )
+
+    server._handle_serving_error = functools.partial(handle_error, include_traceback=False)
+    server.parse_csv_input = lambda csv_input, schema=None: parse_csv(csv_input)
+    server.infer_and_parse_data = parse
+
+
+def _payload_rows(data: dict[str, Any]) -> list[Any] | None:
+    """One value for each row of a JSON request; None if it is malformed, which MLflow then explains."""
+    if len(data) != 1:
+        return None
+    ((form, content),) = data.items()
+    if form == "dataframe_split":
+        try:
+            columns = list(content["columns"])
+            position = columns.index(COLUMN) if COLUMN in columns else len(columns)
+            return [row[position] if len(row) == len(columns) > position else None for row in content["data"]]
+        except (KeyError, TypeError):
+            return None
+    if form == "dataframe_records" and not isinstance(content, list):
+        return None
+    return rows_of(content)
+
+
+if __package__ != "pipeline":  # MLflow runs this file by itself
+    import mlflow
+
+    class ExpressionModel(mlflow.pyfunc.PythonModel):
+        """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
+
+        def load_context(self, context: Any) -> None:
+            """Load the bundle that was logged with the model."""
+            self.predictor = Predictor(context.artifacts["bundle"])
+            _tame_server()
+
+        # Annotations here would make MLflow check the types of a request, and raise.
+        def predict(self, context, model_input, params=None):
+            """Answer a request; no input raises."""
+            return answer(self.predictor, model_input)
+
+    mlflow.models.set_model(ExpressionModel())
