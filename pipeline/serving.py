@@ -12,6 +12,7 @@ import binascii
 import functools
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def _tame_server() -> None:
     handle_error, parse_csv, parse_json = originals
 
     def parse(data: dict[str, Any], schema: Any = None) -> Any:
-        import pandas as pd  # not for the command line's sake: mlflow has loaded it by now
+        import pandas as pd  # here, because only the server needs it
 
         rows = _payload_rows(data)
         return (
@@ -246,17 +247,20 @@ def _payload_rows(data: dict[str, Any]) -> list[Any] | None:
 if __package__ != "pipeline":  # MLflow runs this file by itself
     import mlflow
 
-    class ExpressionModel(mlflow.pyfunc.PythonModel):
-        """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
+    with warnings.catch_warnings():
+        # MLflow asks for annotations on predict; with them it would check a request's types itself, and raise.
+        warnings.simplefilter("ignore")
 
-        def load_context(self, context: Any) -> None:
-            """Load the bundle that was logged with the model."""
-            self.predictor = Predictor(context.artifacts["bundle"])
-            _tame_server()
+        class ExpressionModel(mlflow.pyfunc.PythonModel):
+            """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
 
-        # Annotations here would make MLflow check the types of a request, and raise.
-        def predict(self, context, model_input, params=None):
-            """Answer a request; no input raises."""
-            return answer(self.predictor, model_input)
+            def load_context(self, context: Any) -> None:
+                """Load the bundle that was logged with the model."""
+                self.predictor = Predictor(context.artifacts["bundle"])
+                _tame_server()
+
+            def predict(self, context, model_input, params=None):
+                """Answer a request; no input raises."""
+                return answer(self.predictor, model_input)
 
     mlflow.models.set_model(ExpressionModel())

@@ -1,0 +1,175 @@
+"""Pictures on disk -> expression probabilities, for ``hyojo predict``.
+
+The model is a bundle folder, or a version in the registry (``models:/hyojo@champion``). A file that can't be
+read or decoded gives a row with an error, and the others go on.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline import images
+from pipeline.errors import UserError
+
+BATCH_SIZE = 64
+PROGRESS_FROM = 200  # files; fewer are done before a bar is worth looking at
+
+Row = dict[str, Any]
+Predict = Callable[[list[bytes]], list[Row]]
+
+
+def predict_paths(paths: Sequence[str | Path], model: str | Path) -> Iterator[Row]:
+    """Classify files, and all pictures in folders and their subfolders.
+
+    Files are read and classified in batches while the result is iterated; a progress bar goes to stderr where
+    that is a terminal and there are many.
+
+    Args:
+        paths: Files of any name, and folders, in which files are picked by their suffix.
+        model: A bundle folder, or a model URI of MLflow.
+
+    Returns:
+        For each file a dict: ``file``, ``label`` (str), ``probability`` (float, of that label),
+        ``probabilities`` (dict of class to float) and ``error`` (None). For a bad file ``error`` is a text and
+        the others are None.
+
+    Raises:
+        UserError: At once: a path or model that isn't there, or a folder without pictures.
+    """
+    files = find_files(paths)
+    predict = load_predictor(model)
+    return _rows(files, predict)
+
+
+def find_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The files that paths stand for, each once, folders in order of name.
+
+    Raises:
+        UserError: If a path doesn't exist, or a folder holds no pictures.
+    """
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in images.FORMATS}
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()
+            )
+            if not found:
+                raise UserError(
+                    f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp)."
+                )
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UserError(f"{path} does not exist. Give picture files, or folders of them.")
+    return list(dict.fromkeys(files))
+
+
+def load_predictor(model: str | Path) -> Predict:
+    """Load a model: encoded pictures in, one answer of ``serving.Predictor`` for each out.
+
+    Raises:
+        UserError: If there is no such bundle or model.
+    """
+    if ":/" in str(model) and not Path(model).exists():
+        return _load_registered(str(model))
+    from pipeline.serving import Predictor
+
+    try:
+        return Predictor(model).predict_bytes
+    except FileNotFoundError:
+        raise UserError(
+            f"{model} is no bundle: bundle.json or the model is missing. `dvc repro` makes one; a registered "
+            "model is given as models:/hyojo@champion."
+        ) from None
+
+
+def format_table(rows: Iterable[Row]) -> str:
+    """Rows as aligned text: file, label and probability, or the error."""
+    cells = [
+        (row["file"], f"error: {row['error']}", "")
+        if row["error"]
+        else (row["file"], row["label"], f"{row['probability']:.3f}")
+        for row in rows
+    ]
+    widths = [max((len(cell[i]) for cell in cells), default=0) for i in range(2)]
+    return "\n".join(
+        f"{file:{widths[0]}}  {label:{widths[1]}}  {prob}".rstrip() for file, label, prob in cells
+    )
+
+
+def format_json(rows: Iterable[Row]) -> str:
+    """Rows as a JSON array."""
+    return json.dumps(list(rows), indent=2, ensure_ascii=False)
+
+
+def format_csv(rows: Iterable[Row]) -> str:
+    """Rows as CSV with a header: file, label, probability, ``prob_<class>`` for each class, error."""
+    rows = list(rows)
+    names = next((list(row["probabilities"]) for row in rows if row["probabilities"]), [])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "label", "probability", *(f"prob_{name}" for name in names), "error"])
+    for row in rows:
+        probs = row["probabilities"] or {}
+        given = [probs.get(name) for name in names]
+        writer.writerow([row["file"], row["label"], row["probability"], *given, row["error"]])
+    return text.getvalue().rstrip("\n")
+
+
+def _load_registered(uri: str) -> Predict:
+    """Load from MLflow, with the code that the version was registered with."""
+    from pipeline import store
+
+    store.connect()
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = mlflow.pyfunc.load_model(uri)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{uri} can't be loaded: {reason} `hyojo register` makes a version.") from None
+    return lambda pictures: model.predict(pd.DataFrame({"image": pd.Series(pictures, dtype=object)}))
+
+
+def _rows(files: list[Path], predict: Predict) -> Iterator[Row]:
+    """Read, classify and yield batch by batch."""
+    disable = None if len(files) >= PROGRESS_FROM else True  # None: only where stderr is a terminal
+    with tqdm(total=len(files), unit="img", disable=disable) as bar:
+        for start in range(0, len(files), BATCH_SIZE):
+            batch = files[start : start + BATCH_SIZE]
+            contents = [_read(file) for file in batch]
+            answers = iter(predict([data for data in contents if isinstance(data, bytes)]))
+            for file, data in zip(batch, contents, strict=True):
+                yield _row(file, _unreadable(data) if isinstance(data, str) else next(answers))
+            bar.update(len(batch))
+
+
+def _read(file: Path) -> bytes | str:
+    """A file's content, or why it can't be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        return error.strerror or type(error).__name__
+
+
+def _unreadable(reason: str) -> Row:
+    """The answer for a file that couldn't be read."""
+    return {"label": None, "probabilities": None, "error": f"can't be read: {reason}"}
+
+
+def _row(file: Path, answer: Row) -> Row:
+    """An answer of the model, with the file's name and the label's own probability."""
+    label, probs = answer["label"], answer["probabilities"]
+    probability = probs[label] if probs else None
+    return {"file": str(file), "label": label, "probability": probability, "probabilities": probs,
+            "error": answer["error"]}  # fmt: skip

@@ -1,0 +1,85 @@
+"""What MLflow registers and serves of a bundle: ``serving.py`` as models-from-code, ``images.py`` and one graph."""
+
+import base64
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline import images, serving, store
+
+SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow")
+RUNTIMES = {
+    "onnx": "onnxruntime",
+    "pt2": "torch",
+}  # what a format needs to run; the first one there is served
+
+
+def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
+    """Save what MLflow serves: models-from-code, one copy of the weights, nothing pickled.
+
+    Args:
+        bundle_dir: A finished bundle.
+        dest: Where the model goes; must not exist.
+    """
+    store.configure_mlflow()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+
+    bundle = json.loads((bundle_dir / "bundle.json").read_text(encoding="utf-8"))
+    served = next(name for name in RUNTIMES if (bundle_dir / f"model.{name}").exists())
+    signature = ModelSignature(
+        # Any and optional, so that numbers, nulls and rows without the column reach the model, which answers
+        # them one by one; a typed column is a 400 for the whole request.
+        Schema([ColSpec(AnyType(), serving.COLUMN, required=False)]),
+        Schema(
+            [
+                ColSpec(DataType.string, "label", required=False),
+                ColSpec(Map(DataType.double), "probabilities", required=False),
+                ColSpec(DataType.string, "error", required=False),
+            ]
+        ),
+    )
+    versions = installed_versions(*SERVING_PACKAGES, RUNTIMES[served])
+    with tempfile.TemporaryDirectory(prefix="hyojo-bundle-") as scratch, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # MLflow asks for type hints, which would make it refuse bad rows itself
+        staging = Path(scratch) / "bundle"
+        staging.mkdir()
+        for name in ("bundle.json", "MODEL_CARD.md", f"model.{served}"):
+            shutil.copy2(bundle_dir / name, staging / name)
+        mlflow.pyfunc.save_model(
+            str(dest),
+            python_model=serving.__file__,
+            artifacts={"bundle": str(staging)},
+            code_paths=[images.__file__],
+            signature=signature,
+            input_example=pd.DataFrame({serving.COLUMN: [_example_picture(bundle["preprocessing"])]}),
+            pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
+        )
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """Installed versions, without local build tags such as ``+cpu``, which no index knows."""
+    return {name: importlib.metadata.version(name).split("+")[0] for name in names}
+
+
+def _example_picture(preprocessing: dict[str, Any]) -> str:
+    """A PNG of a grey gradient in base64: the example must not be somebody's face."""
+    size = preprocessing["img_size"]
+    row = np.linspace(0, 255, size, dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.tile(row, (size, 1))).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
