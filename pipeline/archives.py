@@ -266,9 +266,17 @@ def open_archive(path: Path) -> Archive | None:
     try:
         with path.open("rb") as file:
             # An empty zip starts with its end.
-            is_zip = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
-        if is_zip:
-            return ZipArchive(path)
-        return TarArchive(path) if tarfile.is_tarfile(path) else None
+            if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):
+                return ZipArchive(path)
+            file.seek(0)
+            start = _decompressed(file).read(tarfile.BLOCKSIZE)
+        try:
+            # By the first block's checksum: `tarfile.is_tarfile` reads extended headers of any size.
+            tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+        except tarfile.EOFHeaderError:
+            pass  # a tar without members
+        except tarfile.HeaderError:
+            return None
+        return TarArchive(path)
     except DAMAGED as error:
         raise UserError(f"{path} is damaged or cannot be read ({error}). Fetch it again.") from error

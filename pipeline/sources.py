@@ -173,7 +173,8 @@ def _find_classes(
     by_folder: dict[Parts, list[Parts]] = defaultdict(list)
     for parts in files:
         by_folder[parts[:-1]].append(parts)
-    for folder in folders:
+    around = {folder[:depth] for folder in (*by_folder, *folders) for depth in range(len(folder))}
+    for folder in set(folders) - around:
         by_folder.setdefault(folder, [])
     places = {folder: _split_place(folder) for folder in by_folder}
     if any(split and rest and by_folder[folder] for folder, (split, rest) in places.items()):
@@ -185,12 +186,12 @@ def _find_classes(
     empty: set[tuple[str | None, str]] = set()
     ignored: list[str] = []
     for folder, (split, rest) in places.items():
-        inner = rest[len(wrapper) :] if rest[: len(wrapper)] == wrapper else ()
-        if not inner:
+        below = rest[len(wrapper) :] if rest[: len(wrapper)] == wrapper else ()
+        if not below:
             ignored += map(_printable, by_folder[folder])
             continue
         # The same letter may come composed from one system and decomposed from another.
-        label = unicodedata.normalize("NFC", _printable(inner[:1]))
+        label = unicodedata.normalize("NFC", _printable(below[:1]))
         empty.add((split, label))
         for parts in by_folder[folder]:
             entries[parts] = Entry(_printable(parts), label, split)
