@@ -6,7 +6,6 @@ does not stride, and three stages end in a map of 6x6 where a stock net would be
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, register_model

@@ -67,7 +67,7 @@ class Prepared:
                 f"say uint8 {shape}. Run `dvc repro prepare` again."
             )
         index = {label: i for i, label in enumerate(self.class_names)}
-        targets = rows["label"].map(index).to_numpy(dtype=np.int64)
+        targets = np.array(rows["label"].map(index), dtype=np.int64)
         return Split(images, targets, rows["file"].tolist())
 
 

@@ -205,5 +205,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Score a split: ``loss`` (mean NLL), ``accuracy`` and ``macro_f1``."""
     probs = predict(classifier.eval(), split.images, batch_size, device, progress)
+    if not np.isfinite(probs).all():
+        raise UserError("the net's val probabilities are not finite: lower train.lr or set train.grad_clip_norm")
     scores = classification_metrics(split.targets, probs)
     return {"loss": scores["nll"], "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}

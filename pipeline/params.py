@@ -108,7 +108,9 @@ class TrainParams(Section):
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be less than epochs ({self.epochs})"
             )
         if self.schedule.name == "onecycle" and self.schedule.warmup_epochs == 0:
-            raise ValueError("schedule onecycle rises during schedule.warmup_epochs, which must be more than 0")
+            raise ValueError(
+                "schedule onecycle rises during schedule.warmup_epochs, which must be more than 0"
+            )
         return self
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import warnings
 import zipfile
 from collections import defaultdict
@@ -89,9 +90,13 @@ def decode_all(source: Source, pixels: np.ndarray, params: PrepareParams) -> lis
     """
     records = [Record(entry.file, entry.label, entry.split or "train") for entry in source.entries]
 
+    stop = threading.Event()
+
     def work(start: int) -> int:
         chunk = records[start : start + _CHUNK]
         for i, record in enumerate(chunk, start):
+            if stop.is_set():
+                break
             try:
                 image = decode(source.read(record.file), params.channels)
             except ImageError as error:
@@ -114,6 +119,7 @@ def decode_all(source: Source, pixels: np.ndarray, params: PrepareParams) -> lis
             for task in as_completed([pool.submit(work, start) for start in range(0, len(records), _CHUNK)]):
                 bar.update(task.result())
         except BaseException:
+            stop.set()
             pool.shutdown(cancel_futures=True)
             raise
     return records

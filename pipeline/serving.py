@@ -247,20 +247,20 @@ def _payload_rows(data: dict[str, Any]) -> list[Any] | None:
 if __package__ != "pipeline":  # MLflow runs this file by itself
     import mlflow
 
-    with warnings.catch_warnings():
-        # MLflow asks for annotations on predict; with them it would check a request's types itself, and raise.
-        warnings.simplefilter("ignore")
+    class ExpressionModel(mlflow.pyfunc.PythonModel):
+        """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
 
-        class ExpressionModel(mlflow.pyfunc.PythonModel):
-            """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
+        def load_context(self, context: Any) -> None:
+            """Load the bundle that was logged with the model."""
+            self.predictor = Predictor(context.artifacts["bundle"])
+            _tame_server()
+            with warnings.catch_warnings():
+                # MLflow asks for annotations on predict; with them it would check requests itself, and raise.
+                warnings.simplefilter("ignore")
+                _ = self.predict_type_hints  # it asks on first use
 
-            def load_context(self, context: Any) -> None:
-                """Load the bundle that was logged with the model."""
-                self.predictor = Predictor(context.artifacts["bundle"])
-                _tame_server()
-
-            def predict(self, context, model_input, params=None):
-                """Answer a request; no input raises."""
-                return answer(self.predictor, model_input)
+        def predict(self, context, model_input, params=None):
+            """Answer a request; no input raises."""
+            return answer(self.predictor, model_input)
 
     mlflow.models.set_model(ExpressionModel())
