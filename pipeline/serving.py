@@ -247,20 +247,23 @@ def _payload_rows(data: dict[str, Any]) -> list[Any] | None:
 if __package__ != "pipeline":  # MLflow runs this file by itself
     import mlflow
 
-    class ExpressionModel(mlflow.pyfunc.PythonModel):
-        """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
+    with warnings.catch_warnings():
+        # MLflow asks for annotations on predict; with them it would check requests itself, and raise.
+        warnings.simplefilter("ignore")
 
-        def load_context(self, context: Any) -> None:
-            """Load the bundle that was logged with the model."""
-            self.predictor = Predictor(context.artifacts["bundle"])
-            _tame_server()
-            with warnings.catch_warnings():
-                # MLflow asks for annotations on predict; with them it would check requests itself, and raise.
-                warnings.simplefilter("ignore")
-                _ = self.predict_type_hints  # it asks on first use
+        class ExpressionModel(mlflow.pyfunc.PythonModel):
+            """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
 
-        def predict(self, context, model_input, params=None):
-            """Answer a request; no input raises."""
-            return answer(self.predictor, model_input)
+            def load_context(self, context: Any) -> None:
+                """Load the bundle that was logged with the model."""
+                self.predictor = Predictor(context.artifacts["bundle"])
+                _tame_server()
 
-    mlflow.models.set_model(ExpressionModel())
+            def predict(self, context, model_input, params=None):
+                """Answer a request; no input raises."""
+                return answer(self.predictor, model_input)
+
+        served = ExpressionModel()
+        _ = served.predict_type_hints  # found once and kept; MLflow asks again here
+
+    mlflow.models.set_model(served)

@@ -371,7 +371,9 @@ def test_mlflow_models_serve(pyfunc_dir: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["models", "serve", "-m", str(pyfunc_dir), "--env-manager", "local", "--port", str(port)]
-    server = subprocess.Popen([str(Path(sys.executable).with_name("mlflow")), *command])
+    tools = Path(sys.executable).parent  # MLflow looks for uvicorn on the PATH
+    env = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    server = subprocess.Popen([str(tools / "mlflow"), *command], env=env)
     url = f"http://127.0.0.1:{port}"
 
     def send(body: bytes, kind: str) -> str:
