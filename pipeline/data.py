@@ -37,6 +37,7 @@ class Prepared:
     img_size: int
     channels: int
     digest: str
+    split_digests: dict[str, str]
 
     @cached_property
     def _manifest(self) -> pd.DataFrame:
@@ -82,4 +83,5 @@ def load_prepared(path: Path | str = PREPARED) -> Prepared:
         meta = json.loads((path / "classes.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path / 'classes.json'} not found. Run `dvc repro prepare` first.") from None
-    return Prepared(path, meta["class_names"], meta["img_size"], meta["channels"], meta["digest"])
+    keys = ("class_names", "img_size", "channels", "digest", "split_digests")
+    return Prepared(path, *(meta[key] for key in keys))

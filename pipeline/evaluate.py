@@ -74,7 +74,7 @@ def evaluate(
         _write_tables(folder, splits["test"], probs["test"], prepared.class_names)
         _draw_figures(folder / "figures", splits["test"], probs["test"], prepared.class_names, params.worst)
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    _log(result, reports_dir, key)
+    log_reports(key, train_dir, reports_dir)
     print(summary(splits["test"], probs["test"], scores["test"], prepared.class_names))
     return result
 
@@ -214,14 +214,22 @@ def _replacing(reports_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _log(result: dict[str, Any], reports_dir: Path, key: str) -> None:
-    """Mirror the reports on the MLflow run."""
+def log_reports(key: str, train_dir: Path = TRAINED, reports_dir: Path = REPORTS) -> None:
+    """Mirror the reports on the MLflow run that ``metrics.json`` names, made if this store lacks it.
+
+    Args:
+        key: From ``evaluation_key``.
+        train_dir: What train wrote.
+        reports_dir: What this stage wrote.
+    """
+    result = json.loads((reports_dir / "metrics.json").read_text(encoding="utf-8"))
     values = {f"test/{name}": value for name, value in result["test"].items()}
     files = {
         "evaluation": [reports_dir / name for name in OUTPUTS if name != "figures"],
         "evaluation/figures": sorted((reports_dir / "figures").glob("*.png")),
     }
-    tracking.log_evaluation(result["run_id"], values, files, {tracking.EVALUATION_TAG: key})
+    tags = {tracking.EVALUATION_TAG: key}
+    tracking.log_evaluation(train_dir, result["run_id"], values, files, tags)
 
 
 if __name__ == "__main__":

@@ -67,12 +67,14 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
         check_counts(records, class_names, given)
         fractions = {"test": params.test_fraction, "val": params.val_fraction}
         cut_missing(records, class_names, given, fractions, params.seed)
-        digest = _pack(records, pixels, class_names, staging)
+        digests = _pack(records, pixels, class_names, staging)
         del pixels
         (staging / "pixels.npy").unlink()
         audit = build_audit(records, class_names)
         classes = {"class_names": class_names, "img_size": params.img_size, "channels": params.channels}
-        _write_json(staging / "classes.json", classes | {"digest": digest, "counts": audit["splits"]})
+        digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+        classes |= {"digest": digest, "split_digests": digests, "counts": audit["splits"]}
+        _write_json(staging / "classes.json", classes)
         _write_manifest(staging / "manifest.csv", records)
         _write_probe(staging / "probe.zip", records, source)
         _publish(staging, audit)
@@ -162,15 +164,16 @@ def _allocate(path: Path, count: int, params: PrepareParams) -> np.ndarray:
     return open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
-def _pack(records: list[Record], pixels: np.ndarray, class_names: list[str], folder: Path) -> str:
-    """Write one array file a split, give the records their rows, and return the digest of all of it."""
-    digest = hashlib.sha256(json.dumps(class_names).encode())
+def _pack(records: list[Record], pixels: np.ndarray, class_names: list[str], folder: Path) -> dict[str, str]:
+    """Write one array file a split, give the records their rows, and return each split's digest."""
+    digests = {}
     for split in SPLITS:
         chosen = [i for i, record in enumerate(records) if record.split == split and not record.problem]
         array = open_memmap(
             folder / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(chosen), *pixels.shape[1:])
         )
-        digest.update(json.dumps([split, [records[i].label for i in chosen]]).encode())
+        labels = [records[i].label for i in chosen]
+        digest = hashlib.sha256(json.dumps([split, class_names, pixels.shape[1:], labels]).encode())
         for row, i in enumerate(chosen):
             records[i].row = row
         for start in range(0, len(chosen), 1024):
@@ -178,7 +181,8 @@ def _pack(records: list[Record], pixels: np.ndarray, class_names: list[str], fol
             array[start : start + 1024] = block
             digest.update(block)
         array.flush()
-    return digest.hexdigest()
+        digests[split] = digest.hexdigest()
+    return digests
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import sqlite3
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,15 @@ def configure_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+@contextlib.contextmanager
+def project_lock(name: str) -> Iterator[None]:
+    """Hold a lock that all processes of the project share, wherever DVC runs them."""
+    folder = project_root() / ".hyojo"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        yield
+
+
 @cache
 def connect() -> "MlflowClient":
     """Open the store, made on first use under a lock: two processes that make it at once would crash.
@@ -79,9 +89,8 @@ def connect() -> "MlflowClient":
     configure_mlflow()
     root = project_root()
     uri = tracking_uri(root)
-    (root / ".hyojo").mkdir(exist_ok=True)
     # mlflow makes ./mlruns beside a new sqlite store, hence the change of folder.
-    with FileLock(root / ".hyojo" / "mlflow.lock"), contextlib.chdir(root):
+    with project_lock("mlflow"), contextlib.chdir(root):
         import mlflow
 
         os.environ["MLFLOW_TRACKING_URI"] = (

@@ -199,11 +199,16 @@ def evaluation_run(train_dir: Path, key: str) -> str:
 
 
 def log_evaluation(
-    run_id: str, metrics: dict[str, float], files: dict[str, list[Path]], tags: dict[str, str]
+    train_dir: Path,
+    run_id: str,
+    metrics: dict[str, float],
+    files: dict[str, list[Path]],
+    tags: dict[str, str],
 ) -> None:
-    """Put an evaluation onto its run.
+    """Put an evaluation onto its run; a child run that this store lacks is made again.
 
     Args:
+        train_dir: What train wrote.
         run_id: From ``evaluation_run``.
         metrics: Such as ``test/accuracy``.
         files: Artifact folder to local files; ``""`` is the top.
@@ -214,7 +219,11 @@ def log_evaluation(
         client = connect()
         run = find_run(client, run_id)
         if run is None:
-            raise LookupError(f"no run {run_id}")
+            own = json.loads((train_dir / "run.json").read_text())["run_id"]
+            parent = find_run(client, own) or rebuild(client, train_dir)
+            run = parent
+            if run_id != own:
+                run = _populated_run(client, train_dir, {"mlflow.parentRunId": parent.info.run_id}, run_id)
         _log_files(client, run.info.run_id, files)
         log_metrics(client, run.info.run_id, metrics)
         for name, value in tags.items():

@@ -1,0 +1,54 @@
+# `make help` lists the targets. The first one that needs it installs everything into .venv.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
+# Packages of CUDA builds of torch; a CPU-only torch (CPU_INDEX=<index of CPU wheels>) needs none of them.
+CUDA_PACKAGES := ^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test test-slow lint ui serve
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(READY)  ## Make .venv and install what requirements.lock pins
+
+repro: $(READY)  ## Prepare, train, evaluate and export as params.yaml says, then register
+	dvc repro
+	hyojo register
+
+test: $(READY)  ## Run the test suite
+	python -m pytest -q
+
+test-slow: $(READY)  ## Run the long tests too: kill loops, all modes of DVC, the sample's difficulty
+	python -m pytest -q -m "slow or not slow"
+
+lint: $(READY)  ## Check style and format
+	ruff check .
+	ruff format --check .
+
+ui: $(READY)  ## Open the MLflow UI
+	hyojo ui
+
+serve: $(READY)  ## Serve the champion over HTTP
+	hyojo serve
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+ifdef CPU_INDEX
+	@grep -E '^(torch|torchvision)==' requirements.lock > $(VENV)/torch.txt
+	@grep -vE '$(CUDA_PACKAGES)' requirements.lock > $(VENV)/rest.txt
+	@$(PIP) install --index-url $(CPU_INDEX) -r $(VENV)/torch.txt
+	@$(PIP) install -r $(VENV)/rest.txt
+else
+	@$(PIP) install -r requirements.lock
+endif
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,172 @@
+"""The command line: ``hyojo use | predict | register | promote | rollback | serve | ui | sync``.
+
+Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from pipeline.errors import UserError, stage_main
+
+CHAMPION_URI = "models:/hyojo@champion"
+
+
+def main() -> None:
+    """Entry point of ``hyojo``."""
+    arguments = build_parser().parse_args()
+    stage_main(lambda: sys.exit(arguments.command(arguments) or 0))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their help."""
+    parser = argparse.ArgumentParser(
+        prog="hyojo",
+        description="Labelled face images in, a tracked and served expression classifier out.",
+        epilog="The pipeline itself runs by `dvc repro`; params.yaml is the one file to edit.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    use = commands.add_parser("use", help="write a recipe to params.yaml")
+    use.add_argument("recipe", help="a complete params file, such as recipes/fer2013.yaml")
+    use.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=10")
+    use.set_defaults(command=_use)
+
+    predict = commands.add_parser("predict", help="classify pictures")
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of pictures")
+    predict.add_argument(
+        "--model",
+        default="models/bundle",
+        help=f"a bundle folder or a model URI such as {CHAMPION_URI} (%(default)s)",
+    )
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV")
+    predict.set_defaults(command=_predict, form="table")
+
+    register = commands.add_parser("register", help="register the bundle; the first version becomes champion")
+    register.set_defaults(command=_register)
+
+    promote = commands.add_parser("promote", help="make a version champion, if the gate lets it through")
+    promote.add_argument("version", nargs="?", type=int, metavar="VERSION", help="the latest if left out")
+    promote.set_defaults(command=_promote)
+
+    rollback = commands.add_parser("rollback", help="make the former champion champion again")
+    rollback.set_defaults(command=_rollback)
+
+    serve = commands.add_parser("serve", help="serve a registered version over HTTP")
+    serve.add_argument("--model", default=CHAMPION_URI, help="a model URI (%(default)s)")
+    serve.set_defaults(command=_serve)
+    ui = commands.add_parser("ui", help="open the MLflow UI on this project's store")
+    ui.set_defaults(command=_ui)
+    for command, port in ((serve, 5001), (ui, 5000)):
+        command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+        command.add_argument("--port", type=int, default=port, help="port to listen on (%(default)s)")
+
+    sync = commands.add_parser("sync", help="bring MLflow in line with DVC's files")
+    sync.add_argument(
+        "--relocate", action="store_true", help="after the project's folder was moved: mend locations"
+    )
+    sync.set_defaults(command=_sync)
+    return parser
+
+
+def _use(arguments: argparse.Namespace) -> None:
+    from pipeline.params import PARAMS_FILE, apply_overrides, parse_params, read_text
+
+    text = apply_overrides(read_text(arguments.recipe), arguments.overrides)
+    parse_params(text, arguments.recipe)
+    temporary = Path(f"{PARAMS_FILE}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, PARAMS_FILE)
+    print(f"Wrote {PARAMS_FILE} from {arguments.recipe}. `dvc repro` runs it.")
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from pipeline import predict
+
+    rows = list(predict.predict_paths(arguments.paths, arguments.model))
+    show = {"json": predict.format_json, "csv": predict.format_csv, "table": predict.format_table}
+    print(show[arguments.form](rows))
+    return int(all(row["error"] for row in rows))
+
+
+def _register(_arguments: argparse.Namespace) -> None:
+    from pipeline import registry
+
+    print(registry.register().message)
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from pipeline import registry
+
+    outcome = registry.promote(arguments.version)
+    print(outcome.message)
+    return int(outcome.message.startswith("Refused"))
+
+
+def _rollback(_arguments: argparse.Namespace) -> None:
+    from pipeline import registry
+
+    print(registry.rollback().message)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    _configure()
+    _run_mlflow(
+        "models", "serve", "--model-uri", arguments.model, "--env-manager", "local",
+        "--host", arguments.host, "--port", str(arguments.port),
+    )  # fmt: skip
+
+
+def _ui(arguments: argparse.Namespace) -> None:
+    uri = _configure()
+    # Background jobs are for MLflow's own LLM features: three processes that nobody here needs.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    if uri.startswith("http"):
+        raise UserError(f"MLFLOW_TRACKING_URI is a server already: open {uri} in a browser.")
+    print(f"MLflow UI: http://{arguments.host}:{arguments.port}", flush=True)
+    _run_mlflow(
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        arguments.host,
+        "--port",
+        str(arguments.port),
+        "--workers",
+        "1",
+    )
+
+
+def _sync(arguments: argparse.Namespace) -> None:
+    from pipeline import store
+
+    if arguments.relocate:
+        print(f"{store.relocate(store.project_root())} locations changed.")
+        return
+    from pipeline.sync import sync
+
+    for line in sync():
+        print(f"in place: {line}")
+
+
+def _configure() -> str:
+    """Make the store if need be; returns its address, which is in the environment too."""
+    from pipeline import store
+
+    store.connect()
+    return os.environ["MLFLOW_TRACKING_URI"]
+
+
+def _run_mlflow(*arguments: str) -> None:
+    """Become an mlflow command; its folder is the project's root."""
+    from pipeline.store import project_root
+
+    os.chdir(project_root())
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+
+
+if __name__ == "__main__":
+    main()
