@@ -12,7 +12,6 @@ import binascii
 import functools
 import json
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -247,23 +246,19 @@ def _payload_rows(data: dict[str, Any]) -> list[Any] | None:
 if __package__ != "pipeline":  # MLflow runs this file by itself
     import mlflow
 
-    with warnings.catch_warnings():
-        # MLflow asks for annotations on predict; with them it would check requests itself, and raise.
-        warnings.simplefilter("ignore")
+    class ExpressionModel(mlflow.pyfunc.PythonModel):
+        """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
 
-        class ExpressionModel(mlflow.pyfunc.PythonModel):
-            """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
+        # MLflow would have predict annotated, to check requests itself, and raise; this also keeps it from asking.
+        _skip_type_hint_validation = True
 
-            def load_context(self, context: Any) -> None:
-                """Load the bundle that was logged with the model."""
-                self.predictor = Predictor(context.artifacts["bundle"])
-                _tame_server()
+        def load_context(self, context: Any) -> None:
+            """Load the bundle that was logged with the model."""
+            self.predictor = Predictor(context.artifacts["bundle"])
+            _tame_server()
 
-            def predict(self, context, model_input, params=None):
-                """Answer a request; no input raises."""
-                return answer(self.predictor, model_input)
+        def predict(self, context, model_input, params=None):
+            """Answer a request; no input raises."""
+            return answer(self.predictor, model_input)
 
-        served = ExpressionModel()
-        _ = served.predict_type_hints  # found once and kept; MLflow asks again here
-
-    mlflow.models.set_model(served)
+    mlflow.models.set_model(ExpressionModel())

@@ -110,6 +110,7 @@ def test_every_image_is_where_the_manifest_says(home: Path, tmp_path: Path) -> N
     }
     assert classes.pop("counts") == expected
     assert len(classes.pop("digest")) == 64
+    assert set(classes.pop("split_digests")) == {"train", "val", "test"}
     assert classes == {"class_names": ["happy", "sad"], "img_size": 12, "channels": 1}
 
 

@@ -1,0 +1,169 @@
+"""Shared by the tests: an environment without DVC's and MLflow's variables, and tiny data to train on."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+# One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["GIT_CEILING_DIRECTORIES"] = "/"
+
+import numpy as np
+import pytest
+
+FOREIGN = (
+    "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_ROOT",
+    "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV",
+)  # fmt: skip
+
+# Small enough that a training takes a second; complete, as every recipe is.
+TINY_PARAMS = """\
+prepare:
+  source: data/tiny.zip
+  img_size: 16
+  channels: 1
+  val_fraction: 0.1
+  test_fraction: 0.1
+  seed: 0
+  max_bad_fraction: 0.01
+
+train:
+  backbone: face_resnet_s   # a comment to keep
+  backbone_args: {widths: [8, 8, 8], depths: [1, 1, 1], stem_width: 8, drop_rate: 0.1}
+  pretrained: false
+  weights: null
+  weights_sha256: null
+  input_size: auto
+  transforms:
+    train:
+      - RandomCrop: {size: 16, padding: 2}
+      - RandomHorizontalFlip
+    eval: []
+  batch_size: 16
+  epochs: 3
+  optimizer: sgd
+  lr: 0.05
+  momentum: 0.9
+  weight_decay: 0.0005
+  schedule:
+    name: onecycle
+    warmup_epochs: 1
+    min_lr: 0.0
+    decay_epochs: 2
+    decay_rate: 0.5
+  label_smoothing: 0.1
+  ema_decay: 0.9
+  grad_clip_norm: 5.0
+  amp: none
+  channels_last: true
+  early_stopping:
+    metric: val/accuracy
+    patience: null
+  seed: 0
+  device: cpu
+
+evaluate:
+  batch_size: 7
+  worst: 4
+
+export:
+  formats: [pt2]
+  opset: 18
+  tolerance: 0.0001
+"""
+SPLIT_SIZES = {"train": 24, "val": 9, "test": 9}
+CLASS_NAMES = ["angry", "happy", "sad"]
+
+
+def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: int = 0) -> Path:
+    """Write a learnable data set as the prepare stage does: each class is bright in a band of its own."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    lines, digest = ["file,label,split,row,sha256,flags"], hashlib.sha256(f"{channels},{seed}".encode())
+    third = img_size // 3
+    for split, each in SPLIT_SIZES.items():
+        targets = np.repeat(np.arange(len(CLASS_NAMES)), each)
+        rng.shuffle(targets)
+        images = rng.integers(0, 150, (len(targets), img_size, img_size, channels), dtype=np.uint8)
+        for image, target in zip(images, targets):
+            image[target * third : (target + 1) * third] += 70
+        np.save(folder / f"{split}.npy", images)
+        digest.update(images.tobytes())
+        for row, target in enumerate(targets):
+            lines.append(f"{split}/{row}.png,{CLASS_NAMES[target]},{split},{row},,")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    meta = {
+        "class_names": CLASS_NAMES, "img_size": img_size, "channels": channels, "digest": digest.hexdigest(), "counts": {},
+    }  # fmt: skip
+    (folder / "classes.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """No variable of a surrounding DVC or MLflow reaches a test, and no test's store reaches the next."""
+    former = {name: os.environ.pop(name, None) for name in FOREIGN}
+    yield
+    for name, value in former.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    store = sys.modules.get("pipeline.store")
+    if store is not None:
+        store.connect.cache_clear()
+
+
+@pytest.fixture
+def tiny_params() -> str:
+    """The text of a params.yaml that trains in a second."""
+    return TINY_PARAMS
+
+
+@pytest.fixture
+def prepared_dir(tmp_path: Path) -> Path:
+    """A tiny prepared data set: 3 classes, 72 train, 27 val and 27 test images of 16 px, grey."""
+    return write_prepared(tmp_path / "prepared")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables and nothing else: making one takes seconds, copying it none."""
+    from pipeline import store
+
+    store.configure_mlflow()
+    folder = tmp_path_factory.mktemp("store")
+    with contextlib.chdir(folder):
+        from mlflow.store.db.utils import _initialize_tables
+        from sqlalchemy import create_engine
+
+        engine = create_engine(f"sqlite:///{folder / 'mlflow.db'}")
+        _initialize_tables(engine)
+        engine.dispose()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A project folder to work in: ``.dvc``, ``params.yaml``, prepared data and a fresh MLflow store.
+
+    ``root`` is its path; ``client()`` opens its store.
+    """
+    root = tmp_path / "project"
+    write_prepared(root / "data" / "prepared")
+    (root / ".dvc").mkdir()
+    (root / "params.yaml").write_text(TINY_PARAMS)
+    (root / "mlflow.db").write_bytes(empty_store.read_bytes())
+    monkeypatch.chdir(root)
+
+    def client() -> object:
+        from pipeline import store
+
+        return store.connect()
+
+    return SimpleNamespace(root=root, client=client)
