@@ -78,7 +78,7 @@ def export(
         safetensors.torch.save_file(state, folder / "weights.safetensors", {"format": "pt"})
         found = _write_formats(classifier, prepared, params, run["formats"], folder)
         check_parity(classifier, prepared, folder, [name for name, why in found.items() if not why], params)
-        bundle = describe(sidecar, metrics, found)
+        bundle = describe(sidecar, metrics, found, prepared.split_digests["test"])
         _write_text(folder / "bundle.json", json.dumps(bundle, indent=2) + "\n")
         counts = _read_json(prepared_dir / "classes.json", "dvc repro prepare")["counts"]
         rows = _read_csv(reports_dir / "per_class.csv")
@@ -154,7 +154,7 @@ def load_probe(prepared: Prepared) -> np.ndarray:
 
 
 def describe(
-    sidecar: dict[str, Any], metrics: dict[str, Any], found: dict[str, str | None]
+    sidecar: dict[str, Any], metrics: dict[str, Any], found: dict[str, str | None], test_digest: str
 ) -> dict[str, Any]:
     """Put together ``bundle.json``; no times and no paths in it, so that equal models give equal files.
 
@@ -162,6 +162,7 @@ def describe(
         sidecar: What ``weights.json`` holds.
         metrics: What ``reports/metrics.json`` holds.
         found: For each format None, or why it is absent.
+        test_digest: Of the test split; figures on the same one can be compared.
 
     Returns:
         ``digest`` is the sha256 of all that changes an answer: weights, architecture, preprocessing, class
@@ -176,6 +177,7 @@ def describe(
         "digest": digest,
         "formats": found,
         "data_digest": sidecar["data_digest"],
+        "test_digest": test_digest,
         "run_id": metrics["run_id"],
         "metrics": {split: metrics[split] for split in ("val", "test")},
         "versions": installed_versions("torch", "timm", "onnx", "onnxruntime"),
