@@ -30,7 +30,9 @@ TransformSpec = str | Annotated[dict[str, dict[str, Any] | None], Field(min_leng
 class Section(BaseModel):
     """A part of the file: frozen, strictly typed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class PrepareParams(Section):
@@ -182,13 +184,16 @@ def apply_overrides(text: str, overrides: list[str]) -> str:
     """Set ``key=value`` pairs (dotted keys, YAML values) in a parameter file's text, keeping its comments.
 
     Raises:
-        UserError: A pair without ``=``, or a key whose section does not exist. Whether the key itself is
-            known is for ``parse_params`` to say.
+        UserError: A pair without ``=``, a value that is not YAML, or a key whose section does not exist.
+            Whether the key itself is known is for ``parse_params`` to say.
     """
     yaml = YAML()
     yaml.width = 110
     yaml.preserve_quotes = True
-    document = yaml.load(text)
+    try:
+        document = yaml.load(text)
+    except YAMLError as error:
+        raise UserError(f"the text to change is not valid YAML: {error}") from None
     for override in overrides:
         key, equals, value = override.partition("=")
         *sections, leaf = key.strip().split(".")
@@ -196,10 +201,13 @@ def apply_overrides(text: str, overrides: list[str]) -> str:
             raise UserError(f"{override!r} is not of the form section.key=value, such as train.epochs=10")
         node = document
         for section in sections:
-            if not isinstance(node, dict) or section not in node:
+            node = node.get(section) if isinstance(node, dict) else None
+            if not isinstance(node, dict):
                 raise UserError(f"{override!r}: there is no section {section!r}")
-            node = node[section]
-        node[leaf] = YAML(typ="safe", pure=True).load(value)
+        try:
+            node[leaf] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as error:
+            raise UserError(f"{override!r}: the value is not valid YAML: {error}") from None
     if not overrides:
         return text
     out = io.StringIO()

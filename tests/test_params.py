@@ -118,9 +118,7 @@ def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(
         (["train.schedule.warmup_epochs=0"], "must be more than 0"),
     ],
 )
-def test_combinations_that_cannot_work_are_refused(
-    tiny_params: str, overrides: list[str], part: str
-) -> None:
+def test_combinations_that_cannot_work_are_refused(tiny_params: str, overrides: list[str], part: str) -> None:
     assert part in refusal(apply_overrides(tiny_params, overrides))
 
 
@@ -136,7 +134,7 @@ def test_a_key_given_twice_is_refused(tiny_params: str) -> None:
         ("prepare: {", "not valid YAML"),
         ("a: 1\n--- \nb: 2\n", "not valid YAML"),
         ("a: !!python/object:os.system {}\n", "not valid YAML"),
-        ("1: 2\n", "unknown key '1'"),
+        ("1: 2\n", "1: Keys should be strings"),
         ("prepare: 3\n", "prepare:"),
         ("prepare: null\n", "prepare:"),
     ],
@@ -163,7 +161,7 @@ def test_params_cannot_be_changed(tiny_params: str) -> None:
 
 TRICKY = [
     "1e-3", "1E3", "1.e-3", "-0.0", "on", "off", "yes", "no", "y", "true", "True", "0o7", "07", "0x1F", "1_000", "~", "null",
-    "Null", ".inf", "1:30", "2020-01-01", "'1'", "+5", "=", "0b11", "1e3.5", "12e03",
+    "Null", ".inf", "1:30", "2020-01-01", "'1'", "+5", "0b11", "1e3.5", "12e03",
 ]  # fmt: skip
 
 
