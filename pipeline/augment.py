@@ -29,6 +29,9 @@ NOT_FOR_ONE_IMAGE = {
     "SetClampingMode", "RandomIoUCrop", "RandomShortestSize", "ScaleJitter",
 }  # fmt: skip
 
+# Draws by which a transform shows whether its output's shape, or in evaluation its output, varies.
+SHAPE_DRAWS = 32
+
 
 def valid_names() -> list[str]:
     """Names that may stand in a transform list."""
@@ -96,9 +99,9 @@ def build(resolved: list[dict[str, dict[str, Any]]], where: str = "transforms") 
             modules.append(v2.ToDtype(torch.float32, scale=True))
             continue
         kind = getattr(v2, name)
-        if "interpolation" in args:
-            args = args | {"interpolation": v2.InterpolationMode(args["interpolation"])}
         try:
+            if "policy" in args:  # the one argument that torchvision wants as an enum of its own
+                args = args | {"policy": v2.AutoAugmentPolicy(args["policy"])}
             modules.append(kind(**args))
         except (TypeError, ValueError) as error:
             raise UserError(
@@ -108,16 +111,22 @@ def build(resolved: list[dict[str, dict[str, Any]]], where: str = "transforms") 
     return v2.Compose(modules) if len(modules) > 1 else modules[0]
 
 
-def output_shape(transform: nn.Module, img_size: int, channels: int, where: str) -> tuple[int, int, int]:
-    """Shape (C, H, W) that a transform gives for a prepared image.
+def output_shape(
+    transform: nn.Module, img_size: int, channels: int, where: str
+) -> tuple[int, int | None, int | None]:
+    """Shape (C, H, W) that a transform gives for a prepared image; H and W are None if they vary by draw.
 
     Raises:
         UserError: The transform fails on such an image, or gives something else than one float image.
     """
     image = torch.zeros(channels, img_size, img_size, dtype=torch.uint8)
     state = torch.get_rng_state()
+    shapes = set()
     try:
-        out = transform(image)
+        for draw in range(SHAPE_DRAWS):
+            torch.default_generator.manual_seed(draw)
+            out = transform(image)
+            shapes.add(tuple(out.shape))
     except Exception as error:
         raise UserError(
             f"{where} fails on a {img_size} px image with {channels} channel(s): {type(error).__name__}: {error}"
@@ -126,7 +135,10 @@ def output_shape(transform: nn.Module, img_size: int, channels: int, where: str)
         torch.set_rng_state(state)
     if not isinstance(out, Tensor) or out.dtype != torch.float32 or out.ndim != 3:
         raise UserError(f"{where} must end in one float image (C, H, W)")
-    return tuple(out.shape)
+    channels_out = {shape[0] for shape in shapes}
+    if len(channels_out) > 1:
+        raise UserError(f"{where} gives images of {sorted(channels_out)} channels by turns")
+    return tuple(out.shape) if len(shapes) == 1 else (out.shape[0], None, None)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -152,9 +164,11 @@ def augment_batch(
     """
     state = torch.get_rng_state()
     samples = []
-    for index in indices.tolist():
-        # Not torch.manual_seed: that also records a stack trace for every device, at 20 times the cost.
-        torch.default_generator.manual_seed(sample_seed(seed, epoch, index))
-        samples.append(transform(torch.from_numpy(images[index].copy()).permute(2, 0, 1)))
-    torch.set_rng_state(state)
+    try:
+        for index in indices.tolist():
+            # Not torch.manual_seed: that also records a stack trace for every device, at 20 times the cost.
+            torch.default_generator.manual_seed(sample_seed(seed, epoch, index))
+            samples.append(transform(torch.from_numpy(images[index].copy()).permute(2, 0, 1)))
+    finally:
+        torch.set_rng_state(state)
     return torch.stack(samples)

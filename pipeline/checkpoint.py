@@ -9,8 +9,8 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from pipeline.errors import UserError
 
 STATE = "state.pt"
+LOCK_POLL_S = 0.5
 
 
 def job_key(parts: dict[str, Any], code: list[Path]) -> str:
@@ -42,17 +43,34 @@ def folder(root: Path, key: str) -> Path:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a job's lock; wait, and say so, while another process trains the same job."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
+def locked(directory: Path, give_up: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Hold a job's lock; wait, and say so, while another process trains the same job.
+
+    Args:
+        directory: The job's folder; the lock lies beside it.
+        give_up: Asked while waiting; once it says True, the wait ends without the lock.
+
+    Yields:
+        Whether the lock is held.
+
+    Raises:
+        UserError: The folder of checkpoints cannot be written.
+    """
     lock = FileLock(f"{directory}.lock")
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         print("Another process is training this very job; waiting for it to end.", flush=True)
-        lock.acquire()
+        while not lock.is_locked and not give_up():
+            with suppress(Timeout):
+                lock.acquire(timeout=LOCK_POLL_S)
+    except OSError as error:
+        raise UserError(
+            f"{directory.parent} cannot be written ({error}). Training keeps its checkpoints there: make room."
+        ) from None
     try:
-        yield
+        yield lock.is_locked
     finally:
         lock.release()
 

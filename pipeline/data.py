@@ -42,12 +42,17 @@ class Prepared:
     @cached_property
     def _manifest(self) -> pd.DataFrame:
         # Labels and file names are text even where they look like numbers or like a missing value.
-        manifest = pd.read_csv(
-            self.path / "manifest.csv",
-            dtype={"file": str, "label": str, "split": str},
-            usecols=["file", "label", "split", "row"],
-            keep_default_na=False,
-        )
+        try:
+            manifest = pd.read_csv(
+                self.path / "manifest.csv",
+                dtype={"file": str, "label": str, "split": str},
+                usecols=["file", "label", "split", "row"],
+                keep_default_na=False,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.path / 'manifest.csv'} cannot be read ({error}). Run `dvc repro prepare` again."
+            ) from None
         return manifest[manifest["row"] >= 0].sort_values("row")
 
     def split(self, name: str) -> Split:
@@ -60,7 +65,12 @@ class Prepared:
             UserError: If the arrays and the manifest do not belong together.
         """
         rows = self._manifest[self._manifest["split"] == name]
-        images = np.load(self.path / f"{name}.npy", mmap_mode="r")
+        try:
+            images = np.load(self.path / f"{name}.npy", mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{self.path / name}.npy cannot be read ({error}). Run `dvc repro prepare` again."
+            ) from None
         shape = (len(rows), self.img_size, self.img_size, self.channels)
         if images.shape != shape or images.dtype != np.uint8:
             raise UserError(
@@ -68,6 +78,12 @@ class Prepared:
                 f"say uint8 {shape}. Run `dvc repro prepare` again."
             )
         index = {label: i for i, label in enumerate(self.class_names)}
+        unknown = set(rows["label"]) - set(index)
+        if unknown:
+            raise UserError(
+                f"{self.path / 'manifest.csv'} has labels that classes.json lacks: {sorted(unknown)}. "
+                "Run `dvc repro prepare` again."
+            )
         targets = np.array(rows["label"].map(index), dtype=np.int64)
         return Split(images, targets, rows["file"].tolist())
 
@@ -83,5 +99,11 @@ def load_prepared(path: Path | str = PREPARED) -> Prepared:
         meta = json.loads((path / "classes.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path / 'classes.json'} not found. Run `dvc repro prepare` first.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path / 'classes.json'} cannot be read ({error}). Run `dvc repro prepare` again."
+        ) from None
     keys = ("class_names", "img_size", "channels", "digest", "split_digests")
+    if missing := set(keys) - set(meta):
+        raise UserError(f"{path / 'classes.json'} lacks {sorted(missing)}. Run `dvc repro prepare` again.")
     return Prepared(path, *(meta[key] for key in keys))

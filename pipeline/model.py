@@ -77,6 +77,8 @@ def plan(
         raise UserError(
             f"train.transforms: train gives {train_chans} channel(s) and eval {in_chans}; they must be the same"
         )
+    if eval_size is None:
+        raise UserError("train.transforms.eval: the size of its images varies; evaluation must not be random")
     wanted = eval_size if params.input_size == "auto" else params.input_size
     sizes = [wanted]
     if params.input_size == "auto":
@@ -92,7 +94,10 @@ def plan(
         where = f"train.transforms.{split}"
         resolved[split] = augment.resolve(getattr(specs, split), mean, std, where)
         fits = own_size == size or (
-            params.input_size == "auto" and size == wanted and _runs(probe, own_size, in_chans)
+            own_size is not None
+            and params.input_size == "auto"
+            and size == wanted
+            and _runs(probe, own_size, in_chans)
         )
         if not fits:
             resolved[split].append({"Resize": {"size": [size, size]}})
@@ -215,8 +220,8 @@ def load_classifier(directory: Path | str, device: torch.device | str = "cpu") -
     return Classifier(model, recipe_of(sidecar)).to(device).eval()
 
 
-def _shape_after(specs: list, img_size: int, channels: int, where: str) -> tuple[int, int]:
-    """Channels and side of what a transform list makes of a prepared image."""
+def _shape_after(specs: list, img_size: int, channels: int, where: str) -> tuple[int, int | None]:
+    """Channels and side of what a transform list makes of a prepared image; the side is None if it varies."""
     transform = augment.build(augment.resolve(specs, [0.5], [0.5], where), where)
     out_channels, height, width = augment.output_shape(transform, img_size, channels, where)
     if height != width:
@@ -300,7 +305,7 @@ def _check_deterministic(transform: nn.Module, img_size: int, channels: int) -> 
     torch.manual_seed(0)
     image = torch.randint(0, 256, (channels, img_size, img_size), dtype=torch.uint8)
     first = transform(image)
-    same = all(torch.equal(first, transform(image)) for _ in range(4))
+    same = all(torch.equal(first, transform(image)) for _ in range(augment.SHAPE_DRAWS))
     torch.set_rng_state(state)
     if not same:
         raise UserError(

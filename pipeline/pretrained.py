@@ -4,6 +4,7 @@ A local file is checked against the digest in params, so that another file is an
 """
 
 import hashlib
+import io
 import logging
 import socket
 import threading
@@ -45,7 +46,8 @@ def from_file(backbone: str, model_args: dict[str, Any], path: str, sha256: str 
     classes = next((len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state), 0)
     # timm itself sums or repeats the stem's channels, resamples position tables and drops another head.
     overlay = {
-        "state_dict": state, "num_classes": classes, "input_size": (in_chans, *cfg["input_size"][1:]), "label_offset": 0,
+        "state_dict": state, "num_classes": classes, "label_offset": 0,
+        "input_size": (in_chans, *cfg["input_size"][1:]),
     }  # fmt: skip
     try:
         return timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
@@ -96,10 +98,14 @@ def _read_state(path: str, sha256: str | None) -> dict[str, Tensor]:
             from safetensors.torch import load
 
             return load(data)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = next(
+            (state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state
+        )
+        if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise TypeError("it holds other things than named tensors")
     except Exception as error:
         raise UserError(f"train.weights: {path} is not a plain state_dict: {error}") from None
-    state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 

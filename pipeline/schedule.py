@@ -12,6 +12,12 @@ from pipeline.params import Schedule
 WARMUP_START = 0.04
 
 
+def _rising_part(warmup_updates: int, total_updates: int) -> float:
+    """Part of a one-cycle run in which the learning rate rises; never the single update on which torch divides by 0."""
+    rising = min(max(warmup_updates, 2), total_updates - 1)
+    return rising / total_updates if rising > 1 else 0.0
+
+
 class LRSchedule:
     """Steps once an update (cosine, step, one-cycle) or once an epoch (plateau)."""
 
@@ -72,7 +78,7 @@ class LRSchedule:
                 optimizer,
                 max_lr=lr,
                 total_steps=max(2, self.total_updates),
-                pct_start=min(1.0, schedule.warmup_epochs / epochs),
+                pct_start=_rising_part(warmup_updates, max(2, self.total_updates)),
                 div_factor=1 / WARMUP_START,
                 cycle_momentum=False,
             )

@@ -94,6 +94,11 @@ class TrainingRun:
 
         attempt(log, "logging an epoch")
 
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag."""
+        if self._client is not None:
+            attempt(lambda: self._client.set_tag(self._id, name, value), "setting a tag")
+
     def finish(
         self, status: str, directory: Path | None = None, metrics: dict[str, float] | None = None
     ) -> None:
@@ -127,7 +132,7 @@ def create_run(
 
     name = os.environ.get("DVC_EXP_NAME") or params.get("train.backbone")
     own = {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "PROJECT",
     }
@@ -303,6 +308,14 @@ def _log_patch(client: "MlflowClient", run_id: str) -> None:
     patch = _git("diff", "HEAD") or ""
     if patch and len(patch) <= PATCH_LIMIT_BYTES:
         client.log_text(run_id, patch, "git.patch")
+
+
+def _user() -> str:
+    """Who runs this; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _git(*args: str) -> str | None:

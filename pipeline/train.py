@@ -89,7 +89,9 @@ def train(params: Params, stop: StopRequest) -> None:
         print(note, flush=True)
     root, key = project_root(), job_key(params, prepared)
     directory = checkpoint.folder(root, key)
-    with checkpoint.locked(directory):
+    with checkpoint.locked(directory, lambda: bool(stop)) as held:
+        if not held:
+            sys.exit(128 + stop.signal)
         state = checkpoint.load(directory, device)
         session = Session()
         trainer = build_trainer(params.train, prepared, recipe, device)
