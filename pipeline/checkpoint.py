@@ -67,7 +67,7 @@ def locked(directory: Path, give_up: Callable[[], bool] = lambda: False) -> Iter
                 lock.acquire(timeout=LOCK_POLL_S)
     except OSError as error:
         raise UserError(
-            f"{directory.parent} cannot be written ({error}). Training keeps its checkpoints there: make room."
+            f"{directory.parent} cannot be written ({error}). Training keeps its checkpoints there."
         ) from None
     try:
         yield lock.is_locked

@@ -1,10 +1,10 @@
-"""Learning-rate schedules: timm's cosine, step and plateau, torch's one-cycle, behind one interface."""
+"""Learning-rate schedules: timm's cosine and step, torch's one-cycle and plateau, behind one interface."""
 
 from typing import Any
 
-from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, StepLRScheduler
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from pipeline.params import Schedule
 
@@ -19,7 +19,7 @@ def _rising_part(warmup_updates: int, total_updates: int) -> float:
 
 
 class LRSchedule:
-    """Steps once an update (cosine, step, one-cycle) or once an epoch (plateau)."""
+    """Steps once an update (cosine, step, one-cycle; plateau while it warms up) or once an epoch (plateau)."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class LRSchedule:
             "warmup_t": warmup_updates,
             "warmup_lr_init": lr * WARMUP_START,
             "t_in_epochs": False,
+            "warmup_prefix": True,  # a decay counts from the end of the warm-up
         }
         if self.name == "cosine":
             self.scheduler = CosineLRScheduler(
                 optimizer,
                 t_initial=max(1, self.total_updates - warmup_updates),
                 lr_min=schedule.min_lr,
-                warmup_prefix=True,
                 **warmup,
             )
         elif self.name == "step":
@@ -64,15 +64,16 @@ class LRSchedule:
                 **warmup,
             )
         elif self.name == "plateau":
-            self.scheduler = PlateauLRScheduler(
+            self.scheduler = ReduceLROnPlateau(
                 optimizer,
-                decay_rate=schedule.decay_rate,
-                patience_t=round(schedule.decay_epochs),
-                lr_min=schedule.min_lr,
-                mode=mode,
-                warmup_t=round(schedule.warmup_epochs),
-                warmup_lr_init=lr * WARMUP_START,
+                mode,
+                factor=schedule.decay_rate,
+                patience=round(schedule.decay_epochs),
+                min_lr=schedule.min_lr,
             )
+            self.optimizer, self.lr = optimizer, lr
+            self.updates, self.warmup_updates = 0, warmup_updates
+            self._warm_up()
         else:
             self.scheduler = OneCycleLR(
                 optimizer,
@@ -88,18 +89,28 @@ class LRSchedule:
         if self.name == "onecycle":
             if updates < self.total_updates:
                 self.scheduler.step()
+        elif self.name == "plateau":
+            self.updates = updates
+            self._warm_up()
         else:
             self.scheduler.step_update(updates)
 
-    def step_epoch(self, epochs: int, metric: float) -> None:
-        """Tell the schedule that ``epochs`` are done, the last with this val metric."""
-        if self.name == "plateau":
-            self.scheduler.step(epochs, metric)
+    def step_epoch(self, metric: float) -> None:
+        """Tell the schedule that an epoch is done, with this val metric."""
+        if self.name == "plateau" and self.updates > self.warmup_updates:
+            self.scheduler.step(metric)
+
+    def _warm_up(self) -> None:
+        """Plateau: the rate of the warm-up's next update, in a straight line up to the highest."""
+        if self.updates <= self.warmup_updates:
+            part = self.updates / self.warmup_updates if self.warmup_updates else 1.0
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * (WARMUP_START + (1 - WARMUP_START) * part)
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint; plain numbers only."""
         if self.name == "plateau":
-            inner = self.scheduler.lr_scheduler.state_dict()
+            inner = self.scheduler.state_dict()
             return {key: value for key, value in inner.items() if isinstance(value, int | float | list)}
         if self.name == "onecycle":
             return {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count}
@@ -107,5 +118,4 @@ class LRSchedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` gave; the optimizer restores the learning rate itself."""
-        target = self.scheduler.lr_scheduler if self.name == "plateau" else self.scheduler
-        target.__dict__.update(state)
+        self.scheduler.__dict__.update(state)

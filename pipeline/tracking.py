@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EVALUATION_TAG = "hyojo.evaluation"
+# One value a training job: tells a run that was made, but not written down, when the trainer was killed.
+ATTEMPT_TAG = "hyojo.attempt"
 BUNDLE_TAG = "hyojo.bundle"
 PATCH_LIMIT_BYTES = 1_000_000
 
@@ -63,6 +65,8 @@ class TrainingRun:
         client = connect()
         run = find_run(client, self.run_id) if self.run_id else None
         if run is None:
+            for half_made in _runs_tagged(client, ATTEMPT_TAG, self._tags.get(ATTEMPT_TAG)):
+                client.delete_run(half_made.info.run_id)
             run = create_run(client, self._params, self._tags | git_tags(), self.run_id or None)
             for path in (Path("params.yaml"), Path("reports/audit.json")):
                 if path.exists():
@@ -295,6 +299,13 @@ def _populated_run(
     log_epochs(client, run.info.run_id, read_history(train_dir))
     client.set_terminated(run.info.run_id, "FINISHED")
     return run
+
+
+def _runs_tagged(client: "MlflowClient", tag: str, value: str | None) -> "list[Run]":
+    """The runs with a tag of this value; none for no value."""
+    if not value:
+        return []
+    return list(client.search_runs([experiment_id(client)], f"tags.`{tag}` = '{value}'"))
 
 
 def _log_files(client: "MlflowClient", run_id: str, files: dict[str, list[Path]]) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from pipeline.interrupt import StopRequest, die_with_parent, stop_requests
 from pipeline.params import Params, TrainParams, flatten, load_params
 from pipeline.schedule import LRSchedule
 from pipeline.store import project_root
-from pipeline.tracking import TrainingRun
+from pipeline.tracking import ATTEMPT_TAG, TrainingRun
 
 OUT = Path("models/train")
 # What stands in a job's hash: an edit to one of these trains anew.
@@ -57,6 +58,7 @@ class Session:
 
     progress: Progress = field(default_factory=Progress)
     run_id: str | None = None
+    attempt: str = ""
     formats: dict[str, str | None] | None = None
     best_value: float | None = None
     best_epoch: int = 0
@@ -100,9 +102,13 @@ def train(params: Params, stop: StopRequest) -> None:
             print(f"Going on from the checkpoint at epoch {session.progress.epoch + 1}.", flush=True)
         if session.formats is None:
             session.formats = check_formats(params, trainer, recipe, prepared)
+        if not session.run_id:
+            # Saved before the run is made: a crash between the two leaves a run that the next start can tell.
+            session.attempt = session.attempt or uuid.uuid4().hex
+            checkpoint.save(directory, snapshot(trainer, session))
         run = TrainingRun(
             flatten(params.prepare, "prepare") | flatten(params.train, "train"),
-            {"hyojo.data_digest": prepared.digest, "hyojo.job": key},
+            {"hyojo.data_digest": prepared.digest, "hyojo.job": key, ATTEMPT_TAG: session.attempt},
             session.run_id,
         )
         session.run_id = run.run_id
@@ -241,7 +247,7 @@ def fit(
         if better:
             session.best_value, session.best_epoch = row[metric], progress.epoch + 1
             session.best_state = {k: v.detach().cpu().clone() for k, v in candidate.state_dict().items()}
-        trainer.schedule.step_epoch(progress.epoch + 1, row[metric])
+        trainer.schedule.step_epoch(row[metric])
         progress.epoch, progress.step, progress.samples = progress.epoch + 1, 0, 0
         progress.loss_sum, progress.correct = 0.0, 0
         print(

@@ -99,7 +99,8 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
             lines.append(f"{split}/{row}.png,{CLASS_NAMES[target]},{split},{row},,")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     meta = {
-        "class_names": CLASS_NAMES, "img_size": img_size, "channels": channels, "digest": digest.hexdigest(), "counts": {},
+        "class_names": CLASS_NAMES, "img_size": img_size, "channels": channels, "digest": digest.hexdigest(),
+        "split_digests": dict.fromkeys(SPLIT_SIZES, digest.hexdigest()), "counts": {},
     }  # fmt: skip
     (folder / "classes.json").write_text(json.dumps(meta))
     return folder
