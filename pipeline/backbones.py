@@ -69,9 +69,6 @@ class FaceResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, ResidualBlock):
-                # Each block starts as the identity (https://arxiv.org/abs/1706.02677).
-                nn.init.zeros_(module.bn2.weight)
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm's nets name it."""
