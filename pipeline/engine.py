@@ -31,10 +31,14 @@ class Interrupted(Exception):
 
 @dataclass
 class Progress:
-    """Where a run stands: ``step`` counts the updates done in ``epoch``; the sums are over these."""
+    """Where a run stands: ``step`` counts the updates done in ``epoch``, which began with the rate ``lr``.
+
+    The sums are over these updates.
+    """
 
     epoch: int = 0
     step: int = 0
+    lr: float = 0.0
     samples: int = 0
     loss_sum: float | Tensor = 0.0
     correct: int | Tensor = 0
@@ -206,6 +210,8 @@ def evaluate(
     """Score a split: ``loss`` (mean NLL), ``accuracy`` and ``macro_f1``."""
     probs = predict(classifier.eval(), split.images, batch_size, device, progress)
     if not np.isfinite(probs).all():
-        raise UserError("the net's val probabilities are not finite: lower train.lr or set train.grad_clip_norm")
+        raise UserError(
+            "the net's val probabilities are not finite: lower train.lr or set train.grad_clip_norm"
+        )
     scores = classification_metrics(split.targets, probs)
     return {"loss": scores["nll"], "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}

@@ -235,12 +235,13 @@ def fit(
             break
         started = time.monotonic()
         label = f"epoch {progress.epoch + 1}/{params.epochs}"
-        lr = trainer.optimizer.param_groups[0]["lr"]
+        if progress.step == 0:
+            progress.lr = trainer.optimizer.param_groups[0]["lr"]
         trained = engine.train_one_epoch(trainer, train_split, progress, after_step, label)
         candidate = trainer.ema.module if trainer.ema else trainer.model
         classifier = model.Classifier(candidate, recipe).to(trainer.device)
         scores = engine.evaluate(classifier, val_split, params.batch_size, trainer.device, f"{label} val")
-        row = {"epoch": progress.epoch + 1, "lr": lr}
+        row = {"epoch": progress.epoch + 1, "lr": progress.lr}
         row |= {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in scores.items()}
         progress.history.append(row)
         better = session.best_value is None or sign * row[metric] > sign * session.best_value

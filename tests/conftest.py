@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 # One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -48,7 +47,7 @@ train:
   batch_size: 16
   epochs: 3
   optimizer: sgd
-  lr: 0.05
+  lr: 0.4
   momentum: 0.9
   weight_decay: 0.0005
   schedule:
@@ -82,17 +81,17 @@ CLASS_NAMES = ["angry", "happy", "sad"]
 
 
 def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: int = 0) -> Path:
-    """Write a learnable data set as the prepare stage does: each class is bright in a band of its own."""
+    """Write a learnable data set as the prepare stage does: stripes this way, that way, or none."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     lines, digest = ["file,label,split,row,sha256,flags"], hashlib.sha256(f"{channels},{seed}".encode())
-    third = img_size // 3
+    stripes = np.where(np.arange(img_size) % 4 < 2, 70, 0).astype(np.uint8)
     for split, each in SPLIT_SIZES.items():
         targets = np.repeat(np.arange(len(CLASS_NAMES)), each)
         rng.shuffle(targets)
         images = rng.integers(0, 150, (len(targets), img_size, img_size, channels), dtype=np.uint8)
         for image, target in zip(images, targets):
-            image[target * third : (target + 1) * third] += 70
+            image += (stripes[:, None, None], stripes[None, :, None], np.uint8(35))[target]
         np.save(folder / f"{split}.npy", images)
         digest.update(images.tobytes())
         for row, target in enumerate(targets):
@@ -106,18 +105,32 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _own_environment() -> Iterator[None]:
-    """No variable of a surrounding DVC or MLflow reaches a test, and no test's store reaches the next."""
-    former = {name: os.environ.pop(name, None) for name in FOREIGN}
-    yield
-    for name, value in former.items():
+def forget_store() -> None:
+    """Have the next connection look for its store anew."""
+    for name in FOREIGN:
         os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
     store = sys.modules.get("pipeline.store")
     if store is not None:
         store.connect.cache_clear()
+
+
+def make_project(root: Path, database: Path) -> Path:
+    """Write a project: ``.dvc``, ``params.yaml``, prepared data and a copy of an MLflow database."""
+    write_prepared(root / "data" / "prepared")
+    (root / ".dvc").mkdir()
+    (root / "params.yaml").write_text(TINY_PARAMS)
+    (root / "mlflow.db").write_bytes(database.read_bytes())
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """No variable of a surrounding DVC or MLflow reaches a test, and no test's store reaches the next."""
+    former = {name: os.environ.get(name) for name in FOREIGN}
+    forget_store()
+    yield
+    forget_store()
+    os.environ.update({name: value for name, value in former.items() if value is not None})
 
 
 @pytest.fixture
@@ -150,21 +163,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A project folder to work in: ``.dvc``, ``params.yaml``, prepared data and a fresh MLflow store.
-
-    ``root`` is its path; ``client()`` opens its store.
-    """
-    root = tmp_path / "project"
-    write_prepared(root / "data" / "prepared")
-    (root / ".dvc").mkdir()
-    (root / "params.yaml").write_text(TINY_PARAMS)
-    (root / "mlflow.db").write_bytes(empty_store.read_bytes())
+def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a tiny project, with data and an MLflow store, which is the working directory."""
+    root = make_project(tmp_path / "project", empty_store)
     monkeypatch.chdir(root)
-
-    def client() -> object:
-        from pipeline import store
-
-        return store.connect()
-
-    return SimpleNamespace(root=root, client=client)
+    return root

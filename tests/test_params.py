@@ -176,7 +176,7 @@ def test_scalars_mean_what_they_mean_to_dvc(tiny_params: str, tmp_path: Path, sc
 
 
 def test_a_small_learning_rate_in_scientific_notation_is_a_number(tiny_params: str) -> None:
-    assert parse_params(tiny_params.replace("lr: 0.05", "lr: 1e-3")).train.lr == 0.001
+    assert parse_params(tiny_params.replace("lr: 0.4", "lr: 1e-3")).train.lr == 0.001
 
 
 def test_overrides_change_what_they_name_and_keep_the_comments(tiny_params: str) -> None:
@@ -243,7 +243,7 @@ def test_flatten_names_every_value_once(tiny_params: str) -> None:
     flat = flatten(parse_params(tiny_params).train, "train")
     assert flat["train.backbone"] == "face_resnet_s"
     assert flat["train.schedule.name"] == "onecycle"
-    assert flat["train.lr"] == "0.05"
+    assert flat["train.lr"] == "0.4"
     assert flat["train.backbone_args.widths"] == "[8, 8, 8]"
     assert flat["train.weights"] == "null"
     assert flat["train.transforms.eval"] == "[]"

@@ -1,0 +1,553 @@
+"""The train stage: its files, its one MLflow run, and that killed and run again it ends as if nothing had happened."""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+from pipeline import engine, formats, plots, store, tracking
+from pipeline import train as stage
+from pipeline.data import load_prepared
+from pipeline.errors import UserError
+from pipeline.interrupt import StopRequest
+from pipeline.model import load_classifier
+from pipeline.params import apply_overrides, parse_params
+from tests.conftest import TINY_PARAMS, forget_store, make_project
+
+ROOT = Path(__file__).parents[1]
+OUT = Path("models/train")
+UPDATES = 3 * (72 // 16)  # epochs x whole batches
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds and has tests of its own: whether a net can be exported, and drawing curves."""
+    monkeypatch.setattr(formats, "probe", fake_probe)
+    monkeypatch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b"\x89PNG"))
+    monkeypatch.setattr(plots, "training_curves", lambda *_: None)
+
+
+def fake_probe(*_: object) -> dict[str, str | None]:
+    """What ``formats.probe`` says of a net that can be exported."""
+    return {"pt2": None}
+
+
+def train(*overrides: str, stop: StopRequest | None = None) -> None:
+    """Run the stage in this process, in the working directory."""
+    params = parse_params(apply_overrides(Path("params.yaml").read_text(), list(overrides)))
+    stage.train(params, StopRequest() if stop is None else stop)
+
+
+def results() -> dict[str, str]:
+    """Digests of the files that must not depend on how training came to its end."""
+    names = ("weights.pt", "weights.json", "history.csv")
+    return {name: hashlib.sha256((OUT / name).read_bytes()).hexdigest() for name in names}
+
+
+def runs() -> list[Any]:
+    """All active runs of the project's store."""
+    client = store.connect()
+    return list(client.search_runs([store.experiment_id(client)]))
+
+
+def steps(run_id: str, metric: str = "train/loss") -> list[int]:
+    """The steps that a run has points for, in order."""
+    return [point.step for point in store.connect().get_metric_history(run_id, metric)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
+    """Results of a training that nothing disturbed."""
+    root = make_project(tmp_path_factory.mktemp("uninterrupted") / "project", empty_store)
+    former, formats.probe = formats.probe, fake_probe
+    forget_store()
+    try:
+        with contextlib.chdir(root):
+            train()
+            return results()
+    finally:
+        formats.probe = former
+        forget_store()
+
+
+def before_update(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
+    """Have ``action`` called before every optimizer update, with how many were begun before in this process."""
+    update, count = engine._update, iter(range(10**6))
+
+    def wrapped(*args: Any) -> Any:
+        action(next(count))
+        return update(*args)
+
+    monkeypatch.setattr(engine, "_update", wrapped)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> StopRequest:
+    """A request to stop that arrives during an update."""
+    stop = StopRequest()
+
+    def action(count: int) -> None:
+        if count == update:
+            stop.signal = signal.SIGTERM
+
+    before_update(monkeypatch, action)
+    return stop
+
+
+def test_it_writes_weights_history_and_the_run(project: Path) -> None:
+    train()
+    names = {"weights.pt", "weights.json", "history.csv", "curves.png", "run.json"}
+    assert {path.name for path in OUT.iterdir()} == names
+    assert [path.name for path in OUT.parent.iterdir()] == ["train"]  # no leftovers
+
+    history = pd.read_csv(OUT / "history.csv")
+    assert list(history.columns) == [
+        "epoch", "lr", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1",
+    ]  # fmt: skip
+    assert list(history["epoch"]) == [1, 2, 3]
+
+    sidecar = json.loads((OUT / "weights.json").read_text())
+    prepared = load_prepared("data/prepared")
+    assert sidecar["backbone"] == "face_resnet_s"
+    assert sidecar["class_names"] == prepared.class_names
+    assert sidecar["data_digest"] == prepared.digest
+    assert sidecar["weights_sha256"] == hashlib.sha256((OUT / "weights.pt").read_bytes()).hexdigest()
+    assert sidecar["best_epoch"] == history["epoch"][history["val/accuracy"].argmax()]
+    assert sidecar["params"]["train.lr"] == "0.4"
+    text = (OUT / "weights.json").read_text() + (OUT / "run.json").read_text()
+    assert str(project) not in text
+
+    record = json.loads((OUT / "run.json").read_text())
+    assert record["formats"] == {"pt2": None}
+    (run,) = runs()
+    assert run.info.run_id == record["run_id"]
+    assert run.info.status == "FINISHED"
+    assert steps(run.info.run_id) == [1, 2, 3]
+    assert steps(run.info.run_id, "val/macro_f1") == [1, 2, 3]
+    assert run.data.metrics["val/loss"] == history["val/loss"].iloc[-1]
+    assert run.data.params["train.schedule.name"] == "onecycle"
+    assert run.data.params["prepare.img_size"] == "16"
+    assert not [name for name in run.data.params if name.startswith(("evaluate", "export"))]
+    assert run.data.tags["hyojo.weights_sha256"] == sidecar["weights_sha256"]
+    assert run.data.tags["hyojo.data_digest"] == prepared.digest
+    client = store.connect()
+    top = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"params.yaml", "train"} <= top
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "train")} == {
+        f"train/{name}" for name in names
+    }
+
+
+def test_saved_weights_score_what_history_says(project: Path) -> None:
+    train()
+    history = pd.read_csv(OUT / "history.csv", index_col="epoch")
+    best = history.loc[json.loads((OUT / "weights.json").read_text())["best_epoch"]]
+    val = load_prepared("data/prepared").split("val")
+    with torch.inference_mode():
+        probs = load_classifier(OUT)(torch.from_numpy(np.array(val.images))).numpy()
+    assert best["val/accuracy"] == accuracy_score(val.targets, probs.argmax(1))
+    assert best["val/macro_f1"] == pytest.approx(f1_score(val.targets, probs.argmax(1), average="macro"))
+    assert best["val/loss"] == pytest.approx(log_loss(val.targets, probs.astype(float)), rel=1e-5)
+
+
+def test_trained_again_from_nothing_it_gives_the_same_bytes(
+    project: Path, uninterrupted: dict[str, str]
+) -> None:
+    np.random.seed(123)
+    random.seed(123)
+    torch.manual_seed(123)
+    train()
+    assert results() == uninterrupted
+
+
+@pytest.mark.parametrize("update", [0, 3, 5, UPDATES - 1])
+def test_stopped_and_run_again_it_ends_alike_on_one_run(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch, update: int
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        train(stop=stop_at(patch, update))
+    assert ended.value.code == 143
+    assert not OUT.exists()
+    (killed,) = runs()
+    assert killed.info.status == "KILLED"
+    assert steps(killed.info.run_id) == list(range(1, (update + 1) // 4 + 1))
+    torch.manual_seed(999)  # what happened before in the process must not matter
+    counted: list[int] = []
+    with monkeypatch.context() as patch:
+        before_update(patch, counted.append)
+        train()
+    assert len(counted) == UPDATES - update - 1  # no step is done twice
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert run.info.run_id == killed.info.run_id
+    assert run.info.status == "FINISHED"
+    assert steps(run.info.run_id) == [1, 2, 3]
+
+
+def test_stopped_again_and_again_it_still_ends_alike(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(UPDATES // 2):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            train(stop=stop_at(patch, 1))
+    train()
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert steps(run.info.run_id) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.optimizer=adamw", "train.lr=0.001", "train.schedule.name=cosine", "train.ema_decay=0.0"),
+        (
+            "train.schedule.name=plateau",
+            "train.schedule.decay_epochs=1",
+            "train.early_stopping.metric=val/loss",
+            "train.amp=bf16",
+        ),
+        ("train.schedule.name=step", "train.optimizer=rmsprop", "train.lr=0.001", "train.amp=fp16"),
+    ],
+    ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16"],
+)
+def test_other_optimizers_and_schedules_go_on_alike_too(
+    tmp_path: Path,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+) -> None:
+    found = []
+    for name, update in (("whole", None), ("stopped", 6)):
+        monkeypatch.chdir(make_project(tmp_path / name, empty_store))
+        forget_store()
+        if update is not None:
+            with monkeypatch.context() as patch, pytest.raises(SystemExit):
+                train(*overrides, stop=stop_at(patch, update))
+        train(*overrides)
+        found.append(results())
+    assert found[0] == found[1]
+
+
+def test_a_crash_marks_the_run_and_the_next_start_goes_on(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(count: int) -> None:
+        if count == 6:
+            raise RuntimeError("a crash")
+
+    with monkeypatch.context() as patch:
+        before_update(patch, crash)
+        with pytest.raises(RuntimeError, match="a crash"):
+            train()
+    (run,) = runs()
+    assert run.info.status == "FAILED"
+    train()
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+
+
+def test_killed_while_the_run_is_being_made_it_leaves_one_run(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise SystemExit  # passes all handlers, as a kill does
+
+    for moment in ("_log_patch", "create_run"):
+        with monkeypatch.context() as patch:
+            patch.setattr(tracking, moment, die)
+            with pytest.raises(SystemExit):
+                train()
+    assert runs()  # one was made before the first death
+    train()
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+
+
+def test_lost_outs_are_restored_without_training(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train()
+    run_id = json.loads((OUT / "run.json").read_text())["run_id"]
+    shutil.rmtree("models")
+    counted: list[int] = []
+    before_update(monkeypatch, counted.append)
+    train()
+    assert not counted
+    assert results() == uninterrupted
+    assert json.loads((OUT / "run.json").read_text())["run_id"] == run_id
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert steps(run_id) == [1, 2, 3]
+    assert steps(run_id, "train/best_epoch") == [0]
+
+
+def test_other_params_are_another_job(project: Path) -> None:
+    prepared = load_prepared("data/prepared")
+
+    def key(*overrides: str) -> str:
+        return stage.job_key(parse_params(apply_overrides(TINY_PARAMS, list(overrides))), prepared)
+
+    assert key() == key("train.device=auto") == key("evaluate.worst=9") == key("export.tolerance=0.1")
+    others = {
+        key(), key("train.lr=0.06"), key("train.seed=1"), key("train.transforms.train=[]"), key("train.epochs=4"),
+    }  # fmt: skip
+    assert len(others) == 5
+
+
+def test_early_stopping_keeps_the_best_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.6, 0.6, 0.55, 0.9, 0.9])
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(classifier: Any, *_: object) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in classifier.model.state_dict().items()})
+        return {"loss": 1.0, "accuracy": next(values), "macro_f1": 0.5}
+
+    monkeypatch.setattr(engine, "evaluate", evaluate)
+    train("train.epochs=6", "train.early_stopping.patience=2")
+    assert len(pd.read_csv(OUT / "history.csv")) == 4  # an equal value is no improvement
+    assert json.loads((OUT / "weights.json").read_text())["best_epoch"] == 2
+    saved = torch.load(OUT / "weights.pt", weights_only=True)
+    assert all(torch.equal(saved[name], value) for name, value in seen[1].items())
+    assert not all(torch.equal(saved[name], value) for name, value in seen[2].items())
+
+
+def test_a_loss_picks_the_lowest(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.4, 0.6])
+    monkeypatch.setattr(
+        engine, "evaluate", lambda *_: {"loss": next(values), "accuracy": 0.5, "macro_f1": 0.5}
+    )
+    train("train.early_stopping.metric=val/loss")
+    assert json.loads((OUT / "weights.json").read_text())["best_epoch"] == 2
+
+
+def test_a_full_disk_costs_no_progress(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, count = torch.save, iter(range(100))
+
+    def full(state: Any, file: Any) -> None:
+        if next(count) == 4:  # attempt, start, two epochs, and now the third
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(UserError, match="No space left"):
+            train()
+    (directory,) = [path for path in Path(".hyojo/checkpoints").iterdir() if path.is_dir()]
+    assert [path.name for path in directory.iterdir()] == ["state.pt"]
+    counted: list[int] = []
+    with monkeypatch.context() as patch:
+        before_update(patch, counted.append)
+        train()
+    assert len(counted) == UPDATES // 3
+    assert results() == uninterrupted
+
+
+def test_a_place_where_no_checkpoint_can_be_kept_is_refused(project: Path) -> None:
+    Path(".hyojo").mkdir()
+    Path(".hyojo/checkpoints").write_text("not a folder")
+    with pytest.raises(UserError, match="checkpoints"):
+        train()
+    assert not OUT.exists()
+
+
+def test_a_damaged_checkpoint_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        train(stop=stop_at(patch, 2))
+    (path,) = Path(".hyojo/checkpoints").glob("*/state.pt")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"state\.pt cannot be read.*Delete it"):
+        train()
+
+
+def untouched(project: Path) -> bool:
+    """Whether the stage has written nothing: neither outs, nor checkpoints, nor runs."""
+    return not OUT.exists() and not list(project.glob(".hyojo/checkpoints/*/*")) and not runs()
+
+
+def test_weights_of_another_digest_stop_it_before_anything_is_written(project: Path) -> None:
+    torch.save({}, "start.pt")
+    with pytest.raises(UserError, match=r"train\.weights_sha256"):
+        train("train.weights=start.pt", f"train.weights_sha256={'0' * 64}")
+    assert untouched(project)
+
+
+@pytest.mark.parametrize(
+    "overrides, part",
+    [
+        (["train.optimizer=adamww"], "did you mean 'adamw'"),
+        (["train.backbone=resnet81"], "resnet18"),
+        (["train.transforms.train=[RandomHorizontalFlop]"], "RandomHorizontalFlip"),
+        (["train.device=cuda:99"], "train.device"),
+        (["train.device=gpu"], "train.device"),
+    ],
+)
+def test_names_that_do_not_exist_stop_it_before_anything_is_written(
+    project: Path, overrides: list[str], part: str
+) -> None:
+    with pytest.raises(UserError, match=part):
+        train(*overrides)
+    assert untouched(project)
+
+
+def test_a_net_that_can_be_exported_to_nothing_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "probe", lambda *_: {"pt2": "no such operator"})
+    with pytest.raises(UserError, match="exported to none"):
+        train()
+    assert untouched(project)
+
+
+def test_a_loss_that_diverges_fails_with_a_remedy(project: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.lr"):
+        train("train.lr=1e30", "train.grad_clip_norm=null", "train.ema_decay=0.0")
+    (run,) = runs()
+    assert run.info.status == "FAILED"
+
+
+def test_with_a_dead_server_training_ends_well_and_keeps_an_id(
+    project: Path, uninterrupted: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    start = time.monotonic()
+    train()
+    assert time.monotonic() - start < 60
+    assert results() == uninterrupted
+    run_id = json.loads((OUT / "run.json").read_text())["run_id"]
+    assert len(run_id) == 32
+    assert "hyojo sync" in capsys.readouterr().err
+    # The server is back, and the outs are restored: the run appears under the id that the files know.
+    forget_store()
+    shutil.rmtree("models")
+    train()
+    assert json.loads((OUT / "run.json").read_text())["run_id"] == run_id
+    (run,) = runs()
+    assert run.data.tags[store.RUN_ID_TAG] == run_id
+    assert steps(run.info.run_id) == [1, 2, 3]
+
+
+# The stage as a process of its own, which does something to itself at a certain moment.
+DRIVER = """
+import os, signal, sys
+from pipeline import engine, formats, train
+from pipeline.errors import stage_main
+formats.probe = lambda *_: {"pt2": None}
+moment, number = sys.argv[1], int(sys.argv[2])
+update, count = engine._update, iter(range(10**6))
+def wrapped(*args):
+    if next(count) == int(moment):
+        os.kill(os.getpid(), number)
+    return update(*args)
+if moment.isdigit():
+    engine._update = wrapped
+elif moment == "saving":
+    import torch
+    save, saves = torch.save, iter(range(100))
+    def half(state, file):
+        if next(saves) == 3:
+            file.write(b"half of it")
+            file.flush()
+            os.kill(os.getpid(), number)
+        save(state, file)
+    torch.save = half
+stage_main(train.main)
+"""
+
+
+def spawn(*args: str) -> subprocess.Popen[str]:
+    """Start the stage in a process of its own, in the working directory."""
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *args],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_killed_at_any_moment_and_run_again_it_ends_alike(
+    project: Path, uninterrupted: dict[str, str]
+) -> None:
+    for moment in ("5", "saving"):
+        process = spawn(moment, str(int(signal.SIGKILL)))
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, output
+        assert not OUT.exists()
+    train()
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert steps(run.info.run_id) == [1, 2, 3]
+    assert not list(Path(".hyojo/checkpoints").glob("*/*.tmp"))
+
+
+def test_sigterm_ends_it_with_143_and_a_killed_run(project: Path, uninterrupted: dict[str, str]) -> None:
+    process = spawn("6", str(int(signal.SIGTERM)))
+    output, _ = process.communicate()
+    assert process.returncode == 143, output
+    assert "goes on from here" in output
+    assert [run.info.status for run in runs()] == ["KILLED"]
+    train()
+    assert results() == uninterrupted
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+
+
+@pytest.mark.slow
+def test_a_second_trainer_of_the_same_job_waits_and_takes_its_result(
+    project: Path, uninterrupted: dict[str, str]
+) -> None:
+    processes = [spawn("none", "0") for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sum("waiting for it to end" in output for output in outputs) == 1
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert steps(run.info.run_id) == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_moments_of_chance_change_nothing(
+    project: Path, uninterrupted: dict[str, str]
+) -> None:
+    start = time.monotonic()
+    process = spawn("none", "0")
+    process.communicate()
+    whole_s = time.monotonic() - start
+    for path in (OUT, Path(".hyojo/checkpoints"), Path("mlruns")):
+        shutil.rmtree(path)
+    client = store.connect()
+    for run in runs():
+        client.delete_run(run.info.run_id)
+    rng = random.Random(0)
+    for _ in range(20):
+        process = spawn("none", "0")
+        time.sleep(rng.uniform(0.3, 1.0) * whole_s)
+        process.kill()
+        process.communicate()
+        shutil.rmtree(OUT, ignore_errors=True)  # as DVC does
+    process = spawn("none", "0")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert steps(run.info.run_id) == [1, 2, 3]
