@@ -165,6 +165,8 @@ def _run_mlflow(*arguments: str) -> None:
     from pipeline.store import project_root
 
     os.chdir(project_root())
+    # mlflow starts uvicorn by name, which must be the one of this environment.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 
 
