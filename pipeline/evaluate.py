@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import engine, metrics, model, plots, tracking
+from pipeline import checkpoint, engine, metrics, model, plots, tracking
 from pipeline.data import PREPARED, Prepared, Split, load_prepared
 from pipeline.errors import UserError, stage_main
+from pipeline.interrupt import die_with_parent
 from pipeline.params import EvaluateParams, load_params
+from pipeline.store import project_root
 
 TRAINED = Path("models/train")
 REPORTS = Path("reports")
@@ -33,6 +35,10 @@ def main() -> None:
     """Run the stage on the project's folders."""
     params = load_params()
     evaluate(params.evaluate, params.train.device)
+    # From here on DVC has recorded the training, so nothing needs its checkpoint any more.
+    job = json.loads((TRAINED / "run.json").read_text(encoding="utf-8")).get("job")
+    if job:
+        checkpoint.discard(project_root(), job)
 
 
 def evaluate(
@@ -64,15 +70,14 @@ def evaluate(
     probs = _predict(splits, train_dir, params.batch_size, device)
     scores = {name: metrics.classification_metrics(splits[name].targets, probs[name]) for name in splits}
     key = evaluation_key(sidecar["weights_sha256"], params, prepared.digest)
-    run_id = tracking.evaluation_run(train_dir, key)
-    result = {
+    result: dict[str, Any] = {
         "val": {name: scores["val"][name] for name in ("accuracy", "macro_f1")},
         "test": {name: scores["test"][name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "nll")},
-        "run_id": run_id,
     }
     with _replacing(reports_dir) as folder:
         _write_tables(folder, splits["test"], probs["test"], prepared.class_names)
         _draw_figures(folder / "figures", splits["test"], probs["test"], prepared.class_names, params.worst)
+        result["run_id"] = tracking.evaluation_run(train_dir, key)  # claimed when nothing can fail any more
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     log_reports(key, train_dir, reports_dir)
     print(summary(splits["test"], probs["test"], scores["test"], prepared.class_names))
@@ -233,4 +238,5 @@ def log_reports(key: str, train_dir: Path = TRAINED, reports_dir: Path = REPORTS
 
 
 if __name__ == "__main__":
+    die_with_parent()
     stage_main(main)

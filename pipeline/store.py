@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "hyojo"
 RUN_ID_TAG = "hyojo.run_id"
+# Has the UI open on training runs and not on its pages for language models.
+KIND_TAG = "mlflow.experimentKind"
 SQLITE = "sqlite:///"
 # Tables and columns of MLflow's database that hold absolute locations of artifacts.
 LOCATIONS = (
@@ -104,7 +107,7 @@ def connect() -> "MlflowClient":
         if experiment is None:
             # An absolute place, or runs that start in a temporary copy would keep their artifacts there.
             place = (root / "mlruns" / EXPERIMENT).as_uri() if uri.startswith(SQLITE) else None
-            client.create_experiment(EXPERIMENT, artifact_location=place)
+            client.create_experiment(EXPERIMENT, artifact_location=place, tags={KIND_TAG: "custom_model_development"})
         elif experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
     if uri == f"{SQLITE}{root / 'mlflow.db'}" and moved_from(root):
@@ -166,12 +169,17 @@ def relocate(root: Path) -> int:
             if table not in tables:
                 continue
             # Both spellings occur: URIs and plain paths.
-            for old, new in ((former, root.as_uri()), (former.removeprefix("file://"), str(root))):
+            for old, new in ((former, root.as_uri()), (_plain(former), str(root))):
                 changed += connection.execute(
                     f"update {table} set {column} = ? || substr({column}, ?) where {column} like ? escape '\\'",
                     (new, len(old) + 1, _like(old + "/mlruns/")),
                 ).rowcount
     return changed
+
+
+def _plain(uri: str) -> str:
+    """The path of a file URI."""
+    return unquote(uri.removeprefix("file://"))
 
 
 def _like(prefix: str) -> str:

@@ -4,18 +4,25 @@ Reads ``models/train``, ``reports`` and ``models/bundle``; brings the run, its f
 with them. Doing it twice changes nothing.
 """
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ruamel.yaml import YAML
 
 from pipeline import tracking
 from pipeline.data import PREPARED
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluation_key, log_reports
 from pipeline.model import load_sidecar
-from pipeline.params import load_params
+from pipeline.params import EvaluateParams, load_params
 from pipeline.pyfunc import build_pyfunc
 from pipeline.store import connect, find_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 TRAINED, REPORTS, BUNDLE = Path("models/train"), Path("reports"), Path("models/bundle")
 
@@ -37,15 +44,26 @@ def sync() -> list[str]:
     done = [_sync_training()]
     if (REPORTS / "metrics.json").exists():
         log_reports(_evaluation_key(), TRAINED, REPORTS)
-        run_id = json.loads((REPORTS / "metrics.json").read_text())["run_id"]
-        done.append(f"evaluation on run {find_run(client, run_id).info.run_id}")
+        done.append(f"evaluation on run {_run_of(client, REPORTS / 'metrics.json')}")
     if (BUNDLE / "bundle.json").exists():
         run_id = json.loads((BUNDLE / "bundle.json").read_text())["run_id"]
         with tempfile.TemporaryDirectory(prefix="hyojo-sync-") as scratch:
             build_pyfunc(BUNDLE, Path(scratch) / "model")
             tracking.log_bundle(run_id, BUNDLE, Path(scratch) / "model")
-        done.append(f"bundle on run {find_run(client, run_id).info.run_id}")
+        done.append(f"bundle on run {_run_of(client, BUNDLE / 'bundle.json')}")
     return done
+
+
+def _run_of(client: "MlflowClient", path: Path) -> str:
+    """This store's id of the run that a file names."""
+    run_id = json.loads(path.read_text())["run_id"]
+    run = find_run(client, run_id)
+    if run is None:
+        raise UserError(
+            f"{path} belongs to run {run_id}, which this store lacks and these files cannot rebuild. "
+            "`dvc repro`, or `dvc checkout`, makes them of one piece."
+        )
+    return run.info.run_id
 
 
 def _evaluation_key() -> str:
@@ -53,7 +71,18 @@ def _evaluation_key() -> str:
     sidecar = load_sidecar(TRAINED)
     classes = PREPARED / "classes.json"
     digest = json.loads(classes.read_text())["digest"] if classes.exists() else sidecar["data_digest"]
-    return evaluation_key(sidecar["weights_sha256"], load_params().evaluate, digest)
+    return evaluation_key(sidecar["weights_sha256"], _evaluation_params(), digest)
+
+
+def _evaluation_params() -> EvaluateParams:
+    """What the reports were made with: by DVC's record, if it is of these reports; else by params.yaml."""
+    made = hashlib.md5((REPORTS / "metrics.json").read_bytes(), usedforsecurity=False).hexdigest()
+    lock = Path("dvc.lock")
+    stages = YAML(typ="safe").load(lock.read_text()).get("stages", {}) if lock.exists() else {}
+    stage = stages.get("evaluate", {})
+    if made in [out.get("md5") for out in stage.get("outs", [])]:
+        return EvaluateParams.model_validate(stage["params"]["params.yaml"]["evaluate"])
+    return load_params().evaluate
 
 
 def _sync_training() -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.store import RUN_ID_TAG, connect, experiment_id, find_run
+from pipeline.store import RUN_ID_TAG, connect, experiment_id, find_run, project_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +26,9 @@ EVALUATION_TAG = "hyojo.evaluation"
 # One value a training job: tells a run that was made, but not written down, when the trainer was killed.
 ATTEMPT_TAG = "hyojo.attempt"
 BUNDLE_TAG = "hyojo.bundle"
+REBUILT_TAG = "hyojo.rebuilt"
+# What a training started from, as far as it fits on a run.
+INPUTS = [Path("params.yaml"), Path("reports/audit.json")]
 PATCH_LIMIT_BYTES = 1_000_000
 
 
@@ -68,9 +71,7 @@ class TrainingRun:
             for half_made in _runs_tagged(client, ATTEMPT_TAG, self._tags.get(ATTEMPT_TAG)):
                 client.delete_run(half_made.info.run_id)
             run = create_run(client, self._params, self._tags | git_tags(), self.run_id or None)
-            for path in (Path("params.yaml"), Path("reports/audit.json")):
-                if path.exists():
-                    client.log_artifact(run.info.run_id, str(path))
+            _log_files(client, run.info.run_id, {"": INPUTS})
             _log_patch(client, run.info.run_id)
         client.update_run(run.info.run_id, "RUNNING")
         self._client, self._id = client, run.info.run_id
@@ -134,7 +135,7 @@ def create_run(
     """Make a run with its params; ``logical_id`` is the id that DVC's files know it by, if it has one."""
     from mlflow.entities import Param
 
-    name = os.environ.get("DVC_EXP_NAME") or params.get("train.backbone")
+    name = " ".join(filter(None, (params.get("train.backbone"), os.environ.get("DVC_EXP_NAME"))))
     own = {
         "mlflow.user": _user(),
         "mlflow.source.name": "dvc.yaml",
@@ -144,7 +145,18 @@ def create_run(
     run_id = run.info.run_id
     client.set_tag(run_id, RUN_ID_TAG, logical_id or run_id)
     client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+    _log_dataset(client, run_id, params["prepare.source"], tags["hyojo.data_digest"])
     return client.get_run(run_id)
+
+
+def _log_dataset(client: "MlflowClient", run_id: str, source: str, digest: str) -> None:
+    """Name the data in the UI's column for them; MLflow wants a digest of at most 36 characters."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=Path(source).name, digest=digest[:32], source_type="local", source=json.dumps({"uri": source})
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def log_epochs(client: "MlflowClient", run_id: str, history: list[dict[str, float]]) -> None:
@@ -176,7 +188,8 @@ def evaluation_run(train_dir: Path, key: str) -> str:
     """The run that an evaluation belongs to.
 
     The training's own run, if it has no evaluation yet or this one; else a child run of its own, so that no
-    figures are overwritten; a run missing from this store is rebuilt from the files.
+    figures are overwritten; a run missing from this store is rebuilt from the files. The run is claimed for this
+    evaluation at once: another one of the same weights, at the same time, gets a run of its own.
 
     Args:
         train_dir: What train wrote.
@@ -189,20 +202,24 @@ def evaluation_run(train_dir: Path, key: str) -> str:
 
     def locate() -> str:
         client = connect()
-        run = find_run(client, own) or rebuild(client, train_dir)
-        if run.data.tags.get(EVALUATION_TAG, key) == key:
-            return own
-        children = client.search_runs(
-            [experiment_id(client)],
-            f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`{EVALUATION_TAG}` = '{key}'",
-            max_results=1,
-        )
-        if children:
-            return children[0].data.tags.get(RUN_ID_TAG, children[0].info.run_id)
-        child = _populated_run(
-            client, train_dir, {"mlflow.parentRunId": run.info.run_id, EVALUATION_TAG: key}
-        )
-        return child.info.run_id
+        with project_lock("evaluation"):
+            run = find_run(client, own) or rebuild(client, train_dir)
+            claimed = run.data.tags.get(EVALUATION_TAG)
+            if claimed is None:
+                client.set_tag(run.info.run_id, EVALUATION_TAG, key)
+            if claimed in (None, key):
+                return own
+            children = client.search_runs(
+                [experiment_id(client)],
+                f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`{EVALUATION_TAG}` = '{key}'",
+                max_results=1,
+            )
+            if children:
+                return children[0].data.tags.get(RUN_ID_TAG, children[0].info.run_id)
+            child = _populated_run(
+                client, train_dir, {"mlflow.parentRunId": run.info.run_id, EVALUATION_TAG: key}
+            )
+            return child.info.run_id
 
     return attempt(locate, "finding the run") or own
 
@@ -250,7 +267,7 @@ def log_bundle(run_id: str, bundle_dir: Path, pyfunc_dir: Path) -> None:
         run = find_run(client, run_id)
         if run is None:
             raise LookupError(f"no run {run_id}")
-        if run.data.tags.get(BUNDLE_TAG) == digest:
+        if run.data.tags.get(BUNDLE_TAG) == digest and client.list_artifacts(run.info.run_id, "model"):
             return
         client.log_artifacts(run.info.run_id, str(pyfunc_dir), "model")
         client.log_artifact(run.info.run_id, str(bundle_dir / "MODEL_CARD.md"))
@@ -262,12 +279,7 @@ def log_bundle(run_id: str, bundle_dir: Path, pyfunc_dir: Path) -> None:
 def rebuild(client: "MlflowClient", train_dir: Path) -> "Run":
     """Make the run of a training that this store does not know, from the files that train wrote."""
     own = json.loads((train_dir / "run.json").read_text())["run_id"]
-    run = _populated_run(client, train_dir, {}, own)
-    client.log_artifacts(run.info.run_id, str(train_dir), "train")
-    for path in (Path("params.yaml"), Path("reports/audit.json")):
-        if path.exists():
-            client.log_artifact(run.info.run_id, str(path))
-    return run
+    return _populated_run(client, train_dir, {REBUILT_TAG: "true"}, own)
 
 
 def read_history(train_dir: Path) -> list[dict[str, float]]:
@@ -292,11 +304,13 @@ def git_tags() -> dict[str, str]:
 def _populated_run(
     client: "MlflowClient", train_dir: Path, tags: dict[str, str], logical_id: str | None = None
 ) -> "Run":
-    """A finished run with a training's params, history and tags, made from its files."""
+    """A finished run with all that a training's own run has, made from its files; its git tags are of now."""
     sidecar = json.loads((train_dir / "weights.json").read_text())
     about = {"hyojo.data_digest": sidecar["data_digest"], "hyojo.weights_sha256": sidecar["weights_sha256"]}
     run = create_run(client, sidecar["params"], about | git_tags() | tags, logical_id)
     log_epochs(client, run.info.run_id, read_history(train_dir))
+    client.log_artifacts(run.info.run_id, str(train_dir), "train")
+    _log_files(client, run.info.run_id, {"": INPUTS})
     client.set_terminated(run.info.run_id, "FINISHED")
     return run
 
@@ -309,9 +323,11 @@ def _runs_tagged(client: "MlflowClient", tag: str, value: str | None) -> "list[R
 
 
 def _log_files(client: "MlflowClient", run_id: str, files: dict[str, list[Path]]) -> None:
+    """Log those of the files that exist; ``""`` is the top folder."""
     for folder, paths in files.items():
         for path in paths:
-            client.log_artifact(run_id, str(path), folder or None)
+            if path.exists():
+                client.log_artifact(run_id, str(path), folder or None)
 
 
 def _log_patch(client: "MlflowClient", run_id: str) -> None:
