@@ -43,6 +43,7 @@ def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" 
     columns = ["file", "label", "split", "row", "sha256", "flags"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
     meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": digest, "counts": {}}
+    meta["split_digests"] = dict.fromkeys(("train", "val", "test"), digest)
     (folder / "classes.json").write_text(json.dumps(meta))
     return folder
 
@@ -109,7 +110,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         space.keys.append(key)
         return json.loads((Path(train_dir) / "run.json").read_text())["run_id"]
 
-    def log_evaluation(run_id: str, values: dict, files: dict[str, list[Path]], tags: dict) -> None:
+    def log_evaluation(
+        train_dir: Path, run_id: str, values: dict, files: dict[str, list[Path]], tags: dict
+    ) -> None:
         assert all(path.is_file() for paths in files.values() for path in paths)
         space.logged.append((run_id, values, files, tags))
 
