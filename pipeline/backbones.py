@@ -46,7 +46,7 @@ class FaceResNet(nn.Module):
         depths: tuple[int, ...],
         num_classes: int = 1000,
         in_chans: int = 3,
-        stem_width: int = 32,
+        stem_width: int = 16,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
