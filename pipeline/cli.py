@@ -95,6 +95,10 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _register(_arguments: argparse.Namespace) -> None:
     from pipeline import registry
 
+    if not registry.has_model():  # a fresh clone with pulled outs, or a store that was lost
+        from pipeline.sync import sync
+
+        sync()
     print(registry.register().message)
 
 

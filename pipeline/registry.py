@@ -7,7 +7,7 @@ moves only through the gate of ``promote``. mlflow is imported inside functions:
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.store import connect, find_run, project_lock
@@ -15,6 +15,7 @@ from pipeline.tracking import BUNDLE_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "hyojo"
@@ -34,6 +35,11 @@ class Outcome:
     message: str
 
 
+def has_model(bundle_dir: Path = BUNDLE) -> bool:
+    """Whether the bundle's MLflow run is in this store and holds the model; if not, ``hyojo sync`` puts it there."""
+    return _run_with_model(connect(), _read_bundle(bundle_dir)) is not None
+
+
 def register(bundle_dir: Path = BUNDLE) -> Outcome:
     """Make a version of a bundle, unless there is one; the first version ever becomes champion.
 
@@ -43,10 +49,7 @@ def register(bundle_dir: Path = BUNDLE) -> Outcome:
     Raises:
         UserError: No bundle, or its run has no model (``hyojo sync`` puts it there).
     """
-    try:
-        bundle = json.loads((bundle_dir / "bundle.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{bundle_dir / 'bundle.json'} not found. Run `dvc repro` first.") from None
+    bundle = _read_bundle(bundle_dir)
     client = connect()
     with project_lock("registry"):
         versions = _versions(client)
@@ -54,8 +57,8 @@ def register(bundle_dir: Path = BUNDLE) -> Outcome:
         if same:
             number = max(int(version.version) for version in same)
             return Outcome(number, False, f"This bundle is version {number} of {MODEL} already.")
-        run = find_run(client, bundle["run_id"])
-        if run is None or run.data.tags.get(BUNDLE_TAG) != bundle["digest"]:
+        run = _run_with_model(client, bundle)
+        if run is None:
             raise UserError(
                 "the bundle's MLflow run is not in this store, or lacks the model. Run `hyojo sync` first."
             )
@@ -139,6 +142,19 @@ def rollback() -> Outcome:
             f"Version {former[-1]} is champion again, in place of {history[-1]}. Restart servers to load it."
         )
         return Outcome(former[-1], True, message)
+
+
+def _read_bundle(bundle_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((bundle_dir / "bundle.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{bundle_dir / 'bundle.json'} not found. Run `dvc repro` first.") from None
+
+
+def _run_with_model(client: "MlflowClient", bundle: dict[str, Any]) -> "Run | None":
+    """The bundle's run, if it holds this very bundle."""
+    run = find_run(client, bundle["run_id"])
+    return run if run is not None and run.data.tags.get(BUNDLE_TAG) == bundle["digest"] else None
 
 
 def _refusal(candidate: "ModelVersion", champion: "ModelVersion") -> str | None:
