@@ -173,9 +173,11 @@ def _comparison(candidate: "ModelVersion", champion: "ModelVersion") -> str:
     """Both test accuracies, as a sentence."""
     ours, theirs = (float(version.tags["test.accuracy"]) for version in (candidate, champion))
     relation = "lower than" if ours < theirs else "not lower than"
+    # As many places as it takes to tell the two apart.
+    places = next((n for n in range(4, 17) if f"{ours:.{n}f}" != f"{theirs:.{n}f}"), 4)
     return (
-        f"test accuracy {ours:.4f} of version {candidate.version} is {relation} "
-        f"{theirs:.4f} of champion {champion.version}"
+        f"test accuracy {ours:.{places}f} of version {candidate.version} is {relation} "
+        f"{theirs:.{places}f} of champion {champion.version}"
     )
 
 

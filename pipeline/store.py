@@ -107,7 +107,9 @@ def connect() -> "MlflowClient":
         if experiment is None:
             # An absolute place, or runs that start in a temporary copy would keep their artifacts there.
             place = (root / "mlruns" / EXPERIMENT).as_uri() if uri.startswith(SQLITE) else None
-            client.create_experiment(EXPERIMENT, artifact_location=place, tags={KIND_TAG: "custom_model_development"})
+            client.create_experiment(
+                EXPERIMENT, artifact_location=place, tags={KIND_TAG: "custom_model_development"}
+            )
         elif experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
     if uri == f"{SQLITE}{root / 'mlflow.db'}" and moved_from(root):
