@@ -133,7 +133,7 @@ def rollback() -> Outcome:
     client = connect()
     with project_lock("registry"):
         existing = {int(item.version) for item in _versions(client)}
-        history = _history(client)
+        history = _history(client) if existing else []
         former = [number for number in history[:-1] if number in existing]
         if not former:
             raise UserError("there is no former champion to go back to.")

@@ -1,0 +1,574 @@
+"""One pipeline is one MLflow run, in every way that DVC can run it: a tiny project, driven as a user drives it.
+
+The project's folder has a space in its name. It is run once, and each test works on a
+copy: a copied store is a moved one, which ``relocate`` mends.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import FOREIGN, TINY_PARAMS, forget_store
+from PIL import Image, ImageDraw
+
+from pipeline import store, sync
+
+REPO = Path(__file__).resolve().parents[1]
+COPIED = (
+    "pipeline",
+    "dvc.yaml",
+    ".dvcignore",
+    ".gitignore",
+    "requirements.lock",
+    ".dvc/config",
+    ".dvc/.gitignore",
+)
+CLASSES = ("circle", "cross", "square")
+EPOCHS = 2
+# What every run of a finished pipeline has, beside what its stages wrote.
+FIGURES = ("confusion_matrix.png", "per_class.png", "worst_mistakes.png")
+TABLES = ("metrics.json", "predictions.csv", "per_class.csv", "confusion.csv")
+QUEUE_LIMIT_S = 900
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project's folder and the commands that are run in it."""
+
+    root: Path
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project; its output stands in the failure if it fails."""
+        done = subprocess.run(
+            command, cwd=self.root, env=environment(), capture_output=True, text=True, timeout=900
+        )
+        assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def dvc(self, *arguments: str) -> str:
+        """Run dvc; returns both outputs."""
+        done = self.run("dvc", *arguments)
+        return done.stdout + done.stderr
+
+    def git(self, *arguments: str) -> str:
+        return self.run("git", *arguments).stdout.strip()
+
+    def hyojo(self, *arguments: str) -> str:
+        return self.run("python", "-m", "pipeline.cli", *arguments).stdout
+
+    def edit(self, old: str, new: str) -> None:
+        """Change the one place of params.yaml that reads so."""
+        path = self.root / "params.yaml"
+        assert path.read_text().count(old) == 1
+        path.write_text(path.read_text().replace(old, new))
+
+    def json(self, path: str) -> dict[str, Any]:
+        return json.loads((self.root / path).read_text())
+
+    @property
+    def client(self) -> Any:
+        from mlflow import MlflowClient
+
+        forget_artifacts()
+        return MlflowClient(tracking_uri=f"sqlite:///{self.root / 'mlflow.db'}")
+
+    def runs(self) -> list[Any]:
+        """All runs of the store that are not deleted, of whatever experiment, oldest first."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        return list(self.client.search_runs(experiments, order_by=["attributes.start_time"]))
+
+    def run_named(self, run_id: str) -> Any:
+        """The one run that DVC's files know by this id."""
+        (run,) = [run for run in self.runs() if run.data.tags["hyojo.run_id"] == run_id]
+        return run
+
+    def artifacts(self, run: Any) -> dict[str, bytes]:
+        """Every artifact of a run, downloaded."""
+        found, folders = {}, [""]
+        while folders:
+            for item in self.client.list_artifacts(run.info.run_id, folders.pop() or None):
+                if item.is_dir:
+                    folders.append(item.path)
+                else:
+                    found[item.path] = Path(
+                        self.client.download_artifacts(run.info.run_id, item.path)
+                    ).read_bytes()
+        return found
+
+    def points(self, run: Any, key: str) -> list[tuple[int, float]]:
+        """All that was ever logged under a metric, as (step, value)."""
+        history = self.client.get_metric_history(run.info.run_id, key)
+        return sorted((point.step, point.value) for point in history)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that the store says of each run, for comparison."""
+        return {
+            run.info.run_id: (
+                run.info.status, run.data.params, run.data.tags, self.artifacts(run),
+                {key: self.points(run, key) for key in run.data.metrics},
+            )
+            for run in self.runs()
+        }  # fmt: skip
+
+
+def forget_artifacts() -> None:
+    """Have mlflow look up anew where a run's artifacts are: it remembers them by id, and copies share their ids."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()
+
+
+def environment() -> dict[str, str]:
+    """A user's environment: this Python first, no DVC or MLflow variables from outside, a git identity."""
+    own = {
+        key: value for key, value in os.environ.items() if key not in FOREIGN and not key.startswith("GIT_")
+    }
+    return own | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_AUTHOR_NAME": "Test",
+        "GIT_AUTHOR_EMAIL": "test@example.org",
+        "GIT_COMMITTER_NAME": "Test",
+        "GIT_COMMITTER_EMAIL": "test@example.org",
+        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.1",
+        "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1",
+    }
+
+
+def draw_shapes(path: Path, each: int = 24) -> None:
+    """Write a zip of class folders with white shapes on dark ground, every other one in colour."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in CLASSES:
+            for index in range(each):
+                ground = tuple(int(value) for value in rng.integers(0, 80, 3))
+                picture = Image.new("RGB", (20, 18), ground)
+                draw = ImageDraw.Draw(picture)
+                x, y = (int(value) for value in rng.integers(1, 6, 2))
+                if name == "circle":
+                    draw.ellipse((x, y, x + 11, y + 11), fill="white")
+                elif name == "cross":
+                    draw.line((x, y, x + 11, y + 11), fill="white", width=2)
+                    draw.line((x + 11, y, x, y + 11), fill="white", width=2)
+                else:
+                    draw.rectangle((x, y, x + 11, y + 11), outline="white", width=2)
+                buffer = io.BytesIO()
+                picture.convert("RGB" if index % 2 else "L").save(buffer, "PNG")
+                archive.writestr(f"{name}/{index:02}.png", buffer.getvalue())
+
+
+def make_project(root: Path) -> Project:
+    """Write and commit a project that has not run yet and has no store."""
+    for name in COPIED:
+        source, target = REPO / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    (root / "data").mkdir()
+    draw_shapes(root / "data" / "sample.zip")
+    text = TINY_PARAMS.replace("data/tiny.zip", "data/sample.zip").replace(
+        "epochs: 3\n", f"epochs: {EPOCHS}\n"
+    )
+    (root / "params.yaml").write_text(text)
+    project = Project(root)
+    project.git("init", "-q")
+    project.git("add", "-A")
+    project.git("commit", "-qm", "A project")
+    return project
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fresh_connections(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No pooled connection to a database that was deleted; DVC's index outside the user's folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("dvc-site")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Project:
+    """A project after ``dvc repro``, its results committed; tests leave it as it is."""
+    project = make_project(tmp_path_factory.mktemp("modes") / "my faces")
+    shutil.copy2(empty_store, project.root / "mlflow.db")
+    project.dvc("repro")
+    project.git("add", "-A")
+    project.git("commit", "-qm", "Results")
+    return project
+
+
+@pytest.fixture
+def project(original: Project, tmp_path: Path) -> Project:
+    """A copy of the original that may be changed."""
+    return moved(original, tmp_path / "my copy")
+
+
+def moved(project: Project, target: Path) -> Project:
+    """Copy a project and point its store at the copy."""
+    shutil.copytree(project.root, target, symlinks=True)
+    store.relocate(target)
+    return Project(target)
+
+
+def check_run(project: Project, run: Any, params_text: str | None = None) -> dict[str, bytes]:
+    """Hold all that a run has against the files of the work tree; returns its artifacts.
+
+    Args:
+        project: Its files are the ones that the run stands for.
+        run: To be looked at.
+        params_text: What params.yaml held when the run was made, if not what it holds now.
+    """
+    text = params_text or (project.root / "params.yaml").read_text()
+    assert run.info.status == "FINISHED"
+    params = yaml.safe_load(text)
+    assert run.data.params["train.lr"] == str(params["train"]["lr"])
+    assert run.data.params["train.seed"] == str(params["train"]["seed"])
+    assert run.data.params["prepare.source"] == "data/sample.zip"
+    assert run.data.params["train.schedule.name"] == "onecycle"
+    assert not [key for key in run.data.params if key.split(".")[0] not in ("prepare", "train")]
+    with (project.root / "models/train/history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    assert len(history) == EPOCHS
+    for key in history[0].keys() - {"epoch"}:
+        assert project.points(run, key) == [(int(row["epoch"]), float(row[key])) for row in history], key
+    result = project.json("reports/metrics.json")
+    assert set(result["test"]) == {"accuracy", "macro_f1", "balanced_accuracy", "nll"}
+    for key, value in result["test"].items():
+        assert project.points(run, f"test/{key}") == [(0, value)]
+    tags = run.data.tags
+    assert tags["hyojo.data_digest"] == project.json("data/prepared/classes.json")["digest"]
+    assert tags["hyojo.weights_sha256"] == project.json("models/train/weights.json")["weights_sha256"]
+    artifacts = project.artifacts(run)
+    assert artifacts["params.yaml"].decode() == text
+    for local, path in {
+        "reports/audit.json": "audit.json",
+        **{
+            f"models/train/{n}": f"train/{n}"
+            for n in ("weights.pt", "weights.json", "history.csv", "curves.png")
+        },
+        **{f"reports/{name}": f"evaluation/{name}" for name in TABLES},
+        **{f"reports/figures/{name}": f"evaluation/figures/{name}" for name in FIGURES},
+    }.items():
+        assert artifacts[path] == (project.root / local).read_bytes(), path
+    assert run.info.artifact_uri.startswith(project.root.as_uri())
+    return artifacts
+
+
+def check_bundle(project: Project, run: Any) -> None:
+    """The served model is on the run, with the bundle that lies in the work tree."""
+    artifacts = project.artifacts(run)
+    bundle = project.json("models/bundle/bundle.json")
+    assert run.data.tags["hyojo.bundle"] == bundle["digest"]
+    assert json.loads(artifacts["model/artifacts/bundle/bundle.json"]) == bundle
+    assert artifacts["MODEL_CARD.md"] == (project.root / "models/bundle/MODEL_CARD.md").read_bytes()
+    assert "python_function" in yaml.safe_load(artifacts["model/MLmodel"])["flavors"]
+
+
+def no_stray_stores(project: Project) -> None:
+    """One store at the root, and nothing of it anywhere else in the project."""
+    for name in ("mlflow.db", "mlruns"):
+        assert [path for path in project.root.rglob(name)] == [project.root / name]
+
+
+def test_repro_leaves_one_finished_run(original: Project) -> None:
+    (run,) = original.runs()
+    check_run(original, run)
+    check_bundle(original, run)
+    no_stray_stores(original)
+    run_id = run.info.run_id
+    assert original.json("models/train/run.json")["run_id"] == run_id
+    assert original.json("reports/metrics.json")["run_id"] == run_id
+    assert original.json("models/bundle/bundle.json")["run_id"] == run_id
+    assert run.data.tags["mlflow.source.git.commit"] == original.git("rev-parse", "HEAD~1")
+    assert run.data.tags["hyojo.git_dirty"] == "false"
+    assert run_id in original.dvc("exp", "show", "--csv")
+    system = [key for key in run.data.metrics if key.startswith("system/")]
+    assert "system/cpu_utilization_percentage" in system
+
+
+def test_repro_again_does_nothing(original: Project) -> None:
+    before = (original.root / "mlflow.db").read_bytes()
+    assert "Data and pipelines are up to date." in original.dvc("repro")
+    assert (original.root / "mlflow.db").read_bytes() == before
+
+
+def test_changed_evaluation_gets_a_child_run(project: Project) -> None:
+    (first,) = project.runs()
+    before = project.snapshot()[first.info.run_id]
+    project.edit("worst: 4", "worst: 2")
+    said = project.dvc("repro", "evaluate")
+    assert "Stage 'train' didn't change" in said
+    child = project.run_named(project.json("reports/metrics.json")["run_id"])
+    assert child.info.run_id != first.info.run_id
+    assert child.data.tags["mlflow.parentRunId"] == first.info.run_id
+    check_run(project, child)
+    assert project.snapshot()[first.info.run_id] == before
+
+    project.edit("worst: 2", "worst: 4")
+    assert "cached" in project.dvc("repro", "evaluate")
+    assert project.json("reports/metrics.json")["run_id"] == first.info.run_id
+    assert len(project.runs()) == 2
+
+
+def test_experiment_in_a_temporary_copy_applied_and_undone(project: Project) -> None:
+    (first,) = project.runs()
+    before = project.snapshot()[first.info.run_id]
+    head = project.git("rev-parse", "HEAD")
+    project.dvc("exp", "run", "--temp", "-n", "warm", "-S", "train.lr=0.2", "evaluate")
+    runs = project.runs()
+    assert len(runs) == 2
+    no_stray_stores(project)
+    assert project.json("reports/metrics.json")["run_id"] == first.info.run_id  # the work tree is untouched
+    second = next(run for run in runs if run.info.run_id != first.info.run_id)
+    assert second.data.tags["hyojo.dvc.exp_name"] == "warm"
+    assert second.data.tags["hyojo.dvc.exp_baseline"] == head
+    assert second.data.tags["mlflow.source.git.commit"] == head
+    assert second.info.run_id in project.dvc("exp", "show", "--csv")
+
+    project.dvc("exp", "apply", "warm")
+    assert project.json("reports/metrics.json")["run_id"] == second.info.run_id
+    check_run(project, second)
+
+    project.edit("lr: 0.2", "lr: 0.4")
+    check_restored(project, first, before)
+    assert len(project.runs()) == 2
+
+
+def check_restored(project: Project, run: Any, before: tuple[Any, ...]) -> None:
+    """A repro that has all of an earlier run's params takes its results from the cache and touches no run."""
+    said = project.dvc("repro")
+    assert "Running stage" not in said
+    for path in ("models/train/run.json", "reports/metrics.json", "models/bundle/bundle.json"):
+        assert project.json(path)["run_id"] == run.info.run_id
+    assert project.snapshot()[run.info.run_id] == before
+
+
+def synced(project: Project) -> list[str]:
+    """Do what `hyojo sync` does, without the seconds that its start takes."""
+    forget_store()
+    forget_artifacts()
+    with contextlib.chdir(project.root):
+        done = sync.sync()
+    forget_store()
+    return done
+
+
+def delete_store(project: Project) -> None:
+    (project.root / "mlflow.db").unlink()
+    shutil.rmtree(project.root / "mlruns")
+
+
+def test_sync_rebuilds_a_deleted_store(project: Project, empty_store: Path) -> None:
+    (lost,) = project.runs()
+    delete_store(project)
+    shutil.copy2(empty_store, project.root / "mlflow.db")
+    synced(project)
+    (run,) = project.runs()
+    assert run.info.run_id != lost.info.run_id
+    assert run.data.tags["hyojo.run_id"] == lost.info.run_id
+    assert run.data.params == lost.data.params
+    check_run(project, run)
+    check_bundle(project, run)
+    before = project.snapshot()
+    synced(project)
+    assert project.snapshot() == before
+
+
+def test_sync_goes_by_what_was_evaluated_not_by_edits_since(project: Project) -> None:
+    before = project.snapshot()
+    project.edit("worst: 4", "worst: 3")
+    synced(project)
+    assert project.snapshot() == before
+
+
+def test_sync_completes_a_run_that_was_cut_short(project: Project) -> None:
+    (run,) = project.runs()
+    whole = project.snapshot()[run.info.run_id]
+    folder = project.root / "mlruns" / "hyojo" / run.info.run_id / "artifacts"
+    for name in ("train", "model", "evaluation"):
+        shutil.rmtree(folder / name)
+    project.client.update_run(run.info.run_id, "KILLED")
+    synced(project)
+    status, params, tags, artifacts, points = project.snapshot()[run.info.run_id]
+    assert (status, params, tags, points) == (*whole[:3], whole[4])
+    assert artifacts.keys() == whole[3].keys()
+    check_run(project, project.runs()[0])
+    check_bundle(project, project.runs()[0])
+
+
+def test_moved_project(original: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run,) = original.runs()
+    whole = original.snapshot()[run.info.run_id]
+    copy = Project(tmp_path / "else where")
+    shutil.copytree(original.root, copy.root, symlinks=True)
+    with contextlib.chdir(copy.root):
+        store.connect()
+    assert "hyojo sync --relocate" in capsys.readouterr().err
+    assert "locations changed" in copy.hyojo("sync", "--relocate")
+    assert copy.snapshot()[run.info.run_id] == whole
+    assert copy.runs()[0].info.artifact_uri.startswith(copy.root.as_uri())
+    for experiment in copy.client.search_experiments():
+        assert str(copy.root.name) in experiment.artifact_location.replace("%20", " ")
+    assert copy.hyojo("sync", "--relocate").startswith("0 ")
+    forget_store()
+    with contextlib.chdir(copy.root):
+        store.connect()
+    assert "relocate" not in capsys.readouterr().err
+
+
+def clone(project: Project, folder: Path) -> Project:
+    """A fresh clone with its outs pulled from a remote, and no MLflow store."""
+    remote = folder / "remote"
+    project.dvc("remote", "add", "-q", "-d", "storage", str(remote))
+    project.git("add", "-A")
+    project.git("commit", "-qm", "A remote")
+    project.dvc("push", "-q")
+    project.git("clone", "-q", str(project.root), str(folder / "my clone"))
+    cloned = Project(folder / "my clone")
+    cloned.dvc("pull", "-q")
+    assert not (cloned.root / "mlflow.db").exists()
+    return cloned
+
+
+def test_sync_in_a_fresh_clone(project: Project, tmp_path: Path, empty_store: Path) -> None:
+    (first,) = project.runs()
+    cloned = clone(project, tmp_path)
+    shutil.copy2(empty_store, cloned.root / "mlflow.db")
+    synced(cloned)
+    (run,) = cloned.runs()
+    assert run.info.run_id != first.info.run_id
+    assert run.data.tags["hyojo.run_id"] == first.info.run_id
+    assert run.data.params == first.data.params
+    check_run(cloned, run)
+    check_bundle(cloned, run)
+    assert "Data and pipelines are up to date." in cloned.dvc("repro")
+
+
+@pytest.mark.slow
+def test_changed_evaluation_in_a_fresh_clone(project: Project, tmp_path: Path) -> None:
+    (first,) = project.runs()
+    cloned = clone(project, tmp_path)
+    cloned.edit("worst: 4", "worst: 1")
+    assert "Stage 'train' didn't change" in cloned.dvc("repro", "evaluate")
+    (run,) = cloned.runs()
+    assert run.data.tags["hyojo.run_id"] == first.info.run_id == cloned.json("reports/metrics.json")["run_id"]
+    check_run(cloned, run)
+    cloned.edit("worst: 1", "worst: 2")
+    cloned.dvc("repro", "evaluate")
+    child = cloned.run_named(cloned.json("reports/metrics.json")["run_id"])
+    assert child.data.tags["mlflow.parentRunId"] == run.info.run_id
+    check_run(cloned, child)
+    assert len(cloned.runs()) == 2
+    # The child is rebuilt too, with its parent, where the store is lost.
+    delete_store(cloned)
+    cloned.hyojo("sync")
+    again = cloned.run_named(child.info.run_id)
+    check_run(cloned, again)
+    parent = cloned.run_named(first.info.run_id)
+    assert again.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert len(cloned.runs()) == 2
+
+
+@pytest.mark.slow
+def test_restored_runs_are_not_run_again(project: Project) -> None:
+    (first,) = project.runs()
+    before = project.snapshot()[first.info.run_id]
+    project.edit("lr: 0.4", "lr: 0.3")
+    project.dvc("repro")
+    second = project.run_named(project.json("reports/metrics.json")["run_id"])
+    assert second.info.run_id != first.info.run_id
+    check_run(project, second)
+    check_bundle(project, second)
+    assert second.data.tags["hyojo.git_dirty"] == "true"
+    assert "+  lr: 0.3" in project.artifacts(second)["git.patch"].decode()
+    project.edit("lr: 0.3", "lr: 0.4")
+    check_restored(project, first, before)
+    project.git("checkout", "-q", "HEAD", "--", "dvc.lock", "reports")
+    project.dvc("checkout", "-q")
+    assert "up to date" in project.dvc("repro")
+    assert len(project.runs()) == 2
+
+
+@pytest.mark.slow
+def test_experiments_in_the_work_tree(project: Project) -> None:
+    (first,) = project.runs()
+    before = project.snapshot()[first.info.run_id]
+    project.dvc("exp", "run", "-n", "one", "-S", "train.lr=0.1")
+    second = project.run_named(project.json("reports/metrics.json")["run_id"])
+    check_run(project, second)
+    check_bundle(project, second)
+    assert second.data.tags["hyojo.dvc.exp_name"] == "one"
+    project.dvc("exp", "run", "-n", "two", "-S", "train.lr=0.4", "-S", "evaluate.worst=1", "evaluate")
+    child = project.run_named(project.json("reports/metrics.json")["run_id"])
+    check_run(project, child)
+    assert child.data.tags["mlflow.parentRunId"] == first.info.run_id
+    project.dvc("exp", "apply", "one")
+    assert project.json("reports/metrics.json")["run_id"] == second.info.run_id
+    before_sync = project.snapshot()
+    project.hyojo("sync")
+    assert project.snapshot() == before_sync
+    assert len(before_sync) == 3
+    assert before_sync[first.info.run_id] == before
+    no_stray_stores(project)
+
+
+@pytest.mark.slow
+def test_queue_of_experiments_on_a_store_that_does_not_exist(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "my queue")
+    project.dvc("repro", "prepare")
+    project.git("add", "-A")
+    project.git("commit", "-qm", "Prepared")
+    names = ("left", "right")
+    for name, rate in zip(names, (0.1, 0.2), strict=True):
+        project.dvc("exp", "run", "--queue", "-n", name, "-S", f"train.lr={rate}", "evaluate")
+    assert not (project.root / "mlflow.db").exists()
+    try:
+        project.dvc("queue", "start", "-j", "2")
+        end = time.monotonic() + QUEUE_LIMIT_S
+        while (status := project.dvc("queue", "status")).count("Success") < len(names):
+            assert "Failed" not in status, project.dvc("queue", "logs", names[0])
+            assert time.monotonic() < end, status
+            time.sleep(2)
+    finally:
+        project.run("dvc", "queue", "stop", "--kill", check=False)
+    runs = {run.data.tags["hyojo.dvc.exp_name"]: run for run in project.runs()}
+    assert sorted(runs) == sorted(names)
+    assert len(project.runs()) == 2
+    no_stray_stores(project)
+    for name in names:
+        project.dvc("exp", "apply", name)
+        assert project.json("reports/metrics.json")["run_id"] == runs[name].info.run_id
+        check_run(project, runs[name])
+
+
+@pytest.mark.slow
+def test_moved_project_goes_on(project: Project, tmp_path: Path) -> None:
+    (first,) = project.runs()
+    target = Project(tmp_path / "moved on")
+    shutil.move(project.root, target.root)
+    target.hyojo("sync", "--relocate")
+    assert "up to date" in target.dvc("repro")
+    target.edit("worst: 4", "worst: 2")
+    target.dvc("repro", "evaluate")
+    child = target.run_named(target.json("reports/metrics.json")["run_id"])
+    check_run(target, child)
+    assert child.data.tags["mlflow.parentRunId"] == first.info.run_id
+    assert not project.root.exists()
