@@ -77,6 +77,11 @@ class Prepared:
                 f"{self.path / name}.npy holds {images.dtype} {images.shape}, but manifest.csv and classes.json "
                 f"say uint8 {shape}. Run `dvc repro prepare` again."
             )
+        if rows["row"].tolist() != list(range(len(rows))):
+            raise UserError(
+                f"{self.path / 'manifest.csv'}: the rows of {name} are not 0 to {len(rows) - 1}, each once. "
+                "Run `dvc repro prepare` again."
+            )
         index = {label: i for i, label in enumerate(self.class_names)}
         unknown = set(rows["label"]) - set(index)
         if unknown:
