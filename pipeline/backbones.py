@@ -116,7 +116,7 @@ def face_resnet_s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def face_resnet_m(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Medium: 2.8 M parameters."""
+    """Medium: 2.7 M parameters."""
     return _create(
         "face_resnet_m", pretrained=pretrained, **{"widths": (64, 128, 256), "depths": (2, 2, 2), **kwargs}
     )
