@@ -41,9 +41,14 @@ class Recipe:
 
 
 def check_backbone(name: str) -> None:
-    """Raise ``UserError`` with the nearest names if timm knows no such architecture."""
+    """Raise ``UserError`` with the nearest names if timm knows no such architecture, or no such weights of it."""
     architecture = name.split(".")[0]
     if timm.is_model(architecture):
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError:
+            tags = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or architecture
+            raise UserError(f"train.backbone: timm has no model {name!r}; these it has: {tags}") from None
         return
     near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` has them all"

@@ -63,7 +63,8 @@ def from_hub(backbone: str, model_args: dict[str, Any]) -> nn.Module:
     """
     from huggingface_hub import constants
 
-    if not timm.get_pretrained_cfg(backbone, allow_unregistered=True).has_weights:
+    cfg = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    if cfg is None or not cfg.has_weights:  # None for our own nets
         raise UserError(
             f"train.pretrained: timm has no weights for {backbone}; set train.pretrained to false"
         )

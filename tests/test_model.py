@@ -113,6 +113,10 @@ def test_sizes_of_both_lists_are_brought_together() -> None:
     [
         ({"backbone": "resnet19"}, r"no model 'resnet19'; did you mean .*resnet18"),
         ({"backbone": "face_resnet_small"}, "face_resnet_s"),
+        (
+            {"backbone": "resnet18.a1_in2k"},
+            r"no model 'resnet18\.a1_in2k'; these it has: .*resnet18\.a1_in1k",
+        ),
         ({"backbone_args": {"widths": [8]}}, r"train\.backbone_args do not fit test_resnet: .*widths"),
         (
             {"backbone": "test_vit", "backbone_args": {"widths": [8]}},
@@ -135,6 +139,12 @@ def test_what_cannot_work_is_refused_before_training(changes: dict[str, Any], sa
     lists = {name: changes.pop(name, []) for name in ("train", "eval")}
     with pytest.raises(UserError, match=said):
         plan(train_params(**({"transforms": lists} | changes)), NAMES, 48, 1)
+
+
+def test_a_name_may_say_which_weights() -> None:
+    """A tag of timm's is part of a name."""
+    recipe, _ = plan(train_params("test_resnet.r160_in1k"), NAMES, 48, 1)
+    assert recipe.backbone == "test_resnet.r160_in1k"
 
 
 def test_planning_draws_nothing() -> None:
