@@ -7,6 +7,7 @@ written atomically and a lock that keeps two trainers apart.
 import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -99,7 +100,8 @@ def save(directory: Path, state: dict[str, Any]) -> None:
         finally:
             os.close(descriptor)
     except (OSError, RuntimeError) as error:  # torch.save turns a short write into a RuntimeError
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(
             f"the checkpoint {directory / STATE} cannot be written ({error}). Free some disk space or mend its "
             "permissions and run again: training goes on from the last good checkpoint."
@@ -120,7 +122,9 @@ def load(directory: Path, device: torch.device) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise UserError(f"{path} cannot be read ({error}). Delete it to train from the start.") from None
+        # torch answers what is no checkpoint with a page of advice on loading it unsafely.
+        reason = "it is damaged" if isinstance(error, pickle.UnpicklingError) else error
+        raise UserError(f"{path} cannot be read ({reason}). Delete it to train from the start.") from None
 
 
 def discard(root: Path, key: str) -> None:

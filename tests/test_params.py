@@ -160,8 +160,8 @@ def test_params_cannot_be_changed(tiny_params: str) -> None:
 
 
 TRICKY = [
-    "1e-3", "1E3", "1.e-3", "-0.0", "on", "off", "yes", "no", "y", "true", "True", "0o7", "07", "0x1F", "1_000", "~", "null",
-    "Null", ".inf", "1:30", "2020-01-01", "'1'", "+5", "0b11", "1e3.5", "12e03",
+    "1e-3", "1E3", "1.e-3", "-0.0", "on", "off", "yes", "no", "y", "true", "True", "0o7", "07", "0x1F", "1_000", "~",
+    "null", "Null", ".inf", "1:30", "2020-01-01", "'1'", "+5", "0b11", "1e3.5", "12e03",
 ]  # fmt: skip
 
 
