@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "hyojo"
 RUN_ID_TAG = "hyojo.run_id"
-# Has the UI open on training runs and not on its pages for language models.
-KIND_TAG = "mlflow.experimentKind"
 SQLITE = "sqlite:///"
 # Tables and columns of MLflow's database that hold absolute locations of artifacts.
 LOCATIONS = (
@@ -107,9 +105,7 @@ def connect() -> "MlflowClient":
         if experiment is None:
             # An absolute place, or runs that start in a temporary copy would keep their artifacts there.
             place = (root / "mlruns" / EXPERIMENT).as_uri() if uri.startswith(SQLITE) else None
-            client.create_experiment(
-                EXPERIMENT, artifact_location=place, tags={KIND_TAG: "custom_model_development"}
-            )
+            client.create_experiment(EXPERIMENT, artifact_location=place)
         elif experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
     if uri == f"{SQLITE}{root / 'mlflow.db'}" and moved_from(root):
