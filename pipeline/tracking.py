@@ -29,6 +29,8 @@ BUNDLE_TAG = "hyojo.bundle"
 REBUILT_TAG = "hyojo.rebuilt"
 # What a training started from, as far as it fits on a run.
 INPUTS = [Path("params.yaml"), Path("reports/audit.json")]
+# A server that is gone costs seconds a try.
+RETRY_INTERVAL_S = 60.0
 PATCH_LIMIT_BYTES = 1_000_000
 
 
@@ -59,6 +61,7 @@ class TrainingRun:
         self._monitor: Any = None
         self._client: MlflowClient | None = None
         self._id: str | None = None
+        self._tried_s = time.monotonic()
         self.run_id = run_id or ""
         attempt(self._open, "opening the run")
         if not self.run_id:
@@ -91,9 +94,12 @@ class TrainingRun:
 
     def log_history(self, history: list[dict[str, float]]) -> None:
         """Log the epochs that the run does not have yet; none is ever logged twice."""
+        if self._client is None and time.monotonic() - self._tried_s < RETRY_INTERVAL_S:
+            return
 
         def log() -> None:
             if self._client is None:  # the server may be back
+                self._tried_s = time.monotonic()
                 self._open()
             log_epochs(self._client, self._id, history)
 
@@ -120,13 +126,10 @@ class TrainingRun:
             return
         client, run_id = self._client, self._id
 
-        def end() -> None:
-            if directory is not None:
-                client.log_artifacts(run_id, str(directory), "train")
-            log_metrics(client, run_id, metrics or {})
-            client.set_terminated(run_id, status)
-
-        attempt(end, "ending the run")
+        if directory is not None:
+            attempt(lambda: client.log_artifacts(run_id, str(directory), "train"), "logging the weights")
+        attempt(lambda: log_metrics(client, run_id, metrics or {}), "logging final figures")
+        attempt(lambda: client.set_terminated(run_id, status), "ending the run")
 
 
 def create_run(

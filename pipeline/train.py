@@ -166,9 +166,18 @@ def build_trainer(
     net = model.initial_model(recipe, params)
     memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
     net = net.to(device, memory_format=memory_format)
-    optimizer = create_optimizer_v2(
-        net, opt=params.optimizer, lr=params.lr, weight_decay=params.weight_decay, momentum=params.momentum
-    )
+    try:
+        optimizer = create_optimizer_v2(
+            net,
+            opt=params.optimizer,
+            lr=params.lr,
+            weight_decay=params.weight_decay,
+            momentum=params.momentum,
+        )
+    except (TypeError, ValueError) as error:  # sgd is Nesterov's, for one, and wants a momentum
+        raise UserError(
+            f"train.optimizer: {params.optimizer} does not take these settings: {error}"
+        ) from None
     updates = engine.steps_per_epoch(len(prepared.split("train")), params.batch_size)
     mode = "min" if params.early_stopping.metric == "val/loss" else "max"
     return Trainer(

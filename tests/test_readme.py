@@ -1,4 +1,4 @@
-"""What README.md tells people to type and to look at exists. Run: pytest tests/test_readme.py"""
+"""What README.md tells people to type and to look at exists; run by ``pytest tests/test_readme.py``."""
 
 import re
 import shlex
