@@ -423,7 +423,7 @@ def test_a_stopped_command_leaves_nothing(home: Path, tmp_path: Path, sign: int)
     while not list(home.glob("data/.prepared*/pixels.npy")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(sign)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode != 0
     assert set(written(home)) == {"params.yaml"}
 
