@@ -538,7 +538,7 @@ def test_queue_of_experiments_on_a_store_that_does_not_exist(tmp_path: Path) -> 
     project.git("commit", "-qm", "Prepared")
     names = ("left", "right")
     for name, rate in zip(names, (0.1, 0.2), strict=True):
-        project.dvc("exp", "run", "--queue", "-n", name, "-S", f"train.lr={rate}", "evaluate")
+        project.dvc("exp", "run", "--queue", "-n", name, "-S", f"train.lr={rate}")
     assert not (project.root / "mlflow.db").exists()
     try:
         project.dvc("queue", "start", "-j", "2")
@@ -557,6 +557,7 @@ def test_queue_of_experiments_on_a_store_that_does_not_exist(tmp_path: Path) -> 
         project.dvc("exp", "apply", name)
         assert project.json("reports/metrics.json")["run_id"] == runs[name].info.run_id
         check_run(project, runs[name])
+        check_bundle(project, runs[name])
 
 
 @pytest.mark.slow
