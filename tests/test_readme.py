@@ -71,7 +71,7 @@ def test_named_paths_exist() -> None:
 def test_overrides_name_real_params() -> None:
     from pipeline.params import apply_overrides, parse_params
 
-    overrides = re.findall(r"-S (\S+=\S+)", README)
+    overrides = re.findall(r"-S ([\w.]+=[^\s`]+)", README)
     assert overrides
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     for override in overrides:
