@@ -1,7 +1,8 @@
 """Train and eval transforms: torchvision's v2 vocabulary, by name, from lists in ``params.yaml``.
 
 Every random draw is counter-based: what happens to sample ``i`` in epoch ``e`` under seed ``s`` depends on
-nothing else, neither on the batch size, nor on the order, nor on what ran before.
+nothing else, neither on the batch size, nor on the order, nor on what ran before. A list whose names all have a
+batched kernel runs on the whole batch, where the images are; any other runs sample by sample on the CPU.
 """
 
 import difflib
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from pipeline import kernels
+from pipeline.draws import Draws
 from pipeline.errors import UserError
 from pipeline.params import TransformSpec
 
@@ -92,23 +95,25 @@ def build(resolved: list[dict[str, dict[str, Any]]], where: str = "transforms") 
     Raises:
         UserError: Arguments that the transform does not take; the message shows its signature.
     """
-    modules = []
-    for position, spec in enumerate(resolved):
-        name, args = next(iter(spec.items()))
-        if name == "ToDtype":
-            modules.append(v2.ToDtype(torch.float32, scale=True))
-            continue
-        kind = getattr(v2, name)
-        try:
-            if "policy" in args:  # the one argument that torchvision wants as an enum of its own
-                args = args | {"policy": v2.AutoAugmentPolicy(args["policy"])}
-            modules.append(kind(**args))
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{where}.{position}: {name} does not take {args}: {error}. "
-                f"Its arguments: {inspect.signature(kind)}"
-            ) from None
+    modules = [
+        _module(*next(iter(spec.items())), f"{where}.{position}") for position, spec in enumerate(resolved)
+    ]
     return v2.Compose(modules) if len(modules) > 1 else modules[0]
+
+
+def _module(name: str, args: dict[str, Any], where: str) -> nn.Module:
+    """Build one of torchvision's transforms."""
+    if name == "ToDtype":
+        return v2.ToDtype(torch.float32, scale=True)
+    kind = getattr(v2, name)
+    try:
+        if "policy" in args:  # the one argument that torchvision wants as an enum of its own
+            args = args | {"policy": v2.AutoAugmentPolicy(args["policy"])}
+        return kind(**args)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: {name} does not take {args}: {error}. Its arguments: {inspect.signature(kind)}"
+        ) from None
 
 
 def output_shape(
@@ -145,6 +150,99 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     """Seed of one sample's draws: 63 bits of a hash of seed, epoch and sample."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+class Augmentation:
+    """A resolved list as applied to batches: every draw follows from seed, epoch and sample alone.
+
+    Attributes:
+        per_sample: Names in the list that have no batched kernel, with the argument that is the reason, if one
+            is. With any, the whole list runs sample by sample through torchvision; with none, on whole batches,
+            whatever their device, without waiting for it.
+        steps: The kernels of a list that runs on whole batches, where moves of pixels share a resampling.
+
+    Args:
+        resolved: From ``resolve``.
+        seed: The run's seed.
+        img_size: Side of a prepared image, px.
+        channels: Its channels.
+        where: The list's key, for messages.
+
+    Raises:
+        UserError: Arguments that a transform does not take, or a list that fails on such an image.
+    """
+
+    def __init__(
+        self,
+        resolved: list[dict[str, dict[str, Any]]],
+        seed: int,
+        img_size: int,
+        channels: int,
+        where: str = "train.transforms.train",
+    ) -> None:
+        self.seed, self.shape = seed, (img_size, img_size, channels)
+        self.per_sample: list[str] = []
+        self._transform = build(resolved, where)
+        output_shape(self._transform, img_size, channels, where)
+        found, streams, shape, unit = [], [], (channels, img_size, img_size), 1 / 255
+        for position, spec in enumerate(resolved):
+            name, args = next(iter(spec.items()))
+            try:
+                kernel = kernels.make(name, _module(name, args, f"{where}.{position}"), shape, unit)
+            except kernels.NoKernel as reason:
+                self.per_sample.append(f"{name} ({reason})" if str(reason) else name)
+            if self.per_sample:
+                continue
+            if name == "ToDtype":
+                unit = 1.0
+            found.append(kernel)
+            streams += [(position, draw) for draw in range(kernel.draws)]
+            drawn = kernel.draw(torch.zeros(kernel.draws, 1))
+            shape = tuple(kernel.apply(torch.zeros(1, *shape), drawn).shape[1:])
+        self.steps, self._uniforms = kernels.fuse(found), Draws(seed, streams)
+
+    def __call__(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        """Augment samples, each with draws of its own.
+
+        Args:
+            images: Their images, uint8 (B, H, W, C).
+            indices: Their numbers in the split, int64 (B,), on the device of ``images``.
+            epoch: Zero-based epoch.
+
+        Returns:
+            float32 (B, C', H', W'), contiguous, on the device of ``images``. The global random state is left as
+            it was.
+
+        Raises:
+            ValueError: Images of another shape or type than the list was made for.
+        """
+        if tuple(images.shape[1:]) != self.shape or images.dtype != torch.uint8:
+            raise ValueError(f"expected uint8 (B, *{self.shape}), got {images.dtype} {tuple(images.shape)}")
+        if self.per_sample:
+            return self._one_by_one(images, indices, epoch)
+        values = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        values = values.mul_(1 / 255)  # not a quotient: so torchvision converts
+        for step, params in zip(self.steps, self.draw(indices, epoch), strict=True):
+            values = step.apply(values, params)
+        return values.contiguous()
+
+    def draw(self, indices: Tensor, epoch: int) -> list[Any]:
+        """What each of ``steps`` does to some samples in an epoch; drawn as for a call."""
+        uniforms = self._uniforms(indices, epoch).split([step.draws for step in self.steps])
+        return [step.draw(own) for step, own in zip(self.steps, uniforms, strict=True)]
+
+    def _one_by_one(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        """Augment through torchvision, from a seed for each sample."""
+        state = torch.get_rng_state()
+        samples = []
+        try:
+            for image, index in zip(images.to("cpu", copy=True), indices.tolist(), strict=True):
+                # Not torch.manual_seed: that also records a stack trace for every device, at 20 times the cost.
+                torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
+                samples.append(self._transform(image.permute(2, 0, 1)))
+        finally:
+            torch.set_rng_state(state)
+        return torch.stack(samples).to(images.device)
 
 
 def augment_batch(

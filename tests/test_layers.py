@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = {path.stem for path in (ROOT / "pipeline").glob("*.py")} - {"__init__"}
 STAGES = ("prepare", "train", "evaluate", "export")
 TORCH = {"torch", "torchvision", "timm"}
+AUGMENTATION = dict.fromkeys(("draws", "geometry", "kernels", "moves"), "only training augments")
 # Imported by a stage, and yet not in its deps: an edit must not run the stage again.
 EXEMPT = {
     "prepare": {
@@ -37,6 +38,7 @@ EXEMPT = {
         "checkpoint": "only deletes what train no longer needs",
         "schedule": "only training steps a learning rate",
         "pretrained": "only training starts from pretrained weights",
+        **AUGMENTATION,
     },
     "export": {
         "errors": "texts of errors",
@@ -45,6 +47,7 @@ EXEMPT = {
         "store": "says where that mirror is",
         "interrupt": "how the stage is stopped",
         "pretrained": "only training starts from pretrained weights",
+        **AUGMENTATION,
     },
 }
 # An edit to one of these must run train again, but not from the start.
@@ -145,7 +148,9 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("card", set()), ("formats", set()), ("interrupt", set()), ("audit", set()),
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
         ("pretrained", {"errors"}), ("tracking", {"store"}), ("serving", {"images"}), ("schedule", {"params"}),
-        ("augment", {"errors", "params"}), ("archives", {"errors", "images"}),
+        ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),
+        ("kernels", {"draws", "geometry", "moves"}), ("augment", {"draws", "errors", "kernels", "params"}),
+        ("archives", {"errors", "images"}),
         ("sources", {"archives", "errors", "images"}), ("splits", {"audit", "errors"}),
         ("model", {"augment", "backbones", "errors", "params", "pretrained"}),
         ("engine", {"augment", "data", "errors", "metrics", "model", "schedule"}),
