@@ -8,14 +8,12 @@ import hashlib
 import json
 import os
 import pickle
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -108,8 +106,8 @@ def save(directory: Path, state: dict[str, Any]) -> None:
         ) from None
 
 
-def load(directory: Path, device: torch.device) -> dict[str, Any] | None:
-    """Read a job's checkpoint; None if there is none.
+def load(directory: Path) -> dict[str, Any] | None:
+    """Read a job's checkpoint, on to the CPU; None if there is none.
 
     Raises:
         UserError: The file is damaged; the message says how to start over.
@@ -120,7 +118,7 @@ def load(directory: Path, device: torch.device) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch answers what is no checkpoint with a page of advice on loading it unsafely.
         reason = "it is damaged" if isinstance(error, pickle.UnpicklingError) else error
@@ -130,26 +128,3 @@ def load(directory: Path, device: torch.device) -> dict[str, Any] | None:
 def discard(root: Path, key: str) -> None:
     """Delete a job's checkpoint."""
     shutil.rmtree(folder(root, key), ignore_errors=True)
-
-
-def rng_state() -> dict[str, Any]:
-    """State of every global random generator."""
-    name, keys, *rest = np.random.get_state()
-    version, internal, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, keys.tolist(), *rest],
-        "python": [version, list(internal), gauss],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what ``rng_state`` gave."""
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))

@@ -18,11 +18,16 @@ PREPARED = Path("data/prepared")
 
 @dataclass(frozen=True)
 class Split:
-    """One split: ``images`` uint8 (N, H, W, C), ``targets`` int64 (N,) and the N source ``files``."""
+    """One split: ``images`` uint8 (N, H, W, C), ``targets`` int64 (N,) and the N source ``files``.
+
+    Where the data has them, ``soft`` targets float32 (N, K), rows summing to 1, and ``weights`` float32 (N,).
+    """
 
     images: np.ndarray
     targets: np.ndarray
     files: list[str]
+    soft: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -1,25 +1,29 @@
 """The training engine: ``train_one_epoch`` and ``evaluate``.
 
-Every epoch's order of samples and every sample's augmentation follow from seed, epoch and sample alone, so an
-epoch can be entered at any step.
+Every epoch's order of samples, every sample's augmentation and every step's draws of dropout follow from seed,
+epoch, step and sample alone, so an epoch can be entered at any step.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from pipeline.augment import augment_batch, sample_seed
+from pipeline.augment import sample_seed
 from pipeline.data import Split
+from pipeline.distributed import Ranks
 from pipeline.errors import UserError
+from pipeline.loader import Batch, Loader
 from pipeline.metrics import classification_metrics
 from pipeline.model import Classifier
-from pipeline.schedule import LRSchedule
+from pipeline.trainer import Trainer
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BAR_INTERVAL_S = 0.5
@@ -33,7 +37,7 @@ class Interrupted(Exception):
 class Progress:
     """Where a run stands: ``step`` counts the updates done in ``epoch``, which began with the rate ``lr``.
 
-    The sums are over these updates.
+    The sums are over these updates, and over this rank's samples.
     """
 
     epoch: int = 0
@@ -45,62 +49,14 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-@dataclass
-class Trainer:
-    """What an update needs: net, loss, optimizer and what goes with them."""
-
-    model: nn.Module
-    criterion: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: LRSchedule
-    scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
-    transform: nn.Module
-    device: torch.device
-    amp: str
-    memory_format: torch.memory_format
-    grad_clip_norm: float | None
-    batch_size: int
-    seed: int
-    updates: int = 0  # done so far, over all epochs
-
-
-def resolve_device(name: str) -> torch.device:
-    """Turn ``train.device`` into a device; ``auto`` takes CUDA when there is one.
-
-    Raises:
-        UserError: No such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"train.device: {name!r} is not to be had here ({reason}); set auto or cpu") from None
-    return device
-
-
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Updates in an epoch: the last, smaller batch is dropped, unless it is the only one."""
-    return max(1, samples // batch_size)
-
-
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of samples in an epoch, int64 (N,); a function of its arguments."""
-    generator = torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
-    return torch.randperm(samples, generator=generator).numpy()
-
-
 def train_one_epoch(
-    trainer: Trainer, split: Split, progress: Progress, after_step: Callable[[], None], label: str = ""
+    trainer: Trainer, loader: Loader, progress: Progress, after_step: Callable[[], None], label: str = ""
 ) -> dict[str, float]:
     """Train from ``progress.step`` to the end of ``progress.epoch``.
 
     Args:
         trainer: Net and optimizer; updated in place.
-        split: Training images and targets.
+        loader: Training images and targets.
         progress: Updated in place after every step.
         after_step: Called after every step; it may raise ``Interrupted``.
         label: What stands before the progress bar.
@@ -111,55 +67,81 @@ def train_one_epoch(
     Raises:
         UserError: The loss is no longer finite.
     """
-    trainer.model.train()
-    order = epoch_order(len(split), trainer.seed, progress.epoch)
-    steps = steps_per_epoch(len(split), trainer.batch_size)
-    trainer.updates = progress.epoch * steps + progress.step
-    targets_all = torch.from_numpy(split.targets)
+    ranks, epoch = trainer.ranks, progress.epoch
+    trainer.train_mode()
+    trainer.updates = epoch * loader.steps + progress.step
     start, first, shown = time.monotonic(), progress.samples, 0.0
     bar = tqdm(
-        total=steps * trainer.batch_size, initial=progress.samples, desc=label, unit="img", leave=False
-    )
+        total=loader.steps * min(loader.batch_size, len(loader.split)), initial=progress.samples * ranks.world,
+        desc=label, unit="img", leave=False, disable=None if ranks.main else True,
+    )  # fmt: skip
     with bar:
-        for step in range(progress.step, steps):
-            # Sorted, so that reading the memory map is sequential; the order inside a batch does not matter.
-            indices = np.sort(order[step * trainer.batch_size : (step + 1) * trainer.batch_size])
-            images = augment_batch(split.images, indices, trainer.transform, trainer.seed, progress.epoch)
-            images = images.to(trainer.device, memory_format=trainer.memory_format, non_blocking=True)
-            targets = targets_all[indices].to(trainer.device, non_blocking=True)
-            loss, logits = _update(trainer, images, targets)
-            progress.step = step + 1
-            progress.samples += len(indices)
+        positions = ranks.positions(loader.batch_size)
+        for batch in loader.batches(epoch, progress.step, positions):
+            loss_sum, correct = _update(trainer, batch, epoch, progress.step)
+            progress.step += 1
+            progress.samples += len(batch.targets)
             # Sums stay on the device: reading one would wait for it.
-            progress.loss_sum = progress.loss_sum + loss.detach().double() * len(indices)
-            progress.correct = progress.correct + (logits.argmax(1) == targets).sum()
+            progress.loss_sum = progress.loss_sum + loss_sum
+            progress.correct = progress.correct + correct
             trainer.schedule.step_update(trainer.updates)
-            bar.update(len(indices))
-            if time.monotonic() - shown > BAR_INTERVAL_S:
+            bar.update(len(batch.targets) * ranks.world)
+            if not bar.disable and time.monotonic() - shown > BAR_INTERVAL_S:
                 shown = time.monotonic()
-                rate = (progress.samples - first) / (shown - start)
+                rate = (progress.samples - first) * ranks.world / (shown - start)
                 bar.set_postfix_str(
                     f"loss {float(progress.loss_sum) / progress.samples:.3f}, "
                     f"accuracy {int(progress.correct) / progress.samples:.3f}, {rate:.0f} img/s",
                     refresh=False,
                 )
             after_step()
-    loss, accuracy = float(progress.loss_sum) / progress.samples, int(progress.correct) / progress.samples
+    samples = float(ranks.total(progress.samples))
+    loss = float(ranks.total(progress.loss_sum)) / samples
+    accuracy = float(ranks.total(progress.correct)) / samples
     if not np.isfinite(loss):
         raise UserError(
-            f"the training loss is {loss} in epoch {progress.epoch}: lower train.lr, set train.grad_clip_norm "
+            f"the training loss is {loss} in epoch {progress.epoch + 1}: lower train.lr, set train.grad_clip_norm "
             "(1.0, say) or train.amp to bf16 or none"
         )
     return {"loss": loss, "accuracy": accuracy}
 
 
-def _update(trainer: Trainer, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimizer step on a batch (B, C, H, W); returns loss () and logits (B, K)."""
+def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    """Augmented images (B, C, H, W) of a batch and what they are to be told as: int64 (B,) or float (B, K)."""
+    images = trainer.augmentation(batch.images, batch.numbers, epoch)
+    size = trainer.size_in(epoch)
+    if size is not None and size != images.shape[-1]:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    targets = batch.targets if batch.soft is None else batch.soft
+    if trainer.mixer.active(epoch):
+        if batch.soft is None:
+            targets = F.one_hot(targets, trainer.mixer.num_classes).float()
+        images, targets = trainer.mixer(images, targets, epoch, step)
+    return images.to(memory_format=trainer.memory_format), targets
+
+
+def _update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns the sum of the losses () and the number of right answers (), on the device."""
+    images, targets = _prepare(trainer, batch, epoch, step)
+    _seed_draws(sample_seed(trainer.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, trainer.device)
     dtype = AMP_DTYPES.get(trainer.amp)
-    with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
-        logits = trainer.model(images)
-        loss = trainer.criterion(logits.float(), targets)
-    trainer.scaler.scale(loss).backward()
+    net = trainer.wrapped or trainer.model
+    size = len(images) // trainer.accumulate if len(images) % trainer.accumulate == 0 else len(images)
+    starts = range(0, len(images), size)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=trainer.device)
+    correct = torch.zeros((), dtype=torch.int64, device=trainer.device)
+    for begin in starts:
+        part = slice(begin, begin + size)
+        # Ranks exchange gradients once an update, not once a part.
+        waits = isinstance(net, DistributedDataParallel) and begin != starts[-1]
+        with net.no_sync() if waits else nullcontext():
+            with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
+                logits = net(images[part])
+            weights = None if batch.weights is None else batch.weights[part]
+            loss = trainer.criterion(logits.float(), targets[part], weights)
+            trainer.scaler.scale(loss / len(starts)).backward()
+        loss_sum += loss.detach() * size
+        correct += (logits.detach().argmax(1) == batch.targets[part]).sum()
     if trainer.grad_clip_norm is not None:
         trainer.scaler.unscale_(trainer.optimizer)
         nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.grad_clip_norm)
@@ -169,7 +151,15 @@ def _update(trainer: Trainer, images: Tensor, targets: Tensor) -> tuple[Tensor, 
     trainer.updates += 1
     if trainer.ema is not None:
         trainer.ema.update(trainer.model, step=trainer.updates)
-    return loss, logits
+    return loss_sum, correct
+
+
+def _seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what dropout and stochastic depth draw from."""
+    # Not torch.manual_seed: that also records a stack trace for every device, at 20 times the cost.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 @torch.inference_mode()
@@ -205,13 +195,21 @@ def predict(
 
 
 def evaluate(
-    classifier: Classifier, split: Split, batch_size: int, device: torch.device, progress: str | None = None
-) -> dict[str, float]:
-    """Score a split: ``loss`` (mean NLL), ``accuracy`` and ``macro_f1``."""
-    probs = predict(classifier.eval(), split.images, batch_size, device, progress)
+    classifier: Classifier, split: Split, batch_size: int, device: torch.device, progress: str | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Score a split, every sample of it once, whatever the number of ranks.
+
+    Returns:
+        ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``.
+    """
+    ranks = ranks or Ranks()
+    images = split.images[ranks.rank :: ranks.world]
+    probs = predict(classifier.eval(), images, batch_size, device, progress if ranks.main else None)
+    probs = ranks.gather(probs, len(split))
     if not np.isfinite(probs).all():
         raise UserError(
             "the net's val probabilities are not finite: lower train.lr or set train.grad_clip_norm"
         )
     scores = classification_metrics(split.targets, probs)
-    return {"loss": scores["nll"], "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}
+    return {"loss": scores.pop("nll"), **scores}

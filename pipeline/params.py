@@ -64,10 +64,35 @@ class Schedule(Section):
     decay_rate: Annotated[float, Field(gt=0, lt=1)]
 
 
+class Stretch(Section):
+    """From ``epoch`` (1 is the first) on, images are trained on at ``size`` px; null: the net's input size."""
+
+    epoch: Count
+    size: Annotated[int, Field(ge=8, le=1024)] | None
+
+
+class Mixing(Section):
+    """timm's mixup and cutmix: alphas of the beta distributions (0: none), and how often which."""
+
+    mixup_alpha: NonNegative
+    cutmix_alpha: NonNegative
+    prob: Annotated[float, Field(ge=0, le=1)]
+    switch_prob: Annotated[float, Field(ge=0, le=1)]
+    off_epoch: Count | None
+
+
+class Imbalance(Section):
+    """What is done about rare classes; ``beta`` and ``tau`` serve the methods that have them."""
+
+    method: Literal["none", "weights", "sampling", "logits"]
+    beta: Fraction
+    tau: NonNegative
+
+
 class EarlyStopping(Section):
     """The val metric that picks the best weights, and after how many epochs without a better one to stop."""
 
-    metric: Literal["val/accuracy", "val/macro_f1", "val/loss"]
+    metric: Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
     patience: Count | None
 
 
@@ -81,21 +106,31 @@ class TrainParams(Section):
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     input_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)]
     transforms: Transforms
+    progressive: list[Stretch]
+    mixing: Mixing
     batch_size: Count
+    accumulate: Count
     epochs: Count
     optimizer: str
     lr: Positive
     momentum: Fraction
     weight_decay: NonNegative
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    freeze: list[str]
     schedule: Schedule
     label_smoothing: Fraction
+    imbalance: Imbalance
     ema_decay: Fraction
     grad_clip_norm: Positive | None
     amp: Literal["none", "bf16", "fp16"]
     channels_last: bool
+    compile: bool
     early_stopping: EarlyStopping
     seed: int
+    deterministic: bool
     device: str
+    devices: Count
+    sync_bn: bool
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "TrainParams":
@@ -109,6 +144,22 @@ class TrainParams(Section):
             raise ValueError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be less than epochs ({self.epochs})"
             )
+        if self.batch_size % (2 * self.devices if self.devices > 1 else 1):
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of twice devices ({self.devices})"
+            )
+        if self.batch_size // self.devices % self.accumulate:
+            raise ValueError(
+                f"a device's share of batch_size ({self.batch_size // self.devices}) must be a multiple of accumulate "
+                f"({self.accumulate})"
+            )
+        if (self.mixing.mixup_alpha or self.mixing.cutmix_alpha) and self.batch_size % 2:
+            raise ValueError(
+                f"mixing pairs the samples of a batch: batch_size ({self.batch_size}) must be even"
+            )
+        starts = [stretch.epoch for stretch in self.progressive]
+        if starts != sorted(set(starts)) or (starts and starts[0] != 1):
+            raise ValueError("progressive must begin with epoch 1, and its epochs must rise")
         if self.schedule.name == "onecycle" and self.schedule.warmup_epochs == 0:
             raise ValueError(
                 "schedule onecycle rises during schedule.warmup_epochs, which must be more than 0"

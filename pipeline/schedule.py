@@ -77,7 +77,7 @@ class LRSchedule:
         else:
             self.scheduler = OneCycleLR(
                 optimizer,
-                max_lr=lr,
+                max_lr=[lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups],
                 total_steps=max(2, self.total_updates),
                 pct_start=_rising_part(warmup_updates, max(2, self.total_updates)),
                 div_factor=1 / WARMUP_START,
@@ -105,7 +105,8 @@ class LRSchedule:
         if self.updates <= self.warmup_updates:
             part = self.updates / self.warmup_updates if self.warmup_updates else 1.0
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * (WARMUP_START + (1 - WARMUP_START) * part)
+                scale = group.get("lr_scale", 1.0)  # layer-wise decay
+                group["lr"] = self.lr * scale * (WARMUP_START + (1 - WARMUP_START) * part)
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint; plain numbers only."""

@@ -6,13 +6,14 @@ from its checkpoint and ends with the very same weights, on the same MLflow run.
 """
 
 import copy
-import difflib
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,26 @@ from typing import Any
 import pandas as pd
 import timm
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.utils import ModelEmaV3
-from torch import nn
 
-from pipeline import augment, checkpoint, engine, formats, model, plots
+from pipeline import checkpoint, distributed, engine, formats, model, plots
 from pipeline.data import Prepared, load_prepared
-from pipeline.engine import Interrupted, Progress, Trainer
+from pipeline.distributed import Ranks
+from pipeline.engine import Interrupted, Progress
 from pipeline.errors import UserError, stage_main
 from pipeline.interrupt import StopRequest, die_with_parent, stop_requests
+from pipeline.loader import Loader
 from pipeline.params import Params, TrainParams, flatten, load_params
-from pipeline.schedule import LRSchedule
 from pipeline.store import project_root
 from pipeline.tracking import ATTEMPT_TAG, TrainingRun
+from pipeline.trainer import (
+    Trainer,
+    augmentation_notes,
+    build_trainer,
+    check_batches,
+    resolve_device,
+    set_determinism,
+    wrap,
+)  # fmt: skip
 
 OUT = Path("models/train")
 # What stands in a job's hash: an edit to one of these trains anew.
@@ -40,15 +48,20 @@ RESULT_MODULES = (
     "augment",
     "backbones",
     "data",
+    "distributed",
     "engine",
+    "loader",
+    "losses",
     "metrics",
     "model",
+    "optim",
     "pretrained",
     "schedule",
     "train",
+    "trainer",
 )
 # Not part of a result, so not of a job's hash either.
-RUNTIME_PARAMS = {"device"}
+RUNTIME_PARAMS = {"device", "devices"}
 CHECKPOINT_INTERVAL_S = 30.0
 
 
@@ -83,58 +96,95 @@ def train(params: Params, stop: StopRequest) -> None:
     Raises:
         UserError: Whatever the user can mend; before the first epoch, but for a loss that diverges and a full disk.
     """
+    ranks = Ranks()
     prepared = load_prepared()
-    device = engine.resolve_device(params.train.device)
-    torch.manual_seed(params.train.seed)
+    device = resolve_device(params.train.device, ranks.local)
     recipe, notes = model.plan(params.train, prepared.class_names, prepared.img_size, prepared.channels)
-    for note in notes:
-        print(note, flush=True)
-    root, key = project_root(), job_key(params, prepared)
-    directory = checkpoint.folder(root, key)
-    with checkpoint.locked(directory, lambda: bool(stop)) as held:
+    check_batches(params.train, prepared, ranks)
+    distributed.launch(params.train.devices, device)
+    set_determinism(params.train.deterministic, device)
+    trainer = build_trainer(params.train, prepared, recipe, device, ranks)
+    if ranks.main:
+        for note in [*notes, *augmentation_notes(trainer.augmentation)]:
+            print(note, flush=True)
+    ranks.join(device)
+    try:
+        _train_together(params, prepared, recipe, trainer, stop)
+    finally:
+        ranks.leave()
+
+
+def _train_together(
+    params: Params, prepared: Prepared, recipe: model.Recipe, trainer: Trainer, stop: StopRequest
+) -> None:
+    """The part of ``train`` in which the ranks know each other: the main one keeps checkpoint, run and outs."""
+    ranks, key = trainer.ranks, job_key(params, prepared)
+    directory = checkpoint.folder(project_root(), key)
+
+    def give_up() -> bool:
+        ranks.share("wait")
+        return bool(stop)
+
+    with checkpoint.locked(directory, give_up) if ranks.main else nullcontext(True) as held:
+        while ranks.share("go" if held else "stop") == "wait":
+            pass
         if not held:
             sys.exit(128 + stop.signal)
-        state = checkpoint.load(directory, device)
         session = Session()
-        trainer = build_trainer(params.train, prepared, recipe, device)
+        state = ranks.share(checkpoint.load(directory) if ranks.main else None)
         if state is not None:
             restore(state, trainer, session)
-            print(f"Going on from the checkpoint at epoch {session.progress.epoch + 1}.", flush=True)
-        if session.formats is None:
-            session.formats = check_formats(params, trainer, recipe, prepared)
-        if not session.run_id:
-            # Saved before the run is made: a crash between the two leaves a run that the next start can tell.
-            session.attempt = session.attempt or uuid.uuid4().hex
-            checkpoint.save(directory, snapshot(trainer, session))
-        run = TrainingRun(
-            flatten(params.prepare, "prepare") | flatten(params.train, "train"),
-            {"hyojo.data_digest": prepared.digest, "hyojo.job": key, ATTEMPT_TAG: session.attempt},
-            session.run_id,
-        )
-        session.run_id = run.run_id
+            if ranks.main:
+                print(f"Going on from the checkpoint at epoch {session.progress.epoch + 1}.", flush=True)
+        run = open_run(params, prepared, recipe, trainer, session, directory, key) if ranks.main else None
         try:
-            if not session.finished:
-                # The run id must survive a crash in the first seconds, or the next start would open a second run.
-                checkpoint.save(directory, snapshot(trainer, session))
-                run.start_monitor()
+            if not ranks.share(session.finished):
                 fit(params.train, prepared, recipe, trainer, session, run, directory, stop)
+            if run:
                 session.finished = True
                 checkpoint.save(directory, snapshot(trainer, session))
-            digest = write_outs(params, prepared, recipe, trainer, session, key)
+                digest = write_outs(params, prepared, recipe, trainer, session, key)
         except Interrupted:
-            run.finish("KILLED")
-            print("Stopped; the next `dvc repro` goes on from here.", file=sys.stderr)
-            sys.exit(128 + stop.signal)
+            if run:
+                run.finish("KILLED")
+                print("Stopped; the next `dvc repro` goes on from here.", file=sys.stderr)
+            sys.exit(128 + (stop.signal or signal.SIGTERM))
         except BaseException:
-            run.finish("FAILED")
+            if run:
+                run.finish("FAILED")
             raise
+    if run:
         run.tag("hyojo.weights_sha256", digest)
         run.log_history(session.progress.history)
         run.finish("FINISHED", OUT, {"train/time_s": session.train_s, "train/best_epoch": session.best_epoch})
-    epoch = session.best_epoch
-    print(
-        f"Best {params.train.early_stopping.metric}: {session.best_value:.4f} in epoch {epoch}. Weights {digest[:12]}."
+        print(
+            f"Best {params.train.early_stopping.metric}: {session.best_value:.4f} in epoch {session.best_epoch}. "
+            f"Weights {digest[:12]}."
+        )
+
+
+def open_run(
+    params: Params, prepared: Prepared, recipe: model.Recipe, trainer: Trainer, session: Session,
+    directory: Path, key: str,
+) -> TrainingRun:  # fmt: skip
+    """Open this job's MLflow run, new or from its checkpoint, so that a crash at any moment leaves one run."""
+    if session.formats is None:
+        session.formats = check_formats(params, trainer, recipe, prepared)
+    if not session.run_id:
+        # Saved before the run is made: a crash between the two leaves a run that the next start can tell.
+        session.attempt = session.attempt or uuid.uuid4().hex
+        checkpoint.save(directory, snapshot(trainer, session))
+    run = TrainingRun(
+        flatten(params.prepare, "prepare") | flatten(params.train, "train"),
+        {"hyojo.data_digest": prepared.digest, "hyojo.job": key, ATTEMPT_TAG: session.attempt},
+        session.run_id,
     )
+    session.run_id = run.run_id
+    if not session.finished:
+        # The run id must survive a crash in the first seconds, or the next start would open a second run.
+        checkpoint.save(directory, snapshot(trainer, session))
+        run.start_monitor()
+    return run
 
 
 def job_key(params: Params, prepared: Prepared) -> str:
@@ -147,54 +197,6 @@ def job_key(params: Params, prepared: Prepared) -> str:
         "timm": timm.__version__,
     }
     return checkpoint.job_key(parts, [Path(__file__).with_name(f"{name}.py") for name in RESULT_MODULES])
-
-
-def build_trainer(
-    params: TrainParams, prepared: Prepared, recipe: model.Recipe, device: torch.device
-) -> Trainer:
-    """Net, loss, optimizer, schedule and the rest, as params say.
-
-    Raises:
-        UserError: An unknown optimizer (with the nearest name), or weights that cannot be had.
-    """
-    known = list_optimizers()
-    if params.optimizer not in known:
-        near = difflib.get_close_matches(params.optimizer, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"timm has {', '.join(known)}"
-        raise UserError(f"train.optimizer: timm has no optimizer {params.optimizer!r}; {hint}")
-    torch.manual_seed(params.seed)
-    net = model.initial_model(recipe, params)
-    memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
-    net = net.to(device, memory_format=memory_format)
-    try:
-        optimizer = create_optimizer_v2(
-            net,
-            opt=params.optimizer,
-            lr=params.lr,
-            weight_decay=params.weight_decay,
-            momentum=params.momentum,
-        )
-    except (TypeError, ValueError) as error:  # sgd is Nesterov's, for one, and wants a momentum
-        raise UserError(
-            f"train.optimizer: {params.optimizer} does not take these settings: {error}"
-        ) from None
-    updates = engine.steps_per_epoch(len(prepared.split("train")), params.batch_size)
-    mode = "min" if params.early_stopping.metric == "val/loss" else "max"
-    return Trainer(
-        model=net,
-        criterion=nn.CrossEntropyLoss(label_smoothing=params.label_smoothing),
-        optimizer=optimizer,
-        schedule=LRSchedule(optimizer, params.schedule, params.lr, params.epochs, updates, mode),
-        scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
-        ema=ModelEmaV3(net, decay=params.ema_decay, use_warmup=True) if params.ema_decay else None,
-        transform=augment.build(recipe.preprocessing["train"], "train.transforms.train"),
-        device=device,
-        amp=params.amp,
-        memory_format=memory_format,
-        grad_clip_norm=params.grad_clip_norm,
-        batch_size=params.batch_size,
-        seed=params.seed,
-    )
 
 
 def check_formats(
@@ -217,39 +219,48 @@ def check_formats(
 
 def fit(
     params: TrainParams, prepared: Prepared, recipe: model.Recipe, trainer: Trainer, session: Session,
-    run: TrainingRun, directory: Path, stop: StopRequest,
+    run: TrainingRun | None, directory: Path, stop: StopRequest,
 ) -> None:  # fmt: skip
-    """Train the epochs that are left, keeping the best weights in ``session``."""
-    train_split, val_split = prepared.split("train"), prepared.split("val")
-    progress = session.progress
+    """Train the epochs that are left, keeping the best weights in ``session``; only the main rank has a ``run``."""
+    balanced = params.imbalance.method == "sampling"
+    loader = Loader(prepared.split("train"), params.batch_size, params.seed, trainer.device, balanced)
+    val_split, ranks, progress = prepared.split("val"), trainer.ranks, session.progress
     metric, patience = params.early_stopping.metric, params.early_stopping.patience
     sign = -1 if metric == "val/loss" else 1
+    wrap(trainer, params)
     clock = saved = time.monotonic()
 
     def keep() -> None:
         nonlocal clock, saved
         session.train_s += time.monotonic() - clock
-        checkpoint.save(directory, snapshot(trainer, session))
+        state = snapshot(trainer, session)
+        if run:
+            checkpoint.save(directory, state)
         clock = saved = time.monotonic()
 
     def after_step() -> None:
-        if stop or time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
+        due = ranks.main and time.monotonic() - saved > CHECKPOINT_INTERVAL_S
+        stopped, due = ranks.any(bool(stop), due)
+        if stopped or due:
             keep()
-        if stop:
+        if stopped:
             raise Interrupted
 
     while progress.epoch < params.epochs:
         if patience is not None and progress.epoch - session.best_epoch >= patience:
-            print(f"No better {metric} for {patience} epochs: stopping early.", flush=True)
+            if run:
+                print(f"No better {metric} for {patience} epochs: stopping early.", flush=True)
             break
         started = time.monotonic()
         label = f"epoch {progress.epoch + 1}/{params.epochs}"
         if progress.step == 0:
-            progress.lr = trainer.optimizer.param_groups[0]["lr"]
-        trained = engine.train_one_epoch(trainer, train_split, progress, after_step, label)
+            progress.lr = max(group["lr"] for group in trainer.optimizer.param_groups)
+        trained = engine.train_one_epoch(trainer, loader, progress, after_step, label)
         candidate = trainer.ema.module if trainer.ema else trainer.model
         classifier = model.Classifier(candidate, recipe).to(trainer.device)
-        scores = engine.evaluate(classifier, val_split, params.batch_size, trainer.device, f"{label} val")
+        scores = engine.evaluate(
+            classifier, val_split, params.batch_size, trainer.device, f"{label} val", ranks
+        )
         row = {"epoch": progress.epoch + 1, "lr": progress.lr}
         row |= {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in scores.items()}
         progress.history.append(row)
@@ -260,31 +271,38 @@ def fit(
         trainer.schedule.step_epoch(row[metric])
         progress.epoch, progress.step, progress.samples = progress.epoch + 1, 0, 0
         progress.loss_sum, progress.correct = 0.0, 0
-        print(
-            f"{label}  train loss {trained['loss']:.4f} accuracy {trained['accuracy']:.4f}  "
-            f"val loss {scores['loss']:.4f} accuracy {scores['accuracy']:.4f} macro-F1 {scores['macro_f1']:.4f}  "
-            f"{time.monotonic() - started:.0f} s{'  best' if better else ''}",
-            flush=True,
-        )
+        if run:
+            print(
+                f"{label}  train loss {trained['loss']:.4f} accuracy {trained['accuracy']:.4f}  "
+                f"val loss {scores['loss']:.4f} accuracy {scores['accuracy']:.4f} macro-F1 {scores['macro_f1']:.4f}  "
+                f"{time.monotonic() - started:.0f} s{'  best' if better else ''}",
+                flush=True,
+            )
         keep()
-        run.log_history(progress.history)
-        if stop:
+        if run:
+            run.log_history(progress.history)
+        if ranks.any(bool(stop))[0]:
             raise Interrupted
 
 
 def snapshot(trainer: Trainer, session: Session) -> dict[str, Any]:
-    """All that a run needs to go on as if nothing had happened; tensors and plain values."""
-    progress = session.progress
+    """All that a run needs to go on as if nothing had happened; tensors and plain values.
+
+    Draws follow from the position in the run, so there is no generator's state to keep. With several ranks this
+    sums what each of them counted, so all of them call it.
+    """
+    ranks, progress = trainer.ranks, vars(session.progress)
+    counted = {name: ranks.total(progress[name]) for name in ("loss_sum", "correct")}
+    counted["samples"] = int(ranks.total(progress["samples"]))
     return {
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "schedule": trainer.schedule.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "ema": trainer.ema.module.state_dict() if trainer.ema else None,
-        "rng": checkpoint.rng_state(),
         "session": {
             **{name: value for name, value in vars(session).items() if name != "progress"},
-            "progress": vars(progress),
+            "progress": progress | counted,
         },
     }
 
@@ -297,10 +315,11 @@ def restore(state: dict[str, Any], trainer: Trainer, session: Session) -> None:
     trainer.scaler.load_state_dict(state["scaler"])
     if trainer.ema:
         trainer.ema.module.load_state_dict(state["ema"])
-    checkpoint.set_rng_state(state["rng"])
     values = dict(state["session"])
     session.progress = Progress(**values.pop("progress"))
     vars(session).update(values)
+    if not trainer.ranks.main:  # the main rank counts on from the sums
+        session.progress.samples, session.progress.loss_sum, session.progress.correct = 0, 0.0, 0
 
 
 def write_outs(

@@ -44,12 +44,22 @@ train:
       - RandomCrop: {size: 16, padding: 2}
       - RandomHorizontalFlip
     eval: []
-  batch_size: 16
+  progressive: []           # [{epoch: 1, size: 32}, {epoch: 8, size: null}]: smaller images in the first epochs
+  mixing:                   # timm's mixup and cutmix
+    mixup_alpha: 0.0        # 0: none
+    cutmix_alpha: 0.0
+    prob: 1.0               # part of the batches that is mixed
+    switch_prob: 0.5        # part of these that takes cutmix where both are on
+    off_epoch: null         # from this epoch on, no mixing
+  batch_size: 16           # samples of an update, over all devices
+  accumulate: 1             # parts in which a device computes its share of them, to save memory
   epochs: 3
   optimizer: sgd
   lr: 0.4
   momentum: 0.9
   weight_decay: 0.0005
+  layer_decay: 1.0          # each earlier layer learns at this part of the next one's rate
+  freeze: []                # modules that stay as they are, such as [stem, stages.0]
   schedule:
     name: onecycle
     warmup_epochs: 1
@@ -57,15 +67,23 @@ train:
     decay_epochs: 2
     decay_rate: 0.5
   label_smoothing: 0.1
+  imbalance:
+    method: none            # none, weights (by effective number), sampling (balanced) or logits (adjusted)
+    beta: 0.999             # weights: 0 is none, towards 1 is the inverse of the counts
+    tau: 1.0                # logits: how much of the log prior
   ema_decay: 0.9
   grad_clip_norm: 5.0
   amp: none
   channels_last: true
+  compile: false            # torch.compile: slow to start, faster after; needs a C++ compiler on the CPU
   early_stopping:
     metric: val/accuracy
     patience: null
   seed: 0
+  deterministic: false      # CUDA computes alike every time, more slowly; the CPU always does
   device: cpu
+  devices: 1                # that many processes train together, each on a device of its own
+  sync_bn: false            # several CUDA devices: batch norm sees all of them
 
 evaluate:
   batch_size: 7
