@@ -1,4 +1,4 @@
-"""The command line: ``hyojo use | predict | register | promote | rollback | serve | ui | sync``.
+"""The command line: ``hyojo use | probe | lr-range | predict | register | promote | rollback | serve | ui | sync``.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
@@ -32,6 +32,28 @@ def build_parser() -> argparse.ArgumentParser:
     use.add_argument("recipe", help="a complete params file, such as recipes/fer2013.yaml")
     use.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=10")
     use.set_defaults(command=_use)
+
+    probe = commands.add_parser(
+        "probe",
+        help="find the fastest dtype, layout and batch size here, and write them to params.yaml",
+        description="Times updates of params.yaml's training on the prepared data under each dtype and memory layout, "
+        "then under other batch sizes, and writes the fastest into params.yaml.",
+    )
+    probe.add_argument("--seconds", type=float, default=8.0, help="time to measure for (%(default)s)")
+    probe.add_argument("--keep-batch-size", action="store_true", help="choose dtype and layout alone")
+    probe.add_argument("--dry-run", action="store_true", help="only print; leave params.yaml as it is")
+    probe.set_defaults(command=_probe)
+
+    lr_range = commands.add_parser(
+        "lr-range",
+        help="raise the learning rate update by update and plot the loss",
+        description="A learning-rate range test of params.yaml's training on the prepared data.",
+    )
+    lr_range.add_argument("--from", dest="lowest", type=float, default=1e-5, help="first rate (%(default)s)")
+    lr_range.add_argument("--to", dest="highest", type=float, default=3.0, help="last rate (%(default)s)")
+    lr_range.add_argument("--updates", type=int, default=100, help="updates between them (%(default)s)")
+    lr_range.add_argument("--plot", default="reports/lr_range.png", help="picture to write (%(default)s)")
+    lr_range.set_defaults(command=_lr_range)
 
     predict = commands.add_parser("predict", help="classify pictures")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of pictures")
@@ -73,14 +95,63 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _use(arguments: argparse.Namespace) -> None:
-    from pipeline.params import PARAMS_FILE, apply_overrides, parse_params, read_text
+    from pipeline.params import PARAMS_FILE, apply_overrides, parse_params, read_text, write_params
 
     text = apply_overrides(read_text(arguments.recipe), arguments.overrides)
     parse_params(text, arguments.recipe)
-    temporary = Path(f"{PARAMS_FILE}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, PARAMS_FILE)
+    write_params(text)
     print(f"Wrote {PARAMS_FILE} from {arguments.recipe}. `dvc repro` runs it.")
+
+
+def _probe(arguments: argparse.Namespace) -> None:
+    from pipeline import probe
+    from pipeline.params import PARAMS_FILE, apply_overrides, parse_params, read_text, write_params
+
+    text = read_text(PARAMS_FILE)
+    params = parse_params(text).train
+    chosen, measured = probe.fastest_settings(params, arguments.seconds)
+    current = {name: getattr(params, name) for name in chosen}
+    print(f"{params.backbone}, img/s: median (quartiles, updates)")
+    print(f"  {'amp':5} {'channels_last':14} {'batch_size':>10}")
+    for found in measured:
+        marks = " <- fastest" * (found.settings == chosen) + " <- params.yaml" * (found.settings == current)
+        speed = f"{found.rate:8.0f} ({found.low:.0f} to {found.high:.0f}, {found.updates})"
+        print(
+            f"  {found.settings['amp']:5} {str(found.settings['channels_last']).lower():14} "
+            f"{found.settings['batch_size']:10} {found.failure or speed}{marks}"
+        )
+    if arguments.keep_batch_size:
+        chosen["batch_size"] = params.batch_size
+    changes = [f"train.{name}={str(value).lower()}" for name, value in chosen.items() if value != current[name]]
+    if not changes:
+        print(f"{PARAMS_FILE} has the fastest settings already.")
+    elif arguments.dry_run:
+        print(f"Faster: {', '.join(changes)}; {PARAMS_FILE} is left as it is.")
+    else:
+        changed = apply_overrides(text, changes)
+        parse_params(changed)
+        write_params(changed)
+        print(f"Wrote {', '.join(changes)} to {PARAMS_FILE}.")
+    if chosen["batch_size"] != params.batch_size:
+        print(f"train.lr ({params.lr:g}) was chosen for batches of {params.batch_size}; `hyojo lr-range` looks anew.")
+
+
+def _lr_range(arguments: argparse.Namespace) -> None:
+    from pipeline import plots, probe
+    from pipeline.params import load_params
+
+    if not 0 < arguments.lowest < arguments.highest or arguments.updates < 10:
+        raise UserError("lr-range wants 0 < --from < --to and at least 10 --updates")
+    params = load_params().train
+    curve = probe.lr_range(params, arguments.lowest, arguments.highest, arguments.updates)
+    suggestion = probe.suggested_lr(curve)
+    path = Path(arguments.plot)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(plots.lr_range(curve, suggestion), path)
+    print(
+        f"{len(curve)} updates from {curve['lr'].iloc[0]:.2g} to {curve['lr'].iloc[-1]:.2g}; the loss falls most steeply "
+        f"at {suggestion:.2g} (train.lr is {params.lr:g}). Curve: {path}"
+    )
 
 
 def _predict(arguments: argparse.Namespace) -> int:

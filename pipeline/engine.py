@@ -78,13 +78,13 @@ def train_one_epoch(
     with bar:
         positions = ranks.positions(loader.batch_size)
         for batch in loader.batches(epoch, progress.step, positions):
-            loss_sum, correct = _update(trainer, batch, epoch, progress.step)
+            loss_sum, correct = update(trainer, batch, epoch, progress.step)
             progress.step += 1
             progress.samples += len(batch.targets)
             # Sums stay on the device: reading one would wait for it.
             progress.loss_sum = progress.loss_sum + loss_sum
             progress.correct = progress.correct + correct
-            trainer.schedule.step_update(trainer.updates)
+            trainer.schedule.stepupdate(trainer.updates)
             bar.update(len(batch.targets) * ranks.world)
             if not bar.disable and time.monotonic() - shown > BAR_INTERVAL_S:
                 shown = time.monotonic()
@@ -120,7 +120,7 @@ def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Ten
     return images.to(memory_format=trainer.memory_format), targets
 
 
-def _update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns the sum of the losses () and the number of right answers (), on the device."""
     images, targets = _prepare(trainer, batch, epoch, step)
     _seed_draws(sample_seed(trainer.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, trainer.device)

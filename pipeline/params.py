@@ -7,6 +7,7 @@ Every key is required and no other key is accepted: a recipe is complete, and a 
 import difflib
 import io
 import json
+import os
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -264,6 +265,13 @@ def apply_overrides(text: str, overrides: list[str]) -> str:
     out = io.StringIO()
     yaml.dump(document, out)
     return out.getvalue()
+
+
+def write_params(text: str, path: Path | str = PARAMS_FILE) -> None:
+    """Write a parameter file at one stroke."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def flatten(section: Section, prefix: str) -> dict[str, str]:

@@ -100,6 +100,25 @@ def save(figure: Figure, path: Path | str) -> None:
 
 
 @_styled
+def lr_range(curve: pd.DataFrame, suggestion: float) -> Figure:
+    """Draw a learning-rate range test.
+
+    Args:
+        curve: Columns ``lr``, ``loss`` and ``smoothed``.
+        suggestion: The rate to mark.
+    """
+    figure = _figure(7, 4)
+    axes = figure.add_subplot()
+    axes.plot(curve["lr"], curve["loss"], color=GREY, alpha=0.4, linewidth=1, label="loss of each update")
+    axes.plot(curve["lr"], curve["smoothed"], color=BLUE, label="smoothed")
+    axes.axvline(suggestion, color=VERMILLION, linestyle="--", label=f"steepest: {suggestion:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, nats", title="Learning-rate range test")
+    axes.grid(axis="y")
+    axes.legend()
+    return figure
+
+
+@_styled
 def training_curves(history: pd.DataFrame, best_epoch: int | None) -> Figure:
     """Draw loss and accuracy of train and val over the epochs.
 
