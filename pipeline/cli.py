@@ -122,7 +122,9 @@ def _probe(arguments: argparse.Namespace) -> None:
         )
     if arguments.keep_batch_size:
         chosen["batch_size"] = params.batch_size
-    changes = [f"train.{name}={str(value).lower()}" for name, value in chosen.items() if value != current[name]]
+    changes = [
+        f"train.{name}={str(value).lower()}" for name, value in chosen.items() if value != current[name]
+    ]
     if not changes:
         print(f"{PARAMS_FILE} has the fastest settings already.")
     elif arguments.dry_run:
@@ -133,7 +135,9 @@ def _probe(arguments: argparse.Namespace) -> None:
         write_params(changed)
         print(f"Wrote {', '.join(changes)} to {PARAMS_FILE}.")
     if chosen["batch_size"] != params.batch_size:
-        print(f"train.lr ({params.lr:g}) was chosen for batches of {params.batch_size}; `hyojo lr-range` looks anew.")
+        print(
+            f"train.lr ({params.lr:g}) was chosen for batches of {params.batch_size}; `hyojo lr-range` looks anew."
+        )
 
 
 def _lr_range(arguments: argparse.Namespace) -> None:
@@ -149,8 +153,8 @@ def _lr_range(arguments: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.save(plots.lr_range(curve, suggestion), path)
     print(
-        f"{len(curve)} updates from {curve['lr'].iloc[0]:.2g} to {curve['lr'].iloc[-1]:.2g}; the loss falls most steeply "
-        f"at {suggestion:.2g} (train.lr is {params.lr:g}). Curve: {path}"
+        f"{len(curve)} updates from {curve['lr'].iloc[0]:.2g} to {curve['lr'].iloc[-1]:.2g}; the loss falls most "
+        f"steeply at {suggestion:.2g} (train.lr is {params.lr:g}). Curve: {path}"
     )
 
 

@@ -84,7 +84,7 @@ def train_one_epoch(
             # Sums stay on the device: reading one would wait for it.
             progress.loss_sum = progress.loss_sum + loss_sum
             progress.correct = progress.correct + correct
-            trainer.schedule.stepupdate(trainer.updates)
+            trainer.schedule.step_update(trainer.updates)
             bar.update(len(batch.targets) * ranks.world)
             if not bar.disable and time.monotonic() - shown > BAR_INTERVAL_S:
                 shown = time.monotonic()

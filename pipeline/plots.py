@@ -107,12 +107,14 @@ def lr_range(curve: pd.DataFrame, suggestion: float) -> Figure:
         curve: Columns ``lr``, ``loss`` and ``smoothed``.
         suggestion: The rate to mark.
     """
-    figure = _figure(7, 4)
+    figure = _new_figure(7, 4)
     axes = figure.add_subplot()
     axes.plot(curve["lr"], curve["loss"], color=GREY, alpha=0.4, linewidth=1, label="loss of each update")
     axes.plot(curve["lr"], curve["smoothed"], color=BLUE, label="smoothed")
     axes.axvline(suggestion, color=VERMILLION, linestyle="--", label=f"steepest: {suggestion:.2g}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, nats", title="Learning-rate range test")
+    axes.set(
+        xscale="log", xlabel="learning rate", ylabel="training loss, nats", title="Learning-rate range test"
+    )
     axes.grid(axis="y")
     axes.legend()
     return figure
