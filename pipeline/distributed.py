@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import UserError
 
@@ -79,6 +79,12 @@ class Ranks:
         summed = torch.as_tensor(value, dtype=torch.float64).cpu()
         dist.all_reduce(summed)
         return summed
+
+    def align(self, module: nn.Module) -> None:
+        """Give all ranks the main one's buffers: each keeps batch statistics of its own share."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
 
     def gather(self, rows: np.ndarray, count: int) -> np.ndarray:
         """Put together what the ranks computed of ``count`` rows, each for its ``rank::world``."""

@@ -7,7 +7,7 @@ epoch, step and sample alone, so an epoch can be entered at any step.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,15 @@ class Progress:
     correct: int | Tensor = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def summed(self, ranks: Ranks) -> "Progress":
+        """The same with the sums over all ranks, each of which must call this."""
+        return replace(
+            self,
+            samples=int(ranks.total(self.samples)),
+            loss_sum=ranks.total(self.loss_sum),
+            correct=ranks.total(self.correct),
+        )
+
 
 def train_one_epoch(
     trainer: Trainer, loader: Loader, progress: Progress, after_step: Callable[[], None], label: str = ""
@@ -71,8 +80,9 @@ def train_one_epoch(
     trainer.train_mode()
     trainer.updates = epoch * loader.steps + progress.step
     start, first, shown = time.monotonic(), progress.samples, 0.0
+    batch_size = min(loader.batch_size, len(loader.split))
     bar = tqdm(
-        total=loader.steps * min(loader.batch_size, len(loader.split)), initial=progress.samples * ranks.world,
+        total=loader.steps * batch_size, initial=progress.step * batch_size,
         desc=label, unit="img", leave=False, disable=None if ranks.main else True,
     )  # fmt: skip
     with bar:
@@ -95,9 +105,8 @@ def train_one_epoch(
                     refresh=False,
                 )
             after_step()
-    samples = float(ranks.total(progress.samples))
-    loss = float(ranks.total(progress.loss_sum)) / samples
-    accuracy = float(ranks.total(progress.correct)) / samples
+    whole = progress.summed(ranks)
+    loss, accuracy = float(whole.loss_sum) / whole.samples, float(whole.correct) / whole.samples
     if not np.isfinite(loss):
         raise UserError(
             f"the training loss is {loss} in epoch {progress.epoch + 1}: lower train.lr, set train.grad_clip_norm "

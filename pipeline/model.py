@@ -270,7 +270,7 @@ def _first_that_fits(
                 except Exception as error:  # timm's nets refuse sizes with errors of every kind
                     failure = f"{type(error).__name__}: {error}"
                     continue
-                failure = _run_failure(model, size, model_args["in_chans"])
+                failure = run_failure(model, size, model_args["in_chans"])
                 if not failure:
                     return size, args, model
     finally:
@@ -281,7 +281,7 @@ def _first_that_fits(
     )
 
 
-def _run_failure(model: nn.Module, size: int, in_chans: int) -> str:
+def run_failure(model: nn.Module, size: int, in_chans: int) -> str:
     """Why a net cannot run on images of a size, in train and in eval mode; empty if it can."""
     images = torch.zeros(2, in_chans, size, size)
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -301,7 +301,7 @@ def _run_failure(model: nn.Module, size: int, in_chans: int) -> str:
 
 
 def _runs(model: nn.Module, size: int, in_chans: int) -> bool:
-    return not _run_failure(model, size, in_chans)
+    return not run_failure(model, size, in_chans)
 
 
 def _check_deterministic(transform: nn.Module, img_size: int, channels: int) -> None:

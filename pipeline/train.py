@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,15 @@ RESULT_MODULES = (
     "backbones",
     "data",
     "distributed",
+    "draws",
     "engine",
+    "geometry",
+    "kernels",
     "loader",
     "losses",
     "metrics",
     "model",
+    "moves",
     "optim",
     "pretrained",
     "schedule",
@@ -101,6 +105,8 @@ def train(params: Params, stop: StopRequest) -> None:
     device = resolve_device(params.train.device, ranks.local)
     recipe, notes = model.plan(params.train, prepared.class_names, prepared.img_size, prepared.channels)
     check_batches(params.train, prepared, ranks)
+    if stop:  # torchrun would not hear of it
+        sys.exit(128 + stop.signal)
     distributed.launch(params.train.devices, device)
     set_determinism(params.train.deterministic, device)
     trainer = build_trainer(params.train, prepared, recipe, device, ranks)
@@ -233,9 +239,9 @@ def fit(
     def keep() -> None:
         nonlocal clock, saved
         session.train_s += time.monotonic() - clock
-        state = snapshot(trainer, session)
+        summed = replace(session, progress=progress.summed(ranks))
         if run:
-            checkpoint.save(directory, state)
+            checkpoint.save(directory, snapshot(trainer, summed))
         clock = saved = time.monotonic()
 
     def after_step() -> None:
@@ -257,6 +263,7 @@ def fit(
             progress.lr = max(group["lr"] for group in trainer.optimizer.param_groups)
         trained = engine.train_one_epoch(trainer, loader, progress, after_step, label)
         candidate = trainer.ema.module if trainer.ema else trainer.model
+        ranks.align(candidate)
         classifier = model.Classifier(candidate, recipe).to(trainer.device)
         scores = engine.evaluate(
             classifier, val_split, params.batch_size, trainer.device, f"{label} val", ranks
@@ -288,22 +295,15 @@ def fit(
 def snapshot(trainer: Trainer, session: Session) -> dict[str, Any]:
     """All that a run needs to go on as if nothing had happened; tensors and plain values.
 
-    Draws follow from the position in the run, so there is no generator's state to keep. With several ranks this
-    sums what each of them counted, so all of them call it.
+    Draws follow from the position in the run, so there is no generator's state to keep.
     """
-    ranks, progress = trainer.ranks, vars(session.progress)
-    counted = {name: ranks.total(progress[name]) for name in ("loss_sum", "correct")}
-    counted["samples"] = int(ranks.total(progress["samples"]))
     return {
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "schedule": trainer.schedule.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "ema": trainer.ema.module.state_dict() if trainer.ema else None,
-        "session": {
-            **{name: value for name, value in vars(session).items() if name != "progress"},
-            "progress": progress | counted,
-        },
+        "session": {**vars(session), "progress": vars(session.progress)},
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -81,10 +82,18 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 def check_batches(params: TrainParams, prepared: Prepared, ranks: Ranks) -> None:
     """Refuse batches that cannot be shared out or mixed."""
-    samples = len(prepared.split("train"))
+    world, samples = max(params.devices, ranks.world), len(prepared.split("train"))
+    # More ranks than train.devices says, where torchrun was started by hand: params could not check that.
+    if world > 1 and (params.batch_size % (2 * world) or params.batch_size // world % params.accumulate):
+        raise UserError(
+            f"train.batch_size: {params.batch_size} must be a multiple of twice the {world} ranks, and a rank's share "
+            f"of it a multiple of train.accumulate ({params.accumulate})"
+        )
+    if world > len(prepared.split("val")):
+        raise UserError(f"train.devices: {world} ranks are more than the val samples")
     if samples >= params.batch_size:
         return
-    if max(params.devices, ranks.world) > 1:
+    if world > 1:
         raise UserError(f"train.batch_size: {params.batch_size} is more than the {samples} training samples")
     if samples % 2 and (params.mixing.mixup_alpha or params.mixing.cutmix_alpha):
         raise UserError(
@@ -108,6 +117,14 @@ def augmentation_notes(augmentation: Augmentation) -> list[str]:
     return [f"train.transforms.train runs image by image through torchvision: no batched kernel for {names}"]
 
 
+def check_sizes(net: nn.Module, progressive: list[Stretch], in_chans: int) -> None:
+    """Refuse sizes that the net does not take before the epoch that would bring them."""
+    for place, stretch in enumerate(progressive):
+        reason = stretch.size and model.run_failure(net, stretch.size, in_chans)
+        if reason:
+            raise UserError(f"train.progressive.{place}: the net does not take {stretch.size} px ({reason})")
+
+
 def build_trainer(
     params: TrainParams, prepared: Prepared, recipe: model.Recipe, device: torch.device,
     ranks: Ranks | None = None,
@@ -115,11 +132,13 @@ def build_trainer(
     """Net, loss, optimizer, schedule and the rest, as params say.
 
     Raises:
-        UserError: An unknown optimizer (with the nearest name), or weights that cannot be had.
+        UserError: An unknown optimizer (with the nearest name), weights that cannot be had, or sizes of images that
+            the net does not take.
     """
     optim.check_optimizer(params.optimizer)
     torch.manual_seed(params.seed)
     net = model.initial_model(recipe, params)
+    check_sizes(net, params.progressive, recipe.preprocessing["in_chans"])
     frozen = optim.freeze_parts(net, params.freeze)
     memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
     net = net.to(device, memory_format=memory_format)
@@ -160,10 +179,12 @@ def build_trainer(
 
 def wrap(trainer: Trainer, params: TrainParams) -> None:
     """Compile the net and have it exchange gradients, as params say; its state_dict keeps its names."""
+    if params.sync_bn and trainer.ranks.world > 1 and trainer.device.type == "cuda":
+        trainer.model = convert_sync_batchnorm(
+            trainer.model
+        )  # timm's: torch's would lose its fused activations
     if params.compile:
         trainer.model.compile(dynamic=False)
     if trainer.ranks.world > 1:
-        if params.sync_bn and trainer.device.type == "cuda":
-            trainer.model = nn.SyncBatchNorm.convert_sync_batchnorm(trainer.model)
         device_ids = [trainer.device.index] if trainer.device.type == "cuda" else None
         trainer.wrapped = DistributedDataParallel(trainer.model, device_ids=device_ids)

@@ -14,6 +14,7 @@ MODULES = {path.stem for path in (ROOT / "pipeline").glob("*.py")} - {"__init__"
 STAGES = ("prepare", "train", "evaluate", "export")
 TORCH = {"torch", "torchvision", "timm"}
 AUGMENTATION = dict.fromkeys(("draws", "geometry", "kernels", "moves"), "only training augments")
+UPDATES = dict.fromkeys(("loader", "losses", "optim", "schedule", "trainer"), "only training does updates")
 # Imported by a stage, and yet not in its deps: an edit must not run the stage again.
 EXEMPT = {
     "prepare": {
@@ -36,9 +37,10 @@ EXEMPT = {
         "store": "says where that mirror is",
         "interrupt": "how the stage is stopped",
         "checkpoint": "only deletes what train no longer needs",
-        "schedule": "only training steps a learning rate",
         "pretrained": "only training starts from pretrained weights",
+        "distributed": "one process evaluates",
         **AUGMENTATION,
+        **UPDATES,
     },
     "export": {
         "errors": "texts of errors",
@@ -137,7 +139,7 @@ def test_only_sync_imports_a_stage(module: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
-    above = {*STAGES, "cli", "sync", "registry", "predict"} - {stage}
+    above = {*STAGES, "cli", "sync", "registry", "predict", "probe"} - {stage}
     assert not reached(stage) & above
 
 
@@ -153,7 +155,15 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("archives", {"errors", "images"}),
         ("sources", {"archives", "errors", "images"}), ("splits", {"audit", "errors"}),
         ("model", {"augment", "backbones", "errors", "params", "pretrained"}),
-        ("engine", {"augment", "data", "errors", "metrics", "model", "schedule"}),
+        ("distributed", {"errors"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
+        ("optim", {"errors", "params"}),
+        (
+            "trainer",
+            {
+                "augment", "data", "distributed", "errors", "loader", "losses", "model", "optim", "params", "schedule",
+            },
+        ),
+        ("engine", {"augment", "data", "distributed", "errors", "loader", "metrics", "model", "trainer"}),
     ],
 )  # fmt: skip
 def test_what_lies_below_imports_no_more_than_this(module: str, allowed: set[str]) -> None:
