@@ -79,6 +79,10 @@ class FaceResNet(nn.Module):
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """What timm takes for layers, from the input up."""
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Faces (B, C, H, W) to the last feature map (B, F, H', W')."""
         return self.stages(self.stem(x))

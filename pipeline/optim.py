@@ -41,7 +41,7 @@ def freeze_parts(net: nn.Module, names: list[str]) -> list[nn.Module]:
             hint = (
                 f"did you mean {', '.join(near)}?"
                 if near
-                else f"it has {', '.join(n for n in modules if '.' not in n)}"
+                else f"it has {', '.join(n for n in modules if n and '.' not in n)}"
             )
             raise UserError(f"train.freeze: the net has no module {name!r}; {hint}")
     if names:

@@ -1,13 +1,11 @@
-"""Checkpoints: written whole or not at all, one trainer a job, and nothing of the random state lost."""
+"""Checkpoints: written whole or not at all, and one trainer a job."""
 
-import random
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -15,7 +13,6 @@ from filelock import FileLock
 from pipeline import checkpoint
 from pipeline.errors import UserError
 
-CPU = torch.device("cpu")
 STATE = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3)},
     "step": 7,
@@ -31,9 +28,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path, directory: Path) -> None:
-    assert checkpoint.load(directory, CPU) is None
+    assert checkpoint.load(directory) is None
     checkpoint.save(directory, STATE)
-    found = checkpoint.load(directory, CPU)
+    found = checkpoint.load(directory)
     assert torch.equal(found["model"].pop("weight"), STATE["model"]["weight"])
     assert found == {**STATE, "model": {}}
     assert [path.name for path in directory.iterdir()] == ["state.pt"]
@@ -55,7 +52,7 @@ def test_a_write_that_fails_leaves_the_old_state(
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(UserError, match="last good checkpoint"):
         checkpoint.save(directory, {"step": 2})
-    assert checkpoint.load(directory, CPU) == {"step": 1}
+    assert checkpoint.load(directory) == {"step": 1}
     assert [path.name for path in directory.iterdir()] == ["state.pt"]
 
 
@@ -75,7 +72,7 @@ checkpoint.save(Path({str(directory)!r}), {{"step": 2}})
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == -9
     assert len(list(directory.iterdir())) == 2
-    assert checkpoint.load(directory, CPU) == {"step": 1}
+    assert checkpoint.load(directory) == {"step": 1}
     assert [path.name for path in directory.iterdir()] == ["state.pt"]
 
 
@@ -85,7 +82,7 @@ def test_a_damaged_file_is_named_with_the_remedy(directory: Path, damage: bytes 
     path = directory / "state.pt"
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
     with pytest.raises(UserError, match=r"state\.pt cannot be read \(.*\)\. Delete it") as caught:
-        checkpoint.load(directory, CPU)
+        checkpoint.load(directory)
     assert "weights_only" not in str(caught.value)  # no advice to load it unsafely
 
 
@@ -100,7 +97,7 @@ def test_a_file_never_runs_code(directory: Path, capsys: pytest.CaptureFixture[s
     directory.mkdir(parents=True)
     torch.save({"x": Harmful()}, directory / "state.pt")
     with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(directory, CPU)
+        checkpoint.load(directory)
     assert "code ran" not in capsys.readouterr().out
 
 
@@ -153,29 +150,6 @@ def test_an_error_inside_frees_the_lock(directory: Path) -> None:
         raise ZeroDivisionError
     with FileLock(f"{directory}.lock", timeout=0):
         pass
-
-
-def draws() -> list[float]:
-    """The next numbers of every generator; an odd count of normals, so that a half-used pair matters."""
-    return [
-        *torch.rand(3).tolist(), *np.random.rand(3), *np.random.randn(3), random.random(), random.gauss(0, 1),
-        torch.randn(1).item(),
-    ]  # fmt: skip
-
-
-def test_every_generator_goes_on_where_it_was(directory: Path) -> None:
-    torch.manual_seed(1)
-    np.random.seed(2)
-    random.seed(3)
-    draws()
-    checkpoint.save(directory, {"rng": checkpoint.rng_state()})
-    wanted = [draws(), draws()]
-    torch.manual_seed(9)
-    np.random.seed(9)
-    random.seed(9)
-    assert draws() != wanted[0]
-    checkpoint.set_rng_state(checkpoint.load(directory, CPU)["rng"])
-    assert [draws(), draws()] == wanted
 
 
 @pytest.fixture
