@@ -7,9 +7,11 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from pipeline import engine, formats, plots, store, tracking
+from pipeline import engine, formats, plots, store, sync, tracking
 from pipeline import train as stage
 from pipeline.data import load_prepared
 from pipeline.errors import UserError
@@ -32,6 +34,16 @@ from tests.conftest import TINY_PARAMS, forget_store, make_project
 ROOT = Path(__file__).parents[1]
 OUT = Path("models/train")
 UPDATES = 3 * (72 // 16)  # epochs x whole batches
+
+
+# All that draws or keeps a state, at once.
+EVERYTHING = (
+    "train.backbone_args.drop_path_rate=0.2", "train.mixing.mixup_alpha=0.4", "train.mixing.cutmix_alpha=1.0",
+    "train.mixing.prob=0.8", "train.mixing.off_epoch=3", "train.imbalance.method=sampling", "train.accumulate=2",
+    "train.progressive=[{epoch: 1, size: 12}, {epoch: 2, size: null}]", "train.layer_decay=0.8",
+    "train.freeze=[stem]", "train.optimizer=adamw", "train.lr=0.01",
+    "train.transforms.train=[{RandomAffine: {degrees: 10, scale: [0.9, 1.1]}}, RandomErasing]",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -87,13 +99,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -
 
 def before_update(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
     """Have ``action`` called before every optimizer update, with how many were begun before in this process."""
-    update, count = engine._update, iter(range(10**6))
+    update, count = engine.update, iter(range(10**6))
 
     def wrapped(*args: Any) -> Any:
         action(next(count))
         return update(*args)
 
-    monkeypatch.setattr(engine, "_update", wrapped)
+    monkeypatch.setattr(engine, "update", wrapped)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> StopRequest:
@@ -116,7 +128,8 @@ def test_it_writes_weights_history_and_the_run(project: Path) -> None:
 
     history = pd.read_csv(OUT / "history.csv")
     assert list(history.columns) == [
-        "epoch", "lr", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1",
+        "epoch", "lr", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/balanced_accuracy",
+        "val/macro_f1",
     ]  # fmt: skip
     assert list(history["epoch"]) == [1, 2, 3]
 
@@ -223,8 +236,14 @@ def test_stopped_again_and_again_it_still_ends_alike(
             "train.amp=bf16",
         ),
         ("train.schedule.name=step", "train.optimizer=rmsprop", "train.lr=0.001", "train.amp=fp16"),
+        EVERYTHING,
+        (
+            *EVERYTHING,
+            "train.imbalance.method=weights",
+            "train.transforms.train=[RandomEqualize, RandomErasing]",
+        ),
     ],
-    ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16"],
+    ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16", "everything", "one by one"],
 )
 def test_other_optimizers_and_schedules_go_on_alike_too(
     tmp_path: Path,
@@ -233,12 +252,15 @@ def test_other_optimizers_and_schedules_go_on_alike_too(
     overrides: tuple[str, ...],
 ) -> None:
     found = []
-    for name, update in (("whole", None), ("stopped", 6)):
+    # The first stop is in epoch 1, the second in the middle of epoch 2, the third at its end.
+    for name, updates in (("whole", ()), ("stopped", (1, 3, 1))):
         monkeypatch.chdir(make_project(tmp_path / name, empty_store))
         forget_store()
-        if update is not None:
+        for update in updates:
             with monkeypatch.context() as patch, pytest.raises(SystemExit):
                 train(*overrides, stop=stop_at(patch, update))
+            torch.manual_seed(update)  # what happens between must not matter
+            np.random.seed(update)
         train(*overrides)
         found.append(results())
     assert found[0] == found[1]
@@ -318,7 +340,7 @@ def test_early_stopping_keeps_the_best_weights(project: Path, monkeypatch: pytes
 
     def evaluate(classifier: Any, *_: object) -> dict[str, float]:
         seen.append({name: value.clone() for name, value in classifier.model.state_dict().items()})
-        return {"loss": 1.0, "accuracy": next(values), "macro_f1": 0.5}
+        return {"loss": 1.0, "accuracy": next(values), "balanced_accuracy": 0.5, "macro_f1": 0.5}
 
     monkeypatch.setattr(engine, "evaluate", evaluate)
     train("train.epochs=6", "train.early_stopping.patience=2")
@@ -329,13 +351,28 @@ def test_early_stopping_keeps_the_best_weights(project: Path, monkeypatch: pytes
     assert not all(torch.equal(saved[name], value) for name, value in seen[2].items())
 
 
-def test_a_loss_picks_the_lowest(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = iter([0.5, 0.4, 0.6])
-    monkeypatch.setattr(
-        engine, "evaluate", lambda *_: {"loss": next(values), "accuracy": 0.5, "macro_f1": 0.5}
-    )
-    train("train.early_stopping.metric=val/loss")
-    assert json.loads((OUT / "weights.json").read_text())["best_epoch"] == 2
+@pytest.mark.parametrize(
+    "metric, values, best, length",
+    [
+        ("loss", [0.5, 0.4, 0.6, 0.4, 0.1], 2, 4),
+        ("accuracy", [0.5, 0.6, 0.4, 0.6, 0.9], 2, 4),
+        ("balanced_accuracy", [0.5, 0.4, 0.6, 0.7, 0.1], 4, 5),
+        ("macro_f1", [0.5, 0.4, 0.3, 0.6, 0.7], 1, 3),
+        ("loss", [0.5, 0.6, 0.4, 0.3, 0.2], 5, 5),
+    ],
+)
+def test_every_metric_stops_and_picks_in_its_direction(
+    project: Path, monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float], best: int, length: int
+) -> None:
+    each = iter(values)
+    # The other metrics say the contrary.
+    others = dict.fromkeys(("loss", "accuracy", "balanced_accuracy", "macro_f1"), 0.5)
+    monkeypatch.setattr(engine, "evaluate", lambda *_: others | {metric: next(each)})
+    train(
+        "train.epochs=5", "train.early_stopping.patience=2", f"train.early_stopping.metric=val/{metric}",
+    )  # fmt: skip
+    assert json.loads((OUT / "weights.json").read_text())["best_epoch"] == best
+    assert len(pd.read_csv(OUT / "history.csv")) == length
 
 
 def test_a_full_disk_costs_no_progress(
@@ -400,6 +437,7 @@ def test_weights_of_another_digest_stop_it_before_anything_is_written(project: P
         (["train.transforms.train=[RandomHorizontalFlop]"], "RandomHorizontalFlip"),
         (["train.device=cuda:99"], "train.device"),
         (["train.device=gpu"], "train.device"),
+        (["train.freeze=[stems]"], r"train\.freeze.*did you mean stem"),
     ],
 )
 def test_names_that_do_not_exist_stop_it_before_anything_is_written(
@@ -454,13 +492,13 @@ from pipeline import engine, formats, train
 from pipeline.errors import stage_main
 formats.probe = lambda *_: {"pt2": None}
 moment, number = sys.argv[1], int(sys.argv[2])
-update, count = engine._update, iter(range(10**6))
+update, count = engine.update, iter(range(10**6))
 def wrapped(*args):
     if next(count) == int(moment):
         os.kill(os.getpid(), number)
     return update(*args)
 if moment.isdigit():
-    engine._update = wrapped
+    engine.update = wrapped
 elif moment == "saving":
     import torch
     save, saves = torch.save, iter(range(100))
@@ -526,30 +564,148 @@ def test_a_second_trainer_of_the_same_job_waits_and_takes_its_result(
     assert steps(run.info.run_id) == [1, 2, 3]
 
 
+LONG = ("train.epochs=40", *EVERYTHING)
+KILLS = 24
+# A training that takes seconds and not an instant, with a checkpoint after every third update, and every fourth
+# kill in the middle of writing one.
+SLOW_DRIVER = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from pipeline import engine, formats, plots, train
+from pipeline.errors import stage_main
+formats.probe = lambda *_: {"pt2": None}
+plots.save = lambda _figure, path: path.write_bytes(b"png")
+plots.training_curves = lambda *_: None
+train.CHECKPOINT_INTERVAL_S = 0.1
+update, save, saves, victim = engine.update, torch.save, iter(range(10**6)), int(sys.argv[1])
+def slow(*args):
+    time.sleep(0.04)
+    return update(*args)
+def half(state, file, *args):
+    if next(saves) == victim:
+        save(state, file, *args)
+        file.truncate(file.tell() // 2)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, file, *args)
+engine.update, torch.save = slow, half
+print("ready", flush=True)
+stage_main(train.main)
+"""
+
+
 @pytest.mark.slow
-def test_twenty_kills_at_moments_of_chance_change_nothing(
-    project: Path, uninterrupted: dict[str, str]
+def test_kills_at_moments_of_chance_change_nothing(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = time.monotonic()
-    process = spawn("none", "0")
-    process.communicate()
-    whole_s = time.monotonic() - start
-    for path in (OUT, Path(".hyojo/checkpoints"), Path("mlruns")):
-        shutil.rmtree(path)
-    client = store.connect()
-    for run in runs():
-        client.delete_run(run.info.run_id)
-    rng = random.Random(0)
-    for _ in range(20):
-        process = spawn("none", "0")
-        time.sleep(rng.uniform(0.3, 1.0) * whole_s)
-        process.kill()
-        process.communicate()
-        shutil.rmtree(OUT, ignore_errors=True)  # as DVC does
-    process = spawn("none", "0")
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert results() == uninterrupted
-    (run,) = runs()
-    assert run.info.status == "FINISHED"
-    assert steps(run.info.run_id) == [1, 2, 3]
+    found, rng = [], random.Random(0)
+    for name in ("whole", "killed"):
+        root = make_project(tmp_path / name, empty_store)
+        monkeypatch.chdir(root)
+        forget_store()
+        Path("params.yaml").write_text(apply_overrides(TINY_PARAMS, list(LONG)))
+        for kill in range(KILLS if name == "killed" else 0):
+            writing = kill % 4 == 3
+            victim = rng.randrange(3, 9) if writing else -1
+            process = subprocess.Popen(
+                [sys.executable, "-c", SLOW_DRIVER, str(victim)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            assert process.stdout.readline() == "ready\n"
+            ready = time.monotonic()
+            if not writing:
+                if kill % 4:  # any moment of training; else any moment from the start on
+                    while (line := process.stdout.readline()) and not line.startswith("Going on"):
+                        pass
+                time.sleep(rng.uniform(0, 2))
+                process.kill()
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+            assert not OUT.exists()
+            log_kill(kill, time.monotonic() - ready, writing, capsys)
+        train()
+        found.append(results())
+        (run,) = runs()
+        assert run.info.status == "FINISHED"
+        assert steps(run.info.run_id) == steps(run.info.run_id, "val/macro_f1") == list(range(1, 41))
+    assert found[0] == found[1]
+
+
+def log_kill(kill: int, after_s: float, writing: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Print when a kill came, and how far the training had got by its last good checkpoint."""
+    states = list(Path(".hyojo/checkpoints").glob("*/state.pt"))
+    progress = (
+        torch.load(states[0], weights_only=True)["session"]["progress"] if states else {"epoch": 0, "step": 0}
+    )
+    moment = "while it wrote a checkpoint" if writing else "at a moment of chance"
+    left = len(list(Path(".hyojo/checkpoints").glob("*/*.tmp")))
+    with capsys.disabled():
+        print(
+            f"\nkill {kill + 1:2} after {after_s:5.2f} s, {moment}: epoch {progress['epoch'] + 1}, step "
+            f"{progress['step']}, {left} half-written",
+            end="",
+        )
+    assert left == 1 or not writing
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_costs_no_epoch_and_gets_the_history_later(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    database = tmp_path / "server.db"
+    shutil.copy2(project / "mlflow.db", database)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+
+    def serve() -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}",
+            "--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
+            "--workers", "1",
+        ]  # fmt: skip
+        server = subprocess.Popen(
+            command,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+        )
+        end = time.monotonic() + 300
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+                return server
+            assert server.poll() is None
+            time.sleep(0.2)
+        raise AssertionError("the server does not answer")
+
+    def end(server: subprocess.Popen[bytes]) -> None:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    forgotten = {"MLFLOW_TRACKING_URI": address}
+    server = serve()
+    try:
+        with monkeypatch.context() as patch:
+            before_update(patch, lambda count: end(server) if count == 6 else None)
+            train()
+        assert results() == uninterrupted
+        server = serve()
+        forget_store()
+        os.environ.update(forgotten)
+        (run,) = runs()
+        assert run.info.run_id == json.loads((OUT / "run.json").read_text())["run_id"]
+        assert steps(run.info.run_id) == [1]
+        sync.sync()
+        (run,) = runs()
+        assert run.info.status == "FINISHED"
+        for metric in ("train/loss", "val/accuracy", "lr"):
+            assert steps(run.info.run_id, metric) == [1, 2, 3]
+    finally:
+        end(server)
