@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from conftest import FOREIGN, TINY_PARAMS, forget_store
@@ -573,3 +574,47 @@ def test_moved_project_goes_on(project: Project, tmp_path: Path) -> None:
     check_run(target, child)
     assert child.data.tags["mlflow.parentRunId"] == first.info.run_id
     assert not project.root.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's end"
+)
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_dvc_that_is_killed_leaves_no_trainer(project: Project, shell: str, devices: int) -> None:
+    path = shutil.which(shell)
+    if path is None:
+        pytest.skip(f"no {shell} here")
+    project.edit(f"epochs: {EPOCHS}\n", "epochs: 5000\n")
+    project.edit("devices: 1 ", f"devices: {devices} ")
+    log = project.root / "log"
+    with log.open("w") as file:
+        dvc = subprocess.Popen(
+            ["dvc", "repro", "train"], cwd=project.root, env=environment() | {"SHELL": path}, stdout=file,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    below: list[psutil.Process] = []
+    try:
+        end = time.monotonic() + QUEUE_LIMIT_S
+        while "/5000  train loss" not in log.read_text():
+            assert dvc.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        below = psutil.Process(dvc.pid).children(recursive=True)
+        trainers = [each for each in below if "pipeline.train" in each.cmdline()]
+        assert len(trainers) >= devices
+        dvc.kill()
+        dvc.wait()
+        _, alive = psutil.wait_procs(trainers, 30)
+        assert not alive
+    finally:
+        dvc.kill()
+        dvc.wait()
+        for each in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    # They were asked to end, and have kept what they had done.
+    assert "goes on from here" in log.read_text()
+    assert list(project.root.glob(".hyojo/checkpoints/*/state.pt"))
+    assert [run.info.status for run in project.runs()].count("KILLED") == 1
