@@ -112,6 +112,26 @@ def launch(devices: int, device: torch.device) -> None:
         )
     # Threads that fight for cores make ranks on a CPU slower than one rank.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *command, "-m", "pipeline.train"])
+    # Another process image: this one may hold memory of a device.
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.distributed", str(devices)])
+
+
+def main() -> None:
+    """Be torchrun of the train stage; end with the status of the rank that failed first, which said why."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    status = 0
+    try:
+        run.run(run.parse_args(["--standalone", "--nproc-per-node", sys.argv[1], "-m", "pipeline.train"]))
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+    except SignalException as error:
+        status = -error.sigval
+    sys.exit(status if status >= 0 else 128 - status)  # as shells put a signal
+
+
+if __name__ == "__main__":
+    main()
