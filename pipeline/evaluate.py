@@ -24,6 +24,7 @@ from pipeline.errors import UserError, stage_main
 from pipeline.interrupt import die_with_parent
 from pipeline.params import EvaluateParams, load_params
 from pipeline.store import project_root
+from pipeline.trainer import resolve_device
 
 TRAINED = Path("models/train")
 REPORTS = Path("reports")
@@ -151,7 +152,7 @@ def _predict(
     if empty := [name for name, split in splits.items() if len(split) == 0]:
         raise UserError(f"the {empty[0]} split is empty: there is nothing to evaluate. Add images, or let "
                         f"prepare.{empty[0]}_fraction cut some from train.")  # fmt: skip
-    place = engine.resolve_device(device)
+    place = resolve_device(device)
     classifier = model.load_classifier(train_dir, place)
     probs = {
         name: engine.predict(classifier, split.images, batch_size, place, progress=name)
