@@ -270,8 +270,9 @@ def started(project: Path, epochs: int):
     ranks = []
     try:
         wait_for(
-            lambda: f"/{epochs}  train loss" in log.read_text() or process.poll() is not None,
-            "an epoch is done",
+            # The line stands there before the checkpoint does, so that of one epoch would not do.
+            lambda: f"epoch 3/{epochs}  train loss" in log.read_text() or process.poll() is not None,
+            "three epochs are done",
         )
         assert process.poll() is None, log.read_text()
         ranks = psutil.Process(process.pid).children()

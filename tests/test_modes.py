@@ -586,7 +586,7 @@ def test_dvc_that_is_killed_leaves_no_trainer(project: Project, shell: str, devi
     path = shutil.which(shell)
     if path is None:
         pytest.skip(f"no {shell} here")
-    project.edit(f"epochs: {EPOCHS}\n", "epochs: 5000\n")
+    project.edit(f"\n  epochs: {EPOCHS}\n", "\n  epochs: 5000\n")
     project.edit("devices: 1 ", f"devices: {devices} ")
     log = project.root / "log"
     with log.open("w") as file:

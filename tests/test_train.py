@@ -564,7 +564,8 @@ def test_a_second_trainer_of_the_same_job_waits_and_takes_its_result(
     assert steps(run.info.run_id) == [1, 2, 3]
 
 
-LONG = ("train.epochs=40", *EVERYTHING)
+EPOCHS = 120
+LONG = (f"train.epochs={EPOCHS}", *EVERYTHING)
 KILLS = 24
 # A training that takes seconds and not an instant, with a checkpoint after every third update, and every fourth
 # kill in the middle of writing one.
@@ -578,8 +579,11 @@ formats.probe = lambda *_: {"pt2": None}
 plots.save = lambda _figure, path: path.write_bytes(b"png")
 plots.training_curves = lambda *_: None
 train.CHECKPOINT_INTERVAL_S = 0.1
-update, save, saves, victim = engine.update, torch.save, iter(range(10**6)), int(sys.argv[1])
+update, save, saves, updates = engine.update, torch.save, iter(range(10**6)), iter(range(10**6))
+victim = int(sys.argv[1])
 def slow(*args):
+    if next(updates) == 0:
+        print("training", flush=True)
     time.sleep(0.04)
     return update(*args)
 def half(state, file, *args):
@@ -616,10 +620,10 @@ def test_kills_at_moments_of_chance_change_nothing(
             assert process.stdout.readline() == "ready\n"
             ready = time.monotonic()
             if not writing:
-                if kill % 4:  # any moment of training; else any moment from the start on
-                    while (line := process.stdout.readline()) and not line.startswith("Going on"):
+                if kill % 4:  # in the first seconds of training; else at any moment from the start on
+                    while (line := process.stdout.readline()) and line != "training\n":
                         pass
-                time.sleep(rng.uniform(0, 2))
+                time.sleep(rng.uniform(0, 2 if kill % 4 else 8))
                 process.kill()
             process.communicate()
             assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
@@ -629,7 +633,7 @@ def test_kills_at_moments_of_chance_change_nothing(
         found.append(results())
         (run,) = runs()
         assert run.info.status == "FINISHED"
-        assert steps(run.info.run_id) == steps(run.info.run_id, "val/macro_f1") == list(range(1, 41))
+        assert steps(run.info.run_id) == steps(run.info.run_id, "val/macro_f1") == list(range(1, EPOCHS + 1))
     assert found[0] == found[1]
 
 
