@@ -4,10 +4,14 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 PR_SET_PDEATHSIG = 1
+# Linux tells a child of the end of each thread of its parent, and torchrun passes on what its ranks get from it, too:
+# signals that come together are one request.
+TOGETHER_S = 0.5
 
 
 class StopRequest:
@@ -15,6 +19,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self.since = 0.0  # monotonic clock, s
 
     def __bool__(self) -> bool:
         return self.signal != 0
@@ -35,14 +40,15 @@ def die_with_parent() -> None:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGINT into a request; a second one ends the process at once."""
+    """Turn SIGTERM and SIGINT into a request; a second one, later, ends the process at once."""
     request = StopRequest()
 
     def handle(number: int, _frame: object) -> None:
-        if request:
+        if not request:
+            request.signal, request.since = number, time.monotonic()
+        elif time.monotonic() - request.since > TOGETHER_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        request.signal = number
 
     former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

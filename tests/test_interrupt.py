@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.interrupt import StopRequest, stop_requests
+from pipeline.interrupt import TOGETHER_S, StopRequest, stop_requests
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 60
@@ -86,6 +86,8 @@ def test_a_second_signal_ends_the_process(first: signal.Signals, second: signal.
         assert process.stdout.readline() == "ready\n"
         process.send_signal(first)
         assert process.stdout.readline() == "asked\n"
+        process.send_signal(first)  # the same request, once more
+        time.sleep(2 * TOGETHER_S)
         assert process.poll() is None
         process.send_signal(second)
         assert process.wait(LIMIT_S) == -second
