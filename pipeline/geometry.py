@@ -153,9 +153,9 @@ class Resampling:
 
 
 @lru_cache(maxsize=64)
-def centres(count: int, device: torch.device) -> Tensor:
-    """Centres of a row of pixels, float32 (count,), in px from the row's middle."""
-    return torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2
+def centres(count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Centres of a row of pixels, (count,), in px from the row's middle."""
+    return (torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2).to(dtype)
 
 
 def _sample(images: Tensor, placement: Placement, size: Size, mode: str, fill: tuple[float, ...]) -> Tensor:
@@ -168,7 +168,8 @@ def _sample(images: Tensor, placement: Placement, size: Size, mode: str, fill: t
         linear = torch.diag_embed(linear)
     # Points as complex numbers: the grid, the one large tensor here, takes one pass and no matrix product.
     columns = torch.view_as_complex((linear * unit).expand(batch, 2, 2).contiguous())
-    across, down = columns[:, :1] * centres(size[1], device), columns[:, 1:] * centres(size[0], device)
+    across = columns[:, :1] * centres(size[1], device, torch.complex64)
+    down = columns[:, 1:] * centres(size[0], device, torch.complex64)
     if placement.offset is not None:
         offset = (placement.offset * unit).expand(batch, 2).contiguous()
         across = across + torch.view_as_complex(offset).unsqueeze(1)

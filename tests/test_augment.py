@@ -216,3 +216,94 @@ def test_output_shape_says_what_comes_out() -> None:
     assert augment.output_shape(varying, SIZE, 1, "w") == (1, None, None)
     with pytest.raises(UserError, match=r"eval fails on a 16 px image with 1 channel"):
         augment.output_shape(built([{"RandomCrop": {"size": 17}}]), SIZE, 1, "eval")
+
+
+def augmentation(specs: list, channels: int = 1, seed: int = 3, size: int = SIZE) -> augment.Augmentation:
+    """A list as train applies it, with a mean and std of its own."""
+    resolved = augment.resolve(specs, [0.4] * channels, [0.2] * channels, "w")
+    return augment.Augmentation(resolved, seed, size, channels)
+
+
+@pytest.mark.parametrize(
+    "specs, named",
+    [
+        (["RandomHorizontalFlip", {"RandomRotation": {"degrees": 9}}, "RandomErasing"], []),
+        (["RandomHorizontalFlip", {"ElasticTransform": {"sigma": 1.0}}], ["ElasticTransform"]),
+        (
+            [{"RandomRotation": {"degrees": 9, "expand": True}}, {"Resize": {"size": [9, 9]}}],
+            ["RandomRotation (expand)"],
+        ),
+        (
+            [
+                {"RandomCrop": {"size": 12, "padding": 2, "padding_mode": "reflect"}},
+                {"GaussianBlur": {"kernel_size": 3}},
+            ],
+            ["RandomCrop (padding_mode: reflect)", "GaussianBlur"],
+        ),
+        (
+            [{"RandomResizedCrop": {"size": 12, "interpolation": "bicubic"}}],
+            ["RandomResizedCrop (interpolation: bicubic)"],
+        ),
+        (
+            [{"RandomErasing": {"value": "random"}}, {"Pad": {"padding": 1, "padding_mode": "edge"}}],
+            ["RandomErasing (value: random)", "Pad (padding_mode: edge)"],
+        ),
+    ],
+)
+def test_what_has_no_batched_kernel_is_named_and_runs_through_torchvision(
+    specs: list, named: list[str]
+) -> None:
+    """One such name in a list, and every sample goes through torchvision with its own seed."""
+    made, images = augmentation(specs), pictures(5)
+    samples = np.array([4, 0, 3])
+    found = made(torch.from_numpy(images[samples]), torch.from_numpy(samples), 2)
+    assert made.per_sample == named
+    assert found.dtype == torch.float32
+    expected = augment.augment_batch(images, samples, built(specs), 3, 2)
+    assert torch.equal(found, expected) == bool(named)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("slow", [[], [{"RandomEqualize": {"p": 0.0}}]])
+def test_interpolation_is_given_by_its_name(interpolation: str, slow: list) -> None:
+    """In batches and sample by sample; halves of an edge, turned by 45 degrees, are grey only if bilinear."""
+    specs = [*slow, {"RandomAffine": {"degrees": [45, 45], "interpolation": interpolation}}]
+    made = augmentation([*specs, {"Normalize": {"mean": [0.0], "std": [1.0]}}])
+    assert len(made.per_sample) == len(slow)
+    image = torch.zeros(1, SIZE, SIZE, 1, dtype=torch.uint8)
+    image[:, :, SIZE // 2 :] = 255
+    values = made(image, torch.zeros(1, dtype=torch.int64), 0)[0, 0, 5:-5, 5:-5]
+    grey = ((values > 0.01) & (values < 0.99)).any().item()
+    assert grey == (interpolation == "bilinear")
+
+
+def test_samples_of_an_augmentation_are_their_own() -> None:
+    """Sample by sample, too: in any batch, from any random state, whatever it leaves behind."""
+    made, images = (
+        augmentation([{"ElasticTransform": {"sigma": 1.0}}, *RANDOM]),
+        torch.from_numpy(pictures(12)),
+    )
+    samples, before, pixels = torch.arange(12), torch.get_rng_state(), images.clone()
+    together = made(images, samples, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(images, pixels)
+    torch.manual_seed(99)
+    assert torch.equal(made(images[5:6], samples[5:6], 3), together[5:6])
+    assert not torch.equal(made(images, samples, 4), together)
+    assert not torch.equal(
+        augmentation([{"ElasticTransform": {"sigma": 1.0}}, *RANDOM], seed=4)(images, samples, 3), together
+    )
+
+
+def test_an_augmentation_refuses_what_cannot_work() -> None:
+    """A list that fails on such an image, before any work; images that it was not made for, at once."""
+    with pytest.raises(UserError, match=r"train\.transforms\.train fails on a 16 px image"):
+        augmentation([{"RandomCrop": {"size": 17}}])
+    with pytest.raises(UserError, match=r"0: RandomAffine does not take .*degrees"):
+        augmentation([{"RandomAffine": {"degree": 10}}])
+    with pytest.raises(UserError, match=r"fails on .*bilinaer"):
+        augmentation([{"RandomAffine": {"degrees": 10, "interpolation": "bilinaer"}}])
+    made = augmentation(["RandomHorizontalFlip"])
+    for images in (torch.zeros(1, SIZE, SIZE + 1, 1, dtype=torch.uint8), torch.zeros(1, SIZE, SIZE, 1)):
+        with pytest.raises(ValueError, match="expected uint8"):
+            made(images, torch.zeros(1, dtype=torch.int64), 0)
