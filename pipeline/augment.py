@@ -10,7 +10,6 @@ import hashlib
 import inspect
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -219,7 +218,7 @@ class Augmentation:
         if tuple(images.shape[1:]) != self.shape or images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 (B, *{self.shape}), got {images.dtype} {tuple(images.shape)}")
         if self.per_sample:
-            return self._one_by_one(images, indices, epoch)
+            return one_by_one(images, indices, self._transform, self.seed, epoch)
         values = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         values = values.mul_(1 / 255)  # not a quotient: so torchvision converts
         for step, params in zip(self.steps, self.draw(indices, epoch), strict=True):
@@ -231,42 +230,27 @@ class Augmentation:
         uniforms = self._uniforms(indices, epoch).split([step.draws for step in self.steps])
         return [step.draw(own) for step, own in zip(self.steps, uniforms, strict=True)]
 
-    def _one_by_one(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        """Augment through torchvision, from a seed for each sample."""
-        state = torch.get_rng_state()
-        samples = []
-        try:
-            for image, index in zip(images.to("cpu", copy=True), indices.tolist(), strict=True):
-                # Not torch.manual_seed: that also records a stack trace for every device, at 20 times the cost.
-                torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
-                samples.append(self._transform(image.permute(2, 0, 1)))
-        finally:
-            torch.set_rng_state(state)
-        return torch.stack(samples).to(images.device)
 
-
-def augment_batch(
-    images: np.ndarray, indices: np.ndarray, transform: nn.Module, seed: int, epoch: int
-) -> Tensor:
-    """Augment samples of a split, each with draws of its own.
+def one_by_one(images: Tensor, indices: Tensor, transform: nn.Module, seed: int, epoch: int) -> Tensor:
+    """Augment samples through torchvision, from a seed for each.
 
     Args:
-        images: The split, uint8 (N, H, W, C).
-        indices: Which samples, int (B,).
+        images: Their images, uint8 (B, H, W, C).
+        indices: Their numbers in the split, int64 (B,).
         transform: From ``build``.
         seed: The run's seed.
         epoch: Zero-based epoch.
 
     Returns:
-        float32 (B, C', H', W'). The global random state is left as it was.
+        float32 (B, C', H', W'), where ``images`` are. The global random state is left as it was.
     """
     state = torch.get_rng_state()
     samples = []
     try:
-        for index in indices.tolist():
+        for image, index in zip(images.to("cpu", copy=True), indices.tolist(), strict=True):
             # Not torch.manual_seed: that also records a stack trace for every device, at 20 times the cost.
             torch.default_generator.manual_seed(sample_seed(seed, epoch, index))
-            samples.append(transform(torch.from_numpy(images[index].copy()).permute(2, 0, 1)))
+            samples.append(transform(image.permute(2, 0, 1)))
     finally:
         torch.set_rng_state(state)
-    return torch.stack(samples)
+    return torch.stack(samples).to(images.device)

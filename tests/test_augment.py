@@ -46,6 +46,14 @@ def built(specs: list, channels: int = 1) -> nn.Module:
     return augment.build(augment.resolve(specs, [0.4] * channels, [0.2] * channels, "train.transforms.train"))
 
 
+def augmented(
+    images: np.ndarray, indices: np.ndarray, transform: nn.Module, seed: int, epoch: int
+) -> torch.Tensor:
+    """Samples of a split, image by image."""
+    rows = torch.from_numpy(np.ascontiguousarray(images[indices]))
+    return augment.one_by_one(rows, torch.from_numpy(indices), transform, seed, epoch)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", augment.valid_names())
 def test_every_name_works(name: str, channels: int) -> None:
@@ -57,7 +65,7 @@ def test_every_name_works(name: str, channels: int) -> None:
     transform = built(specs, channels_after)
     channels_out, *_ = augment.output_shape(transform, SIZE, channels, "train.transforms.train")
     assert channels_out == channels_after
-    out = augment.augment_batch(pictures(1, channels), np.array([0]), transform, 0, 0)
+    out = augmented(pictures(1, channels), np.array([0]), transform, 0, 0)
     assert out.dtype == torch.float32
     assert torch.isfinite(out).all()
 
@@ -82,7 +90,7 @@ def test_every_name_works(name: str, channels: int) -> None:
 def test_lists_do_what_torchvision_does(spec: Any, directly: nn.Module) -> None:
     """The same generator seed gives the pixels of torchvision called by hand, scaled and normalised."""
     images = pictures(8)
-    found = augment.augment_batch(images, np.arange(8), built([spec]), 5, 2)
+    found = augmented(images, np.arange(8), built([spec]), 5, 2)
     expected = []
     for i, image in enumerate(images):
         digest = hashlib.blake2b(f"5/2/{i}".encode(), digest_size=8).digest()
@@ -103,7 +111,7 @@ def test_the_list_of_a_tutorial_works_as_it_stands() -> None:
         {"Normalize": {"mean": [0.5], "std": [0.25]}},
     ]
     image = pictures(1)[0]
-    found = augment.augment_batch(image[None], np.array([0]), built(specs), 0, 0)[0]
+    found = augmented(image[None], np.array([0]), built(specs), 0, 0)[0]
     torch.manual_seed(augment.sample_seed(0, 0, 0))
     pixels = F.resize(torch.from_numpy(image.transpose(2, 0, 1).copy()), [20, 20])
     for step in (v2.RandomCrop(SIZE), v2.RandomHorizontalFlip(), v2.RandomRotation(10)):
@@ -132,11 +140,11 @@ RANDOM = [{"RandomCrop": {"size": SIZE, "padding": 4}}, {"RandomRotation": {"deg
 def test_a_sample_is_augmented_alike_in_any_company() -> None:
     """Neither the batch, nor the order, nor the random state before it, changes a sample's draws."""
     images, transform = pictures(12), built(["ToTensor", *RANDOM])
-    together = augment.augment_batch(images, np.arange(12), transform, 1, 3)
+    together = augmented(images, np.arange(12), transform, 1, 3)
     order = np.random.default_rng(0).permutation(12)
-    shuffled = augment.augment_batch(images, order, transform, 1, 3)
+    shuffled = augmented(images, order, transform, 1, 3)
     torch.manual_seed(99)
-    alone = [augment.augment_batch(images, np.array([i]), transform, 1, 3)[0] for i in range(12)]
+    alone = [augmented(images, np.array([i]), transform, 1, 3)[0] for i in range(12)]
     assert torch.equal(shuffled, together[order])
     assert torch.equal(torch.stack(alone), together)
 
@@ -144,9 +152,7 @@ def test_a_sample_is_augmented_alike_in_any_company() -> None:
 def test_draws_differ_between_epochs_seeds_and_samples() -> None:
     """The same image twice in a split, in another epoch or under another seed, is another picture."""
     images, transform = np.repeat(pictures(1), 6, axis=0), built(["ToTensor", *RANDOM])
-    batches = [
-        augment.augment_batch(images, np.arange(6), transform, s, e) for s, e in ((0, 0), (0, 1), (1, 0))
-    ]
+    batches = [augmented(images, np.arange(6), transform, s, e) for s, e in ((0, 0), (0, 1), (1, 0))]
     assert len({sample.numpy().tobytes() for batch in batches for sample in batch}) == 18
 
 
@@ -155,7 +161,7 @@ def test_flips_come_at_their_rate() -> None:
     image = np.zeros((1, SIZE, SIZE, 1), dtype=np.uint8)
     image[:, :, 0] = 255
     images = np.broadcast_to(image, (600, SIZE, SIZE, 1))
-    out = augment.augment_batch(images, np.arange(600), built(["RandomHorizontalFlip"]), 0, 0)
+    out = augmented(images, np.arange(600), built(["RandomHorizontalFlip"]), 0, 0)
     flipped = int((out[:, 0, 0, -1] > 0).sum())
     assert abs(flipped - 300) < 4 * np.sqrt(600 * 0.25)
 
@@ -164,10 +170,10 @@ def test_the_global_generator_and_the_split_stay_as_they_were() -> None:
     """Augmenting, and probing shapes, draw from nothing that initialisation or dropout draw from."""
     images, transform = pictures(), built(["ToTensor", *RANDOM])
     before, pixels = torch.get_rng_state(), images.copy()
-    augment.augment_batch(images, np.arange(6), transform, 0, 0)
+    augmented(images, np.arange(6), transform, 0, 0)
     augment.output_shape(transform, SIZE, 1, "w")
-    with pytest.raises(IndexError):
-        augment.augment_batch(images, np.array([99]), transform, 0, 0)
+    with pytest.raises(ValueError, match="larger than"):
+        augmented(images, np.arange(6), augment.build([{"RandomCrop": {"size": 99}}]), 0, 0)
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(images, pixels)
 
@@ -259,7 +265,7 @@ def test_what_has_no_batched_kernel_is_named_and_runs_through_torchvision(
     found = made(torch.from_numpy(images[samples]), torch.from_numpy(samples), 2)
     assert made.per_sample == named
     assert found.dtype == torch.float32
-    expected = augment.augment_batch(images, samples, built(specs), 3, 2)
+    expected = augmented(images, samples, built(specs), 3, 2)
     assert torch.equal(found, expected) == bool(named)
 
 
