@@ -1,40 +1,24 @@
-"""What is wrong with the source: unreadable, blank and duplicate images, and counts of the rest."""
+"""What is wrong with the source, image by image, and the counts of it all."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pipeline.listing import SPLITS
+from pipeline.records import Records, number_groups, sets_of
+
 # Standard deviation in grey levels below which a picture shows nothing. JPEG noise on a plain area stays
 # below 2; the flattest real face of FER2013 has 42, and a face in fog about 10.
 BLANK_STD = 2.0
-_SAMPLE_PX = 256  # blankness is judged on every n-th pixel of a larger picture
+# Exposure: this part of a picture's pixels is in the darkest or in the brightest quarter of the range.
+EXPOSED_FRACTION, DARK_LEVEL, BRIGHT_LEVEL = 0.95, 64, 191
+# Made square, a picture whose sides differ more than this shows a face out of shape.
+MAX_ASPECT = 1.5
+_SAMPLE_PX = 256  # blankness and exposure are judged on every n-th pixel of a larger picture
 
-
-@dataclass(slots=True)
-class Record:
-    """One source file and what became of it.
-
-    Attributes:
-        file: Path in the source.
-        label: Its class.
-        split: ``train``, ``val`` or ``test``.
-        sha256: Digest of its decoded pixels, empty if it cannot be read.
-        blank: All of it has nearly one colour.
-        problem: Why it is left out, else empty.
-        row: Index in the split's array, -1 if it is left out.
-    """
-
-    file: str
-    label: str
-    split: str
-    sha256: str = ""
-    blank: bool = False
-    problem: str = ""
-    row: int = -1
+LEAKS = ("test_in_train", "val_in_train", "test_in_val")
+LOOKS = ("blank", "dark", "bright", "enlarged", "stretched")
 
 
 def pixel_digest(image: np.ndarray) -> str:
@@ -44,47 +28,117 @@ def pixel_digest(image: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def is_blank(image: np.ndarray) -> bool:
-    """Whether an image, uint8 (H, W, C), is constant or nearly so in every channel."""
+def look_at(image: np.ndarray, img_size: int) -> frozenset[str]:
+    """Which of ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` a picture is.
+
+    Args:
+        image: As decoded, uint8 (H, W, C).
+        img_size: Side to which it will be resized, px.
+    """
     height, width, _ = image.shape
     sample = image[:: 1 + height // _SAMPLE_PX, :: 1 + width // _SAMPLE_PX]
-    return bool((sample.std(axis=(0, 1)) < BLANK_STD).all())
+    found = {
+        "blank": (sample.std(axis=(0, 1)) < BLANK_STD).all(),
+        "dark": (sample < DARK_LEVEL).mean() >= EXPOSED_FRACTION,
+        "bright": (sample > BRIGHT_LEVEL).mean() >= EXPOSED_FRACTION,
+        "enlarged": min(height, width) < img_size,
+        "stretched": max(height, width) > MAX_ASPECT * min(height, width),
+    }
+    return frozenset(name for name, applies in found.items() if applies)
 
 
-def count_twins(records: Iterable[Record]) -> dict[str, int]:
-    """Digests that more than one readable image has, and how many have it."""
-    counts = Counter(record.sha256 for record in records if record.sha256)
-    return {digest: count for digest, count in counts.items() if count > 1}
-
-
-def flags(record: Record, twins: dict[str, int]) -> str:
-    """``corrupt``, ``blank`` and ``duplicate`` as they apply, joined by ``;``; every one of the twins is flagged."""
-    found = {"corrupt": record.problem, "blank": record.blank, "duplicate": record.sha256 in twins}
-    return ";".join(name for name, applies in found.items() if applies)
-
-
-def build_audit(records: list[Record], class_names: list[str]) -> dict[str, Any]:
+def build_audit(records: Records) -> dict[str, Any]:
     """Count what ``reports/audit.json`` holds.
 
     Args:
-        records: All source files, with their final splits.
-        class_names: All classes.
+        records: All images, with their final splits, twins and drops.
 
     Returns:
-        ``images`` (all files in class folders), ``splits.<split>.<class>`` (those that are usable),
-        ``corrupt`` (left out), ``blank`` (kept), ``exact.groups`` (sets of twins), ``exact.redundant`` (images
-        beyond the first of each set), and ``bad_files`` with name and reason.
+        ``images`` (all files in class folders), ``splits.<split>.<class>`` (those in the arrays), ``corrupt`` and
+        ``dropped`` (left out), ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` (kept), ``sizes``
+        (the ten most common, as ``<width>x<height>``), ``imbalance`` (the largest class of train over the
+        smallest), ``exact``, ``leaks`` and ``near`` (see below), and ``bad_files`` with name and reason.
+
+        ``exact`` is about images with equal pixels: ``groups`` of them, ``redundant`` images beyond the first of
+        each, ``conflicting_groups`` with more than one label. ``leaks.<a>_in_<b>`` counts images of split a
+        with an exact twin in split b, as the source has them: what is dropped counts too. ``near`` has the same
+        for near twins, and counts only what the exact ones leave: groups of different pictures, pictures beyond
+        the first, images without an exact twin over there.
     """
-    usable = Counter((record.split, record.label) for record in records if not record.problem)
-    bad = [record for record in records if record.problem]
-    twins = count_twins(records)
+    readable = records.readable
+    twins, groups = number_groups(records.digests[readable]), records.groups[readable]
+    exact = list(sets_of(twins, readable))
+    near = [members for members in sets_of(groups, readable) if _different(records, members) > 1]
+    exact_leaks, near_leaks = _count_leaks(records.splits[readable], twins, groups)
+    counts = records.counts()
+    in_train = counts["train"].values()
+    bad = sorted(records.problems)
     return {
         "images": len(records),
-        "splits": {
-            split: {name: usable[split, name] for name in class_names} for split in ("train", "val", "test")
-        },
+        "splits": counts,
         "corrupt": len(bad),
-        "blank": sum(record.blank for record in records),
-        "exact": {"groups": len(twins), "redundant": sum(twins.values()) - len(twins)},
-        "bad_files": [{"file": record.file, "reason": record.problem} for record in bad],
+        "dropped": len(records.drops),
+        **{name: int(np.count_nonzero(records.have(name))) for name in LOOKS},
+        "sizes": _common_sizes(records.sizes[readable]),
+        "conflicting_groups": sum(_conflicting(records, members) for members in sets_of(groups, readable)),
+        "imbalance": round(max(in_train) / max(1, min(in_train)), 1),
+        "exact": {
+            "groups": len(exact),
+            "redundant": sum(map(len, exact)) - len(exact),
+            "conflicting_groups": sum(_conflicting(records, members) for members in exact),
+        },
+        "leaks": exact_leaks,
+        "near": {
+            "groups": len(near),
+            "redundant": sum(_different(records, members) for members in near) - len(near),
+            "conflicting_groups": sum(_conflicting(records, members) for members in near),
+            "leaks": near_leaks,
+        },
+        "bad_files": [
+            {"file": file, "reason": records.problems[i]} for i, file in zip(bad, records.files(bad))
+        ],
     }
+
+
+def headline(audit: dict[str, Any]) -> dict[str, int]:
+    """Three figures that say how far a score on these data can be trusted.
+
+    Returns:
+        ``redundant`` (copies in the data, exact and near ones), ``conflicting_groups`` (sets of twins with more
+        than one label) and ``test_in_train`` (test images with a twin in the source's training split).
+    """
+    return {
+        "redundant": audit["exact"]["redundant"] + audit["near"]["redundant"],
+        "conflicting_groups": audit["conflicting_groups"],
+        "test_in_train": audit["leaks"]["test_in_train"] + audit["near"]["leaks"]["test_in_train"],
+    }
+
+
+def _conflicting(records: Records, members: np.ndarray) -> bool:
+    """Whether twins have different labels."""
+    return len(np.unique(records.labels[members])) > 1
+
+
+def _different(records: Records, members: np.ndarray) -> int:
+    """How many different pictures there are among twins."""
+    return len(np.unique(records.digests[members], axis=0))
+
+
+def _common_sizes(sizes: np.ndarray) -> dict[str, int]:
+    """The ten most common sizes, (n, 2), as width and height, and how many have them."""
+    found, counts = np.unique(sizes, axis=0, return_counts=True)
+    named = {f"{width}x{height}": int(count) for (height, width), count in zip(found, counts)}
+    return dict(sorted(named.items(), key=lambda item: (-item[1], item[0]))[:10])
+
+
+def _count_leaks(
+    splits: np.ndarray, twins: np.ndarray, groups: np.ndarray
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Images with an exact twin in another split, and those that have near ones only, by ``LEAKS``."""
+    exact, near = {}, {}
+    for name in LEAKS:
+        own, other = (splits == SPLITS.index(split) for split in name.split("_in_"))
+        has_exact, has_any = (np.isin(keys[own], keys[other]) for keys in (twins, groups))
+        exact[name] = int(np.count_nonzero(has_exact))
+        near[name] = int(np.count_nonzero(has_any & ~has_exact))
+    return exact, near
