@@ -21,6 +21,11 @@ DATA_NOTES = {
     ),
 }  # fmt: skip
 
+AUDIT = (
+    "The source holds {redundant} redundant copies of images, exact and near ones, {conflicting_groups} sets of such "
+    "twins with different labels, and {test_in_train} test images with a twin in its training split."
+)
+
 LIMITS = """\
 - **Apparent expression, not felt emotion.** The labels say what an annotator saw in a face. People smile without
   joy and are sad without showing it; Barrett et al. ("Emotional Expressions Reconsidered", 2019) review how weak
@@ -71,9 +76,11 @@ def render(
         f"Source: `{source}`; {size}x{size} px, {colours}; digest `{bundle['data_digest'][:16]}`.",
         *(note for word, note in DATA_NOTES.items() if word in source.lower()),
         _counts_table(counts, bundle["class_names"]),
+        *([AUDIT.format(**bundle["audit"])] if bundle.get("audit") else []),
         "## Scores",
         _scores_table(bundle["metrics"]),
-        "The test split was used for these figures only; the weights were picked on the val split.",
+        "The test split was used for these figures only; the weights were picked on the val split. `test_clean` is "
+        "test without the images that have a twin, exact or near, in what was trained on.",
         *([_table(list(per_class[0]), [_rounded(row) for row in per_class])] if per_class else []),
         "## Training",
         _table(["parameter", "value"], _training_rows(params)),
@@ -101,7 +108,11 @@ def _counts_table(counts: Mapping[str, Mapping[str, int]], class_names: Sequence
 
 def _scores_table(scores: Mapping[str, Mapping[str, float]]) -> str:
     """Scores by split."""
-    rows = [[split, name, f"{value:.4f}"] for split in scores for name, value in scores[split].items()]
+    rows = [
+        [split, name, f"{value:.4f}" if isinstance(value, float) else value]
+        for split in scores
+        for name, value in scores[split].items()
+    ]
     return _table(["split", "metric", "value"], rows)
 
 

@@ -4,7 +4,7 @@ Reads ``data/prepared``: one uint8 array a split, ``manifest.csv`` and ``classes
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class Prepared:
     channels: int
     digest: str
     split_digests: dict[str, str]
+    audit: dict[str, int] = field(default_factory=dict)  # its headline
 
     @cached_property
     def _manifest(self) -> pd.DataFrame:
@@ -50,8 +51,8 @@ class Prepared:
         try:
             manifest = pd.read_csv(
                 self.path / "manifest.csv",
-                dtype={"file": str, "label": str, "split": str},
-                usecols=["file", "label", "split", "row"],
+                dtype={"file": str, "label": str, "split": str, "flags": str},
+                usecols=["file", "label", "split", "row", "flags"],
                 keep_default_na=False,
             )
         except (OSError, ValueError) as error:
@@ -97,6 +98,11 @@ class Prepared:
         targets = np.array(rows["label"].map(index), dtype=np.int64)
         return Split(images, targets, rows["file"].tolist())
 
+    def leaks(self, name: str) -> np.ndarray:
+        """Which images of the val or test split have a twin among the training images, bool (N,)."""
+        rows = self._manifest[self._manifest["split"] == name]
+        return rows["flags"].str.split(";").map(lambda flags: "leak" in flags).to_numpy(bool)
+
 
 def load_prepared(path: Path | str = PREPARED) -> Prepared:
     """Open a prepared data set.
@@ -116,4 +122,4 @@ def load_prepared(path: Path | str = PREPARED) -> Prepared:
     keys = ("class_names", "img_size", "channels", "digest", "split_digests")
     if missing := set(keys) - set(meta):
         raise UserError(f"{path / 'classes.json'} lacks {sorted(missing)}. Run `dvc repro prepare` again.")
-    return Prepared(path, *(meta[key] for key in keys))
+    return Prepared(path, *(meta[key] for key in keys), audit=meta.get("audit", {}))

@@ -1,8 +1,9 @@
 """STAGE 3: the test split, used here only, and what the trained classifier makes of it.
 
 Reads ``data/prepared`` and ``models/train``; writes ``reports/metrics.json``, ``reports/per_class.csv``,
-``reports/confusion.csv``, ``reports/predictions.csv`` and ``reports/figures/``, and logs them to the MLflow
-run of the weights. Run it with ``dvc repro evaluate`` or ``python -m pipeline.evaluate``.
+``reports/confusion.csv``, ``reports/predictions.csv``, ``reports/label_suspects.csv``,
+``reports/label_suspects.html`` and ``reports/figures/``, and logs them to the MLflow run of the weights. Run it
+with ``dvc repro evaluate`` or ``python -m pipeline.evaluate``.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import checkpoint, engine, metrics, model, plots, tracking
+from pipeline import checkpoint, engine, metrics, model, plots, suspects, tracking
 from pipeline.data import PREPARED, Prepared, Split, load_prepared
 from pipeline.errors import UserError, stage_main
 from pipeline.interrupt import die_with_parent
@@ -29,7 +30,11 @@ from pipeline.trainer import resolve_device
 TRAINED = Path("models/train")
 REPORTS = Path("reports")
 # In the order in which they replace the old ones: metrics.json, which says that all is there, last.
-OUTPUTS = ("figures", "predictions.csv", "confusion.csv", "per_class.csv", "metrics.json")
+OUTPUTS = (
+    "figures", "label_suspects.html", "label_suspects.csv", "predictions.csv", "confusion.csv", "per_class.csv",
+    "metrics.json",
+)  # fmt: skip
+TEST_SCORES = ("accuracy", "macro_f1", "balanced_accuracy", "nll")
 
 
 def main() -> None:
@@ -73,15 +78,28 @@ def evaluate(
     key = evaluation_key(sidecar["weights_sha256"], params, prepared.digest)
     result: dict[str, Any] = {
         "val": {name: scores["val"][name] for name in ("accuracy", "macro_f1")},
-        "test": {name: scores["test"][name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "nll")},
+        "test": {name: scores["test"][name] for name in TEST_SCORES},
+        "test_clean": clean_scores(splits["test"].targets, probs["test"], prepared.leaks("test")),
+        "audit": prepared.audit,
     }
     with _replacing(reports_dir) as folder:
         _write_tables(folder, splits["test"], probs["test"], prepared.class_names)
+        doubted = suspects.tabulate(splits, probs, prepared.class_names)
+        (folder / "label_suspects.html").write_text(suspects.render(doubted, splits), encoding="utf-8")
+        _write_csv(folder / "label_suspects.csv", doubted)
         _draw_figures(folder / "figures", splits["test"], probs["test"], prepared.class_names, params.worst)
         result["run_id"] = tracking.evaluation_run(train_dir, key)  # claimed when nothing can fail any more
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     log_reports(key, train_dir, reports_dir)
     print(summary(splits["test"], probs["test"], scores["test"], prepared.class_names))
+    clean = result["test_clean"]
+    if 0 < clean["images"] < len(splits["test"]):
+        print(
+            f"without twins of training images, {clean['images']:,} images: accuracy {clean['accuracy']:.4f}"
+        )
+    print(
+        f"{len(doubted)} of the val and test labels are in doubt, see {reports_dir / 'label_suspects.html'}"
+    )
     return result
 
 
@@ -122,6 +140,24 @@ def evaluation_key(weights_sha256: str, params: EvaluateParams, data_digest: str
     """Return the sha256 of all that decides an evaluation: equal keys, equal reports."""
     parts = {"weights": weights_sha256, "evaluate": params.model_dump(), "data": data_digest}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def clean_scores(targets: np.ndarray, probs: np.ndarray, leaks: np.ndarray) -> dict[str, float]:
+    """Return the scores on the test images that have no twin in what was trained on.
+
+    Args:
+        targets: Class indices, integers (N,).
+        probs: Class probabilities, floats (N, K).
+        leaks: Which images have one, bool (N,).
+
+    Returns:
+        ``images``, how many are left, and the scores of ``TEST_SCORES``, which are missing when none is left.
+    """
+    found: dict[str, float] = {"images": int((~leaks).sum())}
+    if found["images"]:
+        scores = metrics.classification_metrics(targets[~leaks], probs[~leaks])
+        found |= {name: scores[name] for name in TEST_SCORES}
+    return found
 
 
 def summary(split: Split, probs: np.ndarray, scores: dict[str, float], class_names: list[str]) -> str:
@@ -181,7 +217,11 @@ def _write_tables(folder: Path, split: Split, probs: np.ndarray, class_names: li
         "per_class": metrics.per_class(split.targets, preds, class_names),
     }
     for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n", encoding="utf-8")
+        _write_csv(folder / f"{name}.csv", table)
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    table.to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def _draw_figures(folder: Path, split: Split, probs: np.ndarray, class_names: list[str], worst: int) -> None:
@@ -229,7 +269,11 @@ def log_reports(key: str, train_dir: Path = TRAINED, reports_dir: Path = REPORTS
         reports_dir: What this stage wrote.
     """
     result = json.loads((reports_dir / "metrics.json").read_text(encoding="utf-8"))
-    values = {f"test/{name}": value for name, value in result["test"].items()}
+    values = {
+        f"{part}/{name}": value
+        for part in ("test", "test_clean", "audit")
+        for name, value in result.get(part, {}).items()
+    }
     files = {
         "evaluation": [reports_dir / name for name in OUTPUTS if name != "figures"],
         "evaluation/figures": sorted((reports_dir / "figures").glob("*.png")),

@@ -179,7 +179,8 @@ def describe(
         "data_digest": sidecar["data_digest"],
         "test_digest": test_digest,
         "run_id": metrics["run_id"],
-        "metrics": {split: metrics[split] for split in ("val", "test")},
+        "metrics": {part: metrics[part] for part in ("val", "test", "test_clean") if part in metrics},
+        "audit": metrics.get("audit", {}),
         "versions": installed_versions("torch", "timm", "onnx", "onnxruntime"),
     }
 

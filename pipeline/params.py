@@ -46,6 +46,8 @@ class PrepareParams(Section):
     test_fraction: Fraction
     seed: int
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
+    duplicates: Literal["drop_from_train", "drop_exact_from_train", "keep"]
+    conflicts: Literal["drop", "majority", "keep"]
 
 
 class Transforms(Section):

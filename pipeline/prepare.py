@@ -1,8 +1,8 @@
 """Stage 1, ``python -m pipeline.prepare``: source images -> checked, packed uint8 arrays.
 
 Reads ``params.yaml`` (``prepare``) and the source that it names. Writes ``data/prepared/`` (``train.npy``,
-``val.npy``, ``test.npy``, ``manifest.csv``, ``classes.json``, ``probe.zip``) and ``reports/audit.json``, all
-at once at the end: a run that fails or is stopped leaves what was there before.
+``val.npy``, ``test.npy``, ``manifest.csv``, ``classes.json``, ``probe.zip``), ``reports/audit.json`` and
+``reports/audit.html``, all at once at the end: a run that fails or is stopped leaves what was there before.
 """
 
 import csv
@@ -27,16 +27,18 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
-from pipeline.audit import Record, build_audit, count_twins, flags, is_blank, pixel_digest
+from pipeline import audit_page
+from pipeline.audit import SPLITS, Record, build_audit, flags, grouped, headline, look_at, pixel_digest
 from pipeline.errors import UserError, stage_main
 from pipeline.images import ImageError, decode, resize
 from pipeline.params import PrepareParams, load_params
 from pipeline.sources import Source, open_source
 from pipeline.splits import check_counts, cut_missing
+from pipeline.twins import drop_twins, find_twins
 
 PREPARED = Path("data/prepared")
 AUDIT = Path("reports/audit.json")
-SPLITS = ("train", "val", "test")
+AUDIT_PAGE = Path("reports/audit.html")
 PROBE_IMAGES = 16
 
 _CHUNK = 32  # images a task: small enough for a live progress bar, large enough that tasks cost nothing
@@ -65,19 +67,31 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
         records = decode_all(source, pixels, params)
         _check_bad(records, params.max_bad_fraction)
         check_counts(records, class_names, given)
+        with tqdm(total=len(records), desc="twins", unit="img") as bar:
+            find_twins(records, pixels, staging, bar.update)
         fractions = {"test": params.test_fraction, "val": params.val_fraction}
         cut_missing(records, class_names, given, fractions, params.seed)
+        drop_twins(records, params.duplicates, params.conflicts)
+        check_counts(
+            records,
+            class_names,
+            {"train"},
+            "All its training images are twins of val or test images, or of images with another label. Mend the "
+            "source, or set prepare.duplicates and prepare.conflicts to keep.",
+        )
         digests = _pack(records, pixels, class_names, staging)
+        audit = build_audit(records, class_names)
+        page = audit_page.render(Path(params.source).name, audit, records, pixels, class_names)
         del pixels
         (staging / "pixels.npy").unlink()
-        audit = build_audit(records, class_names)
         classes = {"class_names": class_names, "img_size": params.img_size, "channels": params.channels}
         digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
         classes |= {"digest": digest, "split_digests": digests, "counts": audit["splits"]}
+        classes["audit"] = headline(audit)
         _write_json(staging / "classes.json", classes)
         _write_manifest(staging / "manifest.csv", records)
         _write_probe(staging / "probe.zip", records, source)
-        _publish(staging, audit)
+        _publish(staging, audit, page)
     _print_summary(audit, class_names, given, source.ignored)
     return audit
 
@@ -105,7 +119,8 @@ def decode_all(source: Source, pixels: np.ndarray, params: PrepareParams) -> lis
                 record.problem = str(error)
                 continue
             record.sha256 = pixel_digest(image)
-            record.blank = is_blank(image)
+            record.size = image.shape[:2]
+            record.marks = look_at(image, params.img_size)
             pixels[i] = resize(image, params.img_size)
         return len(chunk)
 
@@ -168,7 +183,7 @@ def _pack(records: list[Record], pixels: np.ndarray, class_names: list[str], fol
     """Write one array file a split, give the records their rows, and return each split's digest."""
     digests = {}
     for split in SPLITS:
-        chosen = [i for i, record in enumerate(records) if record.split == split and not record.problem]
+        chosen = [i for i, record in enumerate(records) if record.split == split and record.used]
         array = open_memmap(
             folder / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(chosen), *pixels.shape[1:])
         )
@@ -190,21 +205,21 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write_manifest(path: Path, records: list[Record]) -> None:
-    """One line a source file, sorted by path."""
-    twins = count_twins(records)
+    """One line a source file, sorted by path; twins have the same number as group, others none."""
+    numbers = {group[0].group: i for i, group in enumerate(grouped(records, "group"), 1)}
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "label", "split", "row", "sha256", "flags"])
+        writer.writerow(["file", "label", "split", "row", "sha256", "flags", "group"])
         for record in records:
-            row = (record.file, record.label, record.split, record.row, record.sha256, flags(record, twins))
-            writer.writerow(row)
+            own = (record.file, record.label, record.split, record.row, record.sha256)
+            writer.writerow((*own, flags(record), numbers.get(record.group, "")))
 
 
 def _write_probe(path: Path, records: list[Record], source: Source) -> None:
     """The untouched bytes of a few test images of every class, for checks that start from a file."""
     by_label: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.split == "test" and not record.problem:
+        if record.split == "test" and record.used:
             by_label[record.label].append(record)
     in_turn = [record for turn in zip_longest(*by_label.values()) for record in turn if record]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -214,11 +229,12 @@ def _write_probe(path: Path, records: list[Record], source: Source) -> None:
             archive.writestr(info, source.read(record.file))
 
 
-def _publish(staging: Path, audit: dict[str, Any]) -> None:
+def _publish(staging: Path, audit: dict[str, Any], page: str) -> None:
     """Put the finished folder and the audit in their places."""
     AUDIT.parent.mkdir(parents=True, exist_ok=True)
-    partial = AUDIT.with_name(f".{AUDIT.name}.partial")
-    _write_json(partial, audit)
+    partials = {path: path.with_name(f".{path.name}.partial") for path in (AUDIT, AUDIT_PAGE)}
+    _write_json(partials[AUDIT], audit)
+    partials[AUDIT_PAGE].write_text(page, encoding="utf-8")
     if PREPARED.exists():
         old = PREPARED.with_name(f".{PREPARED.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -227,7 +243,8 @@ def _publish(staging: Path, audit: dict[str, Any]) -> None:
         shutil.rmtree(old)
     else:
         staging.rename(PREPARED)
-    partial.replace(AUDIT)
+    for path, partial in partials.items():
+        partial.replace(path)
 
 
 def _print_summary(
@@ -238,11 +255,16 @@ def _print_summary(
     for split in SPLITS:
         origin = "" if split in given else " (cut from train)"
         print(f"  {split:5} {sum(audit['splits'][split].values()):7}{origin}")
-    exact = audit["exact"]
-    print(
-        f"  corrupt {audit['corrupt']} (left out), blank {audit['blank']}, "
-        f"duplicates {exact['redundant']} in {exact['groups']} groups"
-    )
+    print(f"  corrupt {audit['corrupt']} (left out), blank {audit['blank']}")
+    for name, kind in (("exact", audit["exact"]), ("near", audit["near"])):
+        leaks = audit["leaks"] if name == "exact" else audit["near"]["leaks"]
+        print(
+            f"  {name} copies {kind['redundant']} in {kind['groups']} groups, {kind['conflicting_groups']} with "
+            f"several labels; of {leaks['test_in_train']} test and {leaks['val_in_train']} val images in train"
+        )
+    if audit["dropped"]:
+        print(f"  {audit['dropped']} training images left out for their twins")
+    print(f"  see {AUDIT_PAGE}")
     if ignored:
         print(f"  {len(ignored)} files outside class folders passed over, such as {ignored[0]}")
 

@@ -41,7 +41,7 @@ def cut_missing(
 def cut_split(records: list[Record], split: str, targets: dict[str, int], seed: int) -> None:
     """Move part of every class from train to ``split``, in place.
 
-    Twins (equal pixels) move together or not at all, and stay in train if one of them is in another split
+    Twins (exact and near ones) move together or not at all, and stay in train if one of them is in another split
     already. The choice hangs on ``seed`` and the pixels only: neither file names nor their order matter, and
     an image added later hardly changes it.
 
@@ -57,7 +57,7 @@ def cut_split(records: list[Record], split: str, targets: dict[str, int], seed: 
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if not record.problem:
-            groups[record.sha256].append(record)
+            groups[record.group or record.sha256].append(record)
     by_label: dict[str, list[list[Record]]] = defaultdict(list)
     for _, group in sorted(groups.items(), key=lambda item: _rank(f"{seed}:{split}:{item[0]}")):
         if all(record.split == "train" for record in group):
@@ -93,7 +93,7 @@ def _majority(group: list[Record]) -> str:
 
 def check_counts(records: list[Record], class_names: list[str], splits: set[str], remedy: str = "") -> None:
     """Fail on a split that has no usable image of some class."""
-    found = {(record.split, record.label) for record in records if not record.problem}
+    found = {(record.split, record.label) for record in records if record.used}
     for split in sorted(splits):
         for name in class_names:
             if (split, name) not in found:

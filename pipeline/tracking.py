@@ -28,7 +28,7 @@ ATTEMPT_TAG = "hyojo.attempt"
 BUNDLE_TAG = "hyojo.bundle"
 REBUILT_TAG = "hyojo.rebuilt"
 # What a training started from, as far as it fits on a run.
-INPUTS = [Path("params.yaml"), Path("reports/audit.json")]
+INPUTS = [Path("params.yaml"), Path("reports/audit.json"), Path("reports/audit.html")]
 # A server that is gone costs seconds a try.
 RETRY_INTERVAL_S = 60.0
 PATCH_LIMIT_BYTES = 1_000_000

@@ -31,6 +31,8 @@ prepare:
   test_fraction: 0.1
   seed: 0
   max_bad_fraction: 0.01
+  duplicates: drop_from_train
+  conflicts: majority
 
 train:
   backbone: face_resnet_s   # a comment to keep
@@ -96,13 +98,14 @@ export:
 """
 SPLIT_SIZES = {"train": 24, "val": 9, "test": 9}
 CLASS_NAMES = ["angry", "happy", "sad"]
+AUDIT = {"redundant": 3, "conflicting_groups": 1, "test_in_train": 2}
 
 
 def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: int = 0) -> Path:
     """Write a learnable data set as the prepare stage does: stripes this way, that way, or none."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    lines, digest = ["file,label,split,row,sha256,flags"], hashlib.sha256(f"{channels},{seed}".encode())
+    lines, digest = ["file,label,split,row,sha256,flags,group"], hashlib.sha256(f"{channels},{seed}".encode())
     stripes = np.where(np.arange(img_size) % 4 < 2, 70, 0).astype(np.uint8)
     for split, each in SPLIT_SIZES.items():
         targets = np.repeat(np.arange(len(CLASS_NAMES)), each)
@@ -113,11 +116,12 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
         np.save(folder / f"{split}.npy", images)
         digest.update(images.tobytes())
         for row, target in enumerate(targets):
-            lines.append(f"{split}/{row}.png,{CLASS_NAMES[target]},{split},{row},,")
+            lines.append(f"{split}/{row}.png,{CLASS_NAMES[target]},{split},{row},,,")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     meta = {
         "class_names": CLASS_NAMES, "img_size": img_size, "channels": channels, "digest": digest.hexdigest(),
         "split_digests": dict.fromkeys(SPLIT_SIZES, digest.hexdigest()), "counts": {},
+        "audit": AUDIT,
     }  # fmt: skip
     (folder / "classes.json").write_text(json.dumps(meta))
     return folder

@@ -1,18 +1,22 @@
-"""Blank images, twins and counts, against pictures made to be so and counts by hand."""
+"""Blank and odd pictures, digests and counts, against pictures made to be so and counts by hand."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-from pipeline.audit import Record, build_audit, count_twins, flags, is_blank, pixel_digest
+from pipeline.audit import FLAGS, Record, build_audit, flags, grouped, headline, look_at, pixel_digest
 
 RNG = np.random.default_rng(3)
-FACE = RNG.integers(60, 200, (48, 48, 1), dtype=np.uint8)
+FACE = RNG.integers(40, 220, (48, 48, 1), dtype=np.uint8)
 
 
 def constant(value: int | tuple[int, ...], size: int = 48, channels: int = 1) -> np.ndarray:
     return np.broadcast_to(np.uint8(value), (size, size, channels)).copy()
+
+
+def is_blank(image: np.ndarray) -> bool:
+    return "blank" in look_at(image, 1)
 
 
 @pytest.mark.parametrize("value", [0, 127, 255])
@@ -42,6 +46,26 @@ def test_an_image_with_colour_in_one_channel_only_is_not_blank() -> None:
     assert not is_blank(image)
 
 
+def test_exposure() -> None:
+    half = FACE // 2
+    assert look_at(FACE, 48) == look_at(half, 48) == look_at(half + 127, 48) == set()
+    assert look_at(FACE // 4, 48) == {"dark"}
+    assert look_at(255 - FACE // 4, 48) == {"bright"}
+    lit = (FACE // 4).copy()
+    lit[:8] = 200  # a sixth of it
+    assert look_at(lit, 48) == set()
+    assert look_at(constant(0), 48) == {"blank", "dark"}
+
+
+def test_sizes() -> None:
+    picture = RNG.integers(40, 220, (60, 80, 3), dtype=np.uint8)
+    assert look_at(picture, 48) == set()
+    assert look_at(picture, 60) == set()
+    assert look_at(picture, 61) == {"enlarged"}
+    assert look_at(picture[:50], 48) == {"stretched"}
+    assert look_at(picture.transpose(1, 0, 2)[:, :50], 64) == {"enlarged", "stretched"}
+
+
 def test_digest_is_of_shape_and_pixels() -> None:
     assert pixel_digest(FACE) == hashlib.sha256(b"(48, 48, 1)" + FACE.tobytes()).hexdigest()
     others = [FACE.reshape(24, 96, 1), np.repeat(FACE, 3, axis=-1), FACE[::-1], np.rot90(FACE)]
@@ -51,39 +75,78 @@ def test_digest_is_of_shape_and_pixels() -> None:
     assert pixel_digest(np.rot90(FACE, 4)) == pixel_digest(FACE)
 
 
+def test_flags_have_one_order() -> None:
+    marks = {"leak", "blank", "near", "conflict", "duplicate"}
+    assert flags(Record("1", "sad", "test", marks=marks)) == "blank;duplicate;near;conflict;leak"
+    assert flags(Record("1", "sad", "train", problem="empty file")) == "corrupt"
+    assert flags(Record("1", "sad", "train", marks={"duplicate"}, dropped="twin")) == "duplicate;dropped"
+    assert flags(Record("1", "sad", "train")) == ""
+    assert next(iter(FLAGS)) == "corrupt"
+
+
 def records() -> list[Record]:
-    """By hand: twins a (3, over two splits) and b (2), one of which is blank, and two corrupt files."""
+    """By hand: exact twins a (three, over two splits) and b (two); c is a near twin of a, and d and e of each other."""
+
+    def record(file: str, label: str, split: str, sha256: str, group: str, **more: object) -> Record:
+        return Record(file, label, split, sha256=sha256, group=group, size=(48, 48), **more)
+
     return [
-        Record("1", "happy", "train", sha256="a"),
-        Record("2", "sad", "train", sha256="a"),
-        Record("3", "sad", "test", sha256="a"),
-        Record("4", "sad", "val", sha256="b", blank=True),
-        Record("5", "sad", "val", sha256="b", blank=True),
-        Record("6", "happy", "test", sha256="c"),
-        Record("7", "happy", "test", problem="empty file"),
-        Record("8", "sad", "train", problem="not a picture"),
+        record("1", "happy", "train", "a", "a"),
+        record("2", "sad", "train", "a", "a", dropped="twin of a test image"),
+        record("3", "sad", "test", "a", "a"),
+        record("4", "sad", "val", "b", "b", marks={"blank", "dark"}),
+        record("5", "sad", "val", "b", "b", marks={"blank", "dark"}),
+        record("6", "happy", "test", "c", "a"),
+        record("7", "happy", "val", "d", "d", marks={"enlarged"}),
+        record("8", "happy", "train", "e", "d"),
+        record("9", "happy", "train", "f", "f"),
+        Record("x", "happy", "test", problem="empty file"),
+        Record("y", "sad", "train", problem="not a picture"),
     ]
 
 
-def test_twins_by_hand() -> None:
-    assert count_twins(records()) == {"a": 3, "b": 2}  # corrupt files, which have no digest, are no twins
+def test_groups_by_hand() -> None:
+    def names(key: str) -> list[list[str]]:
+        return [[record.file for record in group] for group in grouped(records(), key)]
 
-
-def test_flags() -> None:
-    found = [flags(record, count_twins(records())) for record in records()]
-    assert found == ["duplicate"] * 3 + ["blank;duplicate"] * 2 + ["", "corrupt", "corrupt"]
+    assert names("sha256") == [["1", "2", "3"], ["4", "5"]]  # what is corrupt, without a digest, is no twin
+    assert names("group") == [["1", "2", "3", "6"], ["4", "5"], ["7", "8"]]
 
 
 def test_audit_by_hand() -> None:
-    assert build_audit(records(), ["happy", "sad"]) == {
-        "images": 8,
+    audit = build_audit(records(), ["happy", "sad"])
+    assert audit == {
+        "images": 11,
         "splits": {
-            "train": {"happy": 1, "sad": 1},
-            "val": {"happy": 0, "sad": 2},
+            "train": {"happy": 3, "sad": 0},
+            "val": {"happy": 1, "sad": 2},
             "test": {"happy": 1, "sad": 1},
         },
         "corrupt": 2,
+        "dropped": 1,
         "blank": 2,
-        "exact": {"groups": 2, "redundant": 3},
-        "bad_files": [{"file": "7", "reason": "empty file"}, {"file": "8", "reason": "not a picture"}],
+        "dark": 2,
+        "bright": 0,
+        "enlarged": 1,
+        "stretched": 0,
+        "sizes": {"48x48": 9},
+        "imbalance": 3.0,
+        "conflicting_groups": 1,
+        "exact": {"groups": 2, "redundant": 3, "conflicting_groups": 1},
+        # 3 has 1 and 2 in train, dropped or not.
+        "leaks": {"test_in_train": 1, "val_in_train": 0, "test_in_val": 0},
+        # a with c, and d with e: one picture too many in each. 6 looks like 1, and 7 like 8.
+        "near": {
+            "groups": 2,
+            "redundant": 2,
+            "conflicting_groups": 1,
+            "leaks": {"test_in_train": 1, "val_in_train": 1, "test_in_val": 0},
+        },
+        "bad_files": [{"file": "x", "reason": "empty file"}, {"file": "y", "reason": "not a picture"}],
     }
+    assert headline(audit) == {"redundant": 5, "conflicting_groups": 1, "test_in_train": 2}
+
+
+def test_sizes_are_counted_as_width_and_height() -> None:
+    portrait = Record("1", "sad", "train", sha256="a", group="a", size=(200, 100))
+    assert build_audit([portrait], ["sad"])["sizes"] == {"100x200": 1}

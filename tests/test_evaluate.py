@@ -23,6 +23,8 @@ from pipeline.params import EvaluateParams
 # Names that a csv reader may take for a missing value, a number or two columns.
 CLASS_NAMES = ["1", "NA", "sad, or not"]
 MEAN, STD, SIZE = 0.5, 0.25, 16
+LEAKS = {0, 3, 4, 20}  # test images with a twin in train
+AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
 PARAMS = EvaluateParams(batch_size=7, worst=4)
 
 
@@ -38,11 +40,14 @@ def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" 
         np.save(folder / f"{split}.npy", images)
         for row, target in enumerate(targets):
             name = CLASS_NAMES[target]
-            rows.append((f'{split}/{name}/a "face", {row} 顔.png', name, split, row, "0" * 64, ""))
-    rows.append(("broken.png", "1", "test", -1, "", "corrupt"))
-    columns = ["file", "label", "split", "row", "sha256", "flags"]
+            leak = split == "test" and row in LEAKS
+            flags, group = ("duplicate;leak", "1") if leak else ("", "")
+            rows.append((f'{split}/{name}/a "face", {row} 顔.png', name, split, row, "0" * 64, flags, group))
+    rows.append(("broken.png", "1", "test", -1, "", "corrupt", ""))
+    columns = ["file", "label", "split", "row", "sha256", "flags", "group"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
     meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": digest, "counts": {}}
+    meta["audit"] = AUDIT
     meta["split_digests"] = dict.fromkeys(("train", "val", "test"), digest)
     (folder / "classes.json").write_text(json.dumps(meta))
     return folder
@@ -177,7 +182,45 @@ def test_metrics_follow_from_the_predictions(workspace: Workspace) -> None:
     assert {name: list(part) for name, part in written.items() if name != "run_id"} == {
         "val": ["accuracy", "macro_f1"],
         "test": ["accuracy", "macro_f1", "balanced_accuracy", "nll"],
+        "test_clean": ["images", "accuracy", "macro_f1", "balanced_accuracy", "nll"],
+        "audit": ["redundant", "conflicting_groups", "test_in_train"],
     }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_clean_scores_are_those_without_the_twins(workspace: Workspace, tmp_path: Path) -> None:
+    result = workspace.evaluate()
+    assert result["audit"] == AUDIT
+    table = workspace.predictions().drop(index=sorted(LEAKS))
+    clean = result["test_clean"]
+    assert clean["images"] == len(table) == 24
+    assert clean["accuracy"] == pytest.approx(reference.accuracy_score(table["label"], table["predicted"]))
+    f1 = reference.f1_score(
+        table["label"], table["predicted"], labels=CLASS_NAMES, average="macro", zero_division=0
+    )
+    assert clean["macro_f1"] == pytest.approx(f1)
+    nll = [-np.log(row[f"prob_{row['label']}"]) for _, row in table.iterrows()]
+    assert clean["nll"] == pytest.approx(np.mean(nll), rel=1e-5)
+    assert result["test"]["accuracy"] != clean["accuracy"]
+    workspace.prepared = make_prepared(tmp_path / "none", {"train": [0], "val": [2], "test": [1]})
+    assert workspace.evaluate()["test_clean"] == {"images": 0}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_labels_in_doubt_are_listed(workspace: Workspace) -> None:
+    workspace.evaluate()
+    text = dict.fromkeys(["file", "split", "label", "suggested"], str)
+    table = pd.read_csv(workspace.reports / "label_suspects.csv", dtype=text, keep_default_na=False)
+    assert len(table)
+    prepared = load_prepared(workspace.prepared)
+    for line in table.to_dict("records"):
+        split, probs = prepared.split(line["split"]), plain_probs(workspace, line["split"])[line["row"]]
+        assert line["file"] == split.files[line["row"]]
+        assert line["label"] == CLASS_NAMES[split.targets[line["row"]]] != line["suggested"]
+        assert line["prob_label"] == pytest.approx(probs[split.targets[line["row"]]], abs=1e-5)
+        assert line["prob_suggested"] == pytest.approx(probs[CLASS_NAMES.index(line["suggested"])], abs=1e-5)
+    html = (workspace.reports / "label_suspects.html").read_text(encoding="utf-8")
+    assert html.count("<img ") == len(table)
 
 
 def test_tables_and_pictures(workspace: Workspace) -> None:
@@ -200,8 +243,9 @@ def test_again_gives_the_same_bytes_and_leaves_nothing_else(workspace: Workspace
     workspace.evaluate()
     first = workspace.digests()
     assert set(first) == {
-        "metrics.json", "per_class.csv", "confusion.csv", "predictions.csv", "figures/confusion_matrix.png",
-        "figures/per_class.png", "figures/worst_mistakes.png",
+        "metrics.json", "per_class.csv", "confusion.csv", "predictions.csv",
+        "label_suspects.csv", "label_suspects.html",
+        *(f"figures/{name}.png" for name in ("confusion_matrix", "per_class", "worst_mistakes")),
     }  # fmt: skip
     (workspace.reports / "audit.json").write_text("{}")  # another stage's
     (workspace.reports / "figures" / "stale.png").write_text("of an older version")
@@ -235,10 +279,18 @@ def test_run_gets_metrics_files_and_key(workspace: Workspace) -> None:
     result = workspace.evaluate()
     ((run_id, values, files, tags),) = workspace.logged
     assert run_id == "run-of-train"
-    assert values == {f"test/{name}": value for name, value in result["test"].items()}
+    parts = ("test", "test_clean", "audit")
+    assert values == {f"{part}/{name}": value for part in parts for name, value in result[part].items()}
     names = {folder: sorted(path.name for path in paths) for folder, paths in files.items()}
     assert names == {
-        "evaluation": ["confusion.csv", "metrics.json", "per_class.csv", "predictions.csv"],
+        "evaluation": [
+            "confusion.csv",
+            "label_suspects.csv",
+            "label_suspects.html",
+            "metrics.json",
+            "per_class.csv",
+            "predictions.csv",
+        ],
         "evaluation/figures": ["confusion_matrix.png", "per_class.png", "worst_mistakes.png"],
     }
     assert workspace.keys[0] in tags.values()

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
+from test_duplicates import faces
 
 from pipeline import prepare as stage
 from pipeline.audit import Record
@@ -56,7 +57,8 @@ def write_zip(path: Path, tree: Tree) -> str:
 
 def params(source: str, **changes: Any) -> PrepareParams:
     defaults = {"img_size": 12, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
-    return PrepareParams(source=source, **({"max_bad_fraction": 0.2} | defaults | changes))
+    defaults |= {"max_bad_fraction": 0.2, "duplicates": "keep", "conflicts": "keep"}
+    return PrepareParams(source=source, **(defaults | changes))
 
 
 @pytest.fixture
@@ -81,7 +83,8 @@ def written(home: Path) -> dict[str, bytes]:
 
 FILES = {f"data/prepared/{name}" for name in ("train.npy", "val.npy", "test.npy")}
 FILES |= {f"data/prepared/{name}" for name in ("manifest.csv", "classes.json", "probe.zip")} | {
-    "reports/audit.json"
+    "reports/audit.json",
+    "reports/audit.html",
 }
 SPLITS = {"train/happy": 8, "train/sad": 5, "val/happy": 2, "val/sad": 3, "test/happy": 9, "test/sad": 12}
 
@@ -92,7 +95,7 @@ def test_every_image_is_where_the_manifest_says(home: Path, tmp_path: Path) -> N
     assert set(written(home)) == FILES
     table = manifest()
     assert list(table["file"]) == sorted(tree)
-    assert list(table.columns) == ["file", "label", "split", "row", "sha256", "flags"]
+    assert list(table.columns) == ["file", "label", "split", "row", "sha256", "flags", "group"]
     for split in ("train", "val", "test"):
         array = np.load(f"data/prepared/{split}.npy", mmap_mode="r")
         part = table[table["split"] == split]
@@ -111,6 +114,7 @@ def test_every_image_is_where_the_manifest_says(home: Path, tmp_path: Path) -> N
     assert classes.pop("counts") == expected
     assert len(classes.pop("digest")) == 64
     assert set(classes.pop("split_digests")) == {"train", "val", "test"}
+    assert classes.pop("audit") == {"redundant": 0, "conflicting_groups": 0, "test_in_train": 0}
     assert classes == {"class_names": ["happy", "sad"], "img_size": 12, "channels": 1}
 
 
@@ -188,19 +192,100 @@ def test_blank_and_duplicate_images(home: Path, tmp_path: Path) -> None:
     tree |= {"train/sad/black 1.png": black.getvalue(), "val/sad/black 2.png": black.getvalue()}
     audit = prepare(params(write_zip(tmp_path / "s.zip", tree)))
     assert audit["blank"] == 2
-    assert audit["exact"] == {"groups": 2, "redundant": 3}
+    assert audit["exact"] == {"groups": 2, "redundant": 3, "conflicting_groups": 1}
+    assert audit["leaks"] == {"test_in_train": 1, "val_in_train": 1, "test_in_val": 0}
     flags = {line.file: line.flags for line in manifest().itertuples() if line.flags}
     assert flags == {
-        "test/sad/000.png": "duplicate",
-        "train/happy/twin.bmp": "duplicate",
-        "train/sad/again.png": "duplicate",
-        "train/sad/black 1.png": "blank;duplicate",
-        "val/sad/black 2.png": "blank;duplicate",
+        "test/sad/000.png": "duplicate;conflict;leak",
+        "train/happy/twin.bmp": "duplicate;conflict",
+        "train/sad/again.png": "duplicate;conflict",
+        "train/sad/black 1.png": "blank;dark;duplicate",
+        "val/sad/black 2.png": "blank;dark;duplicate;leak",
     }
     # Counted by pandas from the manifest, which keeps them all in their arrays.
     table = manifest()
     assert table.duplicated("sha256").sum() == audit["exact"]["redundant"]
     assert (table["row"] >= 0).all()
+    twins = table[table["group"] != ""]
+    assert sorted(map(set, twins.groupby("group")["file"].agg(list)), key=len) == [
+        {"train/sad/black 1.png", "val/sad/black 2.png"},
+        {"test/sad/000.png", "train/happy/twin.bmp", "train/sad/again.png"},
+    ]
+
+
+def face(number: int, mirrored: bool = False) -> bytes:
+    """A drawn face of the sample, losslessly stored."""
+    image = faces()[number, ..., 0]
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, ::-1] if mirrored else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def faces_with_twins() -> Tree:
+    """Twelve different faces a class in train and four in val and test; twins are added, exact and near ones."""
+    tree, number = {}, iter(range(1000))
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        for label in ("happy", "sad"):
+            tree |= {f"{split}/{label}/{i:02}.png": face(next(number)) for i in range(count)}
+    return tree | {
+        "train/happy/of test.png": tree["test/happy/00.png"],
+        "train/sad/of val.png": face(24, mirrored=True),  # the first one of val/happy
+        "train/sad/of happy.png": tree["train/happy/03.png"],
+        "train/happy/of happy.png": face(5, mirrored=True),
+    }
+
+
+@pytest.mark.parametrize(
+    "changes, gone, leaks",
+    [
+        ({}, {"happy/of test", "sad/of val", "sad/of happy", "happy/03"}, set()),
+        (
+            {"duplicates": "drop_exact_from_train", "conflicts": "keep"},
+            {"happy/of test"},
+            {"val/happy/00.png"},
+        ),
+        ({"duplicates": "keep", "conflicts": "keep"}, set(), {"test/happy/00.png", "val/happy/00.png"}),
+    ],
+)
+def test_training_twins_are_left_out(
+    home: Path, tmp_path: Path, changes: dict[str, str], gone: set[str], leaks: set[str]
+) -> None:
+    tree = faces_with_twins()
+    options = {"img_size": 48, "duplicates": "drop_from_train", "conflicts": "majority"} | changes
+    audit = prepare(params(write_zip(tmp_path / "s.zip", tree), **options))
+    table = manifest()
+    left_out = table[table["row"] < 0]
+    assert set(left_out["file"]) == {f"train/{name}.png" for name in gone}
+    assert left_out["flags"].str.endswith("dropped").all()
+    assert audit["dropped"] == len(gone)
+    assert np.load("data/prepared/train.npy").shape[0] == 28 - len(gone)
+    assert sum(audit["splits"]["train"].values()) == 28 - len(gone)
+    for split in ("val", "test"):
+        assert np.load(f"data/prepared/{split}.npy").shape[0] == 8
+    assert set(table[table["flags"].str.contains("leak")]["file"]) == leaks
+    # What the source has, whatever is done about it.
+    assert audit["exact"] == {"groups": 2, "redundant": 2, "conflicting_groups": 1}
+    assert audit["leaks"] == {"test_in_train": 1, "val_in_train": 0, "test_in_val": 0}
+    assert audit["near"] == {
+        "groups": 2,
+        "redundant": 2,
+        "conflicting_groups": 1,
+        "leaks": {"test_in_train": 0, "val_in_train": 1, "test_in_val": 0},
+    }
+    headline = json.loads(Path("data/prepared/classes.json").read_text(encoding="utf-8"))["audit"]
+    assert headline == {"redundant": 4, "conflicting_groups": 2, "test_in_train": 1}
+    html = Path("reports/audit.html").read_text(encoding="utf-8")
+    assert html.count('<span class="out">left out</span>') >= len(gone)
+
+
+def test_a_class_of_twins_only_is_explained(home: Path, tmp_path: Path) -> None:
+    tree = tree_of(SPLITS | {"train/sad": 0})
+    tree |= {"train/sad/a.png": tree["test/sad/000.png"], "train/sad/b.png": tree["val/sad/001.png"]}
+    source = write_zip(tmp_path / "s.zip", tree)
+    with pytest.raises(UserError, match=r"'sad' has no images for split 'train'.*prepare\.duplicates"):
+        prepare(params(source, duplicates="drop_from_train"))
+    assert written(home) == {}
+    assert prepare(params(source))["splits"]["train"]["sad"] == 2
 
 
 # Cuts
@@ -237,6 +322,18 @@ def test_twins_stay_on_one_side_of_a_cut(home: Path, tmp_path: Path) -> None:
         share = table["split"].value_counts(normalize=True)
         assert share["val"] == pytest.approx(0.2, abs=0.02)
         assert share["test"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_near_twins_stay_on_one_side_of_a_cut(home: Path, tmp_path: Path) -> None:
+    tree = {f"{'ab'[i % 2]}/{i}.png": face(i) for i in range(80)}
+    tree |= {f"{'ab'[i % 2]}/{i} again.png": face(i, mirrored=True) for i in range(0, 80, 3)}
+    for seed in range(2):
+        audit = prepare(params(write_zip(tmp_path / "s.zip", tree), seed=seed, img_size=48))
+        table = manifest()
+        assert (table["group"] != "").sum() == 54
+        assert (table[table["group"] != ""].groupby("group")["split"].nunique() == 1).all()
+        assert set(table[table["file"].str.contains("again")]["split"]) == {"train", "val", "test"}
+        assert not any(audit["near"]["leaks"].values())
 
 
 def test_a_cut_takes_no_twin_of_a_given_split(home: Path, tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Near duplicates: copies planted with Pillow among drawn faces, and the search's cells on made-up descriptors."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from pipeline import duplicates
+from pipeline.duplicates import connect, near_pairs
+
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.zip"
+COUNT = 140
+
+
+@cache
+def faces() -> np.ndarray:
+    """Different drawn faces of all classes, uint8 (COUNT, 48, 48, 1)."""
+    with zipfile.ZipFile(SAMPLE) as archive:
+        names = archive.namelist()
+        chosen = names[:: len(names) // COUNT][:COUNT]
+        pictures = [Image.open(io.BytesIO(archive.read(name))) for name in chosen]
+        return np.stack([np.asarray(picture) for picture in pictures])[..., None]
+
+
+def found(images: np.ndarray) -> set[tuple[int, int]]:
+    """The pairs among all of some images."""
+    pairs = near_pairs(images, np.arange(len(images)))
+    assert (pairs.first < pairs.second).all()
+    assert ((pairs.agreement > 0.8) & (pairs.agreement < 1.0001)).all()
+    return set(zip(pairs.first.tolist(), pairs.second.tolist()))
+
+
+def recoded(quality: int) -> Callable[[Image.Image], Image.Image]:
+    def change(face: Image.Image) -> Image.Image:
+        buffer = io.BytesIO()
+        face.save(buffer, "JPEG", quality=quality)
+        return Image.open(buffer)
+
+    return change
+
+
+def resized(side: int) -> Callable[[Image.Image], Image.Image]:
+    return lambda face: face.resize((side, side), Image.Resampling.BICUBIC).resize(face.size)
+
+
+def moved(right: int, down: int) -> Callable[[Image.Image], Image.Image]:
+    return lambda face: face.transform(face.size, Image.Transform.AFFINE, (1, 0, right, 0, 1, down))
+
+
+def cropped(*box: float) -> Callable[[Image.Image], Image.Image]:
+    return lambda face: face.resize(face.size, Image.Resampling.BICUBIC, box=box)
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "jpeg 40": recoded(40),
+    "jpeg 90": recoded(90),
+    "resized to 75 %": resized(36),
+    "resized to 150 %": resized(72),
+    "mirrored": lambda face: face.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "moved left and down": moved(3, -3),
+    "moved up": moved(0, 3),
+    "cropped on one side": cropped(3, 0, 48, 48),
+    "cropped all round": cropped(2, 3, 46, 45),
+    "brighter": lambda face: ImageEnhance.Brightness(face).enhance(1.2),
+    "darker": lambda face: ImageEnhance.Brightness(face).enhance(0.8),
+    "flatter": lambda face: ImageEnhance.Contrast(face).enhance(0.8),
+    "mirrored, cropped and recoded": lambda face: recoded(60)(
+        cropped(0, 2, 46, 48)(face.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    ),
+}
+
+
+def test_different_faces_are_no_twins() -> None:
+    assert found(faces()) == set()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_copy_is_found_and_nothing_else(name: str) -> None:
+    originals = range(0, COUNT, 10)
+    copies = [np.asarray(CHANGES[name](Image.fromarray(faces()[row, ..., 0]))) for row in originals]
+    images = np.concatenate([faces(), np.stack(copies)[..., None]])
+    assert found(images) == {(row, COUNT + place) for place, row in enumerate(originals)}
+
+
+@pytest.mark.parametrize("size, channels", [(20, 1), (48, 3), (112, 3)])
+def test_size_and_colour_make_no_difference(size: int, channels: int) -> None:
+    pictures = [Image.fromarray(face[..., 0]).resize((size, size)) for face in faces()[:30]]
+    pictures.append(pictures[7].transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    pictures.append(ImageEnhance.Brightness(pictures[20]).enhance(0.85))
+    images = np.stack([np.asarray(picture) for picture in pictures])[..., None].repeat(channels, axis=3)
+    assert found(images) == {(7, 30), (20, 31)}
+
+
+def test_only_the_given_rows_are_looked_at_in_their_order() -> None:
+    images = faces()[[3, 5, 3, 8, 5]]
+    pairs = near_pairs(images, np.array([4, 3, 1, 2]))
+    assert (pairs.first.tolist(), pairs.second.tolist()) == ([0], [2])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_few_images(count: int) -> None:
+    twins = np.stack([faces()[4], faces()[4, :, ::-1], faces()[9]])[:count]
+    assert found(twins) == ({(0, 1)} if count >= 2 else set())
+
+
+def test_plain_pictures_are_twins_of_nothing() -> None:
+    plain = np.stack([np.full((48, 48, 1), value, np.uint8) for value in (0, 90, 91, 255)])
+    assert found(np.concatenate([faces()[:5], plain])) == set()
+    assert found(np.concatenate([faces(), plain])) == set()
+
+
+def test_connect_by_hand() -> None:
+    labels = connect(7, np.array([5, 0, 2]), np.array([3, 4, 5]))
+    assert labels.tolist() == [0, 1, 2, 2, 0, 2, 3]
+    none = np.array([], np.int64)
+    assert connect(3, none, none).tolist() == [0, 1, 2]
+
+
+# Cells
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
+
+
+def test_twins_are_found_in_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_CELL", 100)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5000, 90))
+    copies = values[:500] + rng.normal(size=(500, 90)) * 0.4  # cosine 0.93, as of a copy shifted by 2 px
+    pairs = duplicates._candidates(unit(np.concatenate([values, copies])))
+    expected = {(row, 5000 + row) for row in range(500)}
+    assert len(expected & set(map(tuple, pairs.tolist()))) >= 490
+    assert len(pairs) < 600
+    cells = list(duplicates._cells(unit(values), np.arange(5000)))
+    assert max(map(len, cells)) <= 100
+    assert set(np.concatenate(cells)) == set(range(5000))
+
+
+def test_the_work_does_not_grow_as_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_CELL", 64)
+    values = unit(np.random.default_rng(0).normal(size=(16000, 8)))
+
+    def work(count: int) -> int:
+        return sum(len(cell) ** 2 for cell in duplicates._cells(values[:count], np.arange(count)))
+
+    assert work(16000) / work(4000) < 8  # 16 if it did
+
+
+def test_pictures_that_are_all_alike_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_CELL", 50)
+    same = unit(np.ones((3000, 8)))
+    assert max(len(cell) for cell in duplicates._cells(same, np.arange(3000))) <= 50
+    assert len(duplicates._candidates(same)) > 0
