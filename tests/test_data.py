@@ -54,6 +54,20 @@ def test_rows_order_the_files_and_left_out_files_are_gone(tmp_path: Path) -> Non
     assert prepared.split_digests == {"train": "t"}
 
 
+def test_leaks_are_the_images_with_that_flag(tmp_path: Path) -> None:
+    manifest = (
+        "file,label,split,row,sha256,flags,group\n"
+        "a.png,sad,test,2,,duplicate;leak,1\n"
+        "b.png,happy,test,0,,,\n"
+        "c.png,sad,train,0,,duplicate,1\n"
+        "d.png,happy,test,1,,near,2\n"
+    )
+    path = write(tmp_path / "p", manifest, ["happy", "sad"])
+    assert load_prepared(path).leaks("test").tolist() == [False, False, True]
+    assert load_prepared(path).leaks("train").tolist() == [False]
+    assert load_prepared(path).leaks("val").tolist() == []
+
+
 def test_names_stay_text(tmp_path: Path) -> None:
     """No label or file turns into a number or a missing value on the way."""
     labels = ["01", "1", "NA", "None", "nan", "null", "true"]

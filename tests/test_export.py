@@ -86,6 +86,8 @@ def write_reports(folder: Path) -> None:
     folder.mkdir()
     test = {"accuracy": 0.5, "macro_f1": 0.25, "balanced_accuracy": 0.4, "nll": 1.2345678}
     metrics = {"val": {"accuracy": 0.5, "macro_f1": 0.5}, "test": test, "run_id": "r2"}
+    metrics["test_clean"] = {"images": 3300, "accuracy": 0.48765}
+    metrics["audit"] = {"redundant": 1234, "conflicting_groups": 56, "test_in_train": 289}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "per_class.csv").write_text(
         "class,precision,recall,f1,support\nangry,0.123456,0.5,0.2,7\nsad|blue,1.0,1.0,1.0,2\n"
@@ -170,6 +172,7 @@ def test_what_the_bundle_holds(exported: Project) -> None:
     assert bundle["formats"] == {"pt2": None, "onnx": None}
     assert (bundle["run_id"], bundle["data_digest"], bundle["test_digest"]) == ("r2", "d" * 64, "t" * 64)
     assert bundle["metrics"]["test"]["balanced_accuracy"] == 0.4
+    assert bundle["metrics"]["test_clean"] == {"images": 3300, "accuracy": 0.48765}
     assert bundle["versions"]["onnx"] == onnx.__version__
 
 
@@ -179,6 +182,7 @@ def test_model_card(exported: Project) -> None:
         "fer2013.zip", "no licence", "Article 5(1)(f)", "not felt emotion", "bias", "Intended use",
         "| happy | 6 | 0 | 9 |", "| **all** | 18 | 1 | 9 |", "| test | nll | 1.2346 |",
         "| angry | 0.123 | 0.500 | 0.200 | 7 |", "sad\\|blue", "| lr | `0.1` |",
+        "| test_clean | images | 3300 |", "| test_clean | accuracy | 0.4877 |", "1234 redundant", "56 sets", "289 test",
     ):  # fmt: skip
         assert expected in text
     assert "somebody" not in text

@@ -20,6 +20,8 @@ EXEMPT = {
     "prepare": {
         "errors": "texts of errors",
         "params": "the values themselves stand in dvc.yaml's params",
+        "audit_page": "looks of a page",
+        "pages": "looks of a page",
     },
     "train": {
         "errors": "texts of errors",
@@ -33,6 +35,7 @@ EXEMPT = {
         "errors": "texts of errors",
         "params": "the values themselves stand in dvc.yaml's params",
         "plots": "looks of figures",
+        "pages": "looks of a page",
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
         "store": "says where that mirror is",
         "interrupt": "how the stage is stopped",
@@ -148,6 +151,8 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
     [
         ("errors", set()), ("images", set()), ("metrics", set()), ("plots", set()), ("backbones", set()),
         ("card", set()), ("formats", set()), ("interrupt", set()), ("audit", set()),
+        ("alignment", set()), ("pages", set()), ("duplicates", {"alignment"}), ("twins", {"audit", "duplicates"}),
+        ("audit_page", {"audit", "pages"}), ("suspects", {"data", "pages"}),
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
         ("pretrained", {"errors"}), ("tracking", {"store"}), ("serving", {"images"}), ("schedule", {"params"}),
         ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),

@@ -42,7 +42,9 @@ CLASSES = ("circle", "cross", "square")
 EPOCHS = 2
 # What every run of a finished pipeline has, beside what its stages wrote.
 FIGURES = ("confusion_matrix.png", "per_class.png", "worst_mistakes.png")
-TABLES = ("metrics.json", "predictions.csv", "per_class.csv", "confusion.csv")
+TABLES = (
+    "metrics.json", "predictions.csv", "per_class.csv", "confusion.csv", "label_suspects.csv", "label_suspects.html",
+)  # fmt: skip
 QUEUE_LIMIT_S = 900
 
 
@@ -252,8 +254,9 @@ def check_run(project: Project, run: Any, params_text: str | None = None) -> dic
         assert project.points(run, key) == [(int(row["epoch"]), float(row[key])) for row in history], key
     result = project.json("reports/metrics.json")
     assert set(result["test"]) == {"accuracy", "macro_f1", "balanced_accuracy", "nll"}
-    for key, value in result["test"].items():
-        assert project.points(run, f"test/{key}") == [(0, value)]
+    for part in ("test", "test_clean", "audit"):
+        for key, value in result[part].items():
+            assert project.points(run, f"{part}/{key}") == [(0, value)]
     tags = run.data.tags
     assert tags["hyojo.data_digest"] == project.json("data/prepared/classes.json")["digest"]
     assert tags["hyojo.weights_sha256"] == project.json("models/train/weights.json")["weights_sha256"]
@@ -261,6 +264,7 @@ def check_run(project: Project, run: Any, params_text: str | None = None) -> dic
     assert artifacts["params.yaml"].decode() == text
     for local, path in {
         "reports/audit.json": "audit.json",
+        "reports/audit.html": "audit.html",
         **{
             f"models/train/{n}": f"train/{n}"
             for n in ("weights.pt", "weights.json", "history.csv", "curves.png")
