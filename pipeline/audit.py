@@ -2,8 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ class Record:
     sha256: str = ""
     group: str = ""
     size: tuple[int, int] = (0, 0)
-    marks: set[str] = field(default_factory=set)
+    marks: frozenset[str] = frozenset()
     problem: str = ""
     dropped: str = ""
     row: int = -1
@@ -76,7 +75,7 @@ def pixel_digest(image: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def look_at(image: np.ndarray, img_size: int) -> set[str]:
+def look_at(image: np.ndarray, img_size: int) -> frozenset[str]:
     """Which of ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` a picture is.
 
     Args:
@@ -92,7 +91,7 @@ def look_at(image: np.ndarray, img_size: int) -> set[str]:
         "enlarged": min(height, width) < img_size,
         "stretched": max(height, width) > MAX_ASPECT * min(height, width),
     }
-    return {name for name, applies in found.items() if applies}
+    return frozenset(name for name, applies in found.items() if applies)
 
 
 def flags(record: Record) -> str:
@@ -101,13 +100,14 @@ def flags(record: Record) -> str:
     return ";".join(name for name in FLAGS if name in record.marks or found.get(name))
 
 
-def grouped(records: Iterable[Record], key: str) -> list[list[Record]]:
+def grouped(records: list[Record], key: str) -> list[list[Record]]:
     """The sets of readable records, two or more, that are equal in the attribute ``key``."""
+    counts = Counter(getattr(record, key) for record in records if record.sha256)
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.sha256:
+        if counts[getattr(record, key)] > 1:
             groups[getattr(record, key)].append(record)
-    return [group for group in groups.values() if len(group) > 1]
+    return list(groups.values())
 
 
 def build_audit(records: list[Record], class_names: list[str]) -> dict[str, Any]:
@@ -188,18 +188,15 @@ def _different(group: list[Record]) -> int:
 
 def _count_leaks(records: list[Record]) -> tuple[dict[str, int], dict[str, int]]:
     """Images with an exact twin in another split, and those that have near ones only, by ``LEAKS``."""
-    by_digest: dict[str, set[str]] = defaultdict(set)
-    by_group: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        by_digest[record.sha256].add(record.split)
-        by_group[record.group].add(record.split)
     exact, near = dict.fromkeys(LEAKS, 0), dict.fromkeys(LEAKS, 0)
-    for record in records:
-        for name in LEAKS:
-            split, _, other = name.partition("_in_")
-            if record.sha256 and record.split == split:
-                if other in by_digest[record.sha256]:
-                    exact[name] += 1
-                elif other in by_group[record.group]:
-                    near[name] += 1
+    for group in grouped(records, "group"):
+        of_exact_twins: dict[str, set[str]] = defaultdict(set)
+        for record in group:
+            of_exact_twins[record.sha256].add(record.split)
+        of_twins = set().union(*of_exact_twins.values())
+        for record in group:
+            for name in LEAKS:
+                split, _, other = name.partition("_in_")
+                if record.split == split and other in of_twins:
+                    (exact if other in of_exact_twins[record.sha256] else near)[name] += 1
     return exact, near

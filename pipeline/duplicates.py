@@ -7,7 +7,7 @@ the work grows as n log n and not as n^2. Each candidate is then laid over its p
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +16,7 @@ import numpy as np
 from scipy import fft
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from pipeline.alignment import agreement, tents
 
@@ -58,7 +59,7 @@ def near_pairs(
     images: np.ndarray,
     rows: np.ndarray,
     scratch: Path | None = None,
-    progress: Callable[[int], object] = lambda _: None,
+    progress: bool = False,
 ) -> Pairs:
     """Find the pairs of pictures that show the same thing.
 
@@ -69,7 +70,7 @@ def near_pairs(
         images: uint8 (N, S, S, C), C 1 or 3; may be mapped from a file, and is read in blocks.
         rows: Which of them to look at, int64 (R,).
         scratch: Folder for a temporary file, which images of another size than ``SIZE`` take; the system's if None.
-        progress: Called with the number of images described since the last call.
+        progress: Show progress bars.
 
     Returns:
         Pairs of indices into ``rows``.
@@ -81,7 +82,7 @@ def near_pairs(
             faces, places = _reduce(images, rows, file), np.arange(len(rows))
         pairs = _candidates(_describe_all(faces, places, progress))
         found = np.empty(len(pairs), np.float32)
-        for start in range(0, len(pairs), _BLOCK):
+        for start in _blocks(len(pairs), progress and "comparing", "pair"):
             block = pairs[start : start + _BLOCK]
             first, second = (faces[places[side]].astype(np.float32) for side in block.T)
             found[start : start + _BLOCK] = agreement(first, second)
@@ -102,6 +103,14 @@ def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """
     graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
     return connected_components(graph, directed=False)[1]
+
+
+def _blocks(count: int, progress: str | bool, unit: str) -> Iterator[int]:
+    """Starts of blocks, with a progress bar of that name unless it is False."""
+    with tqdm(total=count, desc=progress or None, unit=unit, disable=not progress) as bar:
+        for start in range(0, count, _BLOCK):
+            yield start
+            bar.update(min(_BLOCK, count - start))
 
 
 # Candidates
@@ -142,14 +151,13 @@ def _describe(faces: np.ndarray) -> np.ndarray:
     return np.concatenate([sums[:, disc], differences[:, disc & (down > 0) & (right > 0)]], axis=1)
 
 
-def _describe_all(faces: np.ndarray, rows: np.ndarray, progress: Callable[[int], object]) -> np.ndarray:
+def _describe_all(faces: np.ndarray, rows: np.ndarray, progress: bool) -> np.ndarray:
     """Descriptors as unit vectors, float16 (R, D), each component brought to mean 0 and spread 1 before."""
     parts, total, squares = [], 0.0, 0.0
-    for start in range(0, len(rows), _BLOCK):
+    for start in _blocks(len(rows), progress and "describing", "img"):
         block = _describe(faces[rows[start : start + _BLOCK]].astype(np.float32))
         total, squares = total + block.sum(axis=0), squares + (block**2).sum(axis=0)
         parts.append(block.astype(np.float16))
-        progress(len(block))
     if not parts:
         return np.empty((0, 1), np.float16)
     mean = total / len(rows)
@@ -165,10 +173,10 @@ def _cells(descriptors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
     if len(rows) <= _CELL:
         yield rows
         return
-    pivots = descriptors[rows[np.linspace(0, len(rows) - 1, _PIVOTS).astype(np.int64)]]
+    pivots = descriptors[rows[np.linspace(0, len(rows) - 1, _PIVOTS).astype(np.int64)]].astype(np.float32)
     nearest = np.empty((len(rows), _SPILL), np.int8)
     for start in range(0, len(rows), _CELL):
-        cosines = descriptors[rows[start : start + _CELL]] @ pivots.T
+        cosines = descriptors[rows[start : start + _CELL]].astype(np.float32) @ pivots.T
         nearest[start : start + _CELL] = np.argpartition(cosines, -_SPILL)[:, -_SPILL:]
     for pivot in range(_PIVOTS):
         cell = rows[(nearest == pivot).any(axis=1)]

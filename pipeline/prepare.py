@@ -67,8 +67,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
         records = decode_all(source, pixels, params)
         _check_bad(records, params.max_bad_fraction)
         check_counts(records, class_names, given)
-        with tqdm(total=len(records), desc="twins", unit="img") as bar:
-            find_twins(records, pixels, staging, bar.update)
+        find_twins(records, pixels, staging, progress=True)
         fractions = {"test": params.test_fraction, "val": params.val_fraction}
         cut_missing(records, class_names, given, fractions, params.seed)
         drop_twins(records, params.duplicates, params.conflicts)

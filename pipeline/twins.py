@@ -1,7 +1,6 @@
 """Sets of images that show the same picture: found, marked, and kept out of training where they flatter a score."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,7 @@ from pipeline.duplicates import connect, near_pairs
 
 
 def find_twins(
-    records: list[Record],
-    pixels: np.ndarray,
-    scratch: Path | None = None,
-    progress: Callable[[int], object] = lambda _: None,
+    records: list[Record], pixels: np.ndarray, scratch: Path | None = None, progress: bool = False
 ) -> None:
     """Give every readable record its ``group``, and the marks ``duplicate``, ``near`` and ``conflict``, in place.
 
@@ -24,32 +20,27 @@ def find_twins(
         records: All records, with their digests.
         pixels: Their images, uint8 (N, S, S, C), in the same order.
         scratch: Folder for a temporary file; the system's if None.
-        progress: Called with the number of images whose near twins have been looked for since the last call.
+        progress: Show progress bars.
     """
-    rows: dict[str, int] = {}
-    for row, record in enumerate(records):
-        if record.sha256:
-            rows.setdefault(record.sha256, row)
     # By digest, so that neither names nor order of the files change what is found.
-    digests = sorted(rows)
-    looked_at = [i for i, digest in enumerate(digests) if "blank" not in records[rows[digest]].marks]
-    places = np.array([rows[digests[i]] for i in looked_at], np.int64)
-    pairs = near_pairs(pixels, places, scratch, progress)
-    numbers = np.array(looked_at, np.int64)
-    labels = connect(len(digests), numbers[pairs.first], numbers[pairs.second])
-    # np.unique gives the first of each group, which is its smallest digest.
-    smallest = np.unique(labels, return_index=True)[1]
-    group_of = {digest: digests[smallest[label]] for digest, label in zip(digests, labels)}
+    digests = sorted({record.sha256 for record in records if record.sha256})
+    number = {digest: i for i, digest in enumerate(digests)}
+    rows = np.full(len(digests), -1, np.int64)
+    for row, record in enumerate(records):
+        if record.sha256 and "blank" not in record.marks:
+            rows[number[record.sha256]] = row
+    looked_at = np.flatnonzero(rows >= 0)
+    pairs = near_pairs(pixels, rows[looked_at], scratch, progress)
+    labels = connect(len(digests), looked_at[pairs.first], looked_at[pairs.second])
+    smallest = np.unique(labels, return_index=True)[1]  # the first of each group
     for record in records:
-        record.group = group_of.get(record.sha256, "")
+        if record.sha256:
+            record.group = digests[smallest[labels[number[record.sha256]]]]
     for group in grouped(records, "group"):
         copies = Counter(record.sha256 for record in group)
+        common = {"near": len(copies) > 1, "conflict": conflicting(group)}
         for record in group:
-            found = {
-                "duplicate": copies[record.sha256] > 1,
-                "near": len(copies) > 1,
-                "conflict": conflicting(group),
-            }
+            found = common | {"duplicate": copies[record.sha256] > 1}
             record.marks |= {name for name, applies in found.items() if applies}
 
 
@@ -81,7 +72,7 @@ def drop_twins(records: list[Record], duplicates: str, conflicts: str) -> None:
         if any(record.split == "train" and record.used for record in group):
             for record in group:
                 if record.split != "train":
-                    record.marks.add("leak")
+                    record.marks |= {"leak"}
 
 
 def _drop(group: list[Record], why: str) -> None:

@@ -54,7 +54,7 @@ def test_neither_order_nor_corrupt_nor_blank_images_change_what_is_found() -> No
     records = records_of(images, ["a"] * 25, ["train"] * 25)
     records[22].problem, records[22].sha256 = "empty file", ""
     for record in records[23:]:
-        record.marks.add("blank")
+        record.marks |= {"blank"}
     find_twins(records, images)
     expected = {frozenset({"003", "020"}), frozenset({"004", "021"}), frozenset({"023", "024"})}
     assert sets(records) == expected
