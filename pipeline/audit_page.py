@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import pages
-from pipeline.audit import FLAGS, SPLITS, Record, conflicting, grouped
+from pipeline.audit import LOOKS
+from pipeline.listing import SPLITS
+from pipeline.pixels import Pixels
+from pipeline.records import FLAGS, Records, sets_of
 
 # How much is shown of what there may be thousands of; the manifest has it all.
 SAMPLES, SETS, MEMBERS, PICTURES, BAD_FILES = 12, 24, 8, 24, 200
-PICTURE_FLAGS = ("blank", "dark", "bright", "enlarged", "stretched")
 # The gravest first. A set of twins may be in two of them.
 EXHIBITS = {
     "leaks": ("Twins across splits", "Equal pixels in more than one split: they flatter a score."),
@@ -24,7 +26,7 @@ EXHIBITS = {
     "conflicts": ("Twins with different labels", "At most one of the labels can be right."),
     "near copies": ("Changed copies within a split", "All with one label."),
     "copies": ("Exact copies within a split", "All with one label."),
-    **{flag: (f"{flag.capitalize()} images", f"{FLAGS[flag].capitalize()}.") for flag in PICTURE_FLAGS},
+    **{flag: (f"{flag.capitalize()} images", f"{FLAGS[flag].capitalize()}.") for flag in LOOKS},
 }
 
 
@@ -40,33 +42,35 @@ class Exhibit:
     sets: list[list[dict[str, str]]]
 
 
-def render(
-    source: str, audit: dict[str, Any], records: list[Record], pixels: np.ndarray, class_names: list[str]
-) -> str:
+def render(source: str, audit: dict[str, Any], records: Records, pixels: Pixels | np.ndarray) -> str:
     """Write the page.
 
     Args:
         source: Name of the source, for the title.
         audit: What ``build_audit`` returns.
-        records: All records, final.
-        pixels: Their images, uint8 (N, S, S, C), in the same order.
-        class_names: All classes.
+        records: All images, final.
+        pixels: Their pixels, uint8 (N, S, S, C), in the same order.
 
     Returns:
         HTML, the same for the same data: no times and no places in it.
     """
-    index = {id(record): i for i, record in enumerate(records)}
+    class_names = records.class_names
 
-    def show(chosen: list[Record]) -> list[dict[str, str]]:
+    def show(chosen: np.ndarray) -> list[dict[str, str]]:
         return [
-            {"picture": pages.thumbnail(pixels[index[id(record)]])}
-            | {name: getattr(record, name) for name in ("file", "label", "split", "dropped")}
-            for record in chosen
+            {
+                "picture": pages.thumbnail(image),
+                "file": file,
+                "label": class_names[records.labels[i]],
+                "split": SPLITS[records.splits[i]],
+                "dropped": records.drops.get(int(i), ""),
+            }
+            for i, image, file in zip(chosen, pixels[chosen], records.files(chosen))
         ]
 
     exhibits = []
     for name, sets in _find_exhibits(records).items():
-        single = name in PICTURE_FLAGS
+        single = name in LOOKS
         total = sum(map(len, sets)) if single else len(sets)
         shown = [group[: PICTURES if single else MEMBERS] for group in sets[:SETS]]
         unit, cut = ("images", total > PICTURES) if single else ("sets", total > SETS)
@@ -79,34 +83,36 @@ def render(
         splits=SPLITS,
         largest=max(1, *(count for counts in audit["splits"].values() for count in counts.values())),
         class_names=class_names,
-        samples=[(name, show(_sample(records, name))) for name in class_names],
+        samples=[(name, show(_sample(records, label))) for label, name in enumerate(class_names)],
         exhibits=exhibits,
         bad_files=audit["bad_files"][:BAD_FILES],
     )
 
 
-def _sample(records: list[Record], label: str) -> list[Record]:
+def _sample(records: Records, label: int) -> np.ndarray:
     """Some training images of a class, evenly spread over it."""
-    own = [record for record in records if record.label == label and record.split == "train" and record.used]
-    return [own[i] for i in np.linspace(0, len(own) - 1, min(SAMPLES, len(own))).astype(int)]
+    training = records.members("train")
+    own = training[records.labels[training] == label]
+    return own[np.linspace(0, len(own) - 1, min(SAMPLES, len(own))).astype(int)]
 
 
-def _find_exhibits(records: list[Record]) -> dict[str, list[list[Record]]]:
+def _find_exhibits(records: Records) -> dict[str, list[np.ndarray]]:
     """The sets of ``EXHIBITS`` that there are; the largest sets first, and train first in each."""
-    found: dict[str, list[list[Record]]] = {name: [] for name in EXHIBITS}
-    for group in grouped(records, "group"):
-        group = sorted(group, key=lambda record: (SPLITS.index(record.split), record.file))
-        near = "near " if len({record.sha256 for record in group}) > 1 else ""
-        across = group[0].split != group[-1].split
+    found: dict[str, list[np.ndarray]] = {name: [] for name in EXHIBITS}
+    readable, nearly, clash = records.readable, records.have("near"), records.have("conflict")
+    for members in sets_of(records.groups[readable], readable):
+        members = members[np.argsort(records.splits[members], kind="stable")]
+        near = "near " if nearly[members[0]] else ""
+        across = records.splits[members[0]] != records.splits[members[-1]]
         if across:
-            found[f"{near}leaks"].append(group)
-        if conflicting(group):
-            found["conflicts"].append(group)
+            found[f"{near}leaks"].append(members)
+        if clash[members[0]]:
+            found["conflicts"].append(members)
         elif not across:
-            found[f"{near}copies"].append(group)
-    for flag in PICTURE_FLAGS:
-        if marked := [record for record in records if flag in record.marks]:
+            found[f"{near}copies"].append(members)
+    for flag in LOOKS:
+        if len(marked := np.flatnonzero(records.have(flag))):
             found[flag].append(marked)
     for sets in found.values():
-        sets.sort(key=lambda group: (-len(group), group[0].file))
+        sets.sort(key=lambda members: (-len(members), members[0]))
     return {name: sets for name, sets in found.items() if sets}

@@ -14,13 +14,19 @@ import pandas as pd
 from pipeline.errors import UserError
 
 PREPARED = Path("data/prepared")
+_COLUMNS = ("file", "label", "split", "row", "flags", "weight")
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split: ``images`` uint8 (N, H, W, C), ``targets`` int64 (N,) and the N source ``files``.
+    """One split of N images.
 
-    Where the data has them, ``soft`` targets float32 (N, K), rows summing to 1, and ``weights`` float32 (N,).
+    Attributes:
+        images: uint8 (N, H, W, C).
+        targets: Class indices, int64 (N,).
+        files: Their names in the source.
+        soft: The share of each class in people's votes, float32 (N, K), rows summing to 1, where there are votes.
+        weights: How much each image counts in training, float32 (N,), where the source says.
     """
 
     images: np.ndarray
@@ -52,13 +58,17 @@ class Prepared:
             manifest = pd.read_csv(
                 self.path / "manifest.csv",
                 dtype={"file": str, "label": str, "split": str, "flags": str},
-                usecols=["file", "label", "split", "row", "flags"],
+                usecols=lambda name: name in _COLUMNS,
                 keep_default_na=False,
             )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.path / 'manifest.csv'} cannot be read ({error}). Run `dvc repro prepare` again."
             ) from None
+        if missing := set(_COLUMNS[:5]) - set(manifest):
+            raise UserError(
+                f"{self.path / 'manifest.csv'} has no columns {sorted(missing)}. Run `dvc repro prepare` again."
+            )
         return manifest[manifest["row"] >= 0].sort_values("row")
 
     def split(self, name: str) -> Split:
@@ -71,18 +81,7 @@ class Prepared:
             UserError: If the arrays and the manifest do not belong together.
         """
         rows = self._manifest[self._manifest["split"] == name]
-        try:
-            images = np.load(self.path / f"{name}.npy", mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(
-                f"{self.path / name}.npy cannot be read ({error}). Run `dvc repro prepare` again."
-            ) from None
-        shape = (len(rows), self.img_size, self.img_size, self.channels)
-        if images.shape != shape or images.dtype != np.uint8:
-            raise UserError(
-                f"{self.path / name}.npy holds {images.dtype} {images.shape}, but manifest.csv and classes.json "
-                f"say uint8 {shape}. Run `dvc repro prepare` again."
-            )
+        images = self._load(f"{name}.npy", (len(rows), self.img_size, self.img_size, self.channels), np.uint8)
         if rows["row"].tolist() != list(range(len(rows))):
             raise UserError(
                 f"{self.path / 'manifest.csv'}: the rows of {name} are not 0 to {len(rows) - 1}, each once. "
@@ -96,7 +95,26 @@ class Prepared:
                 "Run `dvc repro prepare` again."
             )
         targets = np.array(rows["label"].map(index), dtype=np.int64)
-        return Split(images, targets, rows["file"].tolist())
+        soft = None
+        if (self.path / f"{name}_soft.npy").exists():
+            soft = self._load(f"{name}_soft.npy", (len(rows), len(self.class_names)), np.float32)
+        weights = rows["weight"].to_numpy(np.float32) if "weight" in rows else None
+        return Split(images, targets, rows["file"].tolist(), soft, weights)
+
+    def _load(self, file: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """Map an array that must be of that shape and type."""
+        try:
+            array = np.load(self.path / file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{self.path / file} cannot be read ({error}). Run `dvc repro prepare` again."
+            ) from None
+        if array.shape != shape or array.dtype != dtype:
+            raise UserError(
+                f"{self.path / file} holds {array.dtype} {array.shape}, but manifest.csv and classes.json "
+                f"say {np.dtype(dtype)} {shape}. Run `dvc repro prepare` again."
+            )
+        return array
 
     def leaks(self, name: str) -> np.ndarray:
         """Which images of the val or test split have a twin among the training images, bool (N,)."""

@@ -7,10 +7,10 @@ the work grows as n log n and not as n^2. Each candidate is then laid over its p
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from scipy import fft
@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from pipeline.alignment import agreement, tents
+from pipeline.pixels import Pixels
 
 SIZE = 48  # px at which pictures are compared; larger ones are reduced to it and smaller ones enlarged
 
@@ -56,7 +57,7 @@ class Pairs:
 
 
 def near_pairs(
-    images: np.ndarray,
+    images: Pixels | np.ndarray,
     rows: np.ndarray,
     scratch: Path | None = None,
     progress: bool = False,
@@ -67,7 +68,7 @@ def near_pairs(
     any edges are twins of nothing.
 
     Args:
-        images: uint8 (N, S, S, C), C 1 or 3; may be mapped from a file, and is read in blocks.
+        images: uint8 (N, S, S, C), C 1 or 3; read in blocks.
         rows: Which of them to look at, int64 (R,).
         scratch: Folder for a temporary file, which images of another size than ``SIZE`` take; the system's if None.
         progress: Show progress bars.
@@ -75,16 +76,19 @@ def near_pairs(
     Returns:
         Pairs of indices into ``rows``.
     """
-    with tempfile.TemporaryFile(prefix=".hyojo-", dir=scratch) as file:
-        if images.shape[1:] == (SIZE, SIZE, 1):
-            faces, places = images[..., 0], rows
-        else:
-            faces, places = _reduce(images, rows, file), np.arange(len(rows))
-        pairs = _candidates(_describe_all(faces, places, progress))
+    with tempfile.TemporaryDirectory(prefix=".hyojo-", dir=scratch) as folder, ExitStack() as stack:
+        faces, places = images, rows
+        if images.shape[1:] != (SIZE, SIZE, 1):
+            faces = stack.enter_context(closing(_reduce(images, rows, Path(folder, "faces"))))
+            places = np.arange(len(rows))
+
+        def look(which: np.ndarray) -> np.ndarray:
+            return faces[places[which]].reshape(-1, SIZE, SIZE).astype(np.float32)
+
+        pairs = _candidates(_describe_all(look, len(rows), progress))
         found = np.empty(len(pairs), np.float32)
         for start in _blocks(len(pairs), progress and "comparing", "pair"):
-            block = pairs[start : start + _BLOCK]
-            first, second = (faces[places[side]].astype(np.float32) for side in block.T)
+            first, second = map(look, pairs[start : start + _BLOCK].T)
             found[start : start + _BLOCK] = agreement(first, second)
     holds = found >= TWIN_AGREEMENT
     return Pairs(*pairs[holds].T, found[holds])
@@ -116,18 +120,18 @@ def _blocks(count: int, progress: str | bool, unit: str) -> Iterator[int]:
 # Candidates
 
 
-def _reduce(images: np.ndarray, rows: np.ndarray, file: BinaryIO) -> np.ndarray:
-    """Some of the images in grey and at SIZE, uint8 (R, SIZE, SIZE), mapped from a file."""
+def _reduce(images: Pixels | np.ndarray, rows: np.ndarray, path: Path) -> Pixels:
+    """Some of the images in grey and at SIZE, uint8 (R, SIZE, SIZE), in a file."""
     _, size, _, channels = images.shape
     luma = np.float32([1] if channels == 1 else [0.299, 0.587, 0.114])
     ratio = size / SIZE
     weights = tents((np.arange(SIZE, dtype=np.float32) + 0.5) * ratio - 0.5, size, max(1.0, ratio))
     weights /= weights.sum(-1, keepdims=True)
-    faces = np.memmap(file, np.uint8, "w+", shape=(max(1, len(rows)), SIZE, SIZE))[: len(rows)]
+    faces = Pixels(path, (len(rows), SIZE, SIZE))
     step = max(1, _BLOCK * SIZE**2 // (size**2 * channels))
     for start in range(0, len(rows), step):
         block = images[rows[start : start + step]].astype(np.float32) @ luma
-        faces[start : start + step] = np.rint(weights @ block @ weights.T)
+        faces.append(np.rint(weights @ block @ weights.T).astype(np.uint8))
     return faces
 
 
@@ -151,17 +155,17 @@ def _describe(faces: np.ndarray) -> np.ndarray:
     return np.concatenate([sums[:, disc], differences[:, disc & (down > 0) & (right > 0)]], axis=1)
 
 
-def _describe_all(faces: np.ndarray, rows: np.ndarray, progress: bool) -> np.ndarray:
+def _describe_all(look: Callable[[np.ndarray], np.ndarray], count: int, progress: bool) -> np.ndarray:
     """Descriptors as unit vectors, float16 (R, D), each component brought to mean 0 and spread 1 before."""
     parts, total, squares = [], 0.0, 0.0
-    for start in _blocks(len(rows), progress and "describing", "img"):
-        block = _describe(faces[rows[start : start + _BLOCK]].astype(np.float32))
+    for start in _blocks(count, progress and "describing", "img"):
+        block = _describe(look(np.arange(start, min(count, start + _BLOCK))))
         total, squares = total + block.sum(axis=0), squares + (block**2).sum(axis=0)
         parts.append(block.astype(np.float16))
     if not parts:
         return np.empty((0, 1), np.float16)
-    mean = total / len(rows)
-    spread = np.sqrt(np.maximum(squares / len(rows) - mean**2, 1e-6))
+    mean = total / count
+    spread = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
     for part in parts:
         block = (part - mean) / spread
         part[:] = block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-6)

@@ -1,39 +1,41 @@
 """Stage 1, ``python -m pipeline.prepare``: source images -> checked, packed uint8 arrays.
 
 Reads ``params.yaml`` (``prepare``) and the source that it names. Writes ``data/prepared/`` (``train.npy``,
-``val.npy``, ``test.npy``, ``manifest.csv``, ``classes.json``, ``probe.zip``), ``reports/audit.json`` and
-``reports/audit.html``, all at once at the end: a run that fails or is stopped leaves what was there before.
+``val.npy``, ``test.npy``, ``manifest.csv``, ``classes.json``, ``probe.zip``; with votes also ``train_soft.npy``
+and the like), ``reports/audit.json`` and ``reports/audit.html``, all at once at the end: a run that fails or is
+stopped leaves what was there before.
 """
 
 import csv
 import hashlib
 import json
-import os
 import shutil
 import signal
 import sys
-import threading
-import warnings
 import zipfile
-from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
-from tqdm import tqdm
+import PIL
+from numpy.lib.format import write_array_header_1_0
 
 from pipeline import audit_page
-from pipeline.audit import SPLITS, Record, build_audit, flags, grouped, headline, look_at, pixel_digest
+from pipeline.audit import build_audit, headline
+from pipeline.decoded import Cache
+from pipeline.decoding import decode_all
 from pipeline.errors import UserError, stage_main
-from pipeline.images import ImageError, decode, resize
+from pipeline.items import Source
+from pipeline.listing import SPLITS, Listing
 from pipeline.params import PrepareParams, load_params
-from pipeline.sources import Source, open_source
+from pipeline.pixels import Pixels
+from pipeline.records import Records, flags, sets_of
+from pipeline.sources import Reading, open_source
 from pipeline.splits import check_counts, cut_missing
+from pipeline.store import project_root
 from pipeline.twins import drop_twins, find_twins
 
 PREPARED = Path("data/prepared")
@@ -41,7 +43,11 @@ AUDIT = Path("reports/audit.json")
 AUDIT_PAGE = Path("reports/audit.html")
 PROBE_IMAGES = 16
 
-_CHUNK = 32  # images a task: small enough for a live progress bar, large enough that tasks cost nothing
+_BLOCK = 1024  # images written at once
+_ONLY_TWINS = (
+    "All its training images are twins of val or test images, or of images with another label. Mend the source, or "
+    "set prepare.duplicates and prepare.conflicts to keep."
+)
 
 
 def main() -> None:
@@ -60,92 +66,54 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
     Raises:
         UserError: The source cannot be used, or too many of its images are bad.
     """
-    with open_source(params.source) as source, _staging(PREPARED) as staging:
-        class_names = sorted({entry.label for entry in source.entries})
-        given = {entry.split or "train" for entry in source.entries}
-        pixels = _allocate(staging / "pixels.npy", len(source.entries), params)
-        records = decode_all(source, pixels, params)
-        _check_bad(records, params.max_bad_fraction)
-        check_counts(records, class_names, given)
-        find_twins(records, pixels, staging, progress=True)
-        fractions = {"test": params.test_fraction, "val": params.val_fraction}
-        cut_missing(records, class_names, given, fractions, params.seed)
-        drop_twins(records, params.duplicates, params.conflicts)
-        check_counts(
-            records,
-            class_names,
-            {"train"},
-            "All its training images are twins of val or test images, or of images with another label. Mend the "
-            "source, or set prepare.duplicates and prepare.conflicts to keep.",
-        )
-        digests = _pack(records, pixels, class_names, staging)
-        audit = build_audit(records, class_names)
-        page = audit_page.render(Path(params.source).name, audit, records, pixels, class_names)
-        del pixels
-        (staging / "pixels.npy").unlink()
-        classes = {"class_names": class_names, "img_size": params.img_size, "channels": params.channels}
+    reading = Reading(params.columns, params.group, params.labels == "soft", params.class_map)
+    with open_source(params.source, reading) as source, _staging(PREPARED) as staging:
+        with (
+            closing(Listing(staging, source, params.class_map, params.group)) as listing,
+            closing(_allocate(staging / "pixels", listing.count, params)) as pixels,
+            closing(_open_cache(params)) as cache,
+        ):
+            records = Records.of(listing)
+            reused = decode_all(source, listing.places(), records, pixels, cache)
+            _check_bad(records, params.max_bad_fraction)
+            check_counts(records, listing.given)
+            find_twins(records, pixels, staging, progress=True)
+            fractions = {"test": params.test_fraction, "val": params.val_fraction}
+            cut_missing(records, listing.given, fractions, params.seed)
+            drop_twins(records, params.duplicates, params.conflicts)
+            check_counts(records, {"train"}, _ONLY_TWINS)
+            digests = _pack(records, listing, pixels, staging)
+            found = build_audit(records)
+            if listing.left_out:
+                found["left_out"] = dict(sorted(listing.left_out.items()))
+            page = audit_page.render(source.path.name, found, records, pixels)
+            _write_manifest(staging / "manifest.csv", records, listing)
+            _write_probe(staging / "probe.zip", records, listing, source)
+        classes = {
+            "class_names": listing.class_names,
+            "img_size": params.img_size,
+            "channels": params.channels,
+        }
         digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-        classes |= {"digest": digest, "split_digests": digests, "counts": audit["splits"]}
-        classes["audit"] = headline(audit)
+        classes |= {
+            "digest": digest,
+            "split_digests": digests,
+            "counts": found["splits"],
+            "audit": headline(found),
+        }
         _write_json(staging / "classes.json", classes)
-        _write_manifest(staging / "manifest.csv", records)
-        _write_probe(staging / "probe.zip", records, source)
-        _publish(staging, audit, page)
-    _print_summary(audit, class_names, given, source.ignored)
-    return audit
+        for scratch in ("pixels", "listing.db"):
+            (staging / scratch).unlink()
+        _publish(staging, found, page)
+    _print_summary(found, source, listing, reused)
+    return found
 
 
-def decode_all(source: Source, pixels: np.ndarray, params: PrepareParams) -> list[Record]:
-    """Decode every file into ``pixels``, uint8 (N, S, S, C), in parallel and with a progress bar.
-
-    Threads and not processes: Pillow decodes, and hashlib hashes, without Python's lock.
-
-    Returns:
-        One record a file, in the order of ``source.entries``, whatever order they were decoded in.
-    """
-    records = [Record(entry.file, entry.label, entry.split or "train") for entry in source.entries]
-
-    stop = threading.Event()
-
-    def work(start: int) -> int:
-        chunk = records[start : start + _CHUNK]
-        for i, record in enumerate(chunk, start):
-            if stop.is_set():
-                break
-            try:
-                image = decode(source.read(record.file), params.channels)
-            except ImageError as error:
-                record.problem = str(error)
-                continue
-            record.sha256 = pixel_digest(image)
-            record.size = image.shape[:2]
-            record.marks = look_at(image, params.img_size)
-            pixels[i] = resize(image, params.img_size)
-        return len(chunk)
-
-    with (
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        ) as pool,
-        tqdm(total=len(records), desc="prepare", unit="img") as bar,
-    ):
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
-        try:
-            for task in as_completed([pool.submit(work, start) for start in range(0, len(records), _CHUNK)]):
-                bar.update(task.result())
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return records
-
-
-def _check_bad(records: list[Record], max_bad_fraction: float) -> None:
+def _check_bad(records: Records, max_bad_fraction: float) -> None:
     """Fail on more unreadable files than the parameters allow."""
-    bad = [record for record in records if record.problem]
+    bad = sorted(records.problems)
     if len(bad) > max_bad_fraction * len(records):
-        shown = "\n".join(f"  {record.file}: {record.problem}" for record in bad[:10])
+        shown = "\n".join(f"  {file}: {records.problems[i]}" for i, file in zip(bad, records.files(bad[:10])))
         raise UserError(
             f"{len(bad)} of {len(records)} files cannot be read, more than prepare.max_bad_fraction "
             f"({max_bad_fraction:g}) allows. Mend or remove them, or raise the limit. The first:\n{shown}"
@@ -157,7 +125,8 @@ def _staging(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to write in; gone at the end, unless it was moved away."""
     staging = target.with_name(f".{target.name}.partial")
     # Left over from a run that was killed outright.
-    shutil.rmtree(staging, ignore_errors=True)
+    for left in (staging, _former(target)):
+        shutil.rmtree(left, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
         yield staging
@@ -165,36 +134,59 @@ def _staging(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _allocate(path: Path, count: int, params: PrepareParams) -> np.ndarray:
-    """Room on disk for ``count`` images, uint8 (count, S, S, C); they are copied once, into their splits."""
+def _allocate(path: Path, count: int, params: PrepareParams) -> Pixels:
+    """Room on disk for ``count`` images; they are copied once, into their splits."""
     shape = (count, params.img_size, params.img_size, params.channels)
-    # Checked because a mapped file on a full disk kills the process without a word.
     needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
     if needed > free:
         raise UserError(
             f"The arrays need {needed / 1e9:.1f} GB of disk while they are made, and {free / 1e9:.1f} GB are free. "
             "Make room, or lower prepare.img_size."
         )
-    return open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    return Pixels(path, shape)
 
 
-def _pack(records: list[Record], pixels: np.ndarray, class_names: list[str], folder: Path) -> dict[str, str]:
-    """Write one array file a split, give the records their rows, and return each split's digest."""
+def _open_cache(params: PrepareParams) -> Cache:
+    """The project's cache of pictures decoded with these parameters and this code; none outside a project."""
+    try:
+        folder = project_root() / ".hyojo" / "decoded"
+    except UserError:
+        folder = None
+    code = [
+        Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ("images", "audit", "records")
+    ]
+    shape = (params.img_size, params.img_size, params.channels)
+    return Cache(folder, [*code, PIL.__version__, np.__version__], shape)
+
+
+def _pack(records: Records, listing: Listing, pixels: Pixels, folder: Path) -> dict[str, str]:
+    """Write the arrays of each split, and return each split's digest."""
     digests = {}
+    names, shape = records.class_names, pixels.shape[1:]
     for split in SPLITS:
-        chosen = [i for i, record in enumerate(records) if record.split == split and record.used]
-        array = open_memmap(
-            folder / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(chosen), *pixels.shape[1:])
-        )
-        labels = [records[i].label for i in chosen]
-        digest = hashlib.sha256(json.dumps([split, class_names, pixels.shape[1:], labels]).encode())
-        for row, i in enumerate(chosen):
-            records[i].row = row
-        for start in range(0, len(chosen), 1024):
-            block = pixels[chosen[start : start + 1024]]
-            array[start : start + 1024] = block
-            digest.update(block)
-        array.flush()
+        chosen = records.members(split)
+        digest = hashlib.sha256(json.dumps([split, names, shape]).encode()[:-1] + b", [")
+        for start in range(0, len(chosen), _BLOCK):
+            labels = json.dumps([names[label] for label in records.labels[chosen[start : start + _BLOCK]]])
+            digest.update((", " if start else "").encode() + labels.encode()[1:-1])
+        digest.update(b"]]")
+        pieces = {f"{split}.npy": (np.uint8, shape, pixels.__getitem__)}
+        if listing.soft:
+            pieces[f"{split}_soft.npy"] = (np.float32, (len(names),), listing.shares)
+        for name, (dtype, inner, read) in pieces.items():
+            with (folder / name).open("wb") as file:
+                header = {
+                    "descr": np.dtype(dtype).str,
+                    "fortran_order": False,
+                    "shape": (len(chosen), *inner),
+                }
+                write_array_header_1_0(file, header)
+                for start in range(0, len(chosen), _BLOCK):
+                    content = read(chosen[start : start + _BLOCK])
+                    file.write(content)
+                    digest.update(content)
+        if records.weights is not None:
+            digest.update(records.weights[chosen])
         digests[split] = digest.hexdigest()
     return digests
 
@@ -203,29 +195,60 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_manifest(path: Path, records: list[Record]) -> None:
-    """One line a source file, sorted by path; twins have the same number as group, others none."""
-    numbers = {group[0].group: i for i, group in enumerate(grouped(records, "group"), 1)}
+def _write_manifest(path: Path, records: Records, listing: Listing) -> None:
+    """One line a source file, sorted by path; twins have the same number as group, others none.
+
+    The last columns are there only if the source has them.
+    """
+    rows, groups = np.full(len(records), -1), np.zeros(len(records), np.int32)
+    for split in SPLITS:
+        members = records.members(split)
+        rows[members] = np.arange(len(members))
+    for number, members in enumerate(sets_of(records.groups[records.readable], records.readable), 1):
+        groups[members] = number
+    more: dict[str, Iterable[Any]] = {}
+    if listing.merged:
+        more["root"] = listing.roots()
+    if listing.subjects:
+        more["subject"] = listing.people()
+    if records.weights is not None:
+        more["weight"] = records.weights
+    columns = (records.labels, records.splits, rows, records.digests, records.marks, groups)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "label", "split", "row", "sha256", "flags", "group"])
-        for record in records:
-            own = (record.file, record.label, record.split, record.row, record.sha256)
-            writer.writerow((*own, flags(record), numbers.get(record.group, "")))
+        writer.writerow(["file", "label", "split", "row", "sha256", "flags", "group", *more])
+        for name, label, split, row, digest, marks, group, *rest in zip(
+            listing.files(), *columns, *more.values()
+        ):
+            own = (
+                name,
+                records.class_names[label],
+                SPLITS[split],
+                row,
+                digest.tobytes().hex() if digest.any() else "",
+            )
+            writer.writerow((*own, flags(marks), group or "", *rest))
 
 
-def _write_probe(path: Path, records: list[Record], source: Source) -> None:
+def _write_probe(path: Path, records: Records, listing: Listing, source: Source) -> None:
     """The untouched bytes of a few test images of every class, for checks that start from a file."""
-    by_label: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        if record.split == "test" and record.used:
-            by_label[record.label].append(record)
-    in_turn = [record for turn in zip_longest(*by_label.values()) for record in turn if record]
+    test = records.members("test")
+    labels = range(len(records.class_names))
+    by_label = [np.flatnonzero(records.labels[test] == label)[:PROBE_IMAGES] for label in labels]
+    in_turn = [row for turn in zip_longest(*by_label) for row in turn if row is not None]
+    rows = sorted(in_turn[:PROBE_IMAGES])
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for record in sorted(in_turn[:PROBE_IMAGES], key=lambda record: record.row):
-            info = zipfile.ZipInfo(f"{record.row:06d}{PurePosixPath(record.file).suffix.lower()}")
+        for row, file, fetch in zip(
+            rows, listing.files(test[rows]), source.fetch(listing.places(test[rows]))
+        ):
+            info = zipfile.ZipInfo(f"{row:06d}{PurePosixPath(file).suffix.lower()}")
             info.create_system = 3  # else the bytes differ between platforms
-            archive.writestr(info, source.read(record.file))
+            archive.writestr(info, fetch())
+
+
+def _former(target: Path) -> Path:
+    """Where a folder is put while another takes its place."""
+    return target.with_name(f".{target.name}.old")
 
 
 def _publish(staging: Path, audit: dict[str, Any], page: str) -> None:
@@ -235,24 +258,20 @@ def _publish(staging: Path, audit: dict[str, Any], page: str) -> None:
     _write_json(partials[AUDIT], audit)
     partials[AUDIT_PAGE].write_text(page, encoding="utf-8")
     if PREPARED.exists():
-        old = PREPARED.with_name(f".{PREPARED.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        PREPARED.rename(old)
-        staging.rename(PREPARED)
-        shutil.rmtree(old)
-    else:
-        staging.rename(PREPARED)
+        PREPARED.rename(_former(PREPARED))
+    staging.rename(PREPARED)
+    shutil.rmtree(_former(PREPARED), ignore_errors=True)
     for path, partial in partials.items():
         partial.replace(path)
 
 
-def _print_summary(
-    audit: dict[str, Any], class_names: list[str], given: set[str], ignored: list[str]
-) -> None:
+def _print_summary(audit: dict[str, Any], source: Source, listing: Listing, reused: int) -> None:
     """What there is, in a few lines."""
-    print(f"{audit['images']} images of {len(class_names)} classes: {', '.join(class_names)}")
+    names = listing.class_names
+    print(f"{source.path}: {source.form}")
+    print(f"{audit['images']} images of {len(names)} classes: {', '.join(names)}")
     for split in SPLITS:
-        origin = "" if split in given else " (cut from train)"
+        origin = "" if split in listing.given else " (cut from train)"
         print(f"  {split:5} {sum(audit['splits'][split].values()):7}{origin}")
     print(f"  corrupt {audit['corrupt']} (left out), blank {audit['blank']}")
     for name, kind in (("exact", audit["exact"]), ("near", audit["near"])):
@@ -264,8 +283,18 @@ def _print_summary(
     if audit["dropped"]:
         print(f"  {audit['dropped']} training images left out for their twins")
     print(f"  see {AUDIT_PAGE}")
-    if ignored:
-        print(f"  {len(ignored)} files outside class folders passed over, such as {ignored[0]}")
+    for reason, count in audit.get("left_out", {}).items():
+        print(f"  left out {count}: {reason}")
+    if listing.subjects:
+        print(f"  {listing.subjects} groups by prepare.group, none of them in two splits")
+    if source.ignored_count:
+        print(
+            f"  {source.ignored_count} files outside class folders passed over, such as {source.ignored[0]}"
+        )
+    if reused:
+        print(
+            f"  {reused} of them ({reused / audit['images']:.1%}) had been decoded before and were not decoded again"
+        )
 
 
 if __name__ == "__main__":

@@ -1,245 +1,213 @@
-"""A folder, or a zip or tar archive read in place, of class folders -> labelled files.
+"""Any labelled faces -> a stream of labelled items: which form a source has is found by looking.
 
-    happy/a.png                    train/happy/a.png, val/happy/b.png, ...
-    fer2013/happy/a.png            fer2013/train/happy/a.png, test/test/happy/b.png, ...
-
-Folders around the class folders are looked through, and so are folders inside them. Split folders have any
-usual name (``Training``, ``valid``, ``PublicTest``, ``test_set``).
+A folder or archive of class folders (``trees``), tables beside pictures (``manifests``), FER2013's CSV with or
+without the votes of FER+ (``fer``), Parquet with pictures in it (``embedded``), or a folder of several of these.
 """
 
 import os
-import re
-import stat
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-from pipeline.archives import MAX_FILE_BYTES, Archive, Parts, is_junk, open_archive
+from pipeline.archives import is_junk
+from pipeline.embedded import Embedded, picture_column
 from pipeline.errors import UserError
-from pipeline.images import ImageError
+from pipeline.fer import FerCsv, holds_pixels, holds_votes
+from pipeline.items import LOOKED_FOR, Item, Source, split_name
+from pipeline.labels import EXPRESSIONS, fold
+from pipeline.manifests import Manifest
+from pipeline.tables import ParquetTable, Table, open_table
+from pipeline.trees import Tree, archive_kind
 
-_EXPECTED = (
-    "Expected one folder a class (happy/a.png, sad/b.png, ...), either directly or inside split folders "
-    "(train/happy/a.png, val/happy/b.png, test/happy/c.png)."
-)
-_SPLITS = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "dev", "development", "publictest"),
-    "test": ("test", "testing", "tst", "privatetest"),
-}
-_SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
-_SPLIT_SUFFIX = re.compile(r"(set|data|dataset|images?|imgs?|split|faces)$")
+_TABLES = (".csv", ".tsv", ".parquet")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+_AROUND_PARQUET = ("data", "default")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file of a class folder: its path in the source, its class, and its split where the source has one."""
-
-    file: str
-    label: str
-    split: str | None
-
-
-class Source:
-    """An opened source: a context manager. ``read`` may be called from several threads.
+@dataclass(frozen=True)
+class Reading:
+    """How to read a source, where looking does not tell.
 
     Attributes:
-        entries: The labelled files, sorted by path.
-        ignored: Paths of files that lie in no class folder.
+        columns: Columns of tables by role (``path``, ``label``, ...), where their names are not usual.
+        group: A column, ``auto`` for one with a usual name, or None.
+        soft: Whether votes are passed on, or only what most of them say.
+        known: Names of class folders besides those of expressions.
     """
 
-    def __init__(self, reader: "_Folder | Archive", entries: dict[Parts, Entry], ignored: list[str]) -> None:
-        self._reader = reader
-        self._parts = {entry.file: parts for parts, entry in entries.items()}
-        self.entries = sorted(entries.values(), key=lambda entry: entry.file)
-        self.ignored = ignored
-
-    def read(self, file: str) -> bytes:
-        """The bytes of ``file``, an entry's path.
-
-        Raises:
-            ImageError: The file cannot be read, or is damaged inside its archive.
-            UserError: It unpacks to more than the archive says.
-        """
-        return self._reader.read(self._parts[file])
-
-    def close(self) -> None:
-        """Close the archive; nothing can be read afterwards."""
-        self._reader.close()
-
-    def __enter__(self) -> "Source":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = "auto"
+    soft: bool = False
+    known: Collection[str] = ()
 
 
-def open_source(path: Path | str) -> Source:
-    """List the labelled files of a folder or of a zip or tar archive (plain, gz, bz2 or xz).
-
-    Hidden files and what operating systems leave behind (``__MACOSX``, ``Thumbs.db``) are passed over.
+def open_source(path: Path | str, reading: Reading = Reading()) -> Source:
+    """Open a source of whatever form.
 
     Raises:
-        UserError: The path is missing or no such archive, or damaged; an archive member points outside, is a
-            link, encrypted, or absurdly large; there are no class folders, or one; a class is empty in a split.
+        UserError: There is nothing, or nothing of a known form; it is damaged, or not to be trusted.
     """
     path = Path(path)
-    reader = _open_reader(path)
-    try:
-        entries, empty, ignored = _find_classes(reader.files, reader.folders)
-        _check_classes(path, entries.values(), empty)
-    except BaseException:
-        reader.close()
-        raise
-    return Source(reader, entries, ignored)
-
-
-def split_name(folder: str) -> str | None:
-    """``train``, ``val`` or ``test`` for a folder with a usual name of a split, else None."""
-    name = re.sub(r"[\W_]", "", folder.lower())
-    return _SPLIT_OF.get(name) or _SPLIT_OF.get(_SPLIT_SUFFIX.sub("", name))
-
-
-def _open_reader(path: Path) -> "_Folder | Archive":
-    """What reads this kind of source."""
     if not path.exists():
-        raise UserError(f"prepare.source: {path} does not exist. Give a folder, or a zip or tar archive.")
-    if path.is_dir():
-        return _Folder(path)
-    if archive := open_archive(path):
-        return archive
+        raise UserError(f"prepare.source: {path} does not exist. {LOOKED_FOR}")
+    return _open_folder(path, reading) if path.is_dir() else _open_file(path, reading)
+
+
+class Merged(Source):
+    """Several sources as one; the name of each stands before those of its items."""
+
+    def __init__(self, path: Path, roots: Mapping[str, Source]) -> None:
+        super().__init__(path)
+        self._roots = roots
+        self.form = "; ".join(f"{name}: {root.form}" for name, root in roots.items())
+        self.numbers_are_names = any(root.numbers_are_names for root in roots.values())
+        self.later_wins = all(root.later_wins for root in roots.values())
+        self.vote_labels = {label for root in roots.values() for label in root.vote_labels}
+        self.empty = {place for root in roots.values() for place in root.empty}
+
+    def items(self) -> Iterator[Item]:
+        for name, root in self._roots.items():
+            for item in root.items():
+                inner = f"{name}/{item.root}" if item.root else name
+                yield replace(item, file=f"{name}/{item.file}", place=[name, item.place], root=inner)
+            self.left_out += root.left_out
+            self.ignored += [f"{name}/{file}" for file in root.ignored]
+            self.ignored_count += root.ignored_count
+
+    def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
+        for name, run in groupby(places, key=lambda place: place[0]):
+            yield from self._roots[name].fetch(place for _, place in run)
+
+    def close(self) -> None:
+        for root in self._roots.values():
+            root.close()
+
+
+def _open_file(path: Path, reading: Reading) -> Source:
+    """An archive or a table."""
+    table = open_table(path)
+    if table is None:
+        if archive_kind(path):
+            return Tree(path, reading.known)
+        raise UserError(f"prepare.source: {path} is of no known form. {LOOKED_FOR}")
+    if holds_pixels(table):
+        return FerCsv(path, table, None, reading.soft, reading.columns)
+    if isinstance(table, ParquetTable) and picture_column(table, reading.columns):
+        return Embedded(path, [table], reading.columns, reading.group)
+    if holds_votes(table):
+        raise UserError(
+            f"prepare.source: {path} has the votes of FER+ and no pictures. Put it into one folder with fer2013.csv, "
+            "and give the folder."
+        )
+    if _is_manifest(table, reading):
+        raise UserError(
+            f"prepare.source: {path} is a table of pictures. Give the folder that holds it and the pictures, so that "
+            "DVC tracks both."
+        )
     raise UserError(
-        f"prepare.source: {path} is neither a folder nor a zip or tar archive (.zip, .tar, .tar.gz, .tar.bz2, "
-        ".tar.xz). Unpack it and give the folder."
+        f"prepare.source: {path} is a table with the columns {', '.join(table.columns[:20])}: no paths and labels "
+        f"among them. Name them in prepare.columns. {LOOKED_FOR}"
     )
 
 
-class _Folder:
-    """Files below a folder; links are followed, as in any folder of one's own."""
-
-    def __init__(self, path: Path) -> None:
-        self.files: dict[Parts, Path] = {}
-        self.folders: list[Parts] = []
-        self._walk(path, (), ())
-
-    def _walk(self, path: Path, parts: Parts, above: tuple[tuple[int, int], ...]) -> None:
-        """Collect below ``path``; ``above`` holds the folders around it, against links that go in circles."""
+def _open_folder(path: Path, reading: Reading) -> Source:
+    """Tables first, then several sources, then class folders."""
+    folders, tables = _look_into(path)
+    if source := _open_tables(path, tables, reading):
+        return source
+    if parquet := _parquet_in(path):
+        return Embedded(path, parquet, reading.columns, reading.group)
+    known = EXPRESSIONS | set(map(fold, reading.known))
+    are_classes = sum(fold(child.name) in known for child in folders) > 1
+    are_splits = any(split_name(child.name) for child in folders)
+    archives = [] if are_classes or are_splits else _archives_in(path)
+    if archives or (
+        not (are_classes or are_splits) and any(_has_tables(child, reading) for child in folders)
+    ):
+        roots: dict[str, Source] = {}
         try:
-            info = path.stat()
-            here = (info.st_dev, info.st_ino)
-            if here in above:
-                return
-            children = [(item.name, item.is_dir()) for item in os.scandir(path)]
-        except OSError as error:
-            raise UserError(f"prepare.source: {path} cannot be read ({error.strerror}).") from error
-        self.folders.append(parts)
-        for name, is_folder in children:
-            if is_junk(name):
-                continue
-            if is_folder:
-                self._walk(path / name, (*parts, name), (*above, here))
-            else:
-                self.files[*parts, name] = path / name
-
-    def read(self, parts: Parts) -> bytes:
-        path = self.files[parts]
-        try:
-            info = path.stat()
-            if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
-                raise ImageError("not a regular file")
-            if info.st_size > MAX_FILE_BYTES:
-                raise ImageError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
-            return path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"cannot be read ({error.strerror})") from error
-
-    def close(self) -> None: ...
+            for child in sorted(folders + archives):
+                roots[child.name] = open_source(child, reading)
+        except BaseException:
+            Merged(path, roots).close()
+            raise
+        return Merged(path, roots)
+    return Tree(path, reading.known)
 
 
-def _printable(parts: Iterable[str]) -> str:
-    """A path that can be written as UTF-8 even where the file system's name cannot."""
-    return "/".join(parts).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _find_classes(
-    files: Iterable[Parts], folders: Iterable[Parts]
-) -> tuple[dict[Parts, Entry], set[tuple[str | None, str]], list[str]]:
-    """Tell splits and classes by the folders; also which class folders are empty, and what lies outside them."""
-    by_folder: dict[Parts, list[Parts]] = defaultdict(list)
-    for parts in files:
-        by_folder[parts[:-1]].append(parts)
-    around = {folder[:depth] for folder in (*by_folder, *folders) for depth in range(len(folder))}
-    for folder in set(folders) - around:
-        by_folder.setdefault(folder, [])
-    places = {folder: _split_place(folder) for folder in by_folder}
-    if any(split and rest and by_folder[folder] for folder, (split, rest) in places.items()):
-        places = {folder: (split, rest if split else ()) for folder, (split, rest) in places.items()}
-    else:
-        places = {folder: (None, folder) for folder in places}
-    wrapper = _wrapper([rest for folder, (_, rest) in places.items() if by_folder[folder] and rest])
-    entries: dict[Parts, Entry] = {}
-    empty: set[tuple[str | None, str]] = set()
-    ignored: list[str] = []
-    for folder, (split, rest) in places.items():
-        below = rest[len(wrapper) :] if rest[: len(wrapper)] == wrapper else ()
-        if not below:
-            ignored += map(_printable, by_folder[folder])
-            continue
-        # The same letter may come composed from one system and decomposed from another.
-        label = unicodedata.normalize("NFC", _printable(below[:1]))
-        empty.add((split, label))
-        for parts in by_folder[folder]:
-            entries[parts] = Entry(_printable(parts), label, split)
-    return entries, empty - {(entry.split, entry.label) for entry in entries.values()}, sorted(ignored)
-
-
-def _split_place(folder: Parts) -> tuple[str | None, Parts]:
-    """The split of a folder, and the path below its last split folder that has a folder in it."""
-    for i in reversed(range(len(folder) - 1)):
-        if split := split_name(folder[i]):
-            return split, folder[i + 1 :]
-    return None, folder
-
-
-def _wrapper(rests: list[Parts]) -> Parts:
-    """The folders that lie around all class folders."""
-    depth = 0
-    while len({rest[depth] for rest in rests if len(rest) > depth}) == 1:
-        if all(len(rest) <= depth + 1 for rest in rests):
-            break  # the last level is the class, even if there is only one
-        depth += 1
-    return max(rests, key=len)[:depth] if rests else ()
-
-
-def _check_classes(path: Path, entries: Iterable[Entry], empty: set[tuple[str | None, str]]) -> None:
-    """Refuse what no classifier can be trained on."""
-    found = {(entry.split, entry.label) for entry in entries}
-    classes = sorted({label for _, label in found | empty})
-    if not found:
-        raise UserError(f"prepare.source: {path} has no class folders with files in them. {_EXPECTED}")
-    if len(classes) == 1:
+def _open_tables(path: Path, tables: list[Table], reading: Reading) -> Source | None:
+    """What the tables directly in a folder make of it, if anything."""
+    pixels = [table for table in tables if holds_pixels(table)]
+    votes = [table for table in tables if holds_votes(table)]
+    if pixels:
+        labelled = [table for table in pixels if "label" in table.roles({}, None)] or pixels[:1]
+        _check_only(path, labelled)
+        _check_only(path, votes)
+        return FerCsv(path, labelled[0], votes[0] if votes else None, reading.soft, reading.columns)
+    if votes:
         raise UserError(
-            f"prepare.source: {path} has only one class, {classes[0]!r}; it takes two. {_EXPECTED}"
+            f"prepare.source: {votes[0].path} has the votes of FER+, but no CSV with FER2013's pixels lies beside it. "
+            "Put fer2013.csv into the folder."
         )
-    splits = {split for split, _ in found | empty}
-    if splits == {None} and all(map(split_name, classes)):
+    pictures = [table for table in tables if isinstance(table, ParquetTable) and picture_column(table, {})]
+    manifests = [table for table in tables if table not in pictures and _is_manifest(table, reading)]
+    return Manifest(path, manifests, reading.columns, reading.group) if manifests else None
+
+
+def _check_only(path: Path, tables: list[Table]) -> None:
+    """Refuse two tables that say the same."""
+    if len(tables) > 1:
+        names = ", ".join(table.path.name for table in tables)
         raise UserError(
-            f"prepare.source: {path} has split folders, but no class folders in them. {_EXPECTED}"
+            f"prepare.source: {path} has several tables of the same kind ({names}). Leave one there."
         )
-    if None not in splits and "train" not in splits:
-        raise UserError(
-            f"prepare.source: {path} has {' and '.join(sorted(map(str, splits)))} but no train folder. {_EXPECTED}"
-        )
-    for split in sorted(splits, key=str):
-        for label in classes:
-            if (split, label) not in found:
-                where = f" in split {split!r}" if split else ""
-                raise UserError(
-                    f"prepare.source: {path} has no files of class {label!r}{where}. "
-                    "Add some, or remove the class everywhere."
-                )
+
+
+def _is_manifest(table: Table, reading: Reading) -> bool:
+    """Whether a table has columns of paths and labels."""
+    given = {role: name for role, name in reading.columns.items() if name.strip() in table.columns}
+    return {"path", "label"} <= table.roles(given, None).keys()
+
+
+def _look_into(path: Path) -> tuple[list[Path], list[Table]]:
+    """Folders and tables in a folder, sorted; it may hold a million pictures besides."""
+    folders, files = [], []
+    try:
+        with os.scandir(path) as children:
+            for child in children:
+                if is_junk(child.name):
+                    continue
+                if child.is_dir():
+                    folders.append(Path(child.path))
+                elif child.name.lower().endswith(_TABLES):
+                    files.append(Path(child.path))
+    except OSError as error:
+        raise UserError(f"prepare.source: {path} cannot be read ({error.strerror}).") from error
+    return sorted(folders), [table for file in sorted(files) if (table := open_table(file))]
+
+
+def _archives_in(path: Path) -> list[Path]:
+    """Archives in a folder, sorted."""
+    with os.scandir(path) as children:
+        named = [Path(child.path) for child in children if child.name.lower().endswith(_ARCHIVES)]
+    return sorted(file for file in named if not is_junk(file.name) and archive_kind(file))
+
+
+def _parquet_in(path: Path) -> list[ParquetTable]:
+    """Parquet with pictures in a folder, and in its folders of splits."""
+    folders, tables = _look_into(path)
+    found = [table for table in tables if isinstance(table, ParquetTable) and picture_column(table, {})]
+    for folder in folders:
+        if split_name(folder.name) or folder.name in _AROUND_PARQUET:
+            found += _parquet_in(folder)
+    return found
+
+
+def _has_tables(folder: Path, reading: Reading) -> bool:
+    """Whether a folder is a source by its tables."""
+    _, tables = _look_into(folder)
+    return any(holds_pixels(table) or _is_manifest(table, reading) for table in tables) or bool(
+        _parquet_in(folder)
+    )

@@ -1,20 +1,22 @@
-"""Splits that a source lacks, cut from its train split: stratified, seeded, and never between twins."""
+"""Splits that a source lacks, cut from its train split: stratified, seeded, and never between twins or people."""
 
 import hashlib
-from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping
 
-from pipeline.audit import Record
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from pipeline.errors import UserError
+from pipeline.listing import SPLITS
+from pipeline.records import TRAIN, Records, order_of
 
 
-def cut_missing(
-    records: list[Record], class_names: list[str], given: set[str], fractions: dict[str, float], seed: int
-) -> None:
+def cut_missing(records: Records, given: Collection[str], fractions: Mapping[str, float], seed: int) -> None:
     """Cut the splits that the source lacks, in place; a split that it has is never touched.
 
     Args:
-        records: All records; those left out are passed over.
-        class_names: All classes.
+        records: All images; those left out are passed over.
         given: Splits that the source has.
         fractions: By split (``test``, ``val``), what part of the source's train split to cut.
         seed: Another seed, another choice.
@@ -32,70 +34,103 @@ def cut_missing(
         raise UserError(
             "prepare.val_fraction and prepare.test_fraction leave nothing to train on: lower them."
         )
-    sizes = Counter(record.label for record in records if record.split == "train" and not record.problem)
+    sizes = records.counts()["train"]
     for split, fraction in missing.items():
-        targets = {name: max(1, round(fraction * sizes[name])) for name in class_names}
-        cut_split(records, split, targets, seed)
+        cut_split(
+            records, split, {name: max(1, round(fraction * size)) for name, size in sizes.items()}, seed
+        )
 
 
-def cut_split(records: list[Record], split: str, targets: dict[str, int], seed: int) -> None:
+def cut_split(records: Records, split: str, targets: Mapping[str, int], seed: int) -> None:
     """Move part of every class from train to ``split``, in place.
 
-    Twins (exact and near ones) move together or not at all, and stay in train if one of them is in another split
-    already. The choice hangs on ``seed`` and the pixels only: neither file names nor their order matter, and
-    an image added later hardly changes it.
+    Twins (exact and near ones) and images of one person move together or not at all, and stay in train if one of them
+    is in another split already. The choice hangs on ``seed`` and the pixels only: neither file names nor their
+    order matter, and an image added later hardly changes it.
 
     Args:
-        records: All records; those left out are passed over.
+        records: All images; those left out are passed over.
         split: ``val`` or ``test``.
-        targets: How many images of each class to move, at least 1. Fewer move where twins do not fit.
+        targets: How many images of each class to move, at least 1. Fewer move where sets do not fit.
         seed: Another seed, another choice.
 
     Raises:
         UserError: A class has too few images to share.
     """
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        if not record.problem:
-            groups[record.group or record.sha256].append(record)
-    by_label: dict[str, list[list[Record]]] = defaultdict(list)
-    for _, group in sorted(groups.items(), key=lambda item: _rank(f"{seed}:{split}:{item[0]}")):
-        if all(record.split == "train" for record in group):
-            by_label[_majority(group)].append(group)
-    for label, target in sorted(targets.items()):
-        left = sum(
-            record.split == "train" and record.label == label for record in records if not record.problem
-        )
-        moved = 0
-        # The smallest group is let through even above the target, since no class may be without images.
-        smallest = min(map(len, by_label[label]), default=0)
-        for group in by_label[label]:
-            fits = moved + len(group) <= target or (not moved and len(group) == smallest)
-            if fits and moved + len(group) < left:
-                moved += len(group)
-                for record in group:
-                    record.split = split
-    check_counts(
-        records, sorted(targets), {"train", split}, "Add images of it, or give the source its own splits."
-    )
+    used = np.flatnonzero(records.used)
+    units, keys = _units(records, used)
+    labels, train = records.labels[used], records.splits[used] == TRAIN
+    free = np.ones(len(keys), bool)
+    free[units[~train]] = False
+    by_unit, sizes = units.argsort(kind="stable"), np.bincount(units)
+    ends = sizes.cumsum()
+    wanted = np.array([targets[name] for name in records.class_names])
+    moved, left = np.zeros_like(wanted), np.bincount(labels[train], minlength=len(wanted))
+
+    def move(unit: int, fits: Callable[[np.ndarray], bool]) -> None:
+        members = by_unit[ends[unit] - sizes[unit] : ends[unit]]
+        counts = np.bincount(labels[members], minlength=len(wanted))
+        if fits(counts) and (left > counts)[counts > 0].all():
+            records.splits[used[members]] = SPLITS.index(split)
+            free[unit] = False
+            np.add(moved, counts, out=moved)
+            np.subtract(left, counts, out=left)
+
+    def brings_nearer(counts: np.ndarray) -> bool:
+        after = moved + counts
+        if np.count_nonzero(counts) == 1:
+            return bool((after <= wanted)[counts > 0].all())
+        # In parts of what is wanted, so that a rare class weighs as much as a common one.
+        return bool((((wanted - after) / wanted) ** 2).sum() < (((wanted - moved) / wanted) ** 2).sum())
+
+    order = _shuffle(keys, f"{seed}:{split}")
+    for unit in order[free[order]]:
+        if moved.sum() >= wanted.sum():
+            break
+        move(unit, brings_nearer)
+    # No class may be without images, even if its smallest set is above the target.
+    place = order.argsort()
+    for label in np.flatnonzero(moved == 0):
+        holding = np.unique(units[labels == label])
+        for unit in sorted(holding[free[holding]], key=lambda unit: (sizes[unit], place[unit])):
+            if not moved[label]:
+                move(unit, lambda _: True)
+    check_counts(records, {"train", split}, "Add images of it, or give the source its own splits.")
 
 
-def _rank(text: str) -> str:
-    """A place in a shuffled order that is the same on every platform and numpy version."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def _shuffle(keys: np.ndarray, seed: str) -> np.ndarray:
+    """An order of keys, uint8 (U, 32), that is the same on every platform and numpy version: int64 (U,)."""
+    ranks = np.empty((len(keys), 8), np.uint8)
+    for rank, key in zip(ranks, keys):
+        digest = hashlib.sha256(f"{seed}:{key.tobytes().hex()}".encode()).digest()
+        rank[:] = np.frombuffer(digest, np.uint8, len(rank))
+    return order_of(ranks)
 
 
-def _majority(group: list[Record]) -> str:
-    """The label that most twins have, the first in the alphabet of several."""
-    counts = Counter(record.label for record in group)
-    return min(counts, key=lambda label: (-counts[label], label))
-
-
-def check_counts(records: list[Record], class_names: list[str], splits: set[str], remedy: str = "") -> None:
+def check_counts(records: Records, splits: Collection[str], remedy: str = "") -> None:
     """Fail on a split that has no usable image of some class."""
-    found = {(record.split, record.label) for record in records if record.used}
+    counts = records.counts()
     for split in sorted(splits):
-        for name in class_names:
-            if (split, name) not in found:
+        for name, count in counts[split].items():
+            if not count:
                 remedy = remedy or "None of its files can be read: mend them, or remove the class everywhere."
                 raise UserError(f"Class {name!r} has no images for split {split!r}. {remedy}")
+
+
+def _units(records: Records, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What must not be parted: the number of each image's unit, (n,), and the smallest digest in each, (U, 32)."""
+    found, groups = np.unique(records.groups[used], return_inverse=True)
+    order = order_of(records.digests[used])
+    smallest = order[np.unique(groups[order], return_index=True)[1]]
+    digests = records.digests[used[smallest]]
+    if records.subjects is None:
+        return groups, digests
+    # Twins link the people they show: a graph of both.
+    known = records.subjects[used] >= 0
+    people = records.subjects[used][known] + len(found)
+    size = len(found) + int(records.subjects.max()) + 1
+    graph = coo_array((np.ones(len(people), bool), (groups[known], people)), shape=(size, size))
+    linked = connected_components(graph, directed=False)[1][: len(found)]
+    # Numbered by the first of their groups, which has the smallest digest.
+    first, units = np.unique(linked, return_index=True, return_inverse=True)[1:]
+    return units[groups], digests[first]

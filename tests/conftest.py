@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 # One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
@@ -16,6 +17,10 @@ os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 import numpy as np
 import pytest
 
+from pipeline.items import Item, Source
+from pipeline.listing import SPLITS, Listing
+from pipeline.records import Records
+
 FOREIGN = (
     "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_ROOT",
     "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV",
@@ -25,6 +30,10 @@ FOREIGN = (
 TINY_PARAMS = """\
 prepare:
   source: data/tiny.zip
+  columns: {}
+  class_map: {}
+  labels: majority
+  group: auto
   img_size: 16
   channels: 1
   val_fraction: 0.1
@@ -127,6 +136,61 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
     return folder
 
 
+class Items(Source):
+    """A source of items that a test gives."""
+
+    form = "given"
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        super().__init__(Path("given"))
+        self._items = list(items)
+
+    def items(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    def fetch(self, places: Iterable[object]) -> Iterator[Callable[[], bytes]]:
+        return ((lambda place=place: str(place).encode()) for place in places)
+
+
+@dataclass
+class Row:
+    """An image as a test writes it down, for ``records_of``."""
+
+    file: str
+    label: str
+    split: str
+    sha256: str = ""
+    group: str = ""
+    size: tuple[int, int] = (0, 0)
+    marks: Iterable[str] = ()
+    problem: str = ""
+    dropped: str = ""
+
+
+def records_of(rows: Sequence[Row], class_names: Sequence[str] = ()) -> Records:
+    """Records of images written down by hand; digests and groups may be any texts."""
+    names = list(class_names) or sorted({row.label for row in rows})
+    labels = np.array([names.index(row.label) for row in rows], np.int16)
+    splits = np.array([SPLITS.index(row.split) for row in rows], np.int8)
+    records = Records(lambda numbers: [rows[i].file for i in numbers], names, labels, splits)
+    groups = sorted({row.group for row in rows if row.group})
+    for i, row in enumerate(rows):
+        records.mark(i, *row.marks)
+        records.sizes[i] = row.size
+        if row.sha256:
+            digest = bytes.fromhex(row.sha256) if len(row.sha256) == 64 else row.sha256.encode().ljust(32)
+            records.digests[i] = np.frombuffer(digest, np.uint8)
+        if row.group:
+            records.groups[i] = groups.index(row.group)
+        if row.problem:
+            records.problems[i] = row.problem
+            records.mark(i, "corrupt")
+        if row.dropped:
+            records.drops[i] = row.dropped
+            records.mark(i, "dropped")
+    return records
+
+
 def forget_store() -> None:
     """Have the next connection look for its store anew."""
     for name in FOREIGN:
@@ -153,6 +217,30 @@ def _own_environment() -> Iterator[None]:
     yield
     forget_store()
     os.environ.update({name: value for name, value in former.items() if value is not None})
+
+
+@pytest.fixture
+def listing_of(tmp_path: Path) -> Iterator[Callable[..., Listing]]:
+    """Makes a listing of given items; further arguments are ``class_map``, ``group`` and attributes of the source."""
+    made: list[Listing] = []
+
+    def make(
+        items: Iterable[Item],
+        class_map: dict[str, str | None] | None = None,
+        group: str | None = "auto",
+        **given: object,
+    ) -> Listing:
+        source = Items(items)
+        for name, value in given.items():
+            setattr(source, name, value)
+        folder = tmp_path / f"listing {len(made)}"
+        folder.mkdir()
+        made.append(Listing(folder, source, class_map or {}, group))
+        return made[-1]
+
+    yield make
+    for listing in made:
+        listing.close()
 
 
 @pytest.fixture

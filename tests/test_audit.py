@@ -4,8 +4,10 @@ import hashlib
 
 import numpy as np
 import pytest
+from conftest import Row, records_of
 
-from pipeline.audit import FLAGS, Record, build_audit, flags, grouped, headline, look_at, pixel_digest
+from pipeline.audit import build_audit, headline, look_at, pixel_digest
+from pipeline.records import FLAGS, Records, bits, flags, number_groups, sets_of
 
 RNG = np.random.default_rng(3)
 FACE = RNG.integers(40, 220, (48, 48, 1), dtype=np.uint8)
@@ -77,44 +79,57 @@ def test_digest_is_of_shape_and_pixels() -> None:
 
 def test_flags_have_one_order() -> None:
     marks = {"leak", "blank", "near", "conflict", "duplicate"}
-    assert flags(Record("1", "sad", "test", marks=marks)) == "blank;duplicate;near;conflict;leak"
-    assert flags(Record("1", "sad", "train", problem="empty file")) == "corrupt"
-    assert flags(Record("1", "sad", "train", marks={"duplicate"}, dropped="twin")) == "duplicate;dropped"
-    assert flags(Record("1", "sad", "train")) == ""
+    assert flags(bits(marks)) == "blank;duplicate;near;conflict;leak"
+    assert flags(bits({"dropped", "duplicate"})) == "duplicate;dropped"
+    assert flags(0) == ""
+    assert flags(bits(FLAGS)) == ";".join(FLAGS)
     assert next(iter(FLAGS)) == "corrupt"
 
 
-def records() -> list[Record]:
+def records() -> Records:
     """By hand: exact twins a (three, over two splits) and b (two); c is a near twin of a, and d and e of each other."""
 
-    def record(file: str, label: str, split: str, sha256: str, group: str, **more: object) -> Record:
-        return Record(file, label, split, sha256=sha256, group=group, size=(48, 48), **more)
+    def row(file: str, label: str, split: str, sha256: str, group: str, **more: object) -> Row:
+        return Row(file, label, split, sha256=sha256, group=group, size=(48, 48), **more)
 
-    return [
-        record("1", "happy", "train", "a", "a"),
-        record("2", "sad", "train", "a", "a", dropped="twin of a test image"),
-        record("3", "sad", "test", "a", "a"),
-        record("4", "sad", "val", "b", "b", marks={"blank", "dark"}),
-        record("5", "sad", "val", "b", "b", marks={"blank", "dark"}),
-        record("6", "happy", "test", "c", "a"),
-        record("7", "happy", "val", "d", "d", marks={"enlarged"}),
-        record("8", "happy", "train", "e", "d"),
-        record("9", "happy", "train", "f", "f"),
-        Record("x", "happy", "test", problem="empty file"),
-        Record("y", "sad", "train", problem="not a picture"),
-    ]
+    return records_of(
+        [
+            row("1", "happy", "train", "a", "a"),
+            row("2", "sad", "train", "a", "a", dropped="twin of a test image"),
+            row("3", "sad", "test", "a", "a"),
+            row("4", "sad", "val", "b", "b", marks={"blank", "dark"}),
+            row("5", "sad", "val", "b", "b", marks={"blank", "dark"}),
+            row("6", "happy", "test", "c", "a"),
+            row("7", "happy", "val", "d", "d", marks={"enlarged"}),
+            row("8", "happy", "train", "e", "d"),
+            row("9", "happy", "train", "f", "f"),
+            Row("x", "happy", "test", problem="empty file"),
+            Row("y", "sad", "train", problem="not a picture"),
+        ]
+    )
 
 
-def test_groups_by_hand() -> None:
-    def names(key: str) -> list[list[str]]:
-        return [[record.file for record in group] for group in grouped(records(), key)]
+def test_sets_by_hand() -> None:
+    made = records()
+    twins = number_groups(made.digests[made.readable])
+    assert twins.tolist() == [0, 0, 0, 1, 1, 2, 3, 4, 5]
+    assert [members.tolist() for members in sets_of(twins, made.readable)] == [[0, 1, 2], [3, 4]]
+    found = sets_of(made.groups[made.readable], made.readable)
+    assert [members.tolist() for members in found] == [[0, 1, 2, 5], [3, 4], [6, 7]]
+    assert list(sets_of(np.empty(0, np.int64), np.empty(0, np.int64))) == []
+    assert [members.tolist() for members in sets_of(np.array([5, 2, 5, 2]), np.arange(4))] == [[0, 2], [1, 3]]
 
-    assert names("sha256") == [["1", "2", "3"], ["4", "5"]]  # what is corrupt, without a digest, is no twin
-    assert names("group") == [["1", "2", "3", "6"], ["4", "5"], ["7", "8"]]
+
+def test_digests_are_numbered_as_python_sorts_them() -> None:
+    keys = RNG.integers(0, 3, (200, 32), dtype=np.uint8) * 127
+    keys[:, 4:] = 0
+    texts = [key.tobytes() for key in keys]
+    ranks = {text: i for i, text in enumerate(sorted(set(texts)))}
+    assert number_groups(keys).tolist() == [ranks[text] for text in texts]
 
 
 def test_audit_by_hand() -> None:
-    audit = build_audit(records(), ["happy", "sad"])
+    audit = build_audit(records())
     assert audit == {
         "images": 11,
         "splits": {
@@ -148,5 +163,5 @@ def test_audit_by_hand() -> None:
 
 
 def test_sizes_are_counted_as_width_and_height() -> None:
-    portrait = Record("1", "sad", "train", sha256="a", group="a", size=(200, 100))
-    assert build_audit([portrait], ["sad"])["sizes"] == {"100x200": 1}
+    portrait = Row("1", "sad", "train", sha256="a", group="a", size=(200, 100))
+    assert build_audit(records_of([portrait]))["sizes"] == {"100x200": 1}

@@ -7,13 +7,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from conftest import Row, records_of
 from PIL import Image
 
 from pipeline import audit_page
-from pipeline.audit import Record, build_audit
+from pipeline.audit import build_audit
 
 CLASS_NAMES = ["angry", "<b>sad</b>"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 1), dtype=np.uint8)
+
+
+TWIN = "twin with another label"
 
 
 class Page(HTMLParser):
@@ -45,19 +49,19 @@ class Page(HTMLParser):
         return [value for found, key, value in self.attributes if (found, key) == (tag, name)]
 
 
-def make_records() -> list[Record]:
+def make_rows() -> list[Row]:
     """Every kind of trouble, with names made to break a page; as many records as there are pixels."""
     kinds = {
         0: {"split": "test", "group": "set 1", "sha256": "1a", "marks": {"near", "leak"}},
         1: {"group": "set 1", "sha256": "1b", "marks": {"near"}},
-        2: {"group": "set 2", "sha256": "2", "label": "angry", "dropped": "twin with another label"},
-        3: {"group": "set 2", "sha256": "2", "dropped": "twin with another label"},
+        2: {"group": "set 2", "sha256": "2", "label": "angry", "marks": {"conflict"}, "dropped": TWIN},
+        3: {"group": "set 2", "sha256": "2", "marks": {"conflict"}, "dropped": TWIN},
         4: {"marks": {"blank"}},
         5: {"marks": {"dark", "stretched"}},
-        6: {"sha256": "", "problem": "truncated & damaged <JPEG>"},
+        6: {"sha256": "", "group": "", "problem": "truncated & damaged <JPEG>"},
         7: {"file": 'x"><script>alert(1)</script>.png', "marks": {"bright"}},
     }
-    records = []
+    rows = []
     for i in range(len(PIXELS)):
         values = {
             "file": f"train/{i:02}.png",
@@ -68,16 +72,17 @@ def make_records() -> list[Record]:
         values |= {"group": f"own {i}", "size": (16, 16), **kinds.get(i, {})}
         if i >= 40:
             values["label"] = "angry"
-        records.append(Record(**values))
-    return records
+        rows.append(Row(**values))
+    return rows
 
 
-def render(records: list[Record]) -> str:
-    return audit_page.render("faces (2).zip", build_audit(records, CLASS_NAMES), records, PIXELS, CLASS_NAMES)
+def render(rows: list[Row]) -> str:
+    records = records_of(rows, CLASS_NAMES)
+    return audit_page.render("faces (2).zip", build_audit(records), records, PIXELS)
 
 
 def test_page_is_one_file_that_fetches_nothing() -> None:
-    html = render(make_records())
+    html = render(make_rows())
     page = Page(html)
     assert not {tag for tag, _, _ in page.attributes} & {"script", "link", "iframe", "object"}
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.values("img", "src"))
@@ -87,7 +92,7 @@ def test_page_is_one_file_that_fetches_nothing() -> None:
 
 
 def test_names_never_become_markup() -> None:
-    html = render(make_records())
+    html = render(make_rows())
     assert "<script" not in html
     assert "<b>sad" not in html
     page = Page(html)
@@ -96,7 +101,7 @@ def test_names_never_become_markup() -> None:
 
 
 def test_pictures_are_those_of_the_images() -> None:
-    page = Page(render(make_records()))
+    page = Page(render(make_rows()))
     sources = page.values("img", "src")
     decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(src.split(",")[1])))) for src in sources]
     for name, picture in zip(page.values("img", "alt"), decoded, strict=True):
@@ -108,8 +113,8 @@ def test_pictures_are_those_of_the_images() -> None:
 
 
 def test_page_has_what_the_audit_has_and_no_more() -> None:
-    records = make_records()
-    page = Page(render(records))
+    rows = make_rows()
+    page = Page(render(rows))
     headings = " | ".join(page.texts)
     for title in (
         "Changed copies across splits",
@@ -125,9 +130,7 @@ def test_page_has_what_the_audit_has_and_no_more() -> None:
     # Counts are of the arrays: 60 less a corrupt one, two left out and one of test.
     assert "56" in page.texts
     assert not {"57", "60"} & set(page.texts)
-    clean = Page(
-        render([Record(r.file, r.label, "train", f"own {i}", f"own {i}") for i, r in enumerate(records)])
-    )
+    clean = Page(render([Row(r.file, r.label, "train", f"own {i}", f"own {i}") for i, r in enumerate(rows)]))
     assert not [title for title, _ in audit_page.EXHIBITS.values() if title in " | ".join(clean.texts)]
     assert "Files that cannot be read" not in clean.texts
 
@@ -136,10 +139,11 @@ def test_much_trouble_does_not_make_the_page_huge(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(audit_page, "SETS", 3)
     monkeypatch.setattr(audit_page, "MEMBERS", 2)
     monkeypatch.setattr(audit_page, "PICTURES", 4)
-    records = make_records()
-    for i, record in enumerate(records):
-        record.group, record.sha256, record.marks = f"set {i // 5}", f"{i}", {"blank"}
-    page = Page(render(records))
+    rows = make_rows()
+    for i, row in enumerate(rows):
+        row.group, row.sha256, row.problem = f"set {i // 5}", f"{i}", ""
+        row.marks = {"blank", "near"} | ({"conflict"} if i < 5 else set())
+    page = Page(render(rows))
     samples = 2 * audit_page.SAMPLES
     # Sets in conflict, sets across splits (one), and other sets, of three times two pictures at most; four blank ones.
     assert len(page.values("img", "src")) <= samples + 3 * 3 * 2 + 4
@@ -148,4 +152,4 @@ def test_much_trouble_does_not_make_the_page_huge(monkeypatch: pytest.MonkeyPatc
 
 
 def test_same_data_same_page() -> None:
-    assert render(make_records()) == render(make_records())
+    assert render(make_rows()) == render(make_rows())

@@ -22,11 +22,9 @@ from ruamel.yaml import YAML
 from test_duplicates import faces
 
 from pipeline import prepare as stage
-from pipeline.audit import Record
 from pipeline.errors import UserError
 from pipeline.params import PrepareParams
 from pipeline.prepare import prepare
-from pipeline.splits import cut_split
 
 Tree = dict[str, bytes]
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +55,7 @@ def write_zip(path: Path, tree: Tree) -> str:
 
 def params(source: str, **changes: Any) -> PrepareParams:
     defaults = {"img_size": 12, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
+    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
     defaults |= {"max_bad_fraction": 0.2, "duplicates": "keep", "conflicts": "keep"}
     return PrepareParams(source=source, **(defaults | changes))
 
@@ -385,12 +384,6 @@ def test_a_fraction_of_0_is_fine_where_the_split_is_given(home: Path, tmp_path: 
     prepare(params(write_zip(tmp_path / "s.zip", tree_of(SPLITS)), val_fraction=0.0, test_fraction=0.0))
 
 
-def test_cut_split_prefers_fewer_to_splitting_twins() -> None:
-    records = [Record(str(i), "a", "train", sha256=f"{i // 4}") for i in range(40)]  # ten sets of four
-    cut_split(records, "val", {"a": 7}, seed=0)
-    assert Counter(record.split for record in records) == {"train": 36, "val": 4}
-
-
 # The same bytes from the same pictures; nothing from a failure
 
 
@@ -421,7 +414,7 @@ def test_digest_follows_pixels_and_labels(home: Path, tmp_path: Path) -> None:
     assert digest(tree) == digest(dict(reversed(tree.items())))
 
 
-@pytest.mark.parametrize("name", ["_pack", "_write_manifest", "_write_probe", "_publish", "pixel_digest"])
+@pytest.mark.parametrize("name", ["_pack", "_write_manifest", "_write_probe", "_publish", "decode_all"])
 @pytest.mark.parametrize("before", [False, True])
 def test_a_failure_leaves_what_was_there(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: bool
@@ -517,7 +510,7 @@ def test_a_stopped_command_leaves_nothing(home: Path, tmp_path: Path, sign: int)
     tree = {f"{label}/{i}.png": slow.getvalue() for label in ("a", "b") for i in range(100)}
     process = run_stage(home, write_zip(tmp_path / "s.zip", tree))
     deadline = time.monotonic() + 30
-    while not list(home.glob("data/.prepared*/pixels.npy")) and time.monotonic() < deadline:
+    while not list(home.glob("data/.prepared*/pixels")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(sign)
     process.communicate(timeout=120)
@@ -526,7 +519,7 @@ def test_a_stopped_command_leaves_nothing(home: Path, tmp_path: Path, sign: int)
 
 
 def test_what_a_killed_run_left_is_cleared_by_the_next(home: Path, tmp_path: Path) -> None:
-    left = home / "data" / ".prepared.partial" / "pixels.npy"
+    left = home / "data" / ".prepared.partial" / "pixels"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     prepare(params(write_zip(tmp_path / "s.zip", tree_of(SPLITS))))

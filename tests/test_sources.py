@@ -1,467 +1,409 @@
-"""Layouts and archives, against trees and archives made by hand."""
+"""Every form of source gives what the zip of class folders gives; forms are told apart by looking."""
 
-import bz2
-import gzip
-import io
-import lzma
-import os
-import struct
-import tarfile
-import unicodedata
+import importlib.util
+import json
+import sys
 import zipfile
-import zlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline import archives
+from pipeline.data import load_prepared
 from pipeline.errors import UserError
-from pipeline.images import ImageError
-from pipeline.sources import open_source, split_name
+from pipeline.listing import Listing
+from pipeline.params import PrepareParams
+from pipeline.prepare import prepare
+from pipeline.sources import Reading, open_source
 
-Tree = dict[str, bytes]
-
-
-def as_folder(path: Path, tree: Tree) -> Path:
-    for name, data in tree.items():
-        file = path / "source" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not name.endswith("/"):
-            file.write_bytes(data)
-        else:
-            file.mkdir(exist_ok=True)
-    return path / "source"
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "data" / "sample.zip"
+PNG = b"not looked at"
 
 
-def as_zip(path: Path, tree: Tree, method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path / "source.zip", "w", method) as archive:
-        for name, data in tree.items():
-            archive.writestr(name, data)
-    return path / "source.zip"
+def load_script(name: str) -> ModuleType:
+    """A module of ``benchmarks/``, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def as_tar(path: Path, tree: Tree, kind: str = "") -> Path:
-    file = path / f"source.tar{kind}"
-    with tarfile.open(file, f"w:{kind.strip('.')}") as archive:
-        for name, data in tree.items():
-            info = tarfile.TarInfo(name.rstrip("/"))
-            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return file
+forms = load_script("forms")
+load_script("stage")
+comparison = load_script("sources")
 
 
-KINDS = {
-    "folder": as_folder,
-    "zip": as_zip,
-    "stored zip": lambda path, tree: as_zip(path, tree, zipfile.ZIP_STORED),
-    "tar": as_tar,
-    "tar.gz": lambda path, tree: as_tar(path, tree, ".gz"),
-    "tar.bz2": lambda path, tree: as_tar(path, tree, ".bz2"),
-    "tar.xz": lambda path, tree: as_tar(path, tree, ".xz"),
-}
-PLAIN = {"happy/a.png": b"A" * 3000, "sad/b (1).png": b"B", "sad/c.png": b""}
+def params(source: Path, **changes: Any) -> PrepareParams:
+    defaults = {"img_size": 48, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
+    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
+    defaults |= {"max_bad_fraction": 0.0, "duplicates": "keep", "conflicts": "keep"}
+    return PrepareParams(source=str(source), **(defaults | changes))
 
 
-def listed(path: Path) -> list[tuple[str, str, str | None]]:
-    with open_source(path) as source:
-        return [(entry.file, entry.label, entry.split) for entry in source.entries]
+@pytest.fixture(scope="module")
+def faces() -> list[Any]:
+    """Eight faces of every class in every split, with their files' bytes."""
+    found = forms.read_archive(SAMPLE, each=8)
+    assert Counter((face.split, face.label) for face in found) == Counter(
+        {(split, label): 8 for split in ("train", "val", "test") for label in forms.FER_NUMBERS}
+    )
+    return found
 
 
-@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_every_kind_of_source_gives_the_same(tmp_path: Path, make: Callable[[Path, Tree], Path]) -> None:
-    tree = {
-        "données/train/happy/b.png": b"one" * 5000,
-        "données/train/happy/ä (2).png": b"two",
-        "données/train/sad/c.png": bytes(range(256)),
-        "données/Validation/happy/d.png": b"four",
-        "données/Validation/sad/e.png": b"",
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with an empty folder ``work`` beside it."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("name", forms.FORMS)
+def test_every_form_gives_the_same(name: str, faces: list[Any], home: Path) -> None:
+    """The expected arrays are decoded by Pillow alone."""
+    source, more = forms.FORMS[name](faces, home.parent / "work")
+    prepare(params(source, **more))
+    expected = {
+        split: [(face.label, face.pixels().tobytes()) for face in faces if face.split == split]
+        for split in ("train", "val", "test")
     }
-    with open_source(make(tmp_path, tree)) as source:
-        assert {entry.file: source.read(entry.file) for entry in source.entries} == tree
-        assert [entry.file for entry in source.entries] == sorted(tree)
-        assert {(entry.label, entry.split) for entry in source.entries} == {
-            (label, split) for label in ("happy", "sad") for split in ("train", "val")
-        }
+    verdict = comparison.compare(
+        comparison.load(Path("data/prepared")), expected, only_train=name == "train.csv"
+    )
+    merged_or_cut = ("folder of a folder and a zip", "train.csv")
+    assert verdict == ("same, in another order" if name in merged_or_cut else "same")
+    assert load_prepared().class_names == sorted(forms.FER_NUMBERS)
 
 
-LAYOUTS = {
-    "plain": ("{c}/{f}", [None]),
-    "one folder around": ("faces/{c}/{f}", [None]),
-    "deep": ("a/b/c/{c}/{f}", [None]),
-    "folders in the classes": ("{c}/person 1/{f}", [None]),
-    "splits": ("{s}/{c}/{f}", ["train", "val", "test"]),
-    "splits in a folder": ("fer2013/{s}/{c}/{f}", ["train", "val", "test"]),
-    "splits twice": ("{s}/{s}/{c}/{f}", ["train", "test"]),
-    "folder between split and class": ("{s}/images/{c}/{f}", ["train", "test"]),
-    "folder named as a split around": ("test/fer/{s}/{c}/{f}", ["train", "val"]),
-    "folders in the classes of splits": ("{s}/{c}/person 1/{f}", ["train", "val"]),
-    "no val": ("{s}/{c}/{f}", ["train", "test"]),
-    "leading dot": ("./{s}/./{c}/{f}", ["train", "test"]),
-}
+# Told apart by looking
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
-def test_layouts(tmp_path: Path, layout: str, kind: str) -> None:
-    pattern, splits = LAYOUTS[layout]
-    expected = [
-        (pattern.format(s=s, c=c, f=f"{i}.png"), c, s)
-        for s in splits
-        for c in ("happy", "sad")
-        for i in range(2)
+def form_of(path: Path, reading: Reading | None = None) -> str:
+    with open_source(path, reading or Reading()) as source:
+        return source.form
+
+
+def listed(path: Path, **changes: Any) -> list[tuple[str, str, str | None]]:
+    """File, label and split of every item."""
+    with open_source(path, Reading(**changes)) as source:
+        return sorted((item.file, item.label, item.split) for item in source.items())
+
+
+def write(folder: Path, *names: str, **texts: str) -> Path:
+    """Pictures by their paths, and ``.csv`` files by their names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(PNG)
+    for name, text in texts.items():
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_table_wins_over_class_folders_and_is_told(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "f", "happy/a.png", "sad/b.png", labels="file,label\nhappy/a.png,sad\nsad/b.png,happy\n"
+    )
+    assert form_of(folder) == "a table of pictures"
+    assert listed(folder) == [("happy/a.png", "sad", None), ("sad/b.png", "happy", None)]
+
+
+def test_other_tables_are_no_obstacle(tmp_path: Path) -> None:
+    folder = write(tmp_path / "f", "happy/a.png", "sad/b.png", notes="when,what\n1,2\n", empty="")
+    assert form_of(folder) == "class folders"
+
+
+def test_several_data_sets_in_one_folder(tmp_path: Path) -> None:
+    """Class folders with and without splits, in folders and in archives, FER's CSV and a table, all at once."""
+    root = tmp_path / "all of it"
+    write(root / "CK+", "train/happy/S1.png", "train/sad/S2.png", "test/happy/S3.png")
+    write(
+        root / "mine", "p/1.png", "p/2.png", labels="image,emotion,subject\n1.png,Happy,Ann\n2.png,SAD,Bob\n"
+    )
+    write(root / "fer", fer2013="emotion,pixels,Usage\n3,0 1 2 3,Training\n4,9 9 9 9,PrivateTest\n")
+    with zipfile.ZipFile(root / "more (1).zip", "w") as archive:
+        archive.writestr("faces/Happy/x.png", PNG)
+        archive.writestr("faces/Sad/y.png", PNG)
+    with open_source(root) as source:
+        items = {item.file: item for item in source.items()}
+        found = [
+            (file, item.label.lower(), item.split, item.root, item.group)
+            for file, item in sorted(items.items())
+        ]
+        places = [items[file].place for file in sorted(items)]
+        contents = [fetch() for fetch in source.fetch(places)]
+    assert found == [
+        ("CK+/test/happy/S3.png", "happy", "test", "CK+", None),
+        ("CK+/train/happy/S1.png", "happy", "train", "CK+", None),
+        ("CK+/train/sad/S2.png", "sad", "train", "CK+", None),
+        ("fer/fer0000000.pgm", "happy", "train", "fer", None),
+        ("fer/fer0000001.pgm", "sad", "test", "fer", None),
+        ("mine/p/1.png", "happy", None, "mine", "Ann"),
+        ("mine/p/2.png", "sad", None, "mine", "Bob"),
+        ("more (1).zip/faces/Happy/x.png", "happy", None, "more (1).zip", None),
+        ("more (1).zip/faces/Sad/y.png", "sad", None, "more (1).zip", None),
     ]
-    path = KINDS[kind](tmp_path, {file: b"x" for file, _, _ in expected})
-    clean = [(file.replace("./", ""), label, split) for file, label, split in expected]
-    assert listed(path) == sorted(clean)
+    assert contents == [PNG] * 3 + [b"P5 2 2 255\n\0\1\2\3", b"P5 2 2 255\n\t\t\t\t"] + [PNG] * 4
 
 
-@pytest.mark.parametrize(
-    "spellings, split",
-    [
-        ("train Train TRAIN training Training train_set train-images TrainSet training_data trn", "train"),
-        (
-            "val Val valid validation Validation VALIDATION dev PublicTest public_test Public-Test val_set",
-            "val",
-        ),
-        ("test Test testing PrivateTest private_test test_set testset test_images Test-Data", "test"),
-    ],
-)
-def test_split_names(spellings: str, split: str) -> None:
-    assert {split_name(name) for name in spellings.split()} == {split}
-    assert split_name(spellings.split()[0] + " set") == split
-
-
-def test_class_names_are_no_split_names() -> None:
-    for name in ("angry", "neutral", "contest", "trained", "invalid", "image", "set", "data", "0", "日本"):
-        assert split_name(name) is None
-
-
-def test_hidden_files_and_leftovers_are_passed_over_and_strays_are_told(tmp_path: Path) -> None:
-    junk = ["__MACOSX/happy/._a.png", "happy/.DS_Store", "sad/Thumbs.db", ".git/x/y", "happy/desktop.ini"]
-    stray = ["README.md", "labels.csv"]
-    tree = PLAIN | dict.fromkeys(junk + stray, b"junk")
-    for make in (as_folder, as_zip, as_tar):
-        with open_source(make(tmp_path, tree)) as source:
-            assert {entry.file for entry in source.entries} == set(PLAIN)
-            assert source.ignored == sorted(stray)
-
-
-def test_strays_do_not_hide_a_folder_around_the_classes(tmp_path: Path) -> None:
-    tree = {f"faces/{name}": data for name, data in PLAIN.items()} | {
-        "README.md": b"",
-        "faces/about.txt": b"",
-    }
-    with open_source(as_zip(tmp_path, tree)) as source:
-        assert {entry.label for entry in source.entries} == {"happy", "sad"}
-        assert source.ignored == ["README.md", "faces/about.txt"]
-
-
-def test_files_beside_split_folders_are_told(tmp_path: Path) -> None:
-    tree = {f"train/{name}": data for name, data in PLAIN.items()} | {
-        "train/x.png": b"",
-        "extra/happy/y.png": b"",
-    }
-    with open_source(as_folder(tmp_path, tree)) as source:
-        assert source.ignored == ["extra/happy/y.png", "train/x.png"]
-        assert len(source.entries) == 3
-
-
-def test_agrees_with_torchvision(tmp_path: Path) -> None:
-    tree = {f"{label}/{i}/{i}.png": b"x" for label in ("b", "a b", "Z", "é", "10", "9") for i in range(3)}
-    path = as_folder(tmp_path, tree)
-    theirs = pytest.importorskip("torchvision.datasets").ImageFolder(path)
-    ours = listed(path)
-    names = sorted({label for _, label, _ in ours})
-    assert names == theirs.classes
-    assert {(str(path / file), names.index(label)) for file, label, _ in ours} == set(theirs.samples)
-
-
-def test_composed_and_decomposed_letters_are_one_class(tmp_path: Path) -> None:
-    names = [unicodedata.normalize(form, "fâché") for form in ("NFC", "NFD")]
-    assert names[0] != names[1]
-    tree = {
-        f"train/{names[0]}/a.png": b"",
-        f"test/{names[1]}/b.png": b"",
-        "train/x/c.png": b"",
-        "test/x/d.png": b"",
-    }
-    assert {label for _, label, _ in listed(as_folder(tmp_path, tree))} == {names[0], "x"}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="names are bytes on POSIX only")
-def test_a_name_that_is_not_utf8_can_be_listed_and_read(tmp_path: Path) -> None:
-    path = as_folder(tmp_path, PLAIN)
-    try:
-        (path / "happy" / os.fsdecode(b"\xff.png")).write_bytes(b"odd")
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
-    with open_source(path) as source:
-        odd = next(entry.file for entry in source.entries if "ff" in entry.file)
-        odd.encode("utf-8")
-        assert source.read(odd) == b"odd"
-
-
-def test_links_in_a_folder_are_followed_and_circles_end(tmp_path: Path) -> None:
-    path = as_folder(tmp_path, {"happy/a.png": b"A", "sad/b.png": b"B"})
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "c.png").write_bytes(b"C")
-    (path / "calm").symlink_to(elsewhere)
-    (path / "sad" / "up").symlink_to(path)
-    (path / "sad" / "gone.png").symlink_to(tmp_path / "nowhere")
-    with open_source(path) as source:
-        assert {entry.file for entry in source.entries} == {
-            "calm/c.png",
-            "happy/a.png",
-            "sad/b.png",
-            "sad/gone.png",
+def test_several_data_sets_of_class_folders_only(tmp_path: Path) -> None:
+    names = ["A/happy/1.png", "A/sad/2.png", "B/train/happy/3.png", "B/train/sad/4.png", "B/test/sad/5.png"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ["readme.txt", "around/A/odd/6.png", *(f"around/{name}" for name in names)]:
+            archive.writestr(name, PNG)
+    write(tmp_path / "f", *names)
+    for path, before in ((tmp_path / "a.zip", "around/"), (tmp_path / "f", "")):
+        with open_source(path) as source:
+            found = {
+                (item.file.removeprefix(before), item.label, item.split, item.root) for item in source.items()
+            }
+        assert found - {("A/odd/6.png", "odd", None, f"{before}A")} == {
+            ("A/happy/1.png", "happy", None, f"{before}A"),
+            ("A/sad/2.png", "sad", None, f"{before}A"),
+            ("B/train/happy/3.png", "happy", "train", f"{before}B"),
+            ("B/train/sad/4.png", "sad", "train", f"{before}B"),
+            ("B/test/sad/5.png", "sad", "test", f"{before}B"),
         }
-        assert source.read("calm/c.png") == b"C"
-        with pytest.raises(ImageError, match="cannot be read"):
-            source.read("sad/gone.png")
+        assert len(found) == 5 + (path.suffix == ".zip")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_does_not_block(tmp_path: Path) -> None:
-    path = as_folder(tmp_path, PLAIN)
-    os.mkfifo(path / "happy" / "pipe.png")
-    with open_source(path) as source, pytest.raises(ImageError, match="regular"):
-        source.read("happy/pipe.png")
+def test_a_data_set_of_unknown_names_among_others_is_not_lost(tmp_path: Path) -> None:
+    names = [
+        "A/happy/1.png",
+        "A/sad/2.png",
+        "B/happy/3.png",
+        "B/sad/4.png",
+        "C/class 1/5.png",
+        "C/class 2/6.png",
+    ]
+    folder = write(tmp_path / "f", *names)
+    with pytest.raises(UserError, match=r"folders in C have no usual names.*'class [12]'.*prepare.class_map"):
+        open_source(folder)
+    assert len(listed(folder, known=["Class 1", "class 2"])) == 6
 
 
-def test_order_of_members_and_later_twin_wins(tmp_path: Path) -> None:
-    backwards = dict(reversed(PLAIN.items()))
-    assert listed(as_zip(tmp_path, backwards)) == listed(as_folder(tmp_path, PLAIN))
-    file = tmp_path / "twice.tar"
-    with tarfile.open(file, "w") as archive:
-        for name, data in [("happy/a", b"old"), ("sad/b", b"B"), ("happy/a", b"newer")]:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    with open_source(file) as source:
-        assert [source.read(entry.file) for entry in source.entries] == [b"newer", b"B"]
+def test_people_above_the_classes_are_no_classes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "f", "Ann/happy/1.png", "Ann/sad/2.png", "Bob/happy/3.png", "Bob/sad/4.png")
+    assert {label for _, label, _ in listed(folder)} == {"happy", "sad"}
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "folder"])
-def test_reads_from_several_threads(tmp_path: Path, kind: str) -> None:
-    tree = {f"{label}/{i}.bin": (label * (1 + 37 * i)).encode() for label in ("a", "b") for i in range(200)}
-    with open_source(KINDS[kind](tmp_path, tree)) as source, ThreadPoolExecutor(8) as pool:
-        files = [entry.file for entry in source.entries] * 3
-        assert list(pool.map(source.read, files)) == [tree[file] for file in files]
-
-
-# What cannot be trained on
-
-
-@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
 @pytest.mark.parametrize(
-    "files, message",
+    "texts, message",
     [
-        ("", "no class folders"),
-        ("a.png b.png", "no class folders"),
-        ("train/a.png", "no class folders|only one class"),
-        ("train/a.png test/b.png", "no class folders"),
-        ("happy/a.png", "only one class, 'happy'"),
-        ("train/happy/a.png test/happy/b.png", "only one class, 'happy'"),
-        ("test/happy/a.png test/sad/b.png", "no train folder"),
-        ("train/happy/a train/sad/b test/happy/c", "no files of class 'sad' in split 'test'"),
-        ("train/happy/a test/sad/b test/happy/c", "no files of class 'sad' in split 'train'"),
-        ("train/happy/a train/sad/b val/happy/c val/sad/", "no files of class 'sad' in split 'val'"),
-        ("train/happy/a train/sad/b val/happy/ val/sad/", "no files of class 'happy' in split 'val'"),
-        ("happy/a sad/b calm/", "no files of class 'calm'"),
+        (
+            {"a": "file,label\nx,1\n", "b": "file,label\nx,1\n"},
+            "several tables .a.csv, b.csv.*train, val, test",
+        ),
+        (
+            {"a": "emotion,pixels\n", "b": "emotion, Usage, pixels\n"},
+            "several tables of the same kind .a.csv, b.csv",
+        ),
+        ({"test": "pixels\n0 0 0 0\n"}, "test.csv has pixels but no emotions.*hyojo predict"),
+        (
+            {"v": f"Usage,Image name,{','.join(forms.FERPLUS_COLUMNS)}\n"},
+            "votes of FER.*Put fer2013.csv into the folder",
+        ),
+        ({"a": "what,else\n"}, "no class folders.*Looked for:.*FER2013's CSV.*Parquet with pictures"),
     ],
 )
-def test_unusable_layouts(tmp_path: Path, kind: str, files: str, message: str) -> None:
-    (tmp_path / "source").mkdir()
-    path = KINDS[kind](tmp_path, dict.fromkeys(files.split(), b""))
+def test_folders_that_do_not_fit(tmp_path: Path, texts: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_source(write(tmp_path / "f", "x", **texts))
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", b"file,label\nx.png,happy\n", "Give the folder that holds it and the pictures"),
+        ("a.csv", b"when,what\n", "columns when, what: no paths and labels.*Looked for"),
+        ("test.csv", b"pixels\n0 0 0 0\n", "no emotions.*hyojo predict"),
+        ("fer2013new.csv", ",".join(forms.FERPLUS_COLUMNS).encode(), "one folder with fer2013.csv"),
+        ("a.parquet", b"PAR1 and then nothing", "damaged or no Parquet"),
+        ("a.csv", b"\xff\xfe\x00\x01", "not UTF-8"),
+        ("a.xlsx", b"PK\x05\x06" + bytes(18), "no class folders"),
+        ("a.npy", b"\x93NUMPY", "of no known form.*Looked for"),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        open_source(path)
-    assert str(path) in str(caught.value)
+        open_source(tmp_path / name)
+    assert name in str(caught.value)
 
 
-def test_missing_and_unknown(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        open_source(tmp_path / "nothing.zip")
-    for data in (b"", b"Rar!\x1a\x07\x01\0" + bytes(600), b"7z\xbc\xaf'\x1c" + bytes(600), b"hello"):
-        (tmp_path / "faces.zip").write_bytes(data)
-        with pytest.raises(UserError, match=r"neither a folder nor a zip or tar.*Unpack it"):
-            open_source(tmp_path / "faces.zip")
+def test_an_archive_with_a_table_in_it_is_told_to_be_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("fer2013/fer2013.csv", "emotion,pixels,Usage\n")
+    with pytest.raises(UserError, match=r"It holds fer2013/fer2013\.csv: unpack it"):
+        open_source(tmp_path / "a.zip")
 
 
-# Archives that mean harm, or came to it
-
-OUTSIDE = [
-    "../evil.png",
-    "happy/../../evil.png",
-    "/etc/evil.png",
-    "C:/evil.png",
-    "c:evil.png",
-    "..\\evil.png",
-]
-OUTSIDE += ["\\\\server\\evil.png", "happy\\..\\..\\evil.png", ".."]
+# Through the stage: what a user sets in prepare
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_members_that_point_outside(tmp_path: Path, name: str, kind: str) -> None:
-    path = KINDS[kind](tmp_path, PLAIN | {name: b"x"})
-    with pytest.raises(UserError, match="outside") as caught:
-        open_source(path)
-    assert repr(name) in str(caught.value)
+def labelled(faces: list[Any], *names: str) -> list[Any]:
+    return [face for face in faces if face.label in names]
 
 
-def test_dots_inside_a_name_are_harmless(tmp_path: Path) -> None:
-    assert len(listed(as_zip(tmp_path, PLAIN | {"happy/a..b.png": b"", "sad/...png ..x": b""}))) == 4
+def test_class_map_merges_renames_and_drops(faces: list[Any], home: Path) -> None:
+    source, _ = forms.as_zip(faces, home.parent / "work")
+    audit = prepare(
+        params(source, class_map={"ANGRY": "upset", "disgust": "Upset", "fear": None, "sad": None})
+    )
+    prepared = load_prepared()
+    assert prepared.class_names == ["happy", "neutral", "surprise", "upset"]
+    assert audit["images"] == 5 * 24
+    assert audit["left_out"] == {"prepare.class_map: fear": 24, "prepare.class_map: sad": 24}
+    assert audit["splits"]["test"] == {"happy": 8, "neutral": 8, "surprise": 8, "upset": 16}
+    expected = {face.pixels().tobytes() for face in labelled(faces, "angry", "disgust")}
+    found = comparison.load(Path("data/prepared"))
+    assert {pixels for pairs in found.values() for label, pixels in pairs if label == "upset"} == expected
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-@pytest.mark.parametrize("target", ["/etc/passwd", "../../x", "happy/a.png"])
-def test_links_and_devices_in_a_tar(tmp_path: Path, kind: bytes, target: str) -> None:
-    path = as_tar(tmp_path, PLAIN)
-    with tarfile.open(path, "a") as archive:
-        info = tarfile.TarInfo("happy/link.png")
-        info.type, info.linkname = kind, target
-        archive.addfile(info)
-    with pytest.raises(UserError, match=r"'happy/link.png' is (a link|not a plain file)"):
-        open_source(path)
+@pytest.mark.parametrize(
+    "class_map, message",
+    [
+        ({"angyr": "mad"}, "no label 'angyr'; did you mean 'angry'"),
+        ({"boredom!": None}, "no label 'boredom!'; it has angry, disgust"),
+        ({name: "face" for name in forms.FER_NUMBERS}, "only one class, 'face' after prepare.class_map"),
+        (dict.fromkeys(forms.FER_NUMBERS), "no class left after prepare.class_map"),
+    ],
+)
+def test_class_maps_that_cannot_be(
+    faces: list[Any], home: Path, class_map: dict[str, str | None], message: str
+) -> None:
+    source, _ = forms.as_zip(faces, home.parent / "work")
+    with pytest.raises(UserError, match=message):
+        prepare(params(source, class_map=class_map))
+    assert not list(home.rglob("*.npy"))
 
 
-def test_link_in_a_zip(tmp_path: Path) -> None:
-    path = as_zip(tmp_path, PLAIN)
-    with zipfile.ZipFile(path, "a") as archive:
-        info = zipfile.ZipInfo("happy/link.png")
-        info.create_system, info.external_attr = 3, 0o120777 << 16
-        archive.writestr(info, "/etc/passwd")
-    with pytest.raises(UserError, match=r"'happy/link.png' is a link"):
-        open_source(path)
+def test_soft_labels_reach_the_data(faces: list[Any], home: Path) -> None:
+    source, _ = forms.as_ferplus(faces, home.parent / "work")
+    audit = prepare(params(source, labels="soft"))
+    # Torn rows stay in with soft labels, those of no face do not.
+    assert audit["left_out"] == {"FER+: unknown, no face, or no majority": 2}
+    prepared = load_prepared()
+    assert prepared.class_names == sorted(forms.FER_NUMBERS)
+    soft = {name: prepared.split(name).soft for name in ("train", "val", "test")}
+    for name, shares in soft.items():
+        split = prepared.split(name)
+        assert shares.dtype == np.float32
+        assert shares.shape == (len(split), 7)
+        np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
+        np.testing.assert_array_equal(shares.argmax(axis=1), split.targets)
+    # 8 votes for the label; single votes count as slips; 4, 3 and 2 where people were torn.
+    rows = np.concatenate([np.sort(shares, axis=1)[:, ::-1] for shares in soft.values()])
+    torn = np.isclose(rows[:, 0], 4 / 9)
+    np.testing.assert_allclose(rows[torn], [[4 / 9, 3 / 9, 2 / 9, 0, 0, 0, 0]], atol=1e-6)
+    assert torn.sum() == 1
+    np.testing.assert_allclose(rows[~torn, 0], 1)
 
 
-def patch_sizes(path: Path, claimed: int, data: bytes) -> None:
-    """Make the zip's headers claim a size for the member that holds ``data``, and the checksum of its start."""
-    content = bytearray(path.read_bytes())
-    true = struct.pack("<I", zlib.crc32(data)), struct.pack("<I", len(data))
-    for signature, crc_at, size_at in ((b"PK\x03\x04", 14, 22), (b"PK\x01\x02", 16, 24)):
-        at = content.find(signature)
-        while at >= 0:
-            if content[size_at + at : size_at + at + 4] == true[1]:
-                content[crc_at + at : crc_at + at + 4] = struct.pack("<I", zlib.crc32(data[:claimed]))
-                content[size_at + at : size_at + at + 4] = struct.pack("<I", claimed)
-            at = content.find(signature, at + 4)
-    path.write_bytes(content)
+def test_majority_labels_leave_no_soft_ones(faces: list[Any], home: Path) -> None:
+    source, _ = forms.as_ferplus(faces, home.parent / "work")
+    audit = prepare(params(source))
+    assert audit["left_out"] == {"FER+: unknown, no face, or no majority": 3}
+    assert load_prepared().split("train").soft is None
+    assert load_prepared().split("train").weights is None
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
-def test_zip_member_that_unpacks_to_more_than_it_claims(tmp_path: Path, method: int) -> None:
-    bomb = bytes(1_000_000)
-    path = as_zip(tmp_path, PLAIN | {"sad/bomb.png": bomb}, method)
-    patch_sizes(path, 100, bomb)
-    with zipfile.ZipFile(path) as archive:  # the library itself notices nothing
-        assert len(archive.read("sad/bomb.png")) == 100
-    with (
-        open_source(path) as source,
-        pytest.raises(UserError, match=r"'sad/bomb.png' unpacks to more than the 100 bytes"),
+def test_votes_follow_the_class_map(home: Path) -> None:
+    """By hand: four pictures, fear merged into sad, contempt dropped, all by the paper's columns."""
+    columns = forms.FERPLUS_COLUMNS
+    votes = dict.fromkeys(columns, [0] * 5) | {"happiness": [0, 8, 0, 2, 9], "contempt": [2, 2, 0, 8, 0]}
+    votes |= {"sadness": [5, 0, 3, 0, 0], "fear": [3, 0, 3, 0, 0]}
+    lines = [f"Usage,Image name,{','.join(columns)}"]
+    lines += [f"Training,f,{','.join(str(votes[name][i]) for name in columns)}" for i in range(5)]
+    pixels = ["emotion,pixels,Usage", *(f"0,{i} 0 0 {90 * i % 255},Training" for i in range(5))]
+    folder = write(home.parent / "work", fer2013new="\n".join(lines), fer2013="\n".join(pixels))
+    with open_source(folder, Reading(soft=True)) as source:
+        with closing(Listing(home, source, {"fear": "sad", "contempt": None}, None)) as listing:
+            assert listing.class_names == ["happy", "sad"]
+            shares = listing.shares(np.arange(listing.count))
+            assert list(listing.files()) == [f"fer000000{i}.pgm" for i in (0, 1, 2, 4)]
+    np.testing.assert_allclose(shares, [[0, 1], [1, 0], [0, 1], [1, 0]], atol=1e-6)
+
+
+def test_weights_and_people_from_a_table(faces: list[Any], home: Path) -> None:
+    folder = forms.write_files(faces, home.parent / "work")
+    people = {face.path: f"P{i % 21}" for i, face in enumerate(faces)}
+    lines = ["path,label,weight,subject"]
+    lines += [
+        f"{face.path},{face.label},{1.5 if i % 2 else ''},{people[face.path]}" for i, face in enumerate(faces)
+    ]
+    write(folder, labels="\n".join(lines))
+    prepare(params(folder))
+    prepared = load_prepared()
+    splits = {name: prepared.split(name) for name in ("train", "val", "test")}
+    own = [{people[file] for file in split.files} for split in splits.values()]
+    assert sum(map(len, own)) == len(set.union(*own)) == 21
+    weight = {face.path: 1.5 if i % 2 else 1.0 for i, face in enumerate(faces)}
+    for split in splits.values():
+        assert split.weights.dtype == np.float32
+        assert split.weights.tolist() == [weight[file] for file in split.files]
+    header = Path("data/prepared/manifest.csv").read_text().splitlines()[0]
+    assert header == "file,label,split,row,sha256,flags,group,subject,weight"
+
+
+@pytest.mark.parametrize(
+    "group, name",
+    [(r"S\d+", "S{:03}_004_00000017.jpg"), (r"_p(\d+)\.", "x_p{}.jpg"), (r"/(\d+)/[^/]+$", "{}/a{}.jpg")],
+)
+def test_people_by_a_pattern_in_the_name(faces: list[Any], home: Path, group: str, name: str) -> None:
+    own = [face for face in faces if face.split == "train"]
+    with zipfile.ZipFile(home.parent / "a.zip", "w") as archive:
+        for i, face in enumerate(own):
+            person = i % 14
+            archive.writestr(f"S9/{face.label}/{i}/{name.format(person, i)}" if name[0] != "{" else
+                             f"{face.label}/{name.format(person, i)}", face.data)  # fmt: skip
+    prepare(params(home.parent / "a.zip", group=group))
+    manifest = [line.split(",") for line in Path("data/prepared/manifest.csv").read_text().splitlines()[1:]]
+    places: dict[str, set[str]] = {}
+    for line in manifest:
+        places.setdefault(line[7], set()).add(line[2])
+    assert len(places) == 14
+    assert all(len(found) == 1 for found in places.values())
+    assert {split for found in places.values() for split in found} == {"train", "val", "test"}
+
+
+def test_people_in_two_official_splits(faces: list[Any], home: Path) -> None:
+    with zipfile.ZipFile(home.parent / "a.zip", "w") as archive:
+        for i, face in enumerate(faces):
+            archive.writestr(f"{face.split}/{face.label}/S{i % 50}_{i}.jpg", face.data)
+    with pytest.raises(
+        UserError, match=r"50 of 50 groups are in more than one .* S0, S1, S10.*prepare.group to null"
     ):
-        source.read("sad/bomb.png")
+        prepare(params(home.parent / "a.zip", group=r"S\d+"))
+    with pytest.raises(
+        UserError, match=r"'subject' is no column .* nor a pattern in any file's name, such as 'test/"
+    ):
+        prepare(params(home.parent / "a.zip", group="subject"))
+    prepare(params(home.parent / "a.zip", group=None))
 
 
-def test_member_that_claims_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 10_000)
-    for kind in ("zip", "tar", "tar.gz"):
-        with pytest.raises(UserError, match=r"'sad/big.png' is larger than"):
-            open_source(KINDS[kind](tmp_path, PLAIN | {"sad/big.png": os.urandom(10_001)}))
-    with open_source(as_folder(tmp_path, PLAIN)) as source:
-        assert len(source.read("happy/a.png")) == 3000
+def test_digest_follows_soft_labels_and_weights(faces: list[Any], home: Path) -> None:
+    digests = []
+    source, _ = forms.as_ferplus(faces, home.parent / "work")
+    for labels in ("majority", "soft"):
+        prepare(params(source, labels=labels))
+        digests.append(json.loads(Path("data/prepared/classes.json").read_text())["digest"])
+    assert len(set(digests)) == 2
 
 
-def test_absurd_ratio(tmp_path: Path) -> None:
-    bomb = bytes(archives.RATIO_FLOOR_BYTES + 1)
-    with pytest.raises(UserError, match=r"'sad/bomb.png' unpacks to more than 200 times"):
-        open_source(as_zip(tmp_path, PLAIN | {"sad/bomb.png": bomb}))
-    # A plain picture of moderate size packs as well, and is none.
-    assert len(listed(as_zip(tmp_path, PLAIN | {"sad/plain.bmp": bytes(1_000_000)}))) == 4
-
-
-def test_compressed_tar_of_absurd_size(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("sad/bomb.png")
-    info.size = 2**31
-    with gzip.open(tmp_path / "bomb.tar.gz", "wb") as file:
-        file.write(info.tobuf() + bytes(2**20))
-    with pytest.raises(UserError, match=r"'sad/bomb.png' makes it unpack to more than 200 times"):
-        open_source(tmp_path / "bomb.tar.gz")
-
-
-@pytest.mark.parametrize("module", [gzip, bz2, lzma])
-def test_extended_header_of_absurd_size(tmp_path: Path, module: object) -> None:
-    info = tarfile.TarInfo("././@PaxHeader")
-    info.type, info.size = tarfile.XHDTYPE, 2**33 - 1
-    packed = module.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(2**20))  # type: ignore[attr-defined]
-    (tmp_path / "bomb.tar.gz").write_bytes(packed)
-    with pytest.raises(UserError, match="absurdly large header"):
-        open_source(tmp_path / "bomb.tar.gz")
-
-
-def test_overlapping_members(tmp_path: Path) -> None:
-    path = as_zip(tmp_path, {"happy/a.png": os.urandom(5000), "sad/b.png": os.urandom(5000)})
-    content = bytearray(path.read_bytes())
-    second = content.rfind(b"PK\x01\x02")
-    content[second + 42 : second + 46] = struct.pack("<I", 0)  # both are said to start at 0
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="overlaps"):
-        open_source(path)
-
-
-def test_encrypted_zip(tmp_path: Path) -> None:
-    path = as_zip(tmp_path, PLAIN)
-    content = bytearray(path.read_bytes())
-    content[content.find(b"PK\x01\x02") + 8] |= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"'happy/a.png' is encrypted"):
-        open_source(path)
-
-
-def test_rare_method(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="another method than deflate"):
-        open_source(as_zip(tmp_path, PLAIN, zipfile.ZIP_BZIP2))
-
-
-@pytest.mark.parametrize("kind", ["zip", "stored zip"])
-def test_damaged_zip_member_is_a_bad_image_and_no_more(tmp_path: Path, kind: str) -> None:
-    tree = {"happy/a.png": os.urandom(3000), "sad/b.png": b"fine"}
-    path = KINDS[kind](tmp_path, tree)
-    content = bytearray(path.read_bytes())
-    content[1000:1050] = bytes(50)
-    path.write_bytes(content)
-    with open_source(path) as source:
-        assert source.read("sad/b.png") == b"fine"
-        with pytest.raises(ImageError, match="damaged in the archive"):
-            source.read("happy/a.png")
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
-@pytest.mark.parametrize("part", [0.4, 0.7])
-def test_archive_that_breaks_off(tmp_path: Path, kind: str, part: float) -> None:
-    tree = {f"{label}/{i}.png": os.urandom(700) for label in ("happy", "sad") for i in range(20)}
-    path = KINDS[kind](tmp_path, tree)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * part)])
-    with pytest.raises(UserError, match="damaged"):
-        open_source(path)
-
-
-def test_tar_with_a_damaged_header_is_not_cut_short_in_silence(tmp_path: Path) -> None:
-    path = as_tar(tmp_path, {f"{label}/{i}.png": b"x" for label in ("happy", "sad") for i in range(4)})
-    content = bytearray(path.read_bytes())
-    content[6 * 1024 + 100] ^= 0xFF  # the seventh member's header: each takes 512 + 512 bytes
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="breaks off"):
-        open_source(path)
-
-
-def test_closed_after_the_block(tmp_path: Path) -> None:
-    with open_source(as_zip(tmp_path, PLAIN)) as source:
-        pass
-    with pytest.raises(ImageError):
-        source.read("happy/a.png")
+def test_embedded_pictures_that_are_missing_are_bad_images(faces: list[Any], home: Path) -> None:
+    pictures = [{"bytes": face.data, "path": None} for face in faces]
+    pictures[3]["bytes"] = None
+    table = pa.table({"image": pictures, "label": [face.label for face in faces]})
+    pq.write_table(table, home.parent / "work" / "a.parquet", row_group_size=50)
+    audit = prepare(params(home.parent / "work" / "a.parquet", max_bad_fraction=0.01))
+    assert audit["bad_files"] == [{"file": "a.parquet/0000003", "reason": "no bytes in its row"}]
+    assert audit["images"] == len(faces)

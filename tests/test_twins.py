@@ -1,95 +1,107 @@
 """Sets of twins: found in images made for it, and what is then dropped, by hand."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from conftest import Row, records_of
 from test_duplicates import faces
 
-from pipeline.audit import Record, pixel_digest
+from pipeline.audit import pixel_digest
+from pipeline.records import Records, flags
 from pipeline.twins import drop_twins, find_twins
 
 
-def records_of(images: np.ndarray, labels: Sequence[str], splits: Sequence[str]) -> list[Record]:
+def rows_of(images: np.ndarray, labels: Sequence[str], splits: Sequence[str]) -> list[Row]:
     return [
-        Record(f"{i:03}.png", label, split, sha256=pixel_digest(image))
+        Row(f"{i:03}.png", label, split, sha256=pixel_digest(image))
         for i, (image, label, split) in enumerate(zip(images, labels, splits, strict=True))
     ]
 
 
-def sets(records: list[Record]) -> set[frozenset[str]]:
+def names(records: Records, chosen: np.ndarray) -> set[str]:
+    """Names, without suffix, of images for which something is true."""
+    return {file.removesuffix(".png") for file in records.files(np.flatnonzero(chosen))}
+
+
+def sets(records: Records) -> set[frozenset[str]]:
     """Files that share a group."""
-    groups: dict[str, set[str]] = {}
-    for record in records:
-        groups.setdefault(record.group, set()).add(record.file[:3])
-    return {frozenset(files) for files in groups.values() if len(files) > 1}
+    found = {
+        frozenset(names(records, records.groups == group)) for group in set(records.groups.tolist()) - {-1}
+    }
+    return {files for files in found if len(files) > 1}
+
+
+def marks(records: Records) -> list[str]:
+    return [flags(marks) for marks in records.marks]
 
 
 def test_exact_and_near_twins_make_one_set() -> None:
     mirror = faces()[2, :, ::-1]
     images = np.stack([*faces()[:6], faces()[2], mirror, mirror, faces()[4]])
-    records = records_of(images, [*"abcdef", *"ccce"], ["train"] * 10)
+    records = records_of(rows_of(images, [*"abcdef", *"ccce"], ["train"] * 10))
     find_twins(records, images)
     assert sets(records) == {frozenset({"002", "006", "007", "008"}), frozenset({"004", "009"})}
-    marks = {record.file[:3]: record.marks for record in records if record.marks}
-    assert marks == {
-        **{key: {"duplicate", "near"} for key in ("002", "006", "007", "008")},
-        **{key: {"duplicate"} for key in ("004", "009")},
+    assert {file[:3]: mark for file, mark in zip(records.files(range(10)), marks(records)) if mark} == {
+        **dict.fromkeys(("002", "006", "007", "008"), "duplicate;near"),
+        **dict.fromkeys(("004", "009"), "duplicate"),
     }
-    assert all(record.group <= record.sha256 for record in records)
+    # Numbered in order of the smallest digest in each.
+    smallest = [
+        min(records.digests[i].tobytes() for i in np.flatnonzero(records.groups == g)) for g in range(6)
+    ]
+    assert smallest == sorted(smallest)
 
 
 def test_labels_that_differ_are_a_conflict() -> None:
     images = np.stack([*faces()[:3], faces()[0], faces()[1, :, ::-1]])
-    records = records_of(images, ["a", "a", "b", "b", "a"], ["train", "val", "train", "test", "train"])
+    rows = rows_of(images, ["a", "a", "b", "b", "a"], ["train", "val", "train", "test", "train"])
+    records = records_of(rows)
     find_twins(records, images)
-    assert [record.marks for record in records] == [
-        {"duplicate", "conflict"}, {"near"}, set(), {"duplicate", "conflict"}, {"near"},
-    ]  # fmt: skip
+    assert marks(records) == ["duplicate;conflict", "near", "", "duplicate;conflict", "near"]
 
 
 def test_neither_order_nor_corrupt_nor_blank_images_change_what_is_found() -> None:
     images = np.concatenate([faces()[:20], faces()[3:5, :, ::-1], np.zeros((3, 48, 48, 1), np.uint8)])
-    records = records_of(images, ["a"] * 25, ["train"] * 25)
-    records[22].problem, records[22].sha256 = "empty file", ""
-    for record in records[23:]:
-        record.marks |= {"blank"}
+    rows = rows_of(images, ["a"] * 25, ["train"] * 25)
+    rows[22].problem, rows[22].sha256 = "empty file", ""
+    for row in rows[23:]:
+        row.marks = {"blank"}
+    records = records_of(rows)
     find_twins(records, images)
     expected = {frozenset({"003", "020"}), frozenset({"004", "021"}), frozenset({"023", "024"})}
     assert sets(records) == expected
-    assert records[22].group == ""
-    groups = {record.file: record.group for record in records}
+    assert records.groups[22] == -1
     shuffled = np.random.default_rng(0).permutation(25)
-    again = [records[i] for i in shuffled]
+    again = records_of([rows[i] for i in shuffled])
     find_twins(again, images[shuffled])
-    assert {record.file: record.group for record in again} == groups
+    assert again.groups.tolist() == records.groups[shuffled].tolist()
 
 
 def test_no_usable_image() -> None:
-    find_twins([Record("1", "a", "train", problem="empty file")], np.zeros((1, 48, 48, 1), np.uint8))
+    find_twins(records_of([Row("1", "a", "train", problem="empty file")]), np.zeros((1, 48, 48, 1), np.uint8))
 
 
 # What is dropped. A set is written as label, split and exact twin: "happy train 1".
 
 
-def make(*groups: Sequence[str]) -> list[Record]:
-    records = []
+def make(*groups: Sequence[str]) -> Records:
+    rows = []
     for number, group in enumerate(groups):
         for place, text in enumerate(group):
             label, split, twin = text.split()
-            sha256 = hashlib.sha256(f"{number} {twin}".encode()).hexdigest()
-            records.append(Record(f"{number}-{place}", label, split, sha256=sha256, group=f"g{number}"))
-    return records
+            rows.append(Row(f"{number}-{place}", label, split, sha256=f"{number} {twin}", group=f"g{number}"))
+    return records_of(rows)
 
 
-def dropped(records: list[Record], duplicates: str, conflicts: str) -> set[str]:
+def dropped(records: Records, duplicates: str, conflicts: str) -> set[str]:
     drop_twins(records, duplicates, conflicts)
-    return {record.file for record in records if record.dropped}
+    assert {*records.files(records.drops)} == names(records, records.have("dropped"))
+    return names(records, records.have("dropped"))
 
 
-def leaking(records: list[Record]) -> set[str]:
-    return {record.file for record in records if "leak" in record.marks}
+def leaking(records: Records) -> set[str]:
+    return names(records, records.have("leak"))
 
 
 ACROSS = (
@@ -137,7 +149,7 @@ CONFLICTS = (
 def test_training_twins_with_different_labels(conflicts: str, kept: set[str]) -> None:
     records = make(*CONFLICTS)
     drop_twins(records, "drop_from_train", conflicts)
-    assert {record.file for record in records if record.used} == kept
+    assert names(records, records.used) == kept
 
 
 def test_only_training_images_are_ever_dropped_and_only_they_vote() -> None:

@@ -1,0 +1,131 @@
+"""A folder with pictures and one or more tables of them (CSV or Parquet) -> labelled files.
+
+A table has at least a path and a label a row. Paths count from the folder, or from any folder in it; what
+stands before that in an absolute path is passed over.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.archives import Parts, is_junk
+from pipeline.errors import UserError
+from pipeline.items import Item, Source, printable, read_split, split_name
+from pipeline.tables import Table, read_label, read_weight
+from pipeline.trees import Folder
+
+_TRIED = 20  # rows whose file is looked for, before none is believed to be there
+_MAX_FOLDERS = 1000
+_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class _Way(NamedTuple):
+    """How a table's paths lead to files: parts to drop, a folder to put before, a suffix to add."""
+
+    dropped: int
+    before: Parts
+    suffix: str
+
+    def follow(self, parts: Parts) -> Parts:
+        """The file's path in the folder."""
+        *folders, name = parts[self.dropped :]
+        return (*self.before, *folders, name + self.suffix)
+
+
+class Manifest(Source):
+    """Tables in a folder of pictures.
+
+    Where there are several tables, each is named after its split (``train.csv``, ``test_labels.csv``), unless it
+    has a column of splits.
+    """
+
+    form = "a table of pictures"
+    numbers_are_names = False
+
+    def __init__(
+        self, path: Path, tables: Sequence[Table], given: Mapping[str, str], group: str | None
+    ) -> None:
+        super().__init__(path)
+        self._folder = Folder(path)
+        self._tables = [(table, table.roles(given, group)) for table in tables]
+        for table, roles in self._tables:
+            if len(tables) > 1 and "split" not in roles and not split_name(table.path.stem):
+                names = ", ".join(table.path.name for table in tables)
+                raise UserError(
+                    f"prepare.source: {path} has several tables ({names}), and {table.path.name} has neither a column "
+                    "of splits nor the name of one. Leave one table in the folder, or name them train, val, test."
+                )
+
+    def items(self) -> Iterator[Item]:
+        for table, roles in self._tables:
+            own_split = None if len(self._tables) == 1 else split_name(table.path.stem)
+            way = self._find_way(table, roles["path"], own_split)
+            names = table.names(roles["label"])
+            for where, cells in table.rows(list(roles.values())):
+                cell = dict(zip(roles, cells))
+                parts = way.follow(_checked_parts(cell["path"], where, way.dropped))
+                split = read_split(cell.get("split", ""), where) or own_split
+                yield Item(
+                    printable(parts), read_label(cell["label"], names, where), split, "/".join(parts),
+                    group=cell.get("group") or None, weight=read_weight(cell.get("weight", ""), where),
+                )  # fmt: skip
+
+    def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
+        return (partial(self._folder.read, place) for place in places)
+
+    def _find_way(self, table: Table, column: str, split: str | None) -> _Way:
+        """How the first paths that lead anywhere do so."""
+        tried = [(where, _parts(cell)) for where, (cell,) in islice(table.rows([column]), _TRIED)]
+        for folders in ([()], self._subfolders()):
+            for _, parts in tried:
+                for dropped, suffix in product(range(len(parts)), _SUFFIXES):
+                    ways = [
+                        _Way(dropped, before, suffix) for before in folders if ".." not in parts[dropped:]
+                    ]
+                    found = [way for way in ways if os.path.isfile(self.path.joinpath(*way.follow(parts)))]
+                    if len(found) > 1 and split:
+                        found = [way for way in found if split in map(split_name, way.before)]
+                    if len(found) > 1:
+                        places = " and ".join("/".join(way.follow(parts)) for way in found[:2])
+                        raise UserError(
+                            f"{table.path}: {'/'.join(parts)} may be {places}. Give paths from {self.path} on."
+                        )
+                    if found:
+                        return found[0]
+        if not tried:
+            raise UserError(f"{table.path} has no rows. Fill it, or take it away.")
+        where, parts = tried[0]
+        raise UserError(
+            f"{where}: there is no file {'/'.join(parts)!r} in {self.path} or any folder in it, nor for the rows after "
+            f"it. Put the pictures there, or name the column of paths in prepare.columns.path (now {column!r})."
+        )
+
+    def _subfolders(self) -> list[Parts]:
+        """Folders below, the nearest first."""
+        found: list[Parts] = []
+        for path, names, _ in os.walk(self.path):
+            names[:] = sorted(name for name in names if not is_junk(name))
+            found += [(*Path(path).relative_to(self.path).parts, name) for name in names]
+            if len(found) > _MAX_FOLDERS:
+                break
+        return sorted(found, key=lambda parts: (len(parts), parts))
+
+
+def _parts(path: str) -> Parts:
+    """The parts of a path, written with either kind of slash."""
+    return tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def _checked_parts(path: str, where: str, dropped: int) -> Parts:
+    """The parts of a path that leads on, and never back, after the parts to drop."""
+    parts = _parts(path)
+    if not parts:
+        raise UserError(f"{where}: no path. Fill it in, or take the row out.")
+    if len(parts) <= dropped or ".." in parts[dropped:]:
+        raise UserError(
+            f"{where}: {path!r} does not lead into the folder as the paths before it do. Mend it."
+        )
+    return parts

@@ -1,0 +1,41 @@
+"""Images on disk, written one after another and read by number.
+
+A mapped file would do, but that its pages count as memory of the process.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class Pixels:
+    """A file of N images, uint8 (N, ...), of which the first have been written; made anew.
+
+    Attributes:
+        shape: Of all of them.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self._file = path.open("w+b")
+        self._bytes = int(np.prod(shape[1:]))
+
+    def append(self, images: np.ndarray) -> None:
+        """Write images, uint8 (n, ...), behind the last."""
+        self._file.write(np.ascontiguousarray(images))
+        self._file.flush()
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """Images by their numbers, (n,) -> uint8 (n, ...)."""
+        found = np.empty((len(numbers), *self.shape[1:]), np.uint8)
+        for image, number in zip(found, numbers):
+            os.preadv(self._file.fileno(), [image], int(number) * self._bytes)
+        return found
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,145 @@
+"""What is known of every image, by column: numbers only, some fifty bytes an image."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from pipeline.listing import SPLITS, Listing
+
+# In the order in which the manifest has them; each is a bit of ``Records.marks``.
+FLAGS = {
+    "corrupt": "cannot be read, left out",
+    "blank": "all of it has nearly one colour",
+    "dark": "nearly all of it is in the darkest quarter of the range",
+    "bright": "nearly all of it is in the brightest quarter of the range",
+    "enlarged": "smaller than prepare.img_size",
+    "stretched": "far from square",
+    "duplicate": "another image has the same pixels",
+    "near": "another image shows the same picture, changed",
+    "conflict": "such an image has another label",
+    "leak": "val or test image whose twin is trained on",
+    "dropped": "left out of training",
+}
+_BITS = {flag: 1 << i for i, flag in enumerate(FLAGS)}
+TRAIN = SPLITS.index("train")
+
+
+class Records:
+    """N images in order of name, and what became of them.
+
+    Attributes:
+        files: Gives the names of images by their numbers.
+        class_names: The K classes.
+        labels: Numbers of their classes, int16 (N,).
+        splits: Numbers of their splits in ``SPLITS``, int8 (N,).
+        subjects: Numbers of the people they show, -1 where not known, int32 (N,); None if none is known.
+        weights: How much they count in training, float32 (N,), or None.
+        digests: SHA-256 of their pixels at full size, uint8 (N, 32); zeros where a file cannot be read.
+        groups: Numbers of their sets of twins, exact and near ones, in order of the smallest digest in each, int32
+            (N,); -1 where a file cannot be read.
+        sizes: Height and width at full size, px, at most 65535, uint16 (N, 2).
+        marks: Bits of ``FLAGS``, uint16 (N,).
+        problems: Why a file cannot be read, by its number.
+        drops: Why an image is left out of training, by its number.
+    """
+
+    def __init__(
+        self,
+        files: Callable[[Iterable[int]], Iterable[str]],
+        class_names: list[str],
+        labels: np.ndarray,
+        splits: np.ndarray,
+        subjects: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self.files, self.class_names = files, class_names
+        self.labels, self.splits, self.subjects, self.weights = labels, splits, subjects, weights
+        self.digests = np.zeros((len(labels), 32), np.uint8)
+        self.groups = np.full(len(labels), -1, np.int32)
+        self.sizes = np.zeros((len(labels), 2), np.uint16)
+        self.marks = np.zeros(len(labels), np.uint16)
+        self.problems: dict[int, str] = {}
+        self.drops: dict[int, str] = {}
+
+    @classmethod
+    def of(cls, listing: Listing) -> "Records":
+        """Records of all that is listed, of which nothing has been seen yet."""
+        columns = {"class": np.int16, "split": np.int8, "subject": np.int32, "weight": np.float32}
+        return cls(
+            listing.files, listing.class_names, *(listing.numbers(*column) for column in columns.items())
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def mark(self, numbers: np.ndarray | int, *names: str) -> None:
+        """Set flags."""
+        self.marks[numbers] |= bits(names)
+
+    def have(self, *names: str) -> np.ndarray:
+        """Which images have one of these flags, bool (N,)."""
+        return self.marks & bits(names) != 0
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Numbers of the images that can be read."""
+        return np.flatnonzero(~self.have("corrupt"))
+
+    @property
+    def used(self) -> np.ndarray:
+        """Which images go into the arrays, bool (N,)."""
+        return ~self.have("corrupt", "dropped")
+
+    def members(self, split: str) -> np.ndarray:
+        """Numbers of the images in a split's array, in its order."""
+        return np.flatnonzero((self.splits == SPLITS.index(split)) & self.used)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images in the arrays by split and class."""
+        size = len(self.class_names)
+        found = {split: np.bincount(self.labels[self.members(split)], minlength=size) for split in SPLITS}
+        return {split: dict(zip(self.class_names, map(int, counts))) for split, counts in found.items()}
+
+
+def bits(names: Iterable[str]) -> int:
+    """The bits of some flags."""
+    return sum(_BITS[name] for name in names)
+
+
+def flags(marks: int) -> str:
+    """The flags whose bits are set, joined by ``;``."""
+    return ";".join(flag for flag, bit in _BITS.items() if marks & bit)
+
+
+def order_of(keys: np.ndarray) -> np.ndarray:
+    """The order in which rows of bytes, uint8 (N, 8 * M), are sorted: int64 (N,)."""
+    return np.lexsort(_words(keys).T[::-1])
+
+
+def number_groups(keys: np.ndarray) -> np.ndarray:
+    """Number the distinct rows of bytes, uint8 (N, 8 * M), in their order, from 0: int64 (N,)."""
+    order = order_of(keys)
+    words = _words(keys)[order]
+    numbers = np.zeros(len(keys), np.int64)
+    numbers[order[1:]] = np.cumsum((words[1:] != words[:-1]).any(axis=1))
+    return numbers
+
+
+def sets_of(keys: np.ndarray, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """The sets of two or more ``numbers`` that have one key, in order of their first members.
+
+    Args:
+        keys: int64 (n,), from 0.
+        numbers: Ascending, (n,).
+    """
+    common = np.bincount(keys, minlength=1)[keys] > 1
+    keys, numbers = keys[common], numbers[common]
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    sets = np.split(numbers[order], starts[1:]) if len(order) else []
+    return iter(sorted(sets, key=lambda members: members[0]))
+
+
+def _words(keys: np.ndarray) -> np.ndarray:
+    """Bytes as numbers that sort alike, uint64 (N, M)."""
+    return np.ascontiguousarray(keys).view(">u8").astype(np.uint64)
