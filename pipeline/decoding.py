@@ -75,28 +75,31 @@ def _decode_task(
     found: list[Decoded | str] = []
     new: dict[bytes, Decoded] = {}
     hits = 0
-    for fetch in task:
-        if stop.is_set():
-            break
-        try:
-            data = fetch()
-            key = hashlib.sha256(data).digest()
-            image = cache.get(key)
-            hits += image is not None
-            if image is None:
-                full = decode(data, shape[2])
-                image = new[key] = Decoded(
-                    resize(full, shape[0]),
-                    bytes.fromhex(pixel_digest(full)),
-                    full.shape[:2],
-                    bits(look_at(full, shape[0])),
-                )
-        except ImageError as error:
-            found.append(str(error))
-        else:
-            found.append(image)
-    cache.put(new)
+    try:
+        for fetch in task:
+            if stop.is_set():
+                break
+            try:
+                data = fetch()
+                key = hashlib.sha256(data).digest()
+                image = cache.get(key)
+                if image is None:
+                    image = new[key] = _decode(data, shape)
+                else:
+                    hits += 1
+                found.append(image)
+            except ImageError as error:
+                found.append(str(error))
+    finally:
+        cache.put(new)  # also of a task that is stopped
     return found, hits
+
+
+def _decode(data: bytes, shape: tuple[int, int, int]) -> Decoded:
+    """A picture from its file's bytes."""
+    image = decode(data, shape[2])
+    marks = bits(look_at(image, shape[0]))
+    return Decoded(resize(image, shape[0]), bytes.fromhex(pixel_digest(image)), image.shape[:2], marks)
 
 
 def _write_down(

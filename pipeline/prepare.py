@@ -292,9 +292,8 @@ def _print_summary(audit: dict[str, Any], source: Source, listing: Listing, reus
             f"  {source.ignored_count} files outside class folders passed over, such as {source.ignored[0]}"
         )
     if reused:
-        print(
-            f"  {reused} of them ({reused / audit['images']:.1%}) had been decoded before and were not decoded again"
-        )
+        share = reused / audit["images"]
+        print(f"  {reused} images ({share:.1%}) had been decoded before and were not decoded again")
 
 
 if __name__ == "__main__":

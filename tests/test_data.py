@@ -68,6 +68,31 @@ def test_leaks_are_the_images_with_that_flag(tmp_path: Path) -> None:
     assert load_prepared(path).leaks("val").tolist() == []
 
 
+def test_soft_labels_and_weights_where_there_are_some(tmp_path: Path) -> None:
+    manifest = (
+        "file,label,split,row,sha256,flags,group,weight\n"
+        "a.png,sad,train,1,,,,0.5\n"
+        "b.png,happy,train,0,,,,2\n"
+        "c.png,happy,val,0,,,,1.0\n"
+    )
+    path = write(tmp_path / "p", manifest, ["happy", "sad"], train=np.uint8([1, 2]), val=np.uint8([3]))
+    shares = np.array([[0.75, 0.25], [0, 1]], np.float32)
+    np.save(path / "train_soft.npy", shares)
+    train, val = load_prepared(path).split("train"), load_prepared(path).split("val")
+    np.testing.assert_array_equal(train.soft, shares)
+    assert train.weights.tolist() == [2, 0.5]
+    assert train.weights.dtype == np.float32
+    assert (val.soft, val.weights.tolist()) == (None, [1])
+    np.save(path / "val_soft.npy", shares)
+    with pytest.raises(UserError, match=r"val_soft.npy holds float32 \(2, 2\).*float32 \(1, 2\)"):
+        load_prepared(path).split("val")
+
+
+def test_neither_soft_labels_nor_weights(prepared_dir: Path) -> None:
+    train = load_prepared(prepared_dir).split("train")
+    assert (train.soft, train.weights) == (None, None)
+
+
 def test_names_stay_text(tmp_path: Path) -> None:
     """No label or file turns into a number or a missing value on the way."""
     labels = ["01", "1", "NA", "None", "nan", "null", "true"]
