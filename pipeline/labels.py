@@ -76,7 +76,7 @@ def name_classes(
     if unnamed and not numbers_are_names:
         raise UserError(
             f"prepare.source: the labels of {source} are numbers ({', '.join(unnamed[:10])}). Say what they stand for, "
-            f"such as prepare.class_map: {{'{unnamed[0]}': angry, ...}}; null leaves a label out."
+            f"such as prepare.class_map: {{{unnamed[0]}: angry, ...}}; null leaves a label out."
         )
     # A class goes by its name in the map, also for labels that come to the same by themselves.
     given: dict[str, str] = {}

@@ -12,7 +12,7 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -52,6 +52,12 @@ class PrepareParams(Section):
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
     duplicates: Literal["drop_from_train", "drop_exact_from_train", "keep"]
     conflicts: Literal["drop", "majority", "keep"]
+
+    @field_validator("class_map", mode="before")
+    @classmethod
+    def _name_numbers(cls, value: Any) -> Any:
+        """YAML has a number for the key of ``{0: angry}``."""
+        return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
 
 
 class Transforms(Section):
@@ -289,7 +295,8 @@ def flatten(section: Section, prefix: str) -> dict[str, str]:
 
 
 def _flatten_value(value: Any, name: str) -> dict[str, str]:
-    if isinstance(value, dict) and value:
+    # MLflow takes no other names; a class may have any.
+    if isinstance(value, dict) and value and all(key.isidentifier() for key in value):
         return {k: v for key, item in value.items() for k, v in _flatten_value(item, f"{name}.{key}").items()}
     return {name: value if isinstance(value, str) else json.dumps(value)}
 

@@ -45,7 +45,7 @@ def test_labels_without_images_may_be_in_the_map() -> None:
     [
         (["a", "b"], {"c": "d"}, r"faces.csv has no label 'c'; it has a, b\."),
         (["happy", "sad"], {"hapy": "joy"}, "no label 'hapy'; did you mean 'happy'"),
-        (["0", "1"], {"0": "happy"}, r"labels of faces.csv are numbers \(1\).*\{'1': angry"),
+        (["0", "1"], {"0": "happy"}, r"labels of faces.csv are numbers \(1\).*\{1: angry"),
         (["12", "-1", "3"], {}, r"numbers \(-1, 3, 12\)"),
         (["a"], {}, "only one class, 'a'; it takes two"),
         (["a", "b"], {"b": "A"}, "only one class, 'A' after prepare.class_map"),

@@ -1,6 +1,8 @@
 """Params are refused before any work when anything in them is off, and read as DVC reads them."""
 
+import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -269,3 +271,29 @@ def test_flatten_names_every_value_once(tiny_params: str) -> None:
     assert flat["train.transforms.eval"] == "[]"
     assert all(isinstance(value, str) for value in flat.values())
     assert not math.isnan(float(flat["train.momentum"]))
+
+
+def test_class_map_takes_numbers_and_any_name(tiny_params: str) -> None:
+    text = apply_overrides(tiny_params, ["prepare.class_map={0: angry, 'happy (1)': joy, 2: null}"])
+    prepare = parse_params(text).prepare
+    assert prepare.class_map == {"0": "angry", "happy (1)": "joy", "2": None}
+    # Names of MLflow's parameters cannot have parentheses.
+    assert json.loads(flatten(prepare, "prepare")["prepare.class_map"]) == prepare.class_map
+    plain = parse_params(apply_overrides(tiny_params, ["prepare.class_map={anger: angry}"])).prepare
+    assert flatten(plain, "prepare")["prepare.class_map.anger"] == "angry"
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("prepare.columns={paht: x}", "paht"),
+        ("prepare.columns={path: ''}", "prepare.columns: String should have at least 1 character"),
+        ("prepare.class_map={anger: 1}", "prepare.class_map: Input should be a valid string (got 1)"),
+        ("prepare.class_map=[anger]", "prepare.class_map"),
+        ("prepare.labels=hard", "'majority' or 'soft'"),
+        ("prepare.group=''", "prepare.group"),
+    ],
+)
+def test_sources_params_that_cannot_be(tiny_params: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_params(apply_overrides(tiny_params, [override]))

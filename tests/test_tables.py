@@ -188,7 +188,7 @@ def test_numbers_want_a_map(tmp_path: Path) -> None:
     write(tmp_path / "f", "1.png", "2.png", table="path,label\n1.png,3\n2.png,10\n")
     with open_source(tmp_path / "f") as source:
         with pytest.raises(
-            UserError, match=r"labels of .* are numbers \(3, 10\).*prepare.class_map: \{'3': angry"
+            UserError, match=r"labels of .* are numbers \(3, 10\).*prepare.class_map: \{3: angry"
         ):
             Listing(tmp_path, source, {}, None)
     (tmp_path / "listing.db").unlink()
