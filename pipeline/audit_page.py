@@ -32,14 +32,17 @@ EXHIBITS = {
 
 @dataclass(frozen=True)
 class Exhibit:
-    """The first of ``total`` sets of twins, or of single images, which then make one set."""
+    """The largest of ``total`` sets of twins, or single images, which then make one set.
+
+    A set is the first pictures in it, and the number of those that are not shown.
+    """
 
     title: str
     about: str
     total: int
     unit: str
     cut: bool
-    sets: list[list[dict[str, str]]]
+    sets: list[tuple[list[dict[str, str]], int]]
 
 
 def render(source: str, audit: dict[str, Any], records: Records, pixels: Pixels | np.ndarray) -> str:
@@ -72,9 +75,9 @@ def render(source: str, audit: dict[str, Any], records: Records, pixels: Pixels 
     for name, sets in _find_exhibits(records).items():
         single = name in LOOKS
         total = sum(map(len, sets)) if single else len(sets)
-        shown = [group[: PICTURES if single else MEMBERS] for group in sets[:SETS]]
-        unit, cut = ("images", total > PICTURES) if single else ("sets", total > SETS)
-        exhibits.append(Exhibit(*EXHIBITS[name], total, unit, cut, list(map(show, shown))))
+        count, unit = (PICTURES, "images") if single else (MEMBERS, "sets")
+        shown = [(show(members[:count]), max(0, len(members) - count)) for members in sets[:SETS]]
+        exhibits.append(Exhibit(*EXHIBITS[name], total, unit, len(sets) > SETS, shown))
     return pages.render(
         "audit.html",
         title="Data audit",
@@ -97,11 +100,11 @@ def _sample(records: Records, label: int) -> np.ndarray:
 
 
 def _find_exhibits(records: Records) -> dict[str, list[np.ndarray]]:
-    """The sets of ``EXHIBITS`` that there are; the largest sets first, and train first in each."""
+    """The sets of ``EXHIBITS`` that there are; the largest sets first, and test before val and train in each."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in EXHIBITS}
     readable, nearly, clash = records.readable, records.have("near"), records.have("conflict")
     for members in sets_of(records.groups[readable], readable):
-        members = members[np.argsort(records.splits[members], kind="stable")]
+        members = members[np.argsort(-records.splits[members], kind="stable")]
         near = "near " if nearly[members[0]] else ""
         across = records.splits[members[0]] != records.splits[members[-1]]
         if across:

@@ -1,13 +1,15 @@
 """Near duplicates: the same picture again, re-encoded, resized, mirrored, shifted, re-cropped or lit otherwise.
 
 Pure functions of packed images, in three steps. A descriptor of each picture that shifting and mirroring hardly
-change (magnitudes of its Fourier transform) gives candidates, found in overlapping cells around pivots, so that
-the work grows as n log n and not as n^2. Each candidate is then laid over its partner and compared place by place
-(``alignment.py``). What holds becomes groups. ``benchmarks/duplicates.py`` measures it.
+change (magnitudes of its Fourier transform) gives candidates, found by an inverted file, whose work grows as n^1.5
+and is small beside the rest. Each candidate is then laid over its partner and compared place by place
+(``alignment.py``), which is linear in n. What holds becomes groups. ``benchmarks/duplicates.py`` measures it.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 from scipy import fft
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from pipeline.alignment import agreement, tents
@@ -27,18 +30,18 @@ SIZE = 48  # px at which pictures are compared; larger ones are reduced to it an
 _CYCLES = 7
 # Cosine of two descriptors. Of copies it is mostly above 0.7, of faces taken at random 0 on average.
 _CANDIDATE_COSINE = 0.4
-_NEIGHBOURS = 5  # candidates a picture has in a cell
-# So many pictures are compared all with all; more are parted into cells around pivots, of which each picture
-# belongs to its nearest ones.
-_CELL, _PIVOTS, _SPILL = 4096, 32, 2
+_NEIGHBOURS = 5  # candidates that a picture has
+# So many pictures are compared all with all. More are parted into cells around pivots, this factor times the root of
+# their number; each picture is compared with those of the cells that are nearest to it.
+_CELL, _PIVOTS, _PROBES = 4096, 2, 16
 # With fewer pictures the descriptors' mean and spread say nothing, and all pairs are candidates.
 _FEW = 100
 
-# From this agreement on, two pictures are twins. Of copies nearly all have 0.9 and more; of different drawn faces,
-# which may differ in the mouth alone, the most is 0.75.
-TWIN_AGREEMENT = 0.82
+# From this agreement on, two pictures are twins. Of planted copies 99 % reach it; of the embedded drawn faces, which
+# may differ in little more than the mouth, no two do: the most is 0.885.
+TWIN_AGREEMENT = 0.9
 
-_BLOCK = 1024  # pictures or pairs worked on at once, some 50 MB
+_BLOCK, _PAIRS = 1024, 256  # pictures and pairs worked on at once: some 50 MB
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,7 @@ class Pairs:
 
 
 def near_pairs(
-    images: Pixels | np.ndarray,
-    rows: np.ndarray,
-    scratch: Path | None = None,
-    progress: bool = False,
+    images: Pixels | np.ndarray, rows: np.ndarray, scratch: Path | None = None, progress: bool = False
 ) -> Pairs:
     """Find the pairs of pictures that show the same thing.
 
@@ -76,7 +76,12 @@ def near_pairs(
     Returns:
         Pairs of indices into ``rows``.
     """
-    with tempfile.TemporaryDirectory(prefix=".hyojo-", dir=scratch) as folder, ExitStack() as stack:
+    with (
+        # Many small products: were each of them to use all cores, they would wait for each other most of the time.
+        threadpool_limits(1, "blas"),
+        tempfile.TemporaryDirectory(prefix=".hyojo-", dir=scratch) as folder,
+        ExitStack() as stack,
+    ):
         faces, places = images, rows
         if images.shape[1:] != (SIZE, SIZE, 1):
             faces = stack.enter_context(closing(_reduce(images, rows, Path(folder, "faces"))))
@@ -86,10 +91,7 @@ def near_pairs(
             return faces[places[which]].reshape(-1, SIZE, SIZE).astype(np.float32)
 
         pairs = _candidates(_describe_all(look, len(rows), progress))
-        found = np.empty(len(pairs), np.float32)
-        for start in _blocks(len(pairs), progress and "comparing", "pair"):
-            first, second = map(look, pairs[start : start + _BLOCK].T)
-            found[start : start + _BLOCK] = agreement(first, second)
+        found = _compare_all(look, pairs, progress)
     holds = found >= TWIN_AGREEMENT
     return Pairs(*pairs[holds].T, found[holds])
 
@@ -107,17 +109,6 @@ def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """
     graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
     return connected_components(graph, directed=False)[1]
-
-
-def _blocks(count: int, progress: str | bool, unit: str) -> Iterator[int]:
-    """Starts of blocks, with a progress bar of that name unless it is False."""
-    with tqdm(total=count, desc=progress or None, unit=unit, disable=not progress) as bar:
-        for start in range(0, count, _BLOCK):
-            yield start
-            bar.update(min(_BLOCK, count - start))
-
-
-# Candidates
 
 
 def _reduce(images: Pixels | np.ndarray, rows: np.ndarray, path: Path) -> Pixels:
@@ -158,10 +149,12 @@ def _describe(faces: np.ndarray) -> np.ndarray:
 def _describe_all(look: Callable[[np.ndarray], np.ndarray], count: int, progress: bool) -> np.ndarray:
     """Descriptors as unit vectors, float16 (R, D), each component brought to mean 0 and spread 1 before."""
     parts, total, squares = [], 0.0, 0.0
-    for start in _blocks(count, progress and "describing", "img"):
-        block = _describe(look(np.arange(start, min(count, start + _BLOCK))))
-        total, squares = total + block.sum(axis=0), squares + (block**2).sum(axis=0)
-        parts.append(block.astype(np.float16))
+    with tqdm(total=count, desc="describing", unit="img", disable=not progress) as bar:
+        for start in range(0, count, _BLOCK):
+            block = _describe(look(np.arange(start, min(count, start + _BLOCK))))
+            total, squares = total + block.sum(axis=0), squares + (block**2).sum(axis=0)
+            parts.append(block.astype(np.float16))
+            bar.update(len(block))
     if not parts:
         return np.empty((0, 1), np.float16)
     mean = total / count
@@ -172,22 +165,35 @@ def _describe_all(look: Callable[[np.ndarray], np.ndarray], count: int, progress
     return np.concatenate(parts)
 
 
-def _cells(descriptors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Overlapping parts of ``rows``, of at most ``_CELL``; similar descriptors are together in one of them."""
-    if len(rows) <= _CELL:
-        yield rows
+def _cells(descriptors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Parts of the descriptors, as rows, each with the rows that are to be compared with it.
+
+    Every row is in one part, with the pivot nearest to it, and is compared with the parts of its nearest pivots: an
+    inverted file, as of Jegou, Douze and Schmid, "Product quantization for nearest neighbor search", 2011.
+    """
+    count = len(descriptors)
+    if count <= _CELL:
+        yield np.arange(count), np.arange(count)
         return
-    pivots = descriptors[rows[np.linspace(0, len(rows) - 1, _PIVOTS).astype(np.int64)]].astype(np.float32)
-    nearest = np.empty((len(rows), _SPILL), np.int8)
-    for start in range(0, len(rows), _CELL):
-        cosines = descriptors[rows[start : start + _CELL]].astype(np.float32) @ pivots.T
-        nearest[start : start + _CELL] = np.argpartition(cosines, -_SPILL)[:, -_SPILL:]
-    for pivot in range(_PIVOTS):
-        cell = rows[(nearest == pivot).any(axis=1)]
-        if len(cell) > len(rows) // 2:  # all alike, such as the frames of one film: parted as they come
-            yield from np.array_split(cell, -(-len(cell) // _CELL))
-        else:
-            yield from _cells(descriptors, cell)
+    pivots = descriptors[np.linspace(0, count - 1, round(_PIVOTS * count**0.5)).astype(np.int64)]
+    probes = min(_PROBES, len(pivots))
+    nearest = np.empty((count, probes), np.int32)  # the very nearest one last
+    for start in range(0, count, _BLOCK):
+        cosines = descriptors[start : start + _BLOCK].astype(np.float32) @ pivots.T.astype(np.float32)
+        nearest[start : start + _BLOCK] = np.argpartition(cosines, (-probes, -1), axis=1)[:, -probes:]
+    members, visitors = (_rows_by_value(values, len(pivots)) for values in (nearest[:, -1:], nearest))
+    for own, others in zip(members, visitors):
+        # What is all alike, such as the frames of one film, would make one huge cell: it is parted as it comes.
+        parts = -(-len(own) // _CELL)
+        if parts:
+            yield from zip(np.array_split(own, parts), np.array_split(others, parts))
+
+
+def _rows_by_value(values: np.ndarray, count: int) -> list[np.ndarray]:
+    """For each of the values 0 to ``count`` - 1 the rows of an array (R, V) that have it."""
+    order = np.argsort(values, axis=None, kind="stable")
+    ends = np.cumsum(np.bincount(values.ravel(), minlength=count))[:-1]
+    return np.split(order // values.shape[1], ends)
 
 
 def _candidates(descriptors: np.ndarray) -> np.ndarray:
@@ -195,16 +201,39 @@ def _candidates(descriptors: np.ndarray) -> np.ndarray:
     count = len(descriptors)
     if count <= _FEW:
         return np.stack(np.triu_indices(count, 1), axis=1)
-    keys = []
-    for cell in _cells(descriptors, np.arange(count)):
-        members = descriptors[cell].astype(np.float32)
-        kept = min(_NEIGHBOURS, len(cell))
-        for start in range(0, len(cell), _BLOCK):
-            cosines = members[start : start + _BLOCK] @ members.T
-            lines = np.arange(len(cosines))
-            cosines[lines, start + lines] = -1  # itself
-            best = np.argpartition(cosines, -kept)[:, -kept:]
-            line, place = np.nonzero(np.take_along_axis(cosines, best, axis=1) > _CANDIDATE_COSINE)
-            one, other = cell[start + line], cell[best[line, place]]
-            keys.append(np.minimum(one, other) * count + np.maximum(one, other))
-    return np.stack(np.divmod(np.unique(np.concatenate(keys)), count), axis=1)
+    nearest = np.full((count, _NEIGHBOURS), -1, np.int64)
+    cosine = np.full((count, _NEIGHBOURS), _CANDIDATE_COSINE, np.float32)
+    for members, visitors in _cells(descriptors):
+        theirs = descriptors[members].astype(np.float32).T
+        kept = min(_NEIGHBOURS, len(members))
+        for start in range(0, len(visitors), _BLOCK):
+            rows = visitors[start : start + _BLOCK]
+            cosines = descriptors[rows].astype(np.float32) @ theirs
+            cosines[rows[:, None] == members] = -1
+            best = np.argpartition(cosines, -kept, axis=1)[:, -kept:]
+            found = np.concatenate([nearest[rows], members[best]], axis=1)
+            values = np.concatenate([cosine[rows], np.take_along_axis(cosines, best, axis=1)], axis=1)
+            best = np.argpartition(values, -_NEIGHBOURS, axis=1)[:, -_NEIGHBOURS:]
+            nearest[rows], cosine[rows] = (np.take_along_axis(x, best, axis=1) for x in (found, values))
+    row, place = np.nonzero(nearest >= 0)
+    other = nearest[row, place]
+    return np.unique(np.stack([np.minimum(row, other), np.maximum(row, other)], axis=1), axis=0)
+
+
+def _compare_all(look: Callable[[np.ndarray], np.ndarray], pairs: np.ndarray, progress: bool) -> np.ndarray:
+    """Agreement of pairs, int64 (M, 2): float32 (M,). In parallel, on all cores."""
+    found = np.zeros(len(pairs), np.float32)
+
+    def work(start: int) -> int:
+        block = pairs[start : start + _PAIRS]
+        found[start : start + _PAIRS] = agreement(*map(look, block.T))
+        return len(block)
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=len(pairs), desc="comparing", unit="pair", disable=not progress) as bar,
+    ):
+        for done in pool.map(work, range(0, len(pairs), _PAIRS)):
+            bar.update(done)
+    return found
