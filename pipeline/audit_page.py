@@ -45,11 +45,10 @@ class Exhibit:
     sets: list[tuple[list[dict[str, str]], int]]
 
 
-def render(source: str, audit: dict[str, Any], records: Records, pixels: Pixels | np.ndarray) -> str:
+def render(audit: dict[str, Any], records: Records, pixels: Pixels | np.ndarray) -> str:
     """Write the page.
 
     Args:
-        source: Name of the source, for the title.
         audit: What ``build_audit`` returns.
         records: All images, final.
         pixels: Their pixels, uint8 (N, S, S, C), in the same order.
@@ -81,7 +80,6 @@ def render(source: str, audit: dict[str, Any], records: Records, pixels: Pixels 
     return pages.render(
         "audit.html",
         title="Data audit",
-        source=source,
         audit=audit,
         splits=SPLITS,
         largest=max(1, *(count for counts in audit["splits"].values() for count in counts.values())),

@@ -86,7 +86,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             found = build_audit(records)
             if listing.left_out:
                 found["left_out"] = dict(sorted(listing.left_out.items()))
-            page = audit_page.render(source.path.name, found, records, pixels)
+            page = audit_page.render(found, records, pixels)
             _write_manifest(staging / "manifest.csv", records, listing)
             _write_probe(staging / "probe.zip", records, listing, source)
         classes = {

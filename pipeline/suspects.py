@@ -78,7 +78,6 @@ def render(table: pd.DataFrame, splits: dict[str, Split]) -> str:
     return pages.render(
         "label_suspects.html",
         title="Labels in doubt",
-        source=" and ".join(splits),
         images=sum(map(len, splits.values())),
         total=len(table),
         pairs=[(*pair, count) for pair, count in pairs.head(SHOWN_PAIRS).items()],
