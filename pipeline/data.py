@@ -25,7 +25,7 @@ class Split:
         images: uint8 (N, H, W, C).
         targets: Class indices, int64 (N,).
         files: Their names in the source.
-        soft: The share of each class in people's votes, float32 (N, K), where there are votes to train on.
+        soft: The share of each class in people's votes, float32 (N, K), rows summing to 1, where there are votes.
         weights: How much each image counts in training, float32 (N,), where the source says.
     """
 

@@ -15,19 +15,21 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import UserError
 from pipeline.images import ImageError
 from pipeline.items import Item, Source, read_split
 from pipeline.labels import FER_NAMES, FERPLUS_NAMES
-from pipeline.tables import MAX_LINE, Table, read_label
+from pipeline.tables import MAX_LINE, CsvTable, Table, read_label
 
-PIXELS = "pixels"
+_PIXELS = "pixels"
 _NO_FACE = ("unknown", "NF")
 
 
 def holds_pixels(table: Table) -> bool:
-    """Whether a table has pictures as text."""
-    return PIXELS in table.columns
+    """Whether a table is a CSV with pictures as text."""
+    return isinstance(table, CsvTable) and _PIXELS in table.columns
 
 
 def holds_votes(table: Table) -> bool:
@@ -49,7 +51,7 @@ class FerCsv(Source):
     numbers_are_names = False
 
     def __init__(
-        self, path: Path, table: Table, votes: Table | None, soft: bool, given: Mapping[str, str]
+        self, path: Path, table: CsvTable, votes: Table | None, soft: bool, given: Mapping[str, str]
     ) -> None:
         super().__init__(path)
         self.form = "FER2013's CSV" + (
@@ -57,7 +59,7 @@ class FerCsv(Source):
         )
         self._table, self._votes, self._soft = table, votes, soft
         self.vote_labels = FERPLUS_NAMES.values() if votes and soft else ()
-        roles = table.roles(given, None)
+        roles = table.roles({role: given[role] for role in ("label", "split") if role in given}, None)
         if "label" not in roles:
             raise UserError(
                 f"{table.path} has pixels but no emotions, as the challenge's test.csv: there is nothing to learn "
@@ -65,7 +67,7 @@ class FerCsv(Source):
                 "`hyojo predict`."
             )
         self._at = {role: table.columns.index(roles[role]) for role in ("label", "split") if role in roles}
-        self._at[PIXELS] = table.columns.index(PIXELS)
+        self._at[_PIXELS] = table.columns.index(_PIXELS)
         self._file = table.path.open("rb")
 
     def items(self) -> Iterator[Item]:
@@ -110,12 +112,12 @@ class FerCsv(Source):
             offset += len(line)
             if number > 1 and line.strip():
                 cells = self._cells(line, number)
-                cells[self._at[PIXELS]] = b""
+                cells[self._at[_PIXELS]] = b""
                 yield place, [cell.decode("utf-8", "replace") for cell in cells]
 
     def _cells(self, line: bytes, number: int) -> list[bytes]:
-        """The cells of a line; no cell of this format has a comma in it."""
-        cells = [cell.strip(b'" \t\r\n') for cell in line.split(b",")]
+        """The cells of a line; in this format no cell has a delimiter in it."""
+        cells = [cell.strip(b'" \t\r\n') for cell in line.split(self._table.delimiter.encode())]
         if len(cells) != len(self._table.columns):
             raise UserError(
                 f"{self._table.path}, line {number}: {len(cells)} cells, but the first line has "
@@ -125,14 +127,15 @@ class FerCsv(Source):
 
     def _picture(self, line: bytes, number: int) -> bytes:
         """The PGM picture in a line."""
-        try:
-            pixels = bytes(map(int, self._cells(line, number)[self._at[PIXELS]].split()))
-        except ValueError:
-            raise ImageError(f"line {number}: pixels that are not whole numbers from 0 to 255") from None
+        text = self._cells(line, number)[self._at[_PIXELS]]
+        # With nothing else in it, numpy reads it to its end.
+        pixels = np.fromstring(text, np.int64, sep=" ") if not text.translate(None, b"0123456789 ") else None
+        if pixels is None or pixels.max(initial=0) > 255:
+            raise ImageError(f"line {number}: pixels that are not whole numbers from 0 to 255")
         side = isqrt(len(pixels))
-        if not pixels or side * side != len(pixels):
+        if not side or side * side != len(pixels):
             raise ImageError(f"line {number}: {len(pixels)} pixels, which make no square")
-        return b"P5 %d %d 255\n" % (side, side) + pixels
+        return b"P5 %d %d 255\n" % (side, side) + pixels.astype(np.uint8).tobytes()
 
     def _read_votes(self) -> Iterator[tuple[str | None, dict[str, float]]]:
         """Split and votes of every row of FER+."""

@@ -79,13 +79,13 @@ class Manifest(Source):
     def _find_way(self, table: Table, column: str, split: str | None) -> _Way:
         """How the first paths that lead anywhere do so."""
         tried = [(where, _parts(cell)) for where, (cell,) in islice(table.rows([column]), _TRIED)]
+        if not tried:
+            raise UserError(f"{table.path} has no rows. Fill it, or take it away.")
         for folders in ([()], self._subfolders()):
             for _, parts in tried:
                 for dropped, suffix in product(range(len(parts)), _SUFFIXES):
-                    ways = [
-                        _Way(dropped, before, suffix) for before in folders if ".." not in parts[dropped:]
-                    ]
-                    found = [way for way in ways if os.path.isfile(self.path.joinpath(*way.follow(parts)))]
+                    ways = [_Way(dropped, before, suffix) for before in folders]
+                    found = [way for way in ways if self._leads(way, parts)]
                     if len(found) > 1 and split:
                         found = [way for way in found if split in map(split_name, way.before)]
                     if len(found) > 1:
@@ -93,15 +93,20 @@ class Manifest(Source):
                         raise UserError(
                             f"{table.path}: {'/'.join(parts)} may be {places}. Give paths from {self.path} on."
                         )
-                    if found:
+                    # Names alone may lie in a folder a class; then one way is good for a few of them only.
+                    if found and 2 * sum(self._leads(found[0], others) for _, others in tried) >= len(tried):
                         return found[0]
-        if not tried:
-            raise UserError(f"{table.path} has no rows. Fill it, or take it away.")
         where, parts = tried[0]
         raise UserError(
-            f"{where}: there is no file {'/'.join(parts)!r} in {self.path} or any folder in it, nor for the rows after "
-            f"it. Put the pictures there, or name the column of paths in prepare.columns.path (now {column!r})."
+            f"{where}: there is no file {'/'.join(parts)!r} in {self.path} or in one folder below with those of most "
+            f"rows after it. Give paths from {self.path} on, name their column in prepare.columns.path (now "
+            f"{column!r}), or take the table away if class folders say it all."
         )
+
+    def _leads(self, way: _Way, parts: Parts) -> bool:
+        """Whether a path leads to a file that way."""
+        inside = parts[way.dropped :]
+        return bool(inside) and ".." not in inside and os.path.isfile(self.path.joinpath(*way.follow(parts)))
 
     def _subfolders(self) -> list[Parts]:
         """Folders below, the nearest first."""

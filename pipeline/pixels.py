@@ -3,7 +3,7 @@
 A mapped file would do, but that its pages count as memory of the process.
 """
 
-import os
+from io import SEEK_END
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,15 @@ class Pixels:
 
     def append(self, images: np.ndarray) -> None:
         """Write images, uint8 (n, ...), behind the last."""
+        self._file.seek(0, SEEK_END)
         self._file.write(np.ascontiguousarray(images))
-        self._file.flush()
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         """Images by their numbers, (n,) -> uint8 (n, ...)."""
         found = np.empty((len(numbers), *self.shape[1:]), np.uint8)
         for image, number in zip(found, numbers):
-            os.preadv(self._file.fileno(), [image], int(number) * self._bytes)
+            self._file.seek(int(number) * self._bytes)
+            self._file.readinto(image)
         return found
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from pipeline.archives import is_junk
 from pipeline.embedded import Embedded, picture_column
 from pipeline.errors import UserError
 from pipeline.fer import FerCsv, holds_pixels, holds_votes
-from pipeline.items import LOOKED_FOR, Item, Source, split_name
+from pipeline.items import LOOKED_FOR, Item, Source, printable, split_name
 from pipeline.labels import EXPRESSIONS, fold
 from pipeline.manifests import Manifest
 from pipeline.tables import ParquetTable, Table, open_table
@@ -129,7 +129,7 @@ def _open_folder(path: Path, reading: Reading) -> Source:
         roots: dict[str, Source] = {}
         try:
             for child in sorted(folders + archives):
-                roots[child.name] = open_source(child, reading)
+                roots[printable([child.name])] = open_source(child, reading)
         except BaseException:
             Merged(path, roots).close()
             raise
@@ -195,13 +195,13 @@ def _archives_in(path: Path) -> list[Path]:
     return sorted(file for file in named if not is_junk(file.name) and archive_kind(file))
 
 
-def _parquet_in(path: Path) -> list[ParquetTable]:
+def _parquet_in(path: Path, depth: int = 2) -> list[ParquetTable]:
     """Parquet with pictures in a folder, and in its folders of splits."""
     folders, tables = _look_into(path)
     found = [table for table in tables if isinstance(table, ParquetTable) and picture_column(table, {})]
-    for folder in folders:
+    for folder in folders if depth else []:
         if split_name(folder.name) or folder.name in _AROUND_PARQUET:
-            found += _parquet_in(folder)
+            found += _parquet_in(folder, depth - 1)
     return found
 
 

@@ -11,7 +11,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pipeline.errors import UserError
 ROLES = {
     "path": (
         "path", "file", "filename", "filepath", "image", "imagepath", "imagename", "imagefile", "imageid", "img",
-        "imgpath", "imgname", "picture", "photo", "pth", "subdirectoryfilepath", "name", "id",
+        "imgpath", "imgname", "picture", "photo", "pth", "subdirectoryfilepath",
     ),
     "label": ("label", "labels", "emotion", "expression", "class", "classname", "target", "category", "labelname"),
     "split": ("split", "usage", "set", "subset", "partition", "phase"),
@@ -71,17 +70,7 @@ class Table(ABC):
         found = {}
         for role, usual in ROLES.items():
             if role in given:
-                if given[role].strip() not in self.columns:
-                    near = difflib.get_close_matches(given[role], self.columns, n=1)
-                    hint = (
-                        f"; did you mean {near[0]!r}?"
-                        if near
-                        else f": it has {', '.join(self.columns[:20])}."
-                    )
-                    raise UserError(
-                        f"prepare.columns.{role}: {self.path} has no column {given[role]!r}{hint}"
-                    )
-                found[role] = given[role].strip()
+                found[role] = self._find(given[role].strip(), f"prepare.columns.{role}")
             elif name := next((by_name[name] for name in usual if name in by_name), None):
                 found[role] = name
         if group is None:
@@ -90,20 +79,31 @@ class Table(ABC):
             found["group"] = by_name[_plain(group)]
         return found
 
+    def _find(self, column: str, key: str) -> str:
+        """A column that must be there."""
+        if column in self.columns:
+            return column
+        near = difflib.get_close_matches(column, self.columns, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f": it has {', '.join(self.columns[:20])}."
+        raise UserError(f"{key}: {self.path} has no column {column!r}{hint}")
+
 
 class CsvTable(Table):
-    """Comma, semicolon or tab between cells; UTF-8."""
+    """Text in UTF-8.
+
+    Attributes:
+        delimiter: What is between cells: a comma, semicolon or tab.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._delimiter = ","
-        header = next((line for _, line in islice(self._lines(), 1)), "")
-        self._delimiter = max(",;\t", key=header.count)
-        self.columns = [name.strip() for name in next(csv.reader([header], delimiter=self._delimiter), [])]
+        header = next(self._lines(), "")
+        self.delimiter = max(",;\t", key=header.count)
+        self.columns = [name.strip() for name in next(csv.reader([header], delimiter=self.delimiter), [])]
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         at = [self.columns.index(name) for name in columns]
-        reader = csv.reader((line for _, line in self._lines()), delimiter=self._delimiter)
+        reader = csv.reader(self._lines(), delimiter=self.delimiter)
         limit = csv.field_size_limit(MAX_LINE)
         try:
             next(reader, None)
@@ -124,8 +124,8 @@ class CsvTable(Table):
         finally:
             csv.field_size_limit(limit)
 
-    def _lines(self) -> Iterator[tuple[int, str]]:
-        """Numbered lines, none of them endless."""
+    def _lines(self) -> Iterator[str]:
+        """The lines, none of them endless."""
         number = 0
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
@@ -133,7 +133,7 @@ class CsvTable(Table):
                     number += 1
                     if len(line) == MAX_LINE:
                         raise UserError(f"{self.path}, line {number}: longer than {MAX_LINE:,} characters.")
-                    yield number, line
+                    yield line
         except UnicodeDecodeError:
             raise UserError(f"{self.path}, about line {number + 1}: not UTF-8. Save it as UTF-8.") from None
         except OSError as error:
@@ -242,6 +242,7 @@ def read_label(cell: str, names: Sequence[str] | None, where: str) -> str:
         raise UserError(
             f"{where}: no label. Add one or take the row out; `hyojo predict` classifies pictures without labels."
         )
+    cell = re.sub(r"^(\d+)\.0*$", r"\1", cell)  # numbers in a column with gaps become 3.0 in many programs
     if names is None or not cell.isdecimal():
         return cell.lower()
     if int(cell) >= len(names):

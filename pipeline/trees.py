@@ -176,7 +176,7 @@ def _find_classes(path: Path, counts: Mapping[Parts, int], known: Collection[str
         for folder, (split, label) in _read_level(
             path, {folder: counts[folder] for folder in folders}
         ).items():
-            classes[folder] = _Class(label, split, "/".join(root) or None)
+            classes[folder] = _Class(label, split, printable(root) or None)
     return classes
 
 

@@ -101,6 +101,17 @@ def test_paths_lead_to_files_in_every_usual_way(tmp_path: Path) -> None:
         assert contents(folder) == {file: file.encode()}, name
 
 
+def test_names_alone_in_a_folder_a_class(tmp_path: Path) -> None:
+    """As RAF-DB has it: the table adds nothing to the folders, but its paths do not lead from one place."""
+    files = [f"train/{i % 7 + 1}/{i}.jpg" for i in range(30)]
+    rows = "".join(f"{i}.jpg,{i % 7 + 1}\n" for i in range(30))
+    write(tmp_path, *files, labels=f"image,label\n{rows}")
+    with pytest.raises(UserError, match=r"no file '0.jpg' .*take the table away if class folders say it all"):
+        items(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    assert len(items(tmp_path)) == 30
+
+
 def test_a_few_missing_files_are_for_the_stage_to_count(tmp_path: Path) -> None:
     rows = "".join(f"{i}.png,happy\n" for i in range(6))
     write(tmp_path, *(f"pictures/{i}.png" for i in range(2, 6)), table=f"path,label\n{rows}")
@@ -184,6 +195,11 @@ def test_csv_cells_with_line_breaks_quotes_and_delimiters(tmp_path: Path) -> Non
     assert [(item.file, item.label) for item in items(tmp_path)] == [('a, "b".png', "happy")]
 
 
+def test_numbers_from_a_column_with_gaps(tmp_path: Path) -> None:
+    write(tmp_path, "1.png", "2.png", table="path,label\n1.png,3.0\n2.png,10.\n")
+    assert [item.label for item in items(tmp_path)] == ["3", "10"]
+
+
 def test_numbers_want_a_map(tmp_path: Path) -> None:
     write(tmp_path / "f", "1.png", "2.png", table="path,label\n1.png,3\n2.png,10\n")
     with open_source(tmp_path / "f") as source:
@@ -203,6 +219,11 @@ def test_numbers_want_a_map(tmp_path: Path) -> None:
 def fer(folder: Path, text: str) -> Path:
     (folder / "fer2013.csv").write_text(text, encoding="utf-8", newline="")
     return folder / "fer2013.csv"
+
+
+def test_other_delimiters(tmp_path: Path) -> None:
+    path = fer(tmp_path, 'emotion;pixels;Usage\n6;"1 2 3 4";PrivateTest\n')
+    assert list(contents(path).values()) == [b"P5 2 2 255\n\1\2\3\4"]
 
 
 def test_pixels_become_pictures(tmp_path: Path) -> None:

@@ -214,6 +214,15 @@ def test_composed_and_decomposed_letters_are_one_class(tmp_path: Path) -> None:
     assert check(as_folder(tmp_path, tree)) == [names[0], "x"]
 
 
+def test_names_in_a_tar_that_are_not_utf8(tmp_path: Path) -> None:
+    """Anywhere: data set, class and file."""
+    raw = (b"\xe9/happy/\xff.png", b"\xe9/sa\xe9/b.png", b"B/happy/c.png", b"B/sad/d.png")
+    path = as_tar(tmp_path, {os.fsdecode(name): b"x" for name in raw})
+    assert check(path) == ["happy", "sa\\udce9", "sad"]
+    with open_source(path) as source:
+        assert all(data == b"x" for data in contents(source).values())
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names are bytes on POSIX only")
 def test_a_name_that_is_not_utf8_can_be_listed_and_read(tmp_path: Path) -> None:
     path = as_folder(tmp_path, PLAIN)
