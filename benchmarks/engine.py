@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (%(default)s)")
     parser.add_argument("--updates", type=int, default=15, help="updates of a measurement (%(default)s)")
     arguments = parser.parse_args()
-    params = load_params().train
+    params = load_params().train.model_copy(update={"progressive": []})  # both sides at full size
     trainer, loader = start(params)
     updates = min(arguments.updates, loader.steps)
     batch = next(loader.batches(0))
