@@ -76,7 +76,7 @@ def build_audit(records: Records) -> dict[str, Any]:
     return {
         "images": len(records),
         "splits": counts,
-        "corrupt": len(bad),
+        "corrupt": int(np.count_nonzero(records.have("corrupt"))),
         "dropped": len(records.drops),
         **{name: int(np.count_nonzero(records.have(name))) for name in LOOKS},
         "sizes": _common_sizes(records.sizes[readable]),
@@ -98,6 +98,12 @@ def build_audit(records: Records) -> dict[str, Any]:
             {"file": file, "reason": records.problems[i]} for i, file in zip(bad, records.files(bad))
         ],
     }
+
+
+def count_faces(records: Records) -> dict[str, int]:
+    """How many photos show no face (``none``), and how many show ``several``."""
+    names = {"none": "no_face", "several": "several_faces"}
+    return {name: int(np.count_nonzero(records.have(flag))) for name, flag in names.items()}
 
 
 def headline(audit: dict[str, Any]) -> dict[str, int]:

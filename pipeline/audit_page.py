@@ -16,6 +16,8 @@ from pipeline.records import FLAGS, Records, sets_of
 
 # How much is shown of what there may be thousands of; the manifest has it all.
 SAMPLES, SETS, MEMBERS, PICTURES, BAD_FILES = 12, 24, 8, 24, 200
+# Shown one by one, without twins.
+SINGLE = ("several_faces", *LOOKS)
 # The gravest first. A set of twins may be in two of them.
 EXHIBITS = {
     "leaks": ("Twins across splits", "Equal pixels in more than one split: they flatter a score."),
@@ -26,6 +28,7 @@ EXHIBITS = {
     "conflicts": ("Twins with different labels", "At most one of the labels can be right."),
     "near copies": ("Changed copies within a split", "All with one label."),
     "copies": ("Exact copies within a split", "All with one label."),
+    "several_faces": ("Photos with several faces", "The largest was taken, which is shown."),
     **{flag: (f"{flag.capitalize()} images", f"{FLAGS[flag].capitalize()}.") for flag in LOOKS},
 }
 
@@ -72,7 +75,7 @@ def render(audit: dict[str, Any], records: Records, pixels: Pixels | np.ndarray)
 
     exhibits = []
     for name, sets in _find_exhibits(records).items():
-        single = name in LOOKS
+        single = name in SINGLE
         total = sum(map(len, sets)) if single else len(sets)
         count, unit = (PICTURES, "images") if single else (MEMBERS, "sets")
         shown = [(show(members[:count]), max(0, len(members) - count)) for members in sets[:SETS]]
@@ -111,7 +114,7 @@ def _find_exhibits(records: Records) -> dict[str, list[np.ndarray]]:
             found["conflicts"].append(members)
         elif not across:
             found[f"{near}copies"].append(members)
-    for flag in LOOKS:
+    for flag in SINGLE:
         if len(marked := np.flatnonzero(records.have(flag))):
             found[flag].append(marked)
     for sets in found.values():

@@ -62,6 +62,16 @@ def build_parser() -> argparse.ArgumentParser:
         default="models/bundle",
         help=f"a bundle folder or a model URI such as {CHAMPION_URI} (%(default)s)",
     )
+    look = predict.add_mutually_exclusive_group()
+    look.add_argument(
+        "--faces",
+        action="store_true",
+        default=None,
+        help="find the faces in each picture and classify those (default: as the model was trained)",
+    )
+    look.add_argument(
+        "--no-faces", dest="faces", action="store_false", help="take every picture for a cut-out face"
+    )
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON")
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV")
@@ -161,7 +171,7 @@ def _lr_range(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     from pipeline import predict
 
-    rows = list(predict.predict_paths(arguments.paths, arguments.model))
+    rows = list(predict.predict_paths(arguments.paths, arguments.model, arguments.faces))
     show = {"json": predict.format_json, "csv": predict.format_csv, "table": predict.format_table}
     print(show[arguments.form](rows))
     return int(all(row["error"] for row in rows))

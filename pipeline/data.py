@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,7 @@ class Prepared:
     digest: str
     split_digests: dict[str, str]
     audit: dict[str, int] = field(default_factory=dict)  # its headline
+    faces: dict[str, Any] | None = None  # how they were cut out of photos; None if the source has faces
 
     @cached_property
     def _manifest(self) -> pd.DataFrame:
@@ -140,4 +142,4 @@ def load_prepared(path: Path | str = PREPARED) -> Prepared:
     keys = ("class_names", "img_size", "channels", "digest", "split_digests")
     if missing := set(keys) - set(meta):
         raise UserError(f"{path / 'classes.json'} lacks {sorted(missing)}. Run `dvc repro prepare` again.")
-    return Prepared(path, *(meta[key] for key in keys), audit=meta.get("audit", {}))
+    return Prepared(path, *(meta[key] for key in keys), audit=meta.get("audit", {}), faces=meta.get("faces"))

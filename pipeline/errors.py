@@ -1,5 +1,6 @@
 """Errors that a user can mend, and how a stage shows them."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -15,3 +16,6 @@ def stage_main(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

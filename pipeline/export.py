@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pipeline import card, formats, images, model, tracking
+from pipeline import card, faces, formats, images, model, tracking
 from pipeline.data import PREPARED, Prepared, load_prepared
 from pipeline.errors import UserError, stage_main
 from pipeline.interrupt import die_with_parent
@@ -139,7 +139,7 @@ def load_probe(prepared: Prepared) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
-                picture = images.load(archive.read(name), prepared.img_size, prepared.channels)
+                picture = _as_served(archive.read(name), prepared)
                 if not np.array_equal(picture, test[int(Path(name).stem)]):
                     raise UserError(
                         f"{path}: {name} decodes to other pixels than those in test.npy, so another version of "
@@ -151,6 +151,14 @@ def load_probe(prepared: Prepared) -> np.ndarray:
     if not pictures:
         raise UserError(f"{path} holds no pictures to check the formats with. Run `dvc repro -f prepare`.")
     return np.stack(pictures)
+
+
+def _as_served(data: bytes, prepared: Prepared) -> np.ndarray:
+    """A picture's pixels, uint8 (S, S, C), by the code that serves; of a photo, its largest face's."""
+    if not prepared.faces:
+        return images.load(data, prepared.img_size, prepared.channels)
+    _, largest = faces.cut_faces(data, prepared.channels, prepared.faces)[0]
+    return images.resize(largest, prepared.img_size)
 
 
 def describe(
@@ -166,12 +174,12 @@ def describe(
 
     Returns:
         ``digest`` is the sha256 of all that changes an answer: weights, architecture, preprocessing, class
-        names, and the code that decodes pictures.
+        names, and the code that decodes pictures and finds faces.
     """
     decisive = {key: sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")}
     decisive["weights_sha256"] = sidecar["weights_sha256"]
-    code = Path(images.__file__).read_text(encoding="utf-8")
-    decisive["decoder_sha256"] = hashlib.sha256(code.encode()).hexdigest()
+    code = [Path(module.__file__).read_text(encoding="utf-8") for module in (images, faces)]
+    decisive["decoder_sha256"] = hashlib.sha256("".join(code).encode()).hexdigest()
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return decisive | {
         "digest": digest,

@@ -31,7 +31,7 @@ class Recipe:
 
     ``model_args`` are the arguments of ``timm.create_model``; ``preprocessing`` has ``img_size`` and
     ``channels`` of a prepared image, ``input_size`` (px) and ``in_chans`` of the net, ``mean``, ``std``, and
-    the resolved ``train`` and ``eval`` transforms.
+    the resolved ``train`` and ``eval`` transforms; train adds ``faces``, how they were cut out of photos.
     """
 
     backbone: str

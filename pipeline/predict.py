@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ BATCH_SIZE = 64
 PROGRESS_FROM = 200  # files; fewer are done before a bar is worth looking at
 
 Row = dict[str, Any]
-Predict = Callable[[list[bytes]], list[Row]]
+Predict = Callable[
+    [list[bytes]], list[Row]
+]  # encoded pictures in, one answer of serving.Predictor for each out
 
 
-def predict_paths(paths: Sequence[str | Path], model: str | Path) -> Iterator[Row]:
+def predict_paths(paths: Sequence[str | Path], model: str | Path, faces: bool | None = None) -> Iterator[Row]:
     """Classify files, and all pictures in folders and their subfolders.
 
     Files are read and classified in batches while the result is iterated; a progress bar goes to stderr where
@@ -33,17 +36,19 @@ def predict_paths(paths: Sequence[str | Path], model: str | Path) -> Iterator[Ro
     Args:
         paths: Files of any name, and folders, in which files are picked by their suffix.
         model: A bundle folder, or a model URI of MLflow.
+        faces: Whether to find faces in each picture and classify those; None: as the model was trained.
 
     Returns:
-        For each file a dict: ``file``, ``label`` (str), ``probability`` (float, of that label),
-        ``probabilities`` (dict of class to float) and ``error`` (None). For a bad file ``error`` is a text and
-        the others are None.
+        For each file, and where faces are looked for, for each face of it, the largest first, a dict: ``file``,
+        ``box`` (left, top, width, height of the face, px; None if faces are not looked for), ``label`` (str),
+        ``probability`` (float, of that label), ``probabilities`` (dict of class to float) and ``error`` (None). For
+        a bad file, and one without a face, ``error`` is a text and the others are None.
 
     Raises:
         UserError: At once: a path or model that isn't there, or a folder without pictures.
     """
     files = find_files(paths)
-    predict = load_predictor(model)
+    predict = load_predictor(model, faces)
     return _rows(files, predict)
 
 
@@ -72,18 +77,18 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def load_predictor(model: str | Path) -> Predict:
-    """Load a model: encoded pictures in, one answer of ``serving.Predictor`` for each out.
+def load_predictor(model: str | Path, faces: bool | None = None) -> Predict:
+    """Load a model; ``faces`` as in ``predict_paths``.
 
     Raises:
         UserError: If there is no such bundle or model.
     """
     if ":/" in str(model) and not Path(model).exists():
-        return _load_registered(str(model))
+        return _load_registered(str(model), faces)
     from pipeline.serving import Predictor
 
     try:
-        return Predictor(model).predict_bytes
+        return partial(Predictor(model).predict_bytes, faces=faces)
     except FileNotFoundError:
         raise UserError(
             f"{model} is no bundle: bundle.json or the model is missing. `dvc repro` makes one; a registered "
@@ -92,17 +97,24 @@ def load_predictor(model: str | Path) -> Predict:
 
 
 def format_table(rows: Iterable[Row]) -> str:
-    """Rows as aligned text: file, label and probability, or the error."""
+    """Rows as aligned text: file, box of the face if there is one, label and probability, or the error."""
+    rows = list(rows)
+    boxes = any(row["box"] for row in rows)
     cells = [
-        (row["file"], f"error: {row['error']}", "")
-        if row["error"]
-        else (row["file"], row["label"], f"{row['probability']:.3f}")
+        (row["file"], *([_box_text(row["box"])] if boxes else []))
+        + ((f"error: {row['error']}", "") if row["error"] else (row["label"], f"{row['probability']:.3f}"))
         for row in rows
     ]
-    widths = [max((len(cell[i]) for cell in cells), default=0) for i in range(2)]
+    widths = [max(len(cell[i]) for cell in cells) for i in range(len(cells[0]))] if cells else []
     return "\n".join(
-        f"{file:{widths[0]}}  {label:{widths[1]}}  {prob}".rstrip() for file, label, prob in cells
+        "  ".join(f"{text:{width}}" for text, width in zip(cell, widths, strict=True)).rstrip()
+        for cell in cells
     )
+
+
+def _box_text(box: list[int] | None) -> str:
+    """A box as ``<width>x<height>+<left>+<top>``, as X11 and ImageMagick write geometry."""
+    return f"{box[2]}x{box[3]}+{box[0]}+{box[1]}" if box else ""
 
 
 def format_json(rows: Iterable[Row]) -> str:
@@ -111,20 +123,26 @@ def format_json(rows: Iterable[Row]) -> str:
 
 
 def format_csv(rows: Iterable[Row]) -> str:
-    """Rows as CSV with a header: file, label, probability, ``prob_<class>`` for each class, error."""
+    """Rows as CSV with a header: file, label, probability, ``prob_<class>`` for each class, error.
+
+    Where faces were looked for and found, ``left``, ``top``, ``width`` and ``height`` follow the file.
+    """
     rows = list(rows)
+    boxes = any(row["box"] for row in rows)
     names = next((list(row["probabilities"]) for row in rows if row["probabilities"]), [])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "label", "probability", *(f"prob_{name}" for name in names), "error"])
+    sides = ["left", "top", "width", "height"] if boxes else []
+    writer.writerow(["file", *sides, "label", "probability", *(f"prob_{name}" for name in names), "error"])
     for row in rows:
         probs = row["probabilities"] or {}
         given = [probs.get(name) for name in names]
-        writer.writerow([row["file"], row["label"], row["probability"], *given, row["error"]])
+        box = (row["box"] or [None] * 4) if boxes else []
+        writer.writerow([row["file"], *box, row["label"], row["probability"], *given, row["error"]])
     return text.getvalue().rstrip("\n")
 
 
-def _load_registered(uri: str) -> Predict:
+def _load_registered(uri: str, faces: bool | None) -> Predict:
     """Load from MLflow, with the code that the version was registered with."""
     from pipeline import store
 
@@ -138,7 +156,10 @@ def _load_registered(uri: str) -> Predict:
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{uri} can't be loaded: {reason} `hyojo register` makes a version.") from None
-    return lambda pictures: model.predict(pd.DataFrame({"image": pd.Series(pictures, dtype=object)}))
+    params = None if faces is None else {"faces": faces}
+    return lambda pictures: model.predict(
+        pd.DataFrame({"image": pd.Series(pictures, dtype=object)}), params=params
+    )
 
 
 def _rows(files: list[Path], predict: Predict) -> Iterator[Row]:
@@ -150,7 +171,9 @@ def _rows(files: list[Path], predict: Predict) -> Iterator[Row]:
             contents = [_read(file) for file in batch]
             answers = iter(predict([data for data in contents if isinstance(data, bytes)]))
             for file, data in zip(batch, contents, strict=True):
-                yield _row(file, _unreadable(data) if isinstance(data, str) else next(answers))
+                answer = _unreadable(data) if isinstance(data, str) else next(answers)
+                for face in answer.get("faces") or [answer]:
+                    yield _row(file, face)
             bar.update(len(batch))
 
 
@@ -168,8 +191,8 @@ def _unreadable(reason: str) -> Row:
 
 
 def _row(file: Path, answer: Row) -> Row:
-    """An answer of the model, with the file's name and the label's own probability."""
+    """An answer of the model for a picture or a face, with the file's name and the label's own probability."""
     label, probs = answer["label"], answer["probabilities"]
     probability = probs[label] if probs else None
-    return {"file": str(file), "label": label, "probability": probability, "probabilities": probs,
-            "error": answer["error"]}  # fmt: skip
+    return {"file": str(file), "box": answer.get("box"), "label": label, "probability": probability,
+            "probabilities": probs, "error": answer.get("error")}  # fmt: skip

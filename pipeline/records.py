@@ -9,6 +9,8 @@ from pipeline.listing import SPLITS, Listing
 # In the order in which the manifest has them; each is a bit of ``Records.marks``.
 FLAGS = {
     "corrupt": "cannot be read, left out",
+    "no_face": "a photo in which no face was found, left out",
+    "several_faces": "a photo with several faces, of which the largest was taken",
     "blank": "all of it has nearly one colour",
     "dark": "nearly all of it is in the darkest quarter of the range",
     "bright": "nearly all of it is in the brightest quarter of the range",
@@ -39,7 +41,7 @@ class Records:
             (N,); -1 where a file cannot be read.
         sizes: Height and width at full size, px, at most 65535, uint16 (N, 2).
         marks: Bits of ``FLAGS``, uint16 (N,).
-        problems: Why a file cannot be read, by its number.
+        problems: Why a file cannot be read or used, by its number.
         drops: Why an image is left out of training, by its number.
     """
 
@@ -83,12 +85,12 @@ class Records:
     @property
     def readable(self) -> np.ndarray:
         """Numbers of the images that can be read."""
-        return np.flatnonzero(~self.have("corrupt"))
+        return np.flatnonzero(~self.have("corrupt", "no_face"))
 
     @property
     def used(self) -> np.ndarray:
         """Which images go into the arrays, bool (N,)."""
-        return ~self.have("corrupt", "dropped")
+        return ~self.have("corrupt", "no_face", "dropped")
 
     def members(self, split: str) -> np.ndarray:
         """Numbers of the images in a split's array, in its order."""

@@ -1,10 +1,11 @@
 """Image bytes -> expression probabilities, from a bundle. Needs no torch when the bundle holds ONNX.
 
 Used in two ways: imported as ``pipeline.serving`` (then mlflow stays out of it), and run by MLflow as the
-models-from-code file of a logged model, where ``images.py`` lies beside it by ``code_paths``.
+models-from-code file of a logged model, where ``images.py`` and ``faces.py`` lie beside it by ``code_paths``.
 
-One row in, one row out: ``label``, ``probabilities`` by class, ``error`` (None, or a text for that row). Bad input
-never raises, because MLflow's server would answer with a stack trace that shows its own paths.
+One row in, one row out: ``label``, ``probabilities`` by class, ``error`` (None, or a text for that row); where faces
+are looked for also ``faces``, with the answer for each of them. Bad input never raises, because MLflow's server would
+answer with a stack trace that shows its own paths.
 """
 
 import base64
@@ -19,12 +20,15 @@ from typing import Any
 import numpy as np
 
 if __package__ == "pipeline":
-    from pipeline.images import ImageError, load
+    from pipeline.faces import DEFAULTS, Face, cut_faces
+    from pipeline.images import ImageError, load, resize
 else:
-    try:
-        from images import ImageError, load  # the copy that ships with the logged model
-    except ModuleNotFoundError:  # while the model is being saved, its copy is not there yet
-        from pipeline.images import ImageError, load
+    try:  # the copies that ship with the logged model
+        from faces import DEFAULTS, Face, cut_faces
+        from images import ImageError, load, resize
+    except ModuleNotFoundError:  # while the model is being saved, its copies are not there yet
+        from pipeline.faces import DEFAULTS, Face, cut_faces
+        from pipeline.images import ImageError, load, resize
 
 COLUMN = "image"
 BATCH_SIZE = 64  # bounds memory, whatever the size of a request
@@ -46,21 +50,32 @@ class Predictor:
         self.class_names: list[str] = self.bundle["class_names"]
         self.img_size: int = self.bundle["preprocessing"]["img_size"]
         self.channels: int = self.bundle["preprocessing"]["channels"]
+        # How faces were cut out of photos before the model was trained; None if it was trained on pictures of faces.
+        self.faces: dict[str, Any] | None = self.bundle["preprocessing"].get("faces")
         self._run = _load_graph(folder)
 
-    def predict_bytes(self, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
+    def predict_bytes(self, pictures: Sequence[bytes], faces: bool | None = None) -> list[dict[str, Any]]:
         """Classify encoded pictures (JPEG, PNG, WebP, ...) of any size and mode.
+
+        Args:
+            pictures: Contents of files.
+            faces: Whether to find the faces in each and classify those, or to take each picture for a face; None:
+                as the model was trained.
 
         Returns:
             A dict for each picture: ``label`` (str), ``probabilities`` (dict of class to float, in [0, 1]) and
-            ``error`` (None); for a bad picture ``error`` is a text and the others are None.
+            ``error`` (None); for a bad picture ``error`` is a text and the others are None. Where faces are looked
+            for, these are of the largest one, and ``faces`` is a list, the largest first, of dicts with ``box``
+            (left, top, width, height, px of the upright picture), ``score`` (probability of a face), ``label`` and
+            ``probabilities``.
         """
+        look = bool(self.faces) if faces is None else faces
         rows: list[dict[str, Any]] = []
         for start in range(0, len(pictures), BATCH_SIZE):
-            rows += self._predict_batch(pictures[start : start + BATCH_SIZE])
+            rows += self._predict_batch(pictures[start : start + BATCH_SIZE], look)
         return rows
 
-    def predict_values(self, values: Sequence[Any]) -> list[dict[str, Any]]:
+    def predict_values(self, values: Sequence[Any], faces: bool | None = None) -> list[dict[str, Any]]:
         """Classify what a request's column holds: base64 text, ``data:`` URLs, or bytes.
 
         Returns:
@@ -68,26 +83,48 @@ class Predictor:
         """
         pictures = [_to_bytes(value) for value in values]
         rows: list[dict[str, Any]] = [_failure(data) if isinstance(data, str) else {} for data in pictures]
-        answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)]))
+        answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)], faces))
         return [row or next(answers) for row in rows]
 
-    def _predict_batch(self, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
-        """Decode and classify one batch; the good pictures of it go through the graph together."""
-        loaded = [self._load(data) for data in pictures]
-        images = [image for image in loaded if isinstance(image, np.ndarray)]
-        answers: list[dict[str, Any]] = []
-        if images:
-            try:
-                answers = [self._success(row) for row in self._run(np.stack(images))]
-            except Exception:
-                answers = [_failure("the model could not be run on this picture")] * len(images)
-        good = iter(answers)
-        return [_failure(image) if isinstance(image, str) else next(good) for image in loaded]
+    def _predict_batch(self, pictures: Sequence[bytes], look: bool) -> list[dict[str, Any]]:
+        """Decode and classify one batch; the good pictures of it, or their faces, go through the graph together."""
+        loaded = [self._load(data, look) for data in pictures]
+        images = [image for parts in loaded if not isinstance(parts, str) for _, image in parts]
+        answers = iter(self._classify(images))
+        rows = []
+        for parts in loaded:
+            if isinstance(parts, str):
+                rows.append(_failure(parts) | ({"faces": []} if look else {}))
+                continue
+            found = [(face, next(answers)) for face, _ in parts]
+            row = dict(found[0][1])
+            if look:
+                row["faces"] = [
+                    {"box": list(face.box), "score": face.score}
+                    | {name: answer[name] for name in ("label", "probabilities")}
+                    for face, answer in found
+                ]
+            rows.append(row)
+        return rows
 
-    def _load(self, data: bytes) -> np.ndarray | str:
-        """The picture as uint8 (S, S, C), or what is wrong with it."""
+    def _classify(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """Answers for images, each uint8 (S, S, C)."""
+        answers: list[dict[str, Any]] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
+            try:
+                answers += [self._success(row) for row in self._run(np.stack(batch))]
+            except Exception:
+                answers += [_failure("the model could not be run on this picture")] * len(batch)
+        return answers
+
+    def _load(self, data: bytes, look: bool) -> list[tuple[Face | None, np.ndarray]] | str:
+        """The picture or its faces as uint8 (S, S, C), or what is wrong with it."""
         try:
-            return load(data, self.img_size, self.channels)
+            if not look:
+                return [(None, load(data, self.img_size, self.channels))]
+            found = cut_faces(data, self.channels, self.faces or DEFAULTS)
+            return [(face, resize(image, self.img_size)) for face, image in found]
         except ImageError as error:
             return str(error)
         except Exception:  # MemoryError, or a decoder's surprise
@@ -123,18 +160,20 @@ def rows_of(model_input: Any) -> list[Any]:
     return [value.get(COLUMN) if isinstance(value, dict) else value for value in list(model_input)]
 
 
-def answer(predictor: Predictor, model_input: Any) -> list[dict[str, Any]]:
+def answer(predictor: Predictor, model_input: Any, params: Any = None) -> list[dict[str, Any]]:
     """Answer a request of any shape, and never raise.
 
     Args:
         predictor: The loaded bundle.
         model_input: As in ``rows_of``.
+        params: The request's parameters: ``faces`` as in ``Predictor.predict_bytes``.
 
     Returns:
         As ``Predictor.predict_bytes``.
     """
     try:
-        return predictor.predict_values(rows_of(model_input))
+        faces = params.get("faces") if isinstance(params, dict) else None
+        return predictor.predict_values(rows_of(model_input), None if faces is None else bool(faces))
     except Exception:
         return [_failure("the request could not be read")]
 
@@ -259,6 +298,6 @@ if __package__ != "pipeline":  # MLflow runs this file by itself
 
         def predict(self, context, model_input, params=None):
             """Answer a request; no input raises."""
-            return answer(self.predictor, model_input)
+            return answer(self.predictor, model_input, params)
 
     mlflow.models.set_model(ExpressionModel())

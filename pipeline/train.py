@@ -104,6 +104,7 @@ def train(params: Params, stop: StopRequest) -> None:
     prepared = load_prepared()
     device = resolve_device(params.train.device, ranks.local)
     recipe, notes = model.plan(params.train, prepared.class_names, prepared.img_size, prepared.channels)
+    recipe.preprocessing["faces"] = prepared.faces  # who serves the model finds them in the same way
     check_batches(params.train, prepared, ranks)
     if stop:  # torchrun would not hear of it
         sys.exit(128 + stop.signal)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,6 +21,9 @@ import pytest
 from pipeline.items import Item, Source
 from pipeline.listing import SPLITS, Listing
 from pipeline.records import Records
+
+if TYPE_CHECKING:
+    import onnx
 
 FOREIGN = (
     "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_ROOT",
@@ -40,6 +44,9 @@ prepare:
   test_fraction: 0.1
   seed: 0
   max_bad_fraction: 0.01
+  faces:
+  face_margin: 0.05
+  face_min_size: 32
   duplicates: drop_from_train
   conflicts: majority
 
@@ -278,3 +285,56 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
     root = make_project(tmp_path / "project", empty_store)
     monkeypatch.chdir(root)
     return root
+
+
+def brightness_graph() -> "onnx.ModelProto":
+    """softmax([mean, 255 - mean] / 64) of uint8 images (B, 8, 8, 1)."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
+        helper.make_node("Mul", ["column", "slope"], ["sloped"]),
+        helper.make_node("Add", ["sloped", "offset"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = {
+        "axes": np.array([1, 2, 3], np.int64),
+        "last": np.array([1], np.int64),
+        "slope": np.array([[1 / 64, -1 / 64]], np.float32),
+        "offset": np.array([[0, 255 / 64]], np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8, 1])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.fixture(scope="session")
+def bright_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import onnx
+
+    folder = tmp_path_factory.mktemp("bright") / "bundle"
+    folder.mkdir()
+    onnx.save(brightness_graph(), folder / "model.onnx")
+    preprocessing = {"img_size": 8, "channels": 1}
+    (folder / "bundle.json").write_text(
+        json.dumps({"class_names": ["bright", "dark"], "preprocessing": preprocessing})
+    )
+    (folder / "MODEL_CARD.md").write_text("card")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pyfunc_dir(bright_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pipeline.pyfunc import build_pyfunc
+
+    dest = tmp_path_factory.mktemp("pyfunc") / "model"
+    build_pyfunc(bright_bundle, dest)
+    return dest

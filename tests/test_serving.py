@@ -18,61 +18,14 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pandas as pd
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
 
-from pipeline.pyfunc import build_pyfunc
 from pipeline.serving import Predictor, answer
 
 SIZE = 8
 CLASSES = ["bright", "dark"]
-
-
-def brightness_graph() -> onnx.ModelProto:
-    """softmax([mean, 255 - mean] / 64) of uint8 images (B, 8, 8, 1)."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
-        helper.make_node("Mul", ["column", "slope"], ["sloped"]),
-        helper.make_node("Add", ["sloped", "offset"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    constants = {
-        "axes": np.array([1, 2, 3], np.int64),
-        "last": np.array([1], np.int64),
-        "slope": np.array([[1 / 64, -1 / 64]], np.float32),
-        "offset": np.array([[0, 255 / 64]], np.float32),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIZE, SIZE, 1])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-@pytest.fixture(scope="session")
-def bright_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bright") / "bundle"
-    folder.mkdir()
-    onnx.save(brightness_graph(), folder / "model.onnx")
-    preprocessing = {"img_size": SIZE, "channels": 1}
-    (folder / "bundle.json").write_text(json.dumps({"class_names": CLASSES, "preprocessing": preprocessing}))
-    (folder / "MODEL_CARD.md").write_text("card")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def pyfunc_dir(bright_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dest = tmp_path_factory.mktemp("pyfunc") / "model"
-    build_pyfunc(bright_bundle, dest)
-    return dest
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ comparison = load_script("sources")
 def params(source: Path, **changes: Any) -> PrepareParams:
     defaults = {"img_size": 48, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
     defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
+    defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
     defaults |= {"max_bad_fraction": 0.0, "duplicates": "keep", "conflicts": "keep"}
     return PrepareParams(source=str(source), **(defaults | changes))
 
