@@ -115,7 +115,7 @@ def test_every_image_is_where_the_manifest_says(home: Path, tmp_path: Path) -> N
     assert len(classes.pop("digest")) == 64
     assert set(classes.pop("split_digests")) == {"train", "val", "test"}
     assert classes.pop("audit") == {"redundant": 0, "conflicting_groups": 0, "test_in_train": 0}
-    assert classes == {"class_names": ["happy", "sad"], "img_size": 12, "channels": 1}
+    assert classes == {"class_names": ["happy", "sad"], "img_size": 12, "channels": 1, "faces": None}
 
 
 def test_probe_holds_untouched_bytes_of_every_class(home: Path, tmp_path: Path) -> None:
