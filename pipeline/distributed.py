@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.interrupt import LAUNCHER
 
 # A rank that dies closes its connections and ends the others at once; this is for a host that falls silent.
 TIMEOUT = timedelta(minutes=10)
@@ -124,6 +125,7 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     status = 0
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         run.run(run.parse_args(["--standalone", "--nproc-per-node", sys.argv[1], "-m", "pipeline.train"]))
     except ChildFailedError as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PR_SET_PDEATHSIG = 1
+LAUNCHER = "HYOJO_LAUNCHER"  # environment: the process that starts ranks
 # Linux tells a child of the end of each thread of its parent, and torchrun passes on what its ranks get from it, too:
 # signals that come together are one request.
 TOGETHER_S = 0.5
@@ -32,7 +33,8 @@ def die_with_parent() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
+    # A launcher says who it is, since it may have ended while this process was still importing.
+    parent = int(os.environ.get(LAUNCHER, os.getppid()))
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it ended before the call
         os.kill(os.getpid(), signal.SIGTERM)

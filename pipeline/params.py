@@ -165,6 +165,10 @@ class TrainParams(Section):
             raise ValueError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be less than epochs ({self.epochs})"
             )
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(
+                f"device {self.device} is one device and devices says {self.devices}: set device to cuda"
+            )
         if self.batch_size % (2 * self.devices if self.devices > 1 else 1):
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of twice devices ({self.devices})"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.interrupt import TOGETHER_S, StopRequest, stop_requests
+from pipeline.interrupt import LAUNCHER, TOGETHER_S, StopRequest, stop_requests
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 60
@@ -146,3 +146,16 @@ def test_a_stage_ends_when_what_started_it_is_killed(tmp_path: Path, shell: str)
         parent.wait()
         if number and is_alive(number):
             os.kill(number, signal.SIGKILL)
+
+
+def test_a_rank_whose_launcher_ended_while_it_was_starting_ends(tmp_path: Path) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(STAGE)
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), LAUNCHER: str(finished.pid)}
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], cwd=ROOT, env=environment, timeout=LIMIT_S
+    )
+    assert result.returncode == -signal.SIGTERM
+    assert not (tmp_path / "ended").exists()

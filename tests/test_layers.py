@@ -173,7 +173,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("splits", {"errors", "listing", "records"}),
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
         ("model", {"augment", "backbones", "errors", "params", "pretrained"}),
-        ("distributed", {"errors"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
+        ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
         (
             "trainer",

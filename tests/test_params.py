@@ -132,6 +132,7 @@ def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(
         ),
         (["train.schedule.warmup_epochs=3"], "must be less than epochs (3)"),
         (["train.schedule.warmup_epochs=0"], "must be more than 0"),
+        (["train.devices=2", "train.device=cuda:1"], "cuda:1 is one device and devices says 2"),
         (["train.devices=3"], "batch_size (16) must be a multiple of twice devices (3)"),
         (["train.accumulate=3"], "batch_size (16) must be a multiple of accumulate (3)"),
         (["train.accumulate=16", "train.devices=2"], "batch_size (8) must be a multiple of accumulate (16)"),
