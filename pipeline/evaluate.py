@@ -2,7 +2,8 @@
 
 Reads ``data/prepared`` and ``models/train``; writes ``reports/metrics.json``, ``reports/per_class.csv``,
 ``reports/confusion.csv``, ``reports/predictions.csv``, ``reports/label_suspects.csv``,
-``reports/label_suspects.html`` and ``reports/figures/``, and logs them to the MLflow run of the weights. Run it
+``reports/label_suspects.html``, ``reports/calibration.json`` (temperature and threshold, which export takes up),
+``reports/intervals.json`` and ``reports/figures/``, and logs them to the MLflow run of the weights. Run it
 with ``dvc repro evaluate`` or ``python -m pipeline.evaluate``.
 """
 
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import torch
 
-from pipeline import checkpoint, engine, metrics, model, plots, suspects, tracking
+from pipeline import calibration, checkpoint, engine, metrics, model, reports, suspects, tracking, tta
 from pipeline.data import PREPARED, Prepared, Split, load_prepared
 from pipeline.errors import UserError, stage_main
 from pipeline.interrupt import die_with_parent
+from pipeline.intervals import bootstrap_intervals
 from pipeline.params import EvaluateParams, load_params
 from pipeline.store import project_root
 from pipeline.trainer import resolve_device
@@ -32,9 +34,8 @@ REPORTS = Path("reports")
 # In the order in which they replace the old ones: metrics.json, which says that all is there, last.
 OUTPUTS = (
     "figures", "label_suspects.html", "label_suspects.csv", "predictions.csv", "confusion.csv", "per_class.csv",
-    "metrics.json",
+    "calibration.json", "intervals.json", "metrics.json",
 )  # fmt: skip
-TEST_SCORES = ("accuracy", "macro_f1", "balanced_accuracy", "nll")
 
 
 def main() -> None:
@@ -73,25 +74,51 @@ def evaluate(
     prepared, sidecar = load_prepared(prepared_dir), model.load_sidecar(train_dir)
     check_match(prepared, sidecar)
     splits = {name: prepared.split(name) for name in ("val", "test")}
-    probs = _predict(splits, train_dir, params.batch_size, device)
-    scores = {name: metrics.classification_metrics(splits[name].targets, probs[name]) for name in splits}
+    classifier, place = _load_classifier(splits, train_dir, device)
+    plain = _predict(classifier, splits, params.batch_size, place)
+    targets = {name: split.targets for name, split in splits.items()}
+    temperature = calibration.fit_temperature(targets["val"], plain["val"])
+    probs = {name: calibration.temper(values, temperature) for name, values in plain.items()}
+    scores = {name: score(targets[name], probs[name]) for name in splits}
+    trust = calibration.describe(targets, plain, temperature, params.risk)
+    intervals = bootstrap_intervals(targets["test"], probs["test"])
     key = evaluation_key(sidecar["weights_sha256"], params, prepared.digest)
     result: dict[str, Any] = {
         "val": {name: scores["val"][name] for name in ("accuracy", "macro_f1")},
-        "test": {name: scores["test"][name] for name in TEST_SCORES},
-        "test_clean": clean_scores(splits["test"].targets, probs["test"], prepared.leaks("test")),
+        "test": scores["test"],
+        "test_clean": clean_scores(targets["test"], probs["test"], prepared.leaks("test")),
         "audit": prepared.audit,
     }
+    if params.tta:
+        answers, passes, seconds = tta.predict(
+            classifier, splits["test"].images, params.tta, params.batch_size, place
+        )
+        views = score(targets["test"], calibration.temper(answers, temperature))
+        result["test_tta"] = {"passes": passes} | {
+            name: views[name] for name in ("accuracy", "macro_f1", "nll")
+        }
+        trust["tta"] = {"views": params.tta, "passes": passes}
     with _replacing(reports_dir) as folder:
-        _write_tables(folder, splits["test"], probs["test"], prepared.class_names)
+        reports.write_tables(folder, splits["test"], probs["test"], prepared.class_names)
         doubted = suspects.tabulate(splits, probs, prepared.class_names)
         (folder / "label_suspects.html").write_text(suspects.render(doubted, splits), encoding="utf-8")
-        _write_csv(folder / "label_suspects.csv", doubted)
-        _draw_figures(folder / "figures", splits["test"], probs["test"], prepared.class_names, params.worst)
+        reports.write_csv(folder / "label_suspects.csv", doubted)
+        reports.draw_figures(
+            folder / "figures", splits["test"], probs["test"], prepared.class_names, params.worst
+        )
+        reports.draw_trust(folder / "figures", targets["test"], plain["test"], probs["test"], trust)
+        for name, content in (("calibration", trust), ("intervals", intervals)):
+            reports.write_json(folder / f"{name}.json", content)
         result["run_id"] = tracking.evaluation_run(train_dir, key)  # claimed when nothing can fail any more
-        (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        reports.write_json(folder / "metrics.json", result)
     log_reports(key, train_dir, reports_dir)
-    print(summary(splits["test"], probs["test"], scores["test"], prepared.class_names))
+    print(reports.summary(splits["test"], probs["test"], scores["test"], intervals, prepared.class_names))
+    print(reports.trust_text(trust))
+    if params.tta:
+        print(
+            f"the mean of {passes} views ({', '.join(params.tta)}): accuracy {result['test_tta']['accuracy']:.4f}, "
+            f"{passes} forward passes, {1e3 * seconds / len(splits['test']):.2f} ms an image"
+        )
     clean = result["test_clean"]
     if 0 < clean["images"] < len(splits["test"]):
         print(
@@ -142,6 +169,12 @@ def evaluation_key(weights_sha256: str, params: EvaluateParams, data_digest: str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def score(targets: np.ndarray, probs: np.ndarray) -> dict[str, float]:
+    """Return those of ``reports.SCORES`` that are defined for class indices (N,) and probabilities (N, K)."""
+    found = metrics.classification_metrics(targets, probs) | calibration.probability_metrics(targets, probs)
+    return {name: found[name] for name in reports.SCORES if name in found}
+
+
 def clean_scores(targets: np.ndarray, probs: np.ndarray, leaks: np.ndarray) -> dict[str, float]:
     """Return the scores on the test images that have no twin in what was trained on.
 
@@ -151,45 +184,30 @@ def clean_scores(targets: np.ndarray, probs: np.ndarray, leaks: np.ndarray) -> d
         leaks: Which images have one, bool (N,).
 
     Returns:
-        ``images``, how many are left, and the scores of ``TEST_SCORES``, which are missing when none is left.
+        ``images``, how many are left, and the scores of ``score``, which are missing when none is left.
     """
     found: dict[str, float] = {"images": int((~leaks).sum())}
     if found["images"]:
-        scores = metrics.classification_metrics(targets[~leaks], probs[~leaks])
-        found |= {name: scores[name] for name in TEST_SCORES}
+        scores = score(targets[~leaks], probs[~leaks])
+        found |= scores
     return found
 
 
-def summary(split: Split, probs: np.ndarray, scores: dict[str, float], class_names: list[str]) -> str:
-    """Return the scores of the test split as a short table, with the recall of every class."""
-    preds = probs.argmax(axis=1)
-    low, high = metrics.accuracy_interval(int((preds == split.targets).sum()), len(split))
-    table = metrics.per_class(split.targets, preds, class_names)
-    width = max(17, *(len(name) for name in class_names))
-    rows = [
-        f"test split, {len(split):,} images",
-        f"  {'accuracy':{width}}  {scores['accuracy']:.4f}  (95 % interval {low:.4f} to {high:.4f})",
-        f"  {'balanced accuracy':{width}}  {scores['balanced_accuracy']:.4f}",
-        f"  {'macro-F1':{width}}  {scores['macro_f1']:.4f}",
-        f"  {'NLL':{width}}  {scores['nll']:.4f}",
-        f"  {'class':{width}}  recall  images",
-    ]
-    rows += [
-        f"  {name:{width}}  {recall:.4f}  {support:6,}"
-        for name, recall, support in zip(table["class"], table["recall"], table["support"])
-    ]
-    return "\n".join(rows)
-
-
-def _predict(
-    splits: dict[str, Split], train_dir: Path, batch_size: int, device: str
-) -> dict[str, np.ndarray]:
-    """Probabilities (N, K) of every sample of each split."""
+def _load_classifier(
+    splits: dict[str, Split], train_dir: Path, device: str
+) -> tuple[model.Classifier, torch.device]:
+    """The trained net, where it is to run; refuses splits without images first."""
     if empty := [name for name, split in splits.items() if len(split) == 0]:
         raise UserError(f"the {empty[0]} split is empty: there is nothing to evaluate. Add images, or let "
                         f"prepare.{empty[0]}_fraction cut some from train.")  # fmt: skip
     place = resolve_device(device)
-    classifier = model.load_classifier(train_dir, place)
+    return model.load_classifier(train_dir, place), place
+
+
+def _predict(
+    classifier: model.Classifier, splits: dict[str, Split], batch_size: int, place: torch.device
+) -> dict[str, np.ndarray]:
+    """Probabilities (N, K) of every sample of each split."""
     probs = {
         name: engine.predict(classifier, split.images, batch_size, place, progress=name)
         for name, split in splits.items()
@@ -201,48 +219,6 @@ def _predict(
                 "training diverged. Lower train.lr, set train.grad_clip_norm, or use train.amp: none."
             )
     return probs
-
-
-def _write_tables(folder: Path, split: Split, probs: np.ndarray, class_names: list[str]) -> None:
-    """Write the three csv files of the test split."""
-    preds = probs.argmax(axis=1)
-    names = np.array(class_names, dtype=object)
-    actual, predicted = names[split.targets], names[preds]
-    rows = pd.DataFrame({"file": split.files, "label": actual, "predicted": predicted})
-    columns = pd.DataFrame(probs, columns=[f"prob_{name}" for name in class_names])
-    tables = {
-        "predictions": pd.concat([rows, columns], axis=1),
-        # One row a sample, which is what DVC's confusion template counts.
-        "confusion": pd.DataFrame({"actual": actual, "predicted": predicted}),
-        "per_class": metrics.per_class(split.targets, preds, class_names),
-    }
-    for name, table in tables.items():
-        _write_csv(folder / f"{name}.csv", table)
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    table.to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
-
-
-def _draw_figures(folder: Path, split: Split, probs: np.ndarray, class_names: list[str], worst: int) -> None:
-    """Draw the three pictures of the test split."""
-    preds = probs.argmax(axis=1)
-    matrix = metrics.confusion(split.targets, preds, len(class_names))
-    rows = metrics.worst_mistakes(split.targets, probs, worst)
-    wrong = int((preds != split.targets).sum())
-    counted = f"{wrong:,} of {len(split):,} test images are classified wrongly"
-    title = f"{counted}; the model was surest of these {len(rows)}" if len(rows) > 1 else counted
-    faces, files = split.images[rows], [split.files[row] for row in rows]
-    figures = {
-        "confusion_matrix": plots.confusion_matrix(matrix, class_names),
-        "per_class": plots.per_class_bars(metrics.per_class(split.targets, preds, class_names)),
-        "worst_mistakes": plots.worst_mistakes(
-            faces, split.targets[rows], probs[rows], class_names, files, title
-        ),
-    }
-    folder.mkdir()
-    for name, figure in figures.items():
-        plots.save(figure, folder / f"{name}.png")
 
 
 @contextmanager
@@ -271,7 +247,7 @@ def log_reports(key: str, train_dir: Path = TRAINED, reports_dir: Path = REPORTS
     result = json.loads((reports_dir / "metrics.json").read_text(encoding="utf-8"))
     values = {
         f"{part}/{name}": value
-        for part in ("test", "test_clean", "audit")
+        for part in ("test", "test_clean", "test_tta", "audit")
         for name, value in result.get(part, {}).items()
     }
     files = {

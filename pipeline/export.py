@@ -73,12 +73,14 @@ def export(
     sidecar = model.load_sidecar(train_dir)
     run = _read_json(train_dir / "run.json", "dvc repro train")
     metrics = _read_json(reports_dir / "metrics.json", "dvc repro evaluate")
+    trust = _read_json(reports_dir / "calibration.json", "dvc repro evaluate")
+    classifier.temperature = trust["temperature"]  # from here on as it is served
     with _replacing(bundle_dir) as folder:
         state = {name: tensor.clone().contiguous() for name, tensor in classifier.model.state_dict().items()}
         safetensors.torch.save_file(state, folder / "weights.safetensors", {"format": "pt"})
         found = _write_formats(classifier, prepared, params, run["formats"], folder)
         check_parity(classifier, prepared, folder, [name for name, why in found.items() if not why], params)
-        bundle = describe(sidecar, metrics, found, prepared.split_digests["test"])
+        bundle = describe(sidecar, metrics, trust, found, prepared.split_digests["test"])
         _write_text(folder / "bundle.json", json.dumps(bundle, indent=2) + "\n")
         counts = _read_json(prepared_dir / "classes.json", "dvc repro prepare")["counts"]
         rows = _read_csv(reports_dir / "per_class.csv")
@@ -162,22 +164,30 @@ def _as_served(data: bytes, prepared: Prepared) -> np.ndarray:
 
 
 def describe(
-    sidecar: dict[str, Any], metrics: dict[str, Any], found: dict[str, str | None], test_digest: str
+    sidecar: dict[str, Any],
+    metrics: dict[str, Any],
+    trust: dict[str, Any],
+    found: dict[str, str | None],
+    test_digest: str,
 ) -> dict[str, Any]:
     """Put together ``bundle.json``; no times and no paths in it, so that equal models give equal files.
 
     Args:
         sidecar: What ``weights.json`` holds.
         metrics: What ``reports/metrics.json`` holds.
+        trust: What ``reports/calibration.json`` holds.
         found: For each format None, or why it is absent.
         test_digest: Of the test split; figures on the same one can be compared.
 
     Returns:
         ``digest`` is the sha256 of all that changes an answer: weights, architecture, preprocessing, class
-        names, and the code that decodes pictures and finds faces.
+        names, temperature, the threshold below which the model abstains, and the code that decodes pictures and
+        finds faces.
     """
     decisive = {key: sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")}
     decisive["weights_sha256"] = sidecar["weights_sha256"]
+    decisive["calibration"] = {"temperature": trust["temperature"], "ece": trust["ece"]["test"]}
+    decisive["abstain"] = trust["abstain"]
     code = [Path(module.__file__).read_text(encoding="utf-8") for module in (images, faces)]
     decisive["decoder_sha256"] = hashlib.sha256("".join(code).encode()).hexdigest()
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -138,10 +138,11 @@ class Classifier(nn.Module):
     This is what is evaluated, exported and served, so that all of them see the same arithmetic.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, temperature: float = 1.0) -> None:
         super().__init__()
         self.model = model
         self.preprocess = augment.build(recipe.preprocessing["eval"])
+        self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify prepared images.
@@ -152,7 +153,8 @@ class Classifier(nn.Module):
         Returns:
             Probabilities, float32 (B, K); each row sums to 1.
         """
-        return self.model(self.preprocess(images.permute(0, 3, 1, 2))).float().softmax(1)
+        logits = self.model(self.preprocess(images.permute(0, 3, 1, 2))).float()
+        return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
 
 
 def save_weights(directory: Path, model: nn.Module, recipe: Recipe, extra: dict[str, Any]) -> str:

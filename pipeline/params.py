@@ -197,6 +197,8 @@ class EvaluateParams(Section):
 
     batch_size: Count
     worst: Annotated[int, Field(ge=0, le=100)]
+    tta: list[Literal["flip", "shifts"]]
+    risk: Annotated[float, Field(gt=0, lt=1)]
 
 
 class ExportParams(Section):

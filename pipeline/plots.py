@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -293,6 +293,57 @@ def worst_mistakes(
             text = f"{word} {_shorten(class_names[index], 11)} {row[index]:.0%}"
             axes.annotate(text, (0, 1), (0, offset), color=colour, **place)
         axes.annotate(_shorten(Path(file).name, 26), (0, 0), (0, -9), color=GREY, **place | {"fontsize": 6})
+    return figure
+
+
+@_styled
+def reliability(tables: Mapping[str, pd.DataFrame], temperature: float) -> Figure:
+    """Draw how often the model is right against how sure it is, before and after temperature scaling.
+
+    Args:
+        tables: ``before`` and ``after``, as ``calibration.reliability`` returns them.
+        temperature: What lies between them.
+    """
+    figure = _new_figure(6, 5)
+    axes, counts = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
+    for (name, table), colour, marker in zip(tables.items(), (VERMILLION, BLUE), "so", strict=True):
+        filled = table[table["count"] > 0]
+        axes.plot(
+            filled["confidence"], filled["accuracy"], color=colour, marker=marker, markersize=4, label=name
+        )
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"Reliability, test; temperature {temperature:g}"
+    )
+    axes.grid()
+    axes.legend()
+    last = table
+    counts.bar(
+        (last["low"] + last["high"]) / 2, last["count"], (last["high"] - last["low"]) * 0.9, color=BLUE
+    )
+    counts.set(xlabel="confidence", ylabel="images")
+    return figure
+
+
+@_styled
+def risk_coverage(curve: pd.DataFrame, chosen: Mapping[str, float] | None) -> Figure:
+    """Draw the part of wrong answers against the part of images answered.
+
+    Args:
+        curve: As ``calibration.risk_coverage`` returns it.
+        chosen: ``coverage`` and ``risk`` at the served threshold, if there is one.
+    """
+    figure = _new_figure(6, 4)
+    axes = figure.add_subplot()
+    axes.plot(curve["coverage"], curve["risk"], color=BLUE)
+    if chosen and "risk" in chosen:
+        axes.plot(chosen["coverage"], chosen["risk"], "o", color=VERMILLION, label="served threshold")
+        axes.legend()
+    axes.set(
+        xlim=(0, 1), ylim=(0, None), title="Risk and coverage, test",
+        xlabel="coverage: part of the images answered", ylabel="risk: part answered wrongly",
+    )  # fmt: skip
+    axes.grid()
     return figure
 
 

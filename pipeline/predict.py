@@ -41,8 +41,9 @@ def predict_paths(paths: Sequence[str | Path], model: str | Path, faces: bool | 
     Returns:
         For each file, and where faces are looked for, for each face of it, the largest first, a dict: ``file``,
         ``box`` (left, top, width, height of the face, px; None if faces are not looked for), ``label`` (str),
-        ``probability`` (float, of that label), ``probabilities`` (dict of class to float) and ``error`` (None). For
-        a bad file, and one without a face, ``error`` is a text and the others are None.
+        ``probability`` (float, of that label), ``probabilities`` (dict of class to float), ``abstain`` (bool: too
+        unsure to be relied on) and ``error`` (None). For a bad file, and one without a face, ``error`` is a text and the
+        others are None.
 
     Raises:
         UserError: At once: a path or model that isn't there, or a folder without pictures.
@@ -102,7 +103,11 @@ def format_table(rows: Iterable[Row]) -> str:
     boxes = any(row["box"] for row in rows)
     cells = [
         (row["file"], *([_box_text(row["box"])] if boxes else []))
-        + ((f"error: {row['error']}", "") if row["error"] else (row["label"], f"{row['probability']:.3f}"))
+        + (
+            (f"error: {row['error']}", "")
+            if row["error"]
+            else (row["label"], f"{row['probability']:.3f}{' (unsure)' if row['abstain'] else ''}")
+        )
         for row in rows
     ]
     widths = [max(len(cell[i]) for cell in cells) for i in range(len(cells[0]))] if cells else []
@@ -123,7 +128,7 @@ def format_json(rows: Iterable[Row]) -> str:
 
 
 def format_csv(rows: Iterable[Row]) -> str:
-    """Rows as CSV with a header: file, label, probability, ``prob_<class>`` for each class, error.
+    """Rows as CSV with a header: file, label, probability, ``prob_<class>`` for each class, abstain, error.
 
     Where faces were looked for and found, ``left``, ``top``, ``width`` and ``height`` follow the file.
     """
@@ -133,12 +138,16 @@ def format_csv(rows: Iterable[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     sides = ["left", "top", "width", "height"] if boxes else []
-    writer.writerow(["file", *sides, "label", "probability", *(f"prob_{name}" for name in names), "error"])
+    writer.writerow(
+        ["file", *sides, "label", "probability", *(f"prob_{name}" for name in names), "abstain", "error"]
+    )
     for row in rows:
         probs = row["probabilities"] or {}
         given = [probs.get(name) for name in names]
         box = (row["box"] or [None] * 4) if boxes else []
-        writer.writerow([row["file"], *box, row["label"], row["probability"], *given, row["error"]])
+        writer.writerow(
+            [row["file"], *box, row["label"], row["probability"], *given, row["abstain"], row["error"]]
+        )
     return text.getvalue().rstrip("\n")
 
 
@@ -187,7 +196,7 @@ def _read(file: Path) -> bytes | str:
 
 def _unreadable(reason: str) -> Row:
     """The answer for a file that couldn't be read."""
-    return {"label": None, "probabilities": None, "error": f"can't be read: {reason}"}
+    return {"label": None, "probabilities": None, "abstain": None, "error": f"can't be read: {reason}"}
 
 
 def _row(file: Path, answer: Row) -> Row:
@@ -195,4 +204,4 @@ def _row(file: Path, answer: Row) -> Row:
     label, probs = answer["label"], answer["probabilities"]
     probability = probs[label] if probs else None
     return {"file": str(file), "box": answer.get("box"), "label": label, "probability": probability,
-            "probabilities": probs, "error": answer.get("error")}  # fmt: skip
+            "probabilities": probs, "abstain": answer.get("abstain"), "error": answer.get("error")}  # fmt: skip

@@ -47,6 +47,7 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
             [
                 ColSpec(DataType.string, "label", required=False),
                 ColSpec(Map(DataType.double), "probabilities", required=False),
+                ColSpec(DataType.boolean, "abstain", required=False),
                 ColSpec(AnyType(), "faces", required=False),
                 ColSpec(DataType.string, "error", required=False),
             ]

@@ -3,8 +3,8 @@
 Used in two ways: imported as ``pipeline.serving`` (then mlflow stays out of it), and run by MLflow as the
 models-from-code file of a logged model, where ``images.py`` and ``faces.py`` lie beside it by ``code_paths``.
 
-One row in, one row out: ``label``, ``probabilities`` by class, ``error`` (None, or a text for that row); where faces
-are looked for also ``faces``, with the answer for each of them. Bad input never raises, because MLflow's server would
+One row in, one row out: ``label``, ``probabilities`` by class, ``abstain`` (whether the model is too unsure for its
+answer to be relied on), ``error`` (None, or a text for that row); where faces are looked for also ``faces``, with the answer for each of them. Bad input never raises, because MLflow's server would
 answer with a stack trace that shows its own paths.
 """
 
@@ -52,6 +52,8 @@ class Predictor:
         self.channels: int = self.bundle["preprocessing"]["channels"]
         # How faces were cut out of photos before the model was trained; None if it was trained on pictures of faces.
         self.faces: dict[str, Any] | None = self.bundle["preprocessing"].get("faces")
+        # Least top probability of an answer that counts; None: all do.
+        self.threshold: float | None = self.bundle.get("abstain", {}).get("threshold")
         self._run = _load_graph(folder)
 
     def predict_bytes(self, pictures: Sequence[bytes], faces: bool | None = None) -> list[dict[str, Any]]:
@@ -63,11 +65,12 @@ class Predictor:
                 as the model was trained.
 
         Returns:
-            A dict for each picture: ``label`` (str), ``probabilities`` (dict of class to float, in [0, 1]) and
-            ``error`` (None); for a bad picture ``error`` is a text and the others are None. Where faces are looked
+            A dict for each picture: ``label`` (str), ``probabilities`` (dict of class to float, in [0, 1]),
+            ``abstain`` (bool: the top one is below the threshold that evaluate chose) and ``error`` (None); for a bad
+            picture ``error`` is a text and the others are None. Where faces are looked
             for, these are of the largest one, and ``faces`` is a list, the largest first, of dicts with ``box``
-            (left, top, width, height, px of the upright picture), ``score`` (probability of a face), ``label`` and
-            ``probabilities``.
+            (left, top, width, height, px of the upright picture), ``score`` (probability of a face), ``label``,
+            ``probabilities`` and ``abstain``.
         """
         look = bool(self.faces) if faces is None else faces
         rows: list[dict[str, Any]] = []
@@ -101,7 +104,7 @@ class Predictor:
             if look:
                 row["faces"] = [
                     {"box": list(face.box), "score": face.score}
-                    | {name: answer[name] for name in ("label", "probabilities")}
+                    | {name: answer[name] for name in ("label", "probabilities", "abstain")}
                     for face, answer in found
                 ]
             rows.append(row)
@@ -135,7 +138,12 @@ class Predictor:
         if not np.isfinite(probs).all():  # NaN would also be invalid JSON
             return _failure("the model gave no finite probabilities for this picture")
         probabilities = {name: float(prob) for name, prob in zip(self.class_names, probs, strict=True)}
-        return {"label": self.class_names[int(probs.argmax())], "probabilities": probabilities, "error": None}
+        return {
+            "label": self.class_names[int(probs.argmax())],
+            "probabilities": probabilities,
+            "abstain": self.threshold is not None and bool(probs.max() < self.threshold),
+            "error": None,
+        }
 
 
 def rows_of(model_input: Any) -> list[Any]:
@@ -233,7 +241,7 @@ def _to_bytes(value: Any) -> bytes | str:
 
 def _failure(error: str) -> dict[str, Any]:
     """The answer for a row that can't be classified."""
-    return {"label": None, "probabilities": None, "error": error}
+    return {"label": None, "probabilities": None, "abstain": None, "error": error}
 
 
 def _tame_server() -> None:

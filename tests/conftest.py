@@ -106,6 +106,8 @@ train:
 evaluate:
   batch_size: 7
   worst: 4
+  tta: [flip]
+  risk: 0.2
 
 export:
   formats: [pt2]

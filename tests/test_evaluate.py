@@ -25,7 +25,9 @@ CLASS_NAMES = ["1", "NA", "sad, or not"]
 MEAN, STD, SIZE = 0.5, 0.25, 16
 LEAKS = {0, 3, 4, 20}  # test images with a twin in train
 AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
-PARAMS = EvaluateParams(batch_size=7, worst=4)
+PARAMS = EvaluateParams(batch_size=7, worst=4, tta=[], risk=0.2)
+SCORES = ["accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "top2", "auroc"]
+FIGURES = ["confusion_matrix", "per_class", "reliability", "risk_coverage", "worst_mistakes"]
 
 
 def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" * 64) -> Path:
@@ -181,8 +183,8 @@ def test_metrics_follow_from_the_predictions(workspace: Workspace) -> None:
     assert written["run_id"] == "run-of-train"
     assert {name: list(part) for name, part in written.items() if name != "run_id"} == {
         "val": ["accuracy", "macro_f1"],
-        "test": ["accuracy", "macro_f1", "balanced_accuracy", "nll"],
-        "test_clean": ["images", "accuracy", "macro_f1", "balanced_accuracy", "nll"],
+        "test": SCORES,
+        "test_clean": ["images", *SCORES],
         "audit": ["redundant", "conflicting_groups", "test_in_train"],
     }
 
@@ -245,7 +247,8 @@ def test_again_gives_the_same_bytes_and_leaves_nothing_else(workspace: Workspace
     assert set(first) == {
         "metrics.json", "per_class.csv", "confusion.csv", "predictions.csv",
         "label_suspects.csv", "label_suspects.html",
-        *(f"figures/{name}.png" for name in ("confusion_matrix", "per_class", "worst_mistakes")),
+        *(f"figures/{name}.png" for name in FIGURES),
+        "calibration.json", "intervals.json",
     }  # fmt: skip
     (workspace.reports / "audit.json").write_text("{}")  # another stage's
     (workspace.reports / "figures" / "stale.png").write_text("of an older version")
@@ -258,8 +261,8 @@ def test_again_gives_the_same_bytes_and_leaves_nothing_else(workspace: Workspace
 
 @pytest.mark.usefixtures("undrawn")
 def test_batch_size_does_not_change_the_scores(workspace: Workspace) -> None:
-    small = workspace.evaluate(EvaluateParams(batch_size=1, worst=0))
-    large = workspace.evaluate(EvaluateParams(batch_size=1000, worst=100))
+    small = workspace.evaluate(EvaluateParams(batch_size=1, worst=0, tta=[], risk=0.2))
+    large = workspace.evaluate(EvaluateParams(batch_size=1000, worst=100, tta=[], risk=0.2))
     assert small["test"] == pytest.approx(large["test"], rel=1e-5)
 
 
@@ -267,7 +270,7 @@ def test_batch_size_does_not_change_the_scores(workspace: Workspace) -> None:
 def test_key_tells_weights_data_and_params_apart(workspace: Workspace) -> None:
     workspace.evaluate()
     workspace.evaluate()
-    workspace.evaluate(EvaluateParams(batch_size=7, worst=3))
+    workspace.evaluate(EvaluateParams(batch_size=7, worst=3, tta=[], risk=0.2))
     first, again, other = workspace.keys
     assert first == again != other
     keys = {stage.evaluation_key(weights, PARAMS, data) for weights in "ab" for data in "ab"}
@@ -284,14 +287,16 @@ def test_run_gets_metrics_files_and_key(workspace: Workspace) -> None:
     names = {folder: sorted(path.name for path in paths) for folder, paths in files.items()}
     assert names == {
         "evaluation": [
+            "calibration.json",
             "confusion.csv",
+            "intervals.json",
             "label_suspects.csv",
             "label_suspects.html",
             "metrics.json",
             "per_class.csv",
             "predictions.csv",
         ],
-        "evaluation/figures": ["confusion_matrix.png", "per_class.png", "worst_mistakes.png"],
+        "evaluation/figures": [f"{name}.png" for name in FIGURES],
     }
     assert workspace.keys[0] in tags.values()
 
@@ -305,7 +310,7 @@ def test_failure_leaves_the_old_reports(workspace: Workspace, monkeypatch: pytes
 
     monkeypatch.setattr(plots, "save", full)
     with pytest.raises(OSError, match="no space"):
-        workspace.evaluate(EvaluateParams(batch_size=7, worst=1))
+        workspace.evaluate(EvaluateParams(batch_size=7, worst=1, tta=[], risk=0.2))
     assert workspace.digests() == before
     assert len(workspace.logged) == 1
 

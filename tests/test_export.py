@@ -82,6 +82,13 @@ def write_trained(folder: Path) -> None:
     (folder / "run.json").write_text(json.dumps({"run_id": "r1", "formats": {"pt2": None, "onnx": None}}))
 
 
+TRUST = {
+    "temperature": 1.5,
+    "ece": {"test": {"before": 0.1, "after": 0.02}},
+    "abstain": {"risk": 0.2, "threshold": 0.4, "test": {"coverage": 0.6, "risk": 0.19}},
+}
+
+
 def write_reports(folder: Path) -> None:
     folder.mkdir()
     test = {"accuracy": 0.5, "macro_f1": 0.25, "balanced_accuracy": 0.4, "nll": 1.2345678}
@@ -89,6 +96,7 @@ def write_reports(folder: Path) -> None:
     metrics["test_clean"] = {"images": 3300, "accuracy": 0.48765}
     metrics["audit"] = {"redundant": 1234, "conflicting_groups": 56, "test_in_train": 289}
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "calibration.json").write_text(json.dumps(TRUST))
     (folder / "per_class.csv").write_text(
         "class,precision,recall,f1,support\nangry,0.123456,0.5,0.2,7\nsad|blue,1.0,1.0,1.0,2\n"
     )
@@ -143,7 +151,7 @@ def test_every_format_answers_as_the_trained_net(exported: Project) -> None:
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     x = torch.nn.functional.interpolate(x, (28, 28), mode="bilinear", antialias=True)
     with torch.inference_mode():
-        expected = net((x - 0.5) / 0.25).softmax(1).numpy()
+        expected = (net((x - 0.5) / 0.25) / TRUST["temperature"]).softmax(1).numpy()
     assert np.ptp(expected, axis=0).max() > 0.02  # the pictures can be told apart
     for size in (1, 4, 9):
         for run in (formats.run_pt2, formats.run_onnx):
@@ -153,6 +161,7 @@ def test_every_format_answers_as_the_trained_net(exported: Project) -> None:
     served = np.array([[row["probabilities"][name] for name in CLASSES] for row in rows])
     np.testing.assert_allclose(served, expected, atol=1e-4)
     assert [row["label"] for row in rows] == [CLASSES[i] for i in expected.argmax(1)]
+    assert [row["abstain"] for row in rows] == (served.max(1) < TRUST["abstain"]["threshold"]).tolist()
 
 
 def test_what_the_bundle_holds(exported: Project) -> None:
@@ -301,6 +310,7 @@ def test_pixels_other_than_prepared_ones_stop_the_stage(project: Project) -> Non
         ("train/weights.json", "train"),
         ("train/run.json", "train"),
         ("reports/metrics.json", "evaluate"),
+        ("reports/calibration.json", "evaluate"),
         ("prepared/classes.json", "prepare"),
     ],
 )
@@ -317,10 +327,12 @@ def test_digest_follows_what_changes_an_answer() -> None:
         "weights_sha256": "1", "data_digest": "2",
     }  # fmt: skip
     metrics = {"val": {}, "test": {}, "run_id": "r"}
-    digest = export.describe(sidecar, metrics, {}, "t")["digest"]
+    digest = export.describe(sidecar, metrics, TRUST, {}, "t")["digest"]
+    assert export.describe(sidecar, metrics, {**TRUST, "temperature": 2.0}, {}, "t")["digest"] != digest
     for key in ("backbone", "model_args", "class_names", "preprocessing", "weights_sha256"):
-        assert export.describe({**sidecar, key: "other"}, metrics, {}, "t")["digest"] != digest
+        assert export.describe({**sidecar, key: "other"}, metrics, TRUST, {}, "t")["digest"] != digest
     for changed in ({**metrics, "run_id": "s"}, {**metrics, "test": {"accuracy": 1}}):
         assert (
-            export.describe({**sidecar, "data_digest": "3"}, changed, {"pt2": None}, "u")["digest"] == digest
+            export.describe({**sidecar, "data_digest": "3"}, changed, TRUST, {"pt2": None}, "u")["digest"]
+            == digest
         )

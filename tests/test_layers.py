@@ -151,7 +151,8 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
 @pytest.mark.parametrize(
     "module, allowed",
     [
-        ("errors", set()), ("images", set()), ("metrics", set()), ("plots", set()), ("backbones", set()),
+        ("errors", set()), ("images", set()), ("plots", set()), ("backbones", set()),
+        ("metrics", set()), ("calibration", set()), ("intervals", {"calibration"}),
         ("card", set()), ("formats", set()), ("interrupt", set()), ("decoded", set()),
         ("alignment", set()), ("pages", set()), ("pixels", set()), ("duplicates", {"alignment", "pixels"}),
         ("twins", {"duplicates", "pixels", "records"}), ("suspects", {"data", "pages"}),

