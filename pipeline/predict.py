@@ -42,8 +42,8 @@ def predict_paths(paths: Sequence[str | Path], model: str | Path, faces: bool | 
         For each file, and where faces are looked for, for each face of it, the largest first, a dict: ``file``,
         ``box`` (left, top, width, height of the face, px; None if faces are not looked for), ``label`` (str),
         ``probability`` (float, of that label), ``probabilities`` (dict of class to float), ``abstain`` (bool: too
-        unsure to be relied on) and ``error`` (None). For a bad file, and one without a face, ``error`` is a text and the
-        others are None.
+        unsure to be relied on) and ``error`` (None). For a bad file, and one without a face, ``error`` is a text and
+        the others are None.
 
     Raises:
         UserError: At once: a path or model that isn't there, or a folder without pictures.

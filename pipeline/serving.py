@@ -4,8 +4,9 @@ Used in two ways: imported as ``pipeline.serving`` (then mlflow stays out of it)
 models-from-code file of a logged model, where ``images.py`` and ``faces.py`` lie beside it by ``code_paths``.
 
 One row in, one row out: ``label``, ``probabilities`` by class, ``abstain`` (whether the model is too unsure for its
-answer to be relied on), ``error`` (None, or a text for that row); where faces are looked for also ``faces``, with the answer for each of them. Bad input never raises, because MLflow's server would
-answer with a stack trace that shows its own paths.
+answer to be relied on), ``error`` (None, or a text for that row); where faces are looked for also ``faces``, with the
+answer for each of them. Bad input never raises, because MLflow's server would answer with a stack trace that shows
+its own paths.
 """
 
 import base64
