@@ -3,8 +3,8 @@
     python benchmarks/faces.py --prepared data/prepared --bundle models/bundle
 
 Test faces of prepared data, blown up to 40 to 240 px, are laid into the two photographs that scikit-learn ships, up to
-six a picture, none over another. A face counts as found where a box has its middle in the face's middle half and half
-to twice its area; every other box is a false one. Boxes in the photographs as they are, cut and mirrored, are false
+six a picture, none over another. A face counts as found where a box has its middle in the face's middle half and a
+quarter to twice its area; every other box is a false one. Boxes in the photographs as they are, cut and mirrored, are false
 too. With a bundle, its accuracy on the faces as they are is compared with that on what the detector cuts out, at
 several margins. The peer is OpenCV's Haar cascade, where it is installed: pip install "opencv-python-headless<5".
 """
@@ -77,7 +77,7 @@ def shows(face: Face, left: int, top: int, side: int) -> bool:
     """Whether a box is that of a pasted face."""
     x, y, width, height = face.box
     middle = max(abs(x + width / 2 - left - side / 2), abs(y + height / 2 - top - side / 2)) <= side / 4
-    return middle and side**2 / 2 <= width * height <= 2 * side**2
+    return middle and side**2 / 4 <= width * height <= 2 * side**2
 
 
 def measure(name: str, find: Detect, photos: list, empty: list[np.ndarray]) -> None:
