@@ -23,7 +23,7 @@ else:  # beside serving.py in the served model
     from images import ImageError, decode
 
 # What a served model looks for when it was trained on faces that somebody else had cut out.
-DEFAULTS = {"margin": 0.05, "min_size": 32}
+DEFAULTS = {"margin": 0.0, "min_size": 32}
 # Least probability of a face that each net lets through.
 THRESHOLDS = (0.6, 0.7, 0.8)
 _NETS = ("pnet", "rnet", "onet")
