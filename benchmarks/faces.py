@@ -4,9 +4,9 @@
 
 Test faces of prepared data, blown up to 40 to 240 px, are laid into the two photographs that scikit-learn ships, up to
 six a picture, none over another. A face counts as found where a box has its middle in the face's middle half and a
-quarter to twice its area; every other box is a false one. Boxes in the photographs as they are, cut and mirrored, are false
-too. With a bundle, its accuracy on the faces as they are is compared with that on what the detector cuts out, at
-several margins. The peer is OpenCV's Haar cascade, where it is installed: pip install "opencv-python-headless<5".
+quarter to twice its area; every other box is a false one, as are all in parts of the photographs without faces. With a
+bundle, its accuracy on the faces as they are is compared with that on what the detector cuts out, at several margins.
+The peer is OpenCV's Haar cascade, where it is installed: pip install "opencv-python-headless<5".
 """
 
 import argparse
