@@ -26,6 +26,16 @@ AUDIT = (
     "twins with different labels, and {test_in_train} test images with a twin in its training split."
 )
 
+# What is expected of a picture, by whether faces were cut out of photos in training.
+CUT_OUT = (
+    "One face, cropped roughly as in the training data, is expected, and any picture gets some class. Faces in photos "
+    "are found on demand only."
+)
+PHOTOS = (
+    "Photos are expected, in which MTCNN finds the faces. It overlooks some (small, turned, covered or badly lit ones) "
+    "and takes some other things for faces; the scores below are on what it found."
+)
+
 LIMITS = """\
 - **Apparent expression, not felt emotion.** The labels say what an annotator saw in a face. People smile without
   joy and are sad without showing it; Barrett et al. ("Emotional Expressions Reconsidered", 2019) review how weak
@@ -35,8 +45,7 @@ LIMITS = """\
   recognition is high-risk under its Annex III, and Article 50(3) asks that the people exposed to it be told.
 - **Demographic bias.** Accuracy was not measured by age, gender, skin colour or culture, and is known to differ
   between such groups for classifiers of this kind. Measure it for your own population before any use.
-- **Pictures.** One face, cropped roughly as in the training data, is expected. There is no face detector: any
-  picture gets some class. Pictures of other pose, light, age, crop or medium than the training data's are
+- **Pictures.** {pictures} Pictures of other pose, light, age, crop or medium than the training data's are
   outside what the scores below say anything about.
 - **Probabilities.** Calibrated by temperature scaling on the val split, and only for pictures like those: elsewhere 0.9
   need not be right nine times in ten.
@@ -72,7 +81,7 @@ def render(
         "Research and teaching on facial-expression recognition, and as a baseline to compare others with. Not for "
         "decisions about people.",
         "## Limits",
-        LIMITS.rstrip(),
+        LIMITS.rstrip().format(pictures=PHOTOS if preprocessing.get("faces") else CUT_OUT),
         "## Data",
         f"Source: `{source}`; {size}x{size} px, {colours}; digest `{bundle['data_digest'][:16]}`.",
         *(note for word, note in DATA_NOTES.items() if word in source.lower()),

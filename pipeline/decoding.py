@@ -45,7 +45,7 @@ def decode_all(
         records: Filled in.
         pixels: Filled in; the shape of an image in it says what it is made to.
         cache: Of decoded pictures.
-        faces: How the face of a photo is cut out, as ``faces.load_faces`` takes it; None if pictures are faces.
+        faces: How the face of a photo is cut out, as ``faces.cut_faces`` takes it; None if pictures are faces.
 
     Returns:
         How many did not have to be decoded, thanks to the cache.
@@ -120,7 +120,8 @@ def _decode(data: bytes, shape: tuple[int, int, int], faces: Mapping[str, Any] |
     several = False
     if faces:
         found = cut_faces(data, shape[2], faces)
-        several, (_, image) = len(found) > 1, found[0]
+        _, image = next(found)
+        several = next(found, None) is not None
     else:
         image = decode(data, shape[2])
     marks = bits([*look_at(image, shape[0]), *(["several_faces"] if several else [])])

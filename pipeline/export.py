@@ -159,7 +159,7 @@ def _as_served(data: bytes, prepared: Prepared) -> np.ndarray:
     """A picture's pixels, uint8 (S, S, C), by the code that serves; of a photo, its largest face's."""
     if not prepared.faces:
         return images.load(data, prepared.img_size, prepared.channels)
-    _, largest = faces.cut_faces(data, prepared.channels, prepared.faces)[0]
+    _, largest = next(faces.cut_faces(data, prepared.channels, prepared.faces))
     return images.resize(largest, prepared.img_size)
 
 

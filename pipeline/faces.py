@@ -7,8 +7,9 @@ and ONNX Runtime, and imports nothing local but ``images``, because it ships ins
 """
 
 import hashlib
+import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +23,15 @@ else:  # beside serving.py in the served model
     from images import ImageError, decode
 
 # What a served model looks for when it was trained on faces that somebody else had cut out.
-DEFAULTS = {"margin": 0.05, "min_size": 32}
+DEFAULTS = {"margin": 0.0, "min_size": 32}
 # Least probability of a face that each net lets through.
 THRESHOLDS = (0.6, 0.7, 0.8)
 _NETS = ("pnet", "rnet", "onet")
 _SIZES = (12, 24, 48)  # px of a face that the nets look at
 _LONGEST = 1024  # px; larger pictures are searched at this size
 _PYRAMID = 0.709  # each scale to the one before, about the root of 1/2
-_SAME, _SAME_LAST = 0.7, 0.7  # boxes that overlap more show one face
-_MAX_PROPOSALS = 2000  # bounds time and memory, whatever the picture shows
+_SAME = 0.7  # boxes that overlap more show one face
+_MAX_PROPOSALS, _MAX_FACES = 1000, 200  # bound time and memory, whatever the picture shows
 
 
 class NoFace(ImageError):
@@ -54,10 +55,11 @@ def detect(image: np.ndarray, min_size: int) -> list[Face]:
 
     Args:
         image: uint8 (H, W, 3).
-        min_size: Least side of a face, px.
+        min_size: Least longer side of a face, px. In pictures with more than 1024 px on a side it is at least 1.2 % of
+            that side.
 
     Returns:
-        The faces, the largest first.
+        The faces, the largest first, at most 200.
     """
     height, width, _ = image.shape
     shrink = min(1.0, _LONGEST / max(height, width))
@@ -72,16 +74,16 @@ def detect(image: np.ndarray, min_size: int) -> list[Face]:
             return []
         boxes = _refine(picture, _square(boxes), name, size, threshold)
         boxes = boxes[_distinct(boxes, _SAME, "union")] if name != _NETS[-1] else boxes
-    boxes = boxes[_distinct(boxes, _SAME_LAST, "smaller")]
+    boxes = boxes[_distinct(boxes, _SAME, "smaller")]
     boxes[:, :4] /= shrink
     boxes[:, :4] = boxes[:, :4].clip(0, [width, height, width, height])
     faces = []
     for left, top, right, bottom, score in boxes:
         x, y = int(left), int(top)
         box = (x, y, max(1, int(right) - x), max(1, int(bottom) - y))
-        if min(box[2:]) >= min_size * 0.75:  # the box is a narrow one; the size asked for is a square's
+        if max(box[2:]) >= min_size:
             faces.append(Face(box, round(float(score), 4)))
-    return sorted(faces, key=lambda face: (-face.box[2] * face.box[3], face.box))
+    return sorted(faces, key=lambda face: (-face.box[2] * face.box[3], face.box))[:_MAX_FACES]
 
 
 def cut_out(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
@@ -103,7 +105,7 @@ def cut_out(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
     return image[rows[:, None], columns]
 
 
-def cut_faces(data: bytes, channels: int, settings: Mapping[str, Any]) -> list[tuple[Face, np.ndarray]]:
+def cut_faces(data: bytes, channels: int, settings: Mapping[str, Any]) -> Iterator[tuple[Face, np.ndarray]]:
     """Decode a picture and cut out every face in it: the one way from a photo to what is trained on and served.
 
     Args:
@@ -112,16 +114,18 @@ def cut_faces(data: bytes, channels: int, settings: Mapping[str, Any]) -> list[t
         settings: ``margin`` and ``min_size``, as in ``DEFAULTS``.
 
     Returns:
-        Faces, the largest first, each with the square of pixels around it, uint8 (S, S, channels).
+        Faces, at least one and the largest first, each with the square of pixels around it, uint8 (S, S, channels).
+        One is cut out at a time, since those of a large photo take much memory.
 
     Raises:
-        ImageError: As ``images.decode``; ``NoFace`` if there is none.
+        ImageError: At once, as ``images.decode``; ``NoFace`` if there is none.
+        ModuleNotFoundError: At once, if the package with the nets is not installed; the message says which.
     """
     image = decode(data, 3)
     faces = detect(image, settings["min_size"])
     if not faces:
         raise NoFace("no face was found")
-    return [(face, to_channels(cut_out(image, face, settings["margin"]), channels)) for face in faces]
+    return ((face, to_channels(cut_out(image, face, settings["margin"]), channels)) for face in faces)
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -130,8 +134,12 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def detector_digest() -> str:
-    """SHA-256 of the three nets: other nets find other faces."""
-    digest = hashlib.sha256()
+    """SHA-256 of the three nets and of what runs them: others find other faces.
+
+    Raises:
+        ModuleNotFoundError: The package with the nets, or ONNX Runtime, is not installed.
+    """
+    digest = hashlib.sha256(importlib.metadata.version("onnxruntime").encode())
     for name in _NETS:
         digest.update(_path(name).read_bytes())
     return digest.hexdigest()

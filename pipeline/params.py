@@ -51,14 +51,14 @@ class PrepareParams(Section):
     seed: int
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
     faces: Literal["crop"] | None
-    face_margin: Annotated[float, Field(ge=0, le=2)]
+    face_margin: Annotated[float, Field(ge=0, le=0.5)]
     face_min_size: Annotated[int, Field(ge=12, le=4096)]
     duplicates: Literal["drop_from_train", "drop_exact_from_train", "keep"]
     conflicts: Literal["drop", "majority", "keep"]
 
     @property
     def face_settings(self) -> dict[str, Any] | None:
-        """How faces are looked for and cut out, as ``faces.load_faces`` takes it; None where they are already."""
+        """How faces are looked for and cut out, as ``faces.cut_faces`` takes it; None where they are already."""
         return {"margin": self.face_margin, "min_size": self.face_min_size} if self.faces else None
 
     @field_validator("class_map", mode="before")

@@ -165,7 +165,13 @@ def _load_registered(uri: str, faces: bool | None) -> Predict:
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{uri} can't be loaded: {reason} `hyojo register` makes a version.") from None
-    params = None if faces is None else {"faces": faces}
+    known = model.metadata.get_params_schema()
+    if faces and not (known and "faces" in [param.name for param in known.params]):
+        raise UserError(
+            f"{uri} was registered by a version that finds no faces. `dvc repro export` and `hyojo register` make "
+            "a new one."
+        )
+    params = None if faces is None or not known else {"faces": faces}
     return lambda pictures: model.predict(
         pd.DataFrame({"image": pd.Series(pictures, dtype=object)}), params=params
     )

@@ -162,7 +162,10 @@ def _open_cache(params: PrepareParams) -> Cache:
         for name in ("images", "faces", "audit", "records")
     ]
     if params.faces:
-        code += [json.dumps(params.face_settings), detector_digest()]
+        try:
+            code += [json.dumps(params.face_settings), detector_digest()]
+        except ModuleNotFoundError as error:
+            raise UserError(f"prepare.faces: {error}") from None
     shape = (params.img_size, params.img_size, params.channels)
     return Cache(folder, [*code, PIL.__version__, np.__version__], shape)
 

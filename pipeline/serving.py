@@ -73,7 +73,7 @@ class Predictor:
             (left, top, width, height, px of the upright picture), ``score`` (probability of a face), ``label``,
             ``probabilities`` and ``abstain``.
         """
-        look = bool(self.faces) if faces is None else faces
+        look = self._looks(faces)
         rows: list[dict[str, Any]] = []
         for start in range(0, len(pictures), BATCH_SIZE):
             rows += self._predict_batch(pictures[start : start + BATCH_SIZE], look)
@@ -86,9 +86,16 @@ class Predictor:
             As ``predict_bytes``; whatever else a value may be gives an error for its row.
         """
         pictures = [_to_bytes(value) for value in values]
-        rows: list[dict[str, Any]] = [_failure(data) if isinstance(data, str) else {} for data in pictures]
-        answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)], faces))
+        look = self._looks(faces)
+        rows: list[dict[str, Any]] = [
+            _failure(data, look) if isinstance(data, str) else {} for data in pictures
+        ]
+        answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)], look))
         return [row or next(answers) for row in rows]
+
+    def _looks(self, faces: bool | None) -> bool:
+        """Whether faces are looked for: as asked, or else as the model was trained."""
+        return bool(self.faces) if faces is None else faces
 
     def _predict_batch(self, pictures: Sequence[bytes], look: bool) -> list[dict[str, Any]]:
         """Decode and classify one batch; the good pictures of it, or their faces, go through the graph together."""
@@ -98,7 +105,7 @@ class Predictor:
         rows = []
         for parts in loaded:
             if isinstance(parts, str):
-                rows.append(_failure(parts) | ({"faces": []} if look else {}))
+                rows.append(_failure(parts, look))
                 continue
             found = [(face, next(answers)) for face, _ in parts]
             row = dict(found[0][1])
@@ -129,7 +136,7 @@ class Predictor:
                 return [(None, load(data, self.img_size, self.channels))]
             found = cut_faces(data, self.channels, self.faces or DEFAULTS)
             return [(face, resize(image, self.img_size)) for face, image in found]
-        except ImageError as error:
+        except (ImageError, ModuleNotFoundError) as error:  # not installed: what finds faces
             return str(error)
         except Exception:  # MemoryError, or a decoder's surprise
             return "the picture could not be decoded"
@@ -240,9 +247,10 @@ def _to_bytes(value: Any) -> bytes | str:
         return "not base64"
 
 
-def _failure(error: str) -> dict[str, Any]:
-    """The answer for a row that can't be classified."""
-    return {"label": None, "probabilities": None, "abstain": None, "error": error}
+def _failure(error: str, look: bool = False) -> dict[str, Any]:
+    """The answer for a row that can't be classified; without faces where they were looked for."""
+    row = {"label": None, "probabilities": None, "abstain": None, "error": error}
+    return row | ({"faces": []} if look else {})
 
 
 def _tame_server() -> None:
