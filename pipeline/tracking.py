@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -26,6 +27,7 @@ EVALUATION_TAG = "hyojo.evaluation"
 # One value a training job: tells a run that was made, but not written down, when the trainer was killed.
 ATTEMPT_TAG = "hyojo.attempt"
 BUNDLE_TAG = "hyojo.bundle"
+TEST_DIGEST_TAG = "hyojo.test_digest"
 REBUILT_TAG = "hyojo.rebuilt"
 # What a training started from, as far as it fits on a run.
 INPUTS = [Path("params.yaml"), Path("reports/audit.json"), Path("reports/audit.html")]
@@ -277,6 +279,15 @@ def log_bundle(run_id: str, bundle_dir: Path, pyfunc_dir: Path) -> None:
         client.set_tag(run.info.run_id, BUNDLE_TAG, digest)
 
     attempt(log, "logging the bundle")
+
+
+def read_artifact(client: "MlflowClient", run_id: str, path: str) -> bytes | None:
+    """Content of a file that a run holds; None if it does not."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if path not in [item.path for item in client.list_artifacts(run_id, str(Path(path).parent))]:
+        return None
+    with tempfile.TemporaryDirectory(prefix="hyojo-artifact-") as scratch:
+        return Path(client.download_artifacts(run_id, path, scratch)).read_bytes()
 
 
 def rebuild(client: "MlflowClient", train_dir: Path) -> "Run":

@@ -144,7 +144,7 @@ def test_only_sync_imports_a_stage(module: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
-    above = {*STAGES, "cli", "sync", "registry", "predict", "probe"} - {stage}
+    above = {*STAGES, "cli", "contenders", "sync", "registry", "predict", "probe"} - {stage}
     assert not reached(stage) & above
 
 
@@ -158,7 +158,8 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("twins", {"duplicates", "pixels", "records"}), ("suspects", {"data", "pages"}),
         ("audit_page", {"audit", "listing", "pages", "pixels", "records"}),
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
-        ("pretrained", {"errors"}), ("tracking", {"store"}), ("schedule", {"params"}),
+        ("pretrained", {"errors"}), ("tracking", {"store"}), ("registry", {"errors", "store", "tracking"}),
+        ("contenders", {"errors", "registry", "store", "tracking"}), ("paired", set()), ("schedule", {"params"}),
         ("serving", {"faces", "images"}), ("faces", {"images"}),
         ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),
         ("kernels", {"draws", "geometry", "moves"}), ("augment", {"draws", "errors", "kernels", "params"}),
@@ -210,7 +211,7 @@ def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> Non
 
 def test_torch_stays_out_of_what_needs_none() -> None:
     light = [
-        "prepare", "cli", "registry", "store", "tracking", "predict", "serving", "images", "params", "plots", "metrics",
+        "prepare", "cli", "registry", "contenders", "store", "tracking", "predict", "serving", "images", "params", "plots", "metrics",
     ]  # fmt: skip
     for module in light:
         for below in reached(module, in_functions=False):
