@@ -28,6 +28,7 @@ EXEMPT = {
         "errors": "texts of errors",
         "params": "the values themselves stand in dvc.yaml's params",
         "plots": "a curve's looks must not train anew",
+        "costs": "figures for the tracker",
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
         "store": "says where that mirror is",
         "interrupt": "stopped and run again, a training ends alike",
@@ -158,7 +159,8 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("twins", {"duplicates", "pixels", "records"}), ("suspects", {"data", "pages"}),
         ("audit_page", {"audit", "listing", "pages", "pixels", "records"}),
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
-        ("pretrained", {"errors"}), ("tracking", {"store"}), ("registry", {"errors", "store", "tracking"}),
+        ("pretrained", {"errors"}), ("costs", {"formats"}), ("tracking", {"store"}), 
+        ("registry", {"errors", "store", "tracking"}),
         ("contenders", {"errors", "registry", "store", "tracking"}), ("paired", set()), ("schedule", {"params"}),
         ("serving", {"faces", "images"}), ("faces", {"images"}),
         ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),
@@ -211,7 +213,8 @@ def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> Non
 
 def test_torch_stays_out_of_what_needs_none() -> None:
     light = [
-        "prepare", "cli", "registry", "contenders", "store", "tracking", "predict", "serving", "images", "params", "plots", "metrics",
+        "prepare", "cli", "registry", "contenders", "costs", "store",
+        "tracking", "predict", "serving", "images", "params", "plots", "metrics",
     ]  # fmt: skip
     for module in light:
         for below in reached(module, in_functions=False):
