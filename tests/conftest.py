@@ -113,6 +113,14 @@ export:
   formats: [pt2]
   opset: 18
   tolerance: 0.0001
+
+promote:
+  rule: better
+  level: 0.05
+  recall_floor: 0.05
+  ece_rise: 0.02
+  latency_ratio: 2.0
+  size_ratio: 4.0
 """
 SPLIT_SIZES = {"train": 24, "val": 9, "test": 9}
 CLASS_NAMES = ["angry", "happy", "sad"]
