@@ -145,7 +145,19 @@ def test_only_sync_imports_a_stage(module: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
-    above = {*STAGES, "cli", "contenders", "sync", "registry", "predict", "probe"} - {stage}
+    above = {
+        *STAGES,
+        "cli",
+        "comparison",
+        "compare_page",
+        "contenders",
+        "gate",
+        "promotion",
+        "sync",
+        "registry",
+        "predict",
+        "probe",
+    } - {stage}
     assert not reached(stage) & above
 
 
@@ -161,7 +173,12 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
         ("pretrained", {"errors"}), ("costs", {"formats"}), ("tracking", {"store"}),
         ("registry", {"errors", "store", "tracking"}),
-        ("contenders", {"errors", "registry", "store", "tracking"}), ("paired", set()), ("schedule", {"params"}),
+        ("contenders", {"errors", "registry", "store", "tracking"}), ("paired", set()),
+        ("gate", {"calibration", "paired", "params"}),
+        ("comparison", {"calibration", "contenders", "errors", "gate", "metrics", "paired"}),
+        ("compare_page", {"comparison", "data", "errors", "pages"}),
+        ("promotion", {"contenders", "costs", "errors", "gate", "params", "registry", "store", "tracking"}),
+        ("schedule", {"params"}),
         ("serving", {"faces", "images"}), ("faces", {"images"}),
         ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),
         ("kernels", {"draws", "geometry", "moves"}), ("augment", {"draws", "errors", "kernels", "params"}),
@@ -213,7 +230,7 @@ def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> Non
 
 def test_torch_stays_out_of_what_needs_none() -> None:
     light = [
-        "prepare", "cli", "registry", "contenders", "costs", "store",
+        "prepare", "cli", "registry", "contenders", "comparison", "compare_page", "costs", "gate", "promotion", "store",
         "tracking", "predict", "serving", "images", "params", "plots", "metrics",
     ]  # fmt: skip
     for module in light:
