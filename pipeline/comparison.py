@@ -133,23 +133,15 @@ def _paired(a: Contender, b: Contender) -> Contender:
 
 
 def _scores(a: Contender, b: Contender) -> dict[str, dict[str, float]]:
-    found = {}
+    found = []
     for side in (a, b):
         scores = metrics.classification_metrics(side.targets, side.probs)
         f1 = float(metrics.per_class(side.targets, side.preds, a.class_names)["f1"].mean())
-        found[side is b] = {
-            "accuracy": float(side.right.mean()),
-            "macro-F1": f1,
-            "NLL": scores["nll"],
-            "ECE": calibration_error(side.targets, side.probs),
-        }
+        ece = calibration_error(side.targets, side.probs)
+        found.append({"accuracy": float(side.right.mean()), "macro-F1": f1, "NLL": scores["nll"], "ECE": ece})
     table = {
-        name: {
-            "a": found[False][name],
-            "b": found[True][name],
-            "difference": found[True][name] - found[False][name],
-        }
-        for name in found[False]
+        name: {"a": ours, "b": found[1][name], "difference": found[1][name] - ours}
+        for name, ours in found[0].items()
     }
     intervals = {
         "accuracy": difference_interval(b.right, a.right),
