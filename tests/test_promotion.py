@@ -170,6 +170,7 @@ def test_a_champion_that_changed_meanwhile_voids_the_decision(monkeypatch: pytes
     assert tags(2)["hyojo.decision"].startswith("void: ")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_champion")
 def test_of_two_promotions_at_once_one_wins() -> None:
     for digest in ("second", "third"):
