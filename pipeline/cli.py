@@ -1,4 +1,4 @@
-"""The command line: ``hyojo use | probe | lr-range | predict | register | promote | rollback | serve | ui | sync``.
+"""The command line: ``hyojo --help`` lists the commands.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
@@ -80,8 +80,26 @@ def build_parser() -> argparse.ArgumentParser:
     register = commands.add_parser("register", help="register the bundle; the first version becomes champion")
     register.set_defaults(command=_register)
 
+    compare = commands.add_parser(
+        "compare",
+        help="compare two models on the same test samples",
+        description="A and B are registry versions (3, v3), aliases (champion), models:/ URIs, MLflow runs by id, "
+        "beginning of an id or name, DVC experiments, git revisions, or . for what stands in reports/.",
+    )
+    compare.add_argument("a", metavar="A", help="what B is compared with, such as champion")
+    compare.add_argument("b", metavar="B", help="the newer one, such as .")
+    compare.add_argument(
+        "--html", metavar="FILE", help="page to write (reports/compare.html, and none with --json)"
+    )
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(command=_compare)
+
     promote = commands.add_parser("promote", help="make a version champion, if the gate lets it through")
     promote.add_argument("version", nargs="?", type=int, metavar="VERSION", help="the latest if left out")
+    promote.add_argument("--force", action="store_true", help="whatever the gate says; needs --reason")
+    promote.add_argument(
+        "--reason", metavar="TEXT", help="why the gate is overruled; recorded on the version"
+    )
     promote.set_defaults(command=_promote)
 
     rollback = commands.add_parser("rollback", help="make the former champion champion again")
@@ -187,12 +205,32 @@ def _register(_arguments: argparse.Namespace) -> None:
     print(registry.register().message)
 
 
-def _promote(arguments: argparse.Namespace) -> int:
-    from pipeline import registry
+def _compare(arguments: argparse.Namespace) -> None:
+    import json
 
-    outcome = registry.promote(arguments.version)
+    from pipeline import compare_page, contenders
+    from pipeline.comparison import compare
+
+    found = compare(contenders.find(arguments.a), contenders.find(arguments.b))
+    print(json.dumps(found.as_dict(), indent=2) if arguments.json else compare_page.text(found))
+    if arguments.json and not arguments.html:
+        return
+    path = Path(arguments.html or "reports/compare.html")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(compare_page.page(found), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}. Give another --html FILE.") from None
+    if not arguments.json:
+        print(f"\nwith pictures: {path}")
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from pipeline import promotion
+
+    outcome = promotion.promote(arguments.version, arguments.force, arguments.reason)
     print(outcome.message)
-    return int(outcome.message.startswith("Refused"))
+    return int(outcome.refused)
 
 
 def _rollback(_arguments: argparse.Namespace) -> None:
