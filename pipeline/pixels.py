@@ -3,6 +3,7 @@
 A mapped file would do, but that its pages count as memory of the process.
 """
 
+import threading
 from io import SEEK_END
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import numpy as np
 class Pixels:
     """A file of N images, uint8 (N, ...), of which the first have been written; made anew.
 
+    May be read from several threads.
+
     Attributes:
         shape: Of all of them.
     """
@@ -19,19 +22,24 @@ class Pixels:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.shape = shape
         self._file = path.open("w+b")
+        self._lock = (
+            threading.Lock()
+        )  # between a seek and its read another thread would move the file's position
         self._bytes = int(np.prod(shape[1:]))
 
     def append(self, images: np.ndarray) -> None:
         """Write images, uint8 (n, ...), behind the last."""
-        self._file.seek(0, SEEK_END)
-        self._file.write(np.ascontiguousarray(images))
+        with self._lock:
+            self._file.seek(0, SEEK_END)
+            self._file.write(np.ascontiguousarray(images))
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         """Images by their numbers, (n,) -> uint8 (n, ...)."""
         found = np.empty((len(numbers), *self.shape[1:]), np.uint8)
-        for image, number in zip(found, numbers):
-            self._file.seek(int(number) * self._bytes)
-            self._file.readinto(image)
+        with self._lock:
+            for image, number in zip(found, numbers):
+                self._file.seek(int(number) * self._bytes)
+                self._file.readinto(image)
         return found
 
     def __len__(self) -> int:
