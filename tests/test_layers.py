@@ -144,7 +144,7 @@ def test_only_sync_imports_a_stage(module: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
-    above = {*STAGES, "cli", "sync", "registry", "predict", "probe"} - {stage}
+    above = {*STAGES, "cli", "sync", "registry", "predict", "probe", "folds"} - {stage}
     assert not reached(stage) & above
 
 
@@ -182,6 +182,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
                 "augment", "data", "distributed", "errors", "loader", "losses", "model", "optim", "params", "schedule",
             },
         ),
+        ("folds", {"data", "engine", "errors", "loader", "model", "params", "trainer"}),
         ("engine", {"augment", "data", "distributed", "errors", "loader", "metrics", "model", "trainer"}),
     ],
 )  # fmt: skip
