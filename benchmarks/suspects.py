@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the choice (%(default)s)")
     arguments = parser.parse_args()
     prepared, params = load_prepared(), load_params(arguments.params).train
-    epochs = arguments.epochs or folds.default_epochs(params, arguments.folds)
+    epochs = arguments.epochs or params.epochs
     params, split = folds.shorten(params, epochs), prepared.split("train")
     rng = np.random.default_rng(arguments.seed)
     changed = replace(split, targets=flip(split.targets, len(prepared.class_names), arguments.share, rng))

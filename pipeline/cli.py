@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     suspects.add_argument("--folds", type=int, default=4, help="parts, and so trainings (%(default)s)")
     suspects.add_argument(
-        "--epochs", type=int, help="of each training (as many as take about as long as the train stage)"
+        "--epochs", type=int, help="of each training (train.epochs); fewer cost less and doubt more"
     )
     suspects.set_defaults(command=_suspects)
 
@@ -188,7 +188,7 @@ def _suspects(arguments: argparse.Namespace) -> None:
     params, prepared, count = load_params().train, load_prepared(), arguments.folds
     if count < 2:
         raise UserError(f"--folds {count}: two at least")
-    epochs = folds.default_epochs(params, count) if arguments.epochs is None else arguments.epochs
+    epochs = params.epochs if arguments.epochs is None else arguments.epochs
     split = prepared.split("train")
     print(f"{count} nets, {epochs} epochs each, on {len(split):,} training images", flush=True)
     probs = folds.held_out_probs(

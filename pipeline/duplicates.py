@@ -92,10 +92,9 @@ def near_pairs(
             return faces[places[which]].reshape(-1, SIZE, SIZE).astype(np.float32)
 
         descriptors = stack.enter_context(closing(_describe_all(look, len(rows), Path(folder), progress)))
-        pairs = _candidates(descriptors)
-        found = _compare_all(look, pairs, progress)
-    holds = found >= TWIN_AGREEMENT
-    return Pairs(*pairs[holds].T, found[holds])
+        pairs, found = _compare_all(look, _candidates(descriptors), len(rows), progress)
+    order = np.lexsort(pairs.T[::-1])
+    return Pairs(*pairs[order].T, found[order])
 
 
 def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -208,11 +207,12 @@ def _rows_by_value(values: np.ndarray, wanted: range) -> list[np.ndarray]:
     return np.split(rows[np.lexsort((rows, found))], ends)
 
 
-def _candidates(descriptors: Pixels | np.ndarray) -> np.ndarray:
-    """Pairs of similar descriptors, int64 (M, 2), the lower index first; sorted."""
+def _candidates(descriptors: Pixels | np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of similar descriptors, each once, the lower index first: int64 (m, 2) for every ``_BLOCK`` of rows."""
     count = len(descriptors)
     if count <= _FEW:
-        return np.stack(np.triu_indices(count, 1), axis=1)
+        yield np.stack(np.triu_indices(count, 1), axis=1)
+        return
     nearest = np.full((count, _NEIGHBOURS), -1, np.int32)
     cosine = np.full((count, _NEIGHBOURS), _CANDIDATE_COSINE, np.float32)
     for members, visitors in _cells(descriptors):
@@ -227,26 +227,34 @@ def _candidates(descriptors: Pixels | np.ndarray) -> np.ndarray:
             values = np.concatenate([cosine[rows], np.take_along_axis(cosines, best, axis=1)], axis=1)
             best = np.argpartition(values, -_NEIGHBOURS, axis=1)[:, -_NEIGHBOURS:]
             nearest[rows], cosine[rows] = (np.take_along_axis(x, best, axis=1) for x in (found, values))
-    there = nearest >= 0
-    row, other = np.repeat(np.arange(count), there.sum(axis=1)), nearest[there].astype(np.int64)
-    keys = np.unique(np.minimum(row, other) * count + np.maximum(row, other))
-    return np.stack(np.divmod(keys, count), axis=1)
+    del cosine
+    for start in range(0, count, _BLOCK):
+        row, place = np.nonzero(nearest[start : start + _BLOCK] >= 0)
+        row += start
+        other = nearest[row, place].astype(np.int64)
+        # A pair of which each has the other is the lower one's.
+        mine = (row < other) | (nearest[other] != row[:, None]).all(axis=1)
+        yield np.stack([np.minimum(row, other), np.maximum(row, other)], axis=1)[mine]
 
 
-def _compare_all(look: Callable[[np.ndarray], np.ndarray], pairs: np.ndarray, progress: bool) -> np.ndarray:
-    """Agreement of pairs, int64 (M, 2): float32 (M,). In parallel, on all cores."""
-    found = np.zeros(len(pairs), np.float32)
+def _compare_all(
+    look: Callable[[np.ndarray], np.ndarray], candidates: Iterator[np.ndarray], count: int, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the pairs that are twins, int64 (M, 2), and their agreement, float32 (M,). In parallel, on all cores.
 
-    def work(start: int) -> int:
-        block = pairs[start : start + _PAIRS]
-        found[start : start + _PAIRS] = agreement(*map(look, block.T))
-        return len(block)
-
+    Candidates are many and are not kept: memory is for what holds.
+    """
+    pairs, agreements = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     with (
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(pairs), desc="comparing", unit="pair", disable=not progress) as bar,
+        tqdm(total=count, desc="comparing", unit="img", disable=not progress) as bar,
     ):
-        for done in pool.map(work, range(0, len(pairs), _PAIRS)):
-            bar.update(done)
-    return found
+        for block in candidates:
+            parts = [block[start : start + _PAIRS] for start in range(0, len(block), _PAIRS)]
+            for part, found in zip(parts, pool.map(lambda part: agreement(*map(look, part.T)), parts)):
+                holds = found >= TWIN_AGREEMENT
+                pairs.append(part[holds])
+                agreements.append(found[holds])
+            bar.update(min(_BLOCK, count - bar.n))
+    return np.concatenate(pairs), np.concatenate(agreements)

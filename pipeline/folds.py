@@ -31,11 +31,6 @@ class _Part(Prepared):
         return self.part
 
 
-def default_epochs(params: TrainParams, folds: int) -> int:
-    """Epochs a fold with which all folds together take about as long as the training."""
-    return max(1, round(params.epochs / (folds - 1)))
-
-
 def shorten(params: TrainParams, epochs: int) -> TrainParams:
     """The same training in other many epochs: what is set by epoch moves along.
 

@@ -63,7 +63,6 @@ def test_a_shorter_training_keeps_its_shape() -> None:
         "train.progressive=[{epoch: 1, size: 12}, {epoch: 7, size: null}]", "train.mixing.off_epoch=10",
     ]  # fmt: skip
     params = parse_params(apply_overrides(TINY_PARAMS, changes)).train
-    assert folds.default_epochs(params, 4) == 4
     short = folds.shorten(params, 4)
     assert (short.epochs, short.schedule.warmup_epochs, short.schedule.decay_epochs) == (4, 1, 2)
     assert [stretch.epoch for stretch in short.progressive] == [1, 3]
