@@ -55,6 +55,18 @@ def build_parser() -> argparse.ArgumentParser:
     lr_range.add_argument("--plot", default="reports/lr_range.png", help="picture to write (%(default)s)")
     lr_range.set_defaults(command=_lr_range)
 
+    suspects = commands.add_parser(
+        "suspects",
+        help="find training labels that are probably wrong, by cross-validation",
+        description="Trains params.yaml's net anew on all folds of the training split but one, in turn, has it judge "
+        "that one, and writes the labels that it doubts to reports/label_suspects_train.csv and .html.",
+    )
+    suspects.add_argument("--folds", type=int, default=4, help="parts, and so trainings (%(default)s)")
+    suspects.add_argument(
+        "--epochs", type=int, help="of each training (train.epochs); fewer cost less and doubt more"
+    )
+    suspects.set_defaults(command=_suspects)
+
     predict = commands.add_parser("predict", help="classify pictures")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of pictures")
     predict.add_argument(
@@ -183,6 +195,33 @@ def _lr_range(arguments: argparse.Namespace) -> None:
     print(
         f"{len(curve)} updates from {curve['lr'].iloc[0]:.2g} to {curve['lr'].iloc[-1]:.2g}; the loss falls most "
         f"steeply at {suggestion:.2g} (train.lr is {params.lr:g}). Curve: {path}"
+    )
+
+
+def _suspects(arguments: argparse.Namespace) -> None:
+    from pipeline import folds, reports, suspects
+    from pipeline.data import load_prepared
+    from pipeline.params import load_params
+
+    params, prepared, count = load_params().train, load_prepared(), arguments.folds
+    if count < 2:
+        raise UserError(f"--folds {count}: two at least")
+    epochs = params.epochs if arguments.epochs is None else arguments.epochs
+    split = prepared.split("train")
+    print(f"{count} nets, {epochs} epochs each, on {len(split):,} training images", flush=True)
+    probs = folds.held_out_probs(
+        folds.shorten(params, epochs), prepared, split, folds.twin_groups(prepared), count
+    )
+    table = suspects.tabulate({"train": split}, {"train": probs}, prepared.class_names)
+    path = Path("reports/label_suspects_train.csv")
+    path.parent.mkdir(exist_ok=True)
+    reports.write_csv(path, table)
+    page = path.with_suffix(".html")
+    page.write_text(suspects.render(table, {"train": split}, path.name), encoding="utf-8")
+    accuracy = (probs.argmax(axis=1) == split.targets).mean()
+    print(
+        f"{len(table):,} of {len(split):,} training labels are in doubt, see {page}. On images that they were not "
+        f"trained on, the nets are right on {accuracy:.3f}."
     )
 
 

@@ -151,6 +151,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         "comparison",
         "compare_page",
         "contenders",
+        "folds",
         "gate",
         "promotion",
         "sync",
@@ -202,6 +203,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
                 "augment", "data", "distributed", "errors", "loader", "losses", "model", "optim", "params", "schedule",
             },
         ),
+        ("folds", {"data", "engine", "errors", "loader", "model", "params", "trainer"}),
         ("engine", {"augment", "data", "distributed", "errors", "loader", "metrics", "model", "trainer"}),
     ],
 )  # fmt: skip
