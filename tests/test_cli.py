@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import cli, registry
 
-COMMANDS = ("use", "predict", "register", "promote", "rollback", "serve", "ui", "sync")
+COMMANDS = ("use", "seeds", "predict", "register", "promote", "rollback", "serve", "ui", "sync")
 HEAVY = (
     "torch",
     "torchvision",

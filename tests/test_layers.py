@@ -29,6 +29,7 @@ EXEMPT = {
         "params": "the values themselves stand in dvc.yaml's params",
         "plots": "a curve's looks must not train anew",
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
+        "family": "mirrors results too",
         "store": "says where that mirror is",
         "interrupt": "stopped and run again, a training ends alike",
     },
@@ -38,6 +39,7 @@ EXEMPT = {
         "plots": "looks of figures",
         "pages": "looks of a page",
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
+        "family": "mirrors results too",
         "store": "says where that mirror is",
         "interrupt": "how the stage is stopped",
         "checkpoint": "only deletes what train no longer needs",
@@ -50,6 +52,7 @@ EXEMPT = {
         "errors": "texts of errors",
         "params": "the values themselves stand in dvc.yaml's params",
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
+        "family": "mirrors results too",
         "store": "says where that mirror is",
         "interrupt": "how the stage is stopped",
         "pretrained": "only training starts from pretrained weights",
@@ -144,7 +147,7 @@ def test_only_sync_imports_a_stage(module: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
-    above = {*STAGES, "cli", "sync", "registry", "predict", "probe"} - {stage}
+    above = {*STAGES, "cli", "sync", "registry", "predict", "probe", "seeds", "experiments"} - {stage}
     assert not reached(stage) & above
 
 
@@ -158,7 +161,9 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("twins", {"duplicates", "pixels", "records"}), ("suspects", {"data", "pages"}),
         ("audit_page", {"audit", "listing", "pages", "pixels", "records"}),
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
-        ("pretrained", {"errors"}), ("tracking", {"store"}), ("schedule", {"params"}),
+        ("pretrained", {"errors"}), ("tracking", {"family", "store"}),
+        ("family", {"errors", "store"}), ("grouped", set()),
+        ("experiments", {"errors", "interrupt"}), ("schedule", {"params"}),
         ("serving", {"faces", "images"}), ("faces", {"images"}),
         ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),
         ("kernels", {"draws", "geometry", "moves"}), ("augment", {"draws", "errors", "kernels", "params"}),
@@ -201,7 +206,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
 
 def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> None:
     assert {module for module in MODULES if "mlflow" in foreign(module)} == {
-        "store", "tracking", "registry", "pyfunc", "serving", "predict",
+        "store", "tracking", "family", "registry", "pyfunc", "serving", "predict",
     }  # fmt: skip
     # serving does so where MLflow runs it as a file of its own; see the test below for what we import.
     at_once = {module for module in MODULES if "mlflow" in foreign(module, in_functions=False)}
