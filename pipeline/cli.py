@@ -1,4 +1,4 @@
-"""The command line: ``hyojo use | seeds | probe | lr-range | predict | register | promote | rollback | serve | ui | sync``.
+"""The command line: ``hyojo use | seeds | probe | lr-range | predict | register | promote | rollback | serve | ...``.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """

@@ -111,7 +111,7 @@ def evaluate(
             reports.write_json(folder / f"{name}.json", content)
         result["run_id"] = tracking.evaluation_run(train_dir, key)  # claimed when nothing can fail any more
         reports.write_json(folder / "metrics.json", result)
-    log_reports(key, train_dir, reports_dir)
+    log_reports(key, prepared.split_digests["test"], train_dir, reports_dir)
     print(reports.summary(splits["test"], probs["test"], scores["test"], intervals, prepared.class_names))
     print(reports.trust_text(trust))
     if params.tta:
@@ -236,11 +236,14 @@ def _replacing(reports_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def log_reports(key: str, train_dir: Path = TRAINED, reports_dir: Path = REPORTS) -> None:
+def log_reports(
+    key: str, test_digest: str | None, train_dir: Path = TRAINED, reports_dir: Path = REPORTS
+) -> None:
     """Mirror the reports on the MLflow run that ``metrics.json`` names, made if this store lacks it.
 
     Args:
         key: From ``evaluation_key``.
+        test_digest: Of the test split, if it is known: answers to the same one can be compared.
         train_dir: What train wrote.
         reports_dir: What this stage wrote.
     """
@@ -255,6 +258,8 @@ def log_reports(key: str, train_dir: Path = TRAINED, reports_dir: Path = REPORTS
         "evaluation/figures": sorted((reports_dir / "figures").glob("*.png")),
     }
     tags = {tracking.EVALUATION_TAG: key}
+    if test_digest:
+        tags[tracking.TEST_DIGEST_TAG] = test_digest
     tracking.log_evaluation(train_dir, result["run_id"], values, files, tags)
 
 

@@ -72,9 +72,10 @@ def find_experiments(root: Path) -> dict[str, Experiment]:
     ).splitlines():
         commit, ref = line.split(" ", 1)
         parts = ref.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
-        if len(parts) == 5 and len(parts[2]) == 2 and len(parts[3]) == 38:
-            if parts[4] not in found or parts[2] + parts[3] == head:
-                found[parts[4]] = Experiment(parts[4], commit, root)
+        if len(parts) != 5 or len(parts[2]) != 2 or len(parts[3]) != 38:
+            continue
+        if parts[4] not in found or parts[2] + parts[3] == head:
+            found[parts[4]] = Experiment(parts[4], commit, root)
     return found
 
 
@@ -89,7 +90,6 @@ def run_experiment(
     root: Path,
     name: str,
     overrides: list[str],
-    copied: list[str],
     variables: dict[str, str],
     stop: StopRequest,
 ) -> int:
@@ -99,7 +99,6 @@ def run_experiment(
         root: The project's.
         name: Of the experiment.
         overrides: In Hydra's grammar, as ``dvc exp run -S`` takes them.
-        copied: Paths that neither git nor DVC has, for the copy.
         variables: Added to the environment.
         stop: Once it is set, DVC is waited for, and ended if it takes long.
 
@@ -109,8 +108,6 @@ def run_experiment(
     command = [sys.executable, "-m", "dvc", "exp", "run", "evaluate", "--temp", "--name", name]
     for override in overrides:
         command += ["-S", override]
-    for path in copied:
-        command += ["-C", path]
     print(f"$ dvc {shlex.join(command[3:])}", flush=True)
     environment = os.environ | variables
     # Stages are started by name: `python` must be this one.
@@ -127,24 +124,21 @@ def run_experiment(
                     process.terminate()
 
 
-def missing_in_copies(root: Path, source: str) -> list[str]:
-    """The source, if a temporary copy of the project would lack it and DVC can be told to copy it.
+def check_source(root: Path, source: str) -> None:
+    """Refuse a source that a temporary copy of the project would lack.
 
     Raises:
-        UserError: It lies outside the project by a relative path, which leads elsewhere from a copy.
+        UserError: Neither git nor DVC has it, or it leads out of the project by a relative path.
     """
     path = Path(source)
     if path.is_absolute():
-        return []
-    if not (root / path).resolve().is_relative_to(root.resolve()) and ".." in path.parts:
+        return
+    by_dvc = any((root / f"{place}.dvc").is_file() for place in (path, *path.parents) if place.name)
+    if ".." in path.parts or not (by_dvc or git(root, "ls-files", "--", source)):
         raise UserError(
-            f"prepare.source: {source} leads out of the project, and seeds are trained in a copy of it. "
-            "Give the absolute path."
+            f"prepare.source: seeds are trained in a temporary copy of the project, which would lack {source}: neither "
+            f"git nor DVC has it. Run `dvc add {source}`, or give its absolute path."
         )
-    tracked = git(root, "ls-files", "--", source)
-    places = (path, *path.parents)
-    by_dvc = any((root / f"{place}.dvc").is_file() for place in places if place.name)
-    return [] if tracked or by_dvc or not (root / path).exists() else [source]
 
 
 def file_digest(path: Path) -> str:

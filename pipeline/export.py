@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pipeline import card, faces, formats, images, model, tracking
+from pipeline import card, costs, faces, formats, images, model, tracking
 from pipeline.data import PREPARED, Prepared, load_prepared
 from pipeline.errors import UserError, stage_main
 from pipeline.interrupt import die_with_parent
@@ -79,8 +79,12 @@ def export(
         state = {name: tensor.clone().contiguous() for name, tensor in classifier.model.state_dict().items()}
         safetensors.torch.save_file(state, folder / "weights.safetensors", {"format": "pt"})
         found = _write_formats(classifier, prepared, params, run["formats"], folder)
-        check_parity(classifier, prepared, folder, [name for name, why in found.items() if not why], params)
+        there = [name for name, why in found.items() if not why]
+        parity = check_parity(classifier, prepared, folder, there, params)
         bundle = describe(sidecar, metrics, trust, found, prepared.split_digests["test"])
+        shape = (prepared.img_size, prepared.channels)
+        size = {"size_bytes": costs.served_file(folder).stat().st_size}
+        bundle |= {"parity": parity, "cost": costs.count(classifier, *shape) | size}
         _write_text(folder / "bundle.json", json.dumps(bundle, indent=2) + "\n")
         counts = _read_json(prepared_dir / "classes.json", "dvc repro prepare")["counts"]
         rows = _read_csv(reports_dir / "per_class.csv")
@@ -88,13 +92,15 @@ def export(
     with tempfile.TemporaryDirectory(prefix="hyojo-pyfunc-") as scratch:
         pyfunc_dir = Path(scratch) / "model"
         build_pyfunc(bundle_dir, pyfunc_dir)
-        tracking.log_bundle(bundle["run_id"], bundle_dir, pyfunc_dir)
+        # A time is none of the bundle's: it differs from one measurement to the next.
+        (latency_ms,) = costs.measure_ms([costs.open_model(bundle_dir, *shape)])
+        tracking.log_bundle(bundle["run_id"], bundle_dir, pyfunc_dir, {"cost/latency_ms": latency_ms})
     return bundle
 
 
 def check_parity(
     classifier: torch.nn.Module, prepared: Prepared, folder: Path, names: list[str], params: ExportParams
-) -> None:
+) -> dict[str, Any]:
     """Compare every format with the classifier, from a picture's bytes to probabilities, at batch 1 and 7.
 
     Args:
@@ -103,6 +109,9 @@ def check_parity(
         folder: Holds the exported files.
         names: The formats to compare.
         params: The export section; ``tolerance`` is the largest difference allowed, in probability.
+
+    Returns:
+        What was found to agree: ``formats``, ``pictures`` (how many), ``tolerance``.
 
     Raises:
         UserError: If a picture decodes to other pixels than prepare's, or a format disagrees.
@@ -124,6 +133,7 @@ def check_parity(
                         f"{size}, and export.tolerance is {params.tolerance:g}. No bundle was written. Leave "
                         f"{name} out of export.formats, or try another export.opset."
                     )
+    return {"formats": names, "pictures": len(pictures), "tolerance": params.tolerance}
 
 
 def load_probe(prepared: Prepared) -> np.ndarray:

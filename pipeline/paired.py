@@ -3,12 +3,17 @@
 Samples on which both are right, or both wrong, say nothing about which is better; all lies in the others.
 """
 
+from typing import Literal
+
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, t
+
+Alternative = Literal["two-sided", "greater", "less"]
+_BLOCK = 200  # resamples at once: bounds memory
 
 
-def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the two-sided p-value of McNemar's exact test: both classifiers err equally often.
+def mcnemar(ours: np.ndarray, theirs: np.ndarray, alternative: Alternative = "two-sided") -> float:
+    """Return the p-value of McNemar's exact test: both classifiers err equally often.
 
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages", 1947;
     exact, from the binomial distribution of the samples that only one of them got right.
@@ -16,13 +21,90 @@ def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
     Args:
         ours: Which samples the one got right, bool (N,).
         theirs: Which the other got right, bool (N,).
+        alternative: ``greater``: the one is right more often; ``less``: less often; or either.
 
     Raises:
         ValueError: If they are not two boolean arrays of one positive length.
     """
     ours, theirs = _checked(ours, theirs)
     gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost).pvalue)
+    if gained + lost == 0:
+        return 1.0
+    return float(binomtest(gained, gained + lost, alternative=alternative).pvalue)
+
+
+def seed_test(
+    difference: float, sds: tuple[float, float], runs: tuple[int, int], alternative: Alternative = "two-sided"
+) -> float:
+    """Return the p-value of a difference in accuracy that other seeds of both trainings might have made.
+
+    On one test split, the difference of two trainings of two recipes that are equally good on average has the
+    variance of both recipes' accuracies over seeds, summed. Welch's t where it is known how many seeds they are
+    estimated from, else the normal distribution.
+
+    Args:
+        difference: Of the test accuracies.
+        sds: Standard deviation of the test accuracy over seeds, of each side.
+        runs: How many seeds each is from; fewer than 2: unknown.
+        alternative: As in ``mcnemar``.
+    """
+    variances = [sd**2 for sd in sds]
+    if not sum(variances):
+        return 1.0 if difference == 0 else float((difference > 0) != (alternative == "greater"))
+    z = difference / sum(variances) ** 0.5
+    law = norm
+    if min(runs) >= 2:
+        law = t(sum(variances) ** 2 / sum(v**2 / (n - 1) for v, n in zip(variances, runs)))
+    tails = {"greater": law.sf(z), "less": law.cdf(z), "two-sided": 2 * law.sf(abs(z))}
+    return float(tails[alternative])
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return p-values, floats (M,), corrected for there being M of them.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    p_values = np.asarray(p_values, np.float64)
+    order = np.argsort(p_values, kind="stable")
+    raised = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    corrected = np.empty_like(raised)
+    corrected[order] = np.minimum(raised, 1.0)
+    return corrected
+
+
+def macro_f1_interval(
+    targets: np.ndarray, ours: np.ndarray, theirs: np.ndarray, classes: int,
+    level: float = 0.95, resamples: int = 2000, seed: int = 0,
+) -> tuple[float, float]:  # fmt: skip
+    """Return the bootstrap percentile interval of the macro-F1 of ``ours`` minus that of ``theirs``.
+
+    Samples are drawn with both answers to them; those with equal label and answers are drawn together.
+
+    Args:
+        targets: Class indices, integers (N,).
+        ours: What the one predicted, integers (N,).
+        theirs: What the other predicted, integers (N,).
+        classes: K; macro-F1 is over all of them.
+        level: Coverage, in (0, 1).
+        resamples: How many are drawn.
+        seed: Of the draws.
+    """
+    kinds, counts = np.unique(np.stack([targets, ours, theirs]), axis=1, return_counts=True)
+    cells = [np.eye(classes * classes)[kinds[0] * classes + kinds[side]] for side in (1, 2)]
+    rng, found = np.random.default_rng(seed), []
+    for start in range(0, resamples, _BLOCK):
+        size = min(_BLOCK, resamples - start)
+        drawn = rng.multinomial(len(targets), counts / len(targets), size=size).astype(np.float64)
+        scores = [_macro_f1((drawn @ side).reshape(-1, classes, classes)) for side in cells]
+        found.append(scores[0] - scores[1])
+    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _macro_f1(matrices: np.ndarray) -> np.ndarray:
+    """Macro-F1 of confusion matrices, floats (R, K, K); a class neither present nor predicted counts as 0."""
+    right = np.diagonal(matrices, axis1=1, axis2=2)
+    return (2 * right / np.maximum(matrices.sum(axis=1) + matrices.sum(axis=2), 1)).mean(axis=1)
 
 
 def difference_interval(

@@ -209,6 +209,17 @@ class ExportParams(Section):
     tolerance: Positive
 
 
+class PromoteParams(Section):
+    """What a version must hold up to in place of the champion; null: not looked at."""
+
+    rule: Literal["better", "not_worse"]
+    level: Annotated[float, Field(gt=0, le=0.5)]
+    recall_floor: Annotated[float, Field(ge=0, le=1)] | None
+    ece_rise: Annotated[float, Field(ge=0, le=1)] | None
+    latency_ratio: Positive | None
+    size_ratio: Positive | None
+
+
 class Params(Section):
     """The whole file."""
 
@@ -216,13 +227,14 @@ class Params(Section):
     train: TrainParams
     evaluate: EvaluateParams
     export: ExportParams
+    promote: PromoteParams
 
 
 def load_params(path: Path | str = PARAMS_FILE) -> Params:
     """Read and check a parameter file.
 
     Args:
-        path: A YAML file with the sections ``prepare``, ``train``, ``evaluate`` and ``export``.
+        path: A YAML file with the sections ``prepare``, ``train``, ``evaluate``, ``export`` and ``promote``.
 
     Raises:
         UserError: Missing or malformed file; unknown, missing, ill-typed or contradictory keys. The

@@ -52,8 +52,8 @@ def register(bundle_dir: Path = BUNDLE) -> Outcome:
     bundle = _read_bundle(bundle_dir)
     client = connect()
     with project_lock("registry"):
-        versions = _versions(client)
-        same = [version for version in versions if version.tags.get("hyojo.digest") == bundle["digest"]]
+        registered = versions(client)
+        same = [version for version in registered if version.tags.get("hyojo.digest") == bundle["digest"]]
         if same:
             number = max(int(version.version) for version in same)
             return Outcome(number, False, f"This bundle is version {number} of {MODEL} already.")
@@ -62,7 +62,7 @@ def register(bundle_dir: Path = BUNDLE) -> Outcome:
             raise UserError(
                 "the bundle's MLflow run is not in this store, or lacks the model. Run `hyojo sync` first."
             )
-        if not versions:
+        if not registered:
             _create_model(client)
         tags = {
             "hyojo.digest": bundle["digest"],
@@ -81,7 +81,7 @@ def register(bundle_dir: Path = BUNDLE) -> Outcome:
             description=f"{bundle['backbone']}, test accuracy {bundle['metrics']['test']['accuracy']:.4f}",
         )
         number = int(created.version)
-        if _champion(client) is not None:
+        if version_with_alias(client, CHAMPION) is not None:
             message = f"Registered version {number} of {MODEL}. `hyojo promote {number}` makes it champion."
             return Outcome(number, True, message)
         _crown(client, number, [])
@@ -103,22 +103,20 @@ def promote(version: int | None = None) -> Outcome:
     """
     client = connect()
     with project_lock("registry"):
-        versions = {int(item.version): item for item in _versions(client)}
-        if not versions:
+        known = {int(item.version): item for item in versions(client)}
+        if not known:
             raise UserError("no version is registered. Run `hyojo register` first.")
-        number = max(versions) if version is None else version
-        if number not in versions:
-            raise UserError(
-                f"{MODEL} has no version {number}; it has {', '.join(map(str, sorted(versions)))}."
-            )
-        champion = _champion(client)
+        number = max(known) if version is None else version
+        if number not in known:
+            raise UserError(f"{MODEL} has no version {number}; it has {', '.join(map(str, sorted(known)))}.")
+        champion = version_with_alias(client, CHAMPION)
         if champion is not None and int(champion.version) == number:
             return Outcome(number, False, f"Version {number} is champion already.")
-        refusal = _refusal(versions[number], champion) if champion is not None else None
+        refusal = _refusal(known[number], champion) if champion is not None else None
         if refusal:
             client.set_model_version_tag(MODEL, str(number), DECISION_TAG, f"refused: {refusal}")
             return Outcome(number, False, f"Refused: {refusal}.")
-        reason = _comparison(versions[number], champion) if champion is not None else "there was no champion"
+        reason = _comparison(known[number], champion) if champion is not None else "there was no champion"
         _crown(client, number, _history(client))
         client.set_model_version_tag(MODEL, str(number), DECISION_TAG, f"champion: {reason}")
         return Outcome(number, True, f"Version {number} is champion: {reason}. Restart servers to load it.")
@@ -132,7 +130,7 @@ def rollback() -> Outcome:
     """
     client = connect()
     with project_lock("registry"):
-        existing = {int(item.version) for item in _versions(client)}
+        existing = {int(item.version) for item in versions(client)}
         history = _history(client) if existing else []
         former = [number for number in history[:-1] if number in existing]
         if not former:
@@ -181,15 +179,17 @@ def _comparison(candidate: "ModelVersion", champion: "ModelVersion") -> str:
     )
 
 
-def _versions(client: "MlflowClient") -> "list[ModelVersion]":
+def versions(client: "MlflowClient") -> "list[ModelVersion]":
+    """All versions that there are."""
     return list(client.search_model_versions(f"name = '{MODEL}'"))
 
 
-def _champion(client: "MlflowClient") -> "ModelVersion | None":
+def version_with_alias(client: "MlflowClient", alias: str) -> "ModelVersion | None":
+    """The version that has an alias, if one has."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_model_version_by_alias(MODEL, CHAMPION)
+        return client.get_model_version_by_alias(MODEL, alias)
     except MlflowException:
         return None
 

@@ -42,7 +42,7 @@ STAGES = ("prepare", "train", "evaluate")
 # More would not fit the tag that names the members.
 MOST_SEEDS = 100
 FREE = {"train": {"seed", "device", "devices"}}
-Runner = Callable[[Path, str, list[str], list[str], dict[str, str], StopRequest], int]
+Runner = Callable[[Path, str, list[str], dict[str, str], StopRequest], int]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def train_seeds(
     root = project_root()
     experiments.check_repository(root)
     setting = read_setting(overrides or [], name)
-    copied = experiments.missing_in_copies(root, setting.params.prepare.source)
+    experiments.check_source(root, setting.params.prepare.source)
     client = tracking.attempt(connect, "opening the store", "running `hyojo seeds` again")
     shared = flatten(setting.params.prepare, "prepare") | flatten(setting.params.train, "train")
     shared.pop("train.seed")
@@ -152,7 +152,7 @@ def train_seeds(
     try:
         with stop_requests() as stop:
             for seed in range(start, start + count):
-                if not _run_seed(root, setting, seed, copied, variables, runner, stop):
+                if not _run_seed(root, setting, seed, variables, runner, stop):
                     failed.append(seed)
                 if stop:
                     break
@@ -180,7 +180,7 @@ def train_seeds(
 
 
 def _run_seed(
-    root: Path, setting: Setting, seed: int, copied: list[str], variables: dict[str, str], runner: Runner,
+    root: Path, setting: Setting, seed: int, variables: dict[str, str], runner: Runner,
     stop: StopRequest,
 ) -> bool:  # fmt: skip
     """Train and evaluate one seed, unless that was done; whether there is a result."""
@@ -191,7 +191,7 @@ def _run_seed(
         return True
     if former:  # DVC refuses a name twice; what it computed stays in the cache
         experiments.remove_experiment(root, name)
-    status = runner(root, name, [*setting.overrides, f"++train.seed={seed}"], copied, variables, stop)
+    status = runner(root, name, [*setting.overrides, f"++train.seed={seed}"], variables, stop)
     made = experiments.find_experiments(root).get(name)
     return status == 0 and made is not None and bool(made.text("reports/metrics.json"))
 

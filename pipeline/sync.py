@@ -43,7 +43,7 @@ def sync() -> list[str]:
     client = connect()
     done = [_sync_training()]
     if (REPORTS / "metrics.json").exists():
-        log_reports(_evaluation_key(), TRAINED, REPORTS)
+        log_reports(_evaluation_key(), _test_digest(), TRAINED, REPORTS)
         done.append(f"evaluation on run {_run_of(client, REPORTS / 'metrics.json')}")
     if (BUNDLE / "bundle.json").exists():
         run_id = json.loads((BUNDLE / "bundle.json").read_text())["run_id"]
@@ -72,6 +72,14 @@ def _evaluation_key() -> str:
     classes = PREPARED / "classes.json"
     digest = json.loads(classes.read_text())["digest"] if classes.exists() else sidecar["data_digest"]
     return evaluation_key(sidecar["weights_sha256"], _evaluation_params(), digest)
+
+
+def _test_digest() -> str | None:
+    """Of the test split that the reports are about, as far as the files at hand tell."""
+    classes, bundle = PREPARED / "classes.json", BUNDLE / "bundle.json"
+    if classes.exists():
+        return json.loads(classes.read_text())["split_digests"]["test"]
+    return json.loads(bundle.read_text())["test_digest"] if bundle.exists() else None
 
 
 def _evaluation_params() -> EvaluateParams:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -27,6 +28,7 @@ EVALUATION_TAG = "hyojo.evaluation"
 # One value a training job: tells a run that was made, but not written down, when the trainer was killed.
 ATTEMPT_TAG = "hyojo.attempt"
 BUNDLE_TAG = "hyojo.bundle"
+TEST_DIGEST_TAG = "hyojo.test_digest"
 REBUILT_TAG = "hyojo.rebuilt"
 # What a training started from, as far as it fits on a run.
 INPUTS = [Path("params.yaml"), Path("reports/audit.json"), Path("reports/audit.html")]
@@ -260,15 +262,26 @@ def log_evaluation(
     attempt(log, "logging the evaluation")
 
 
-def log_bundle(run_id: str, bundle_dir: Path, pyfunc_dir: Path) -> None:
-    """Put the served model (``model/``) and its card onto a run, once for each bundle digest."""
-    digest = json.loads((bundle_dir / "bundle.json").read_text())["digest"]
+def log_bundle(
+    run_id: str, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float] | None = None
+) -> None:
+    """Put the served model (``model/``), its card and its costs onto a run, the files once for each bundle digest.
+
+    Args:
+        run_id: The id that files know the run by.
+        bundle_dir: What export wrote.
+        pyfunc_dir: What MLflow is to serve.
+        metrics: Figures that no file holds, such as ``cost/latency_ms``.
+    """
+    bundle = json.loads((bundle_dir / "bundle.json").read_text())
+    digest = bundle["digest"]
 
     def log() -> None:
         client = connect()
         run = find_run(client, run_id)
         if run is None:
             raise LookupError(f"no run {run_id}")
+        log_metrics(client, run.info.run_id, bundle_costs(bundle) | (metrics or {}))
         if run.data.tags.get(BUNDLE_TAG) == digest and client.list_artifacts(run.info.run_id, "model"):
             return
         client.log_artifacts(run.info.run_id, str(pyfunc_dir), "model")
@@ -276,6 +289,22 @@ def log_bundle(run_id: str, bundle_dir: Path, pyfunc_dir: Path) -> None:
         client.set_tag(run.info.run_id, BUNDLE_TAG, digest)
 
     attempt(log, "logging the bundle")
+
+
+def bundle_costs(bundle: dict[str, Any]) -> dict[str, float]:
+    """The costs that a ``bundle.json`` tells of, by the names of their metrics."""
+    cost = bundle.get("cost", {})
+    found = {f"cost/{name}": cost[name] for name in ("parameters", "flops") if name in cost}
+    return found | ({"cost/size_mb": cost["size_bytes"] / 1e6} if "size_bytes" in cost else {})
+
+
+def read_artifact(client: "MlflowClient", run_id: str, path: str) -> bytes | None:
+    """Content of a file that a run holds; None if it does not."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if path not in [item.path for item in client.list_artifacts(run_id, str(Path(path).parent))]:
+        return None
+    with tempfile.TemporaryDirectory(prefix="hyojo-artifact-") as scratch:
+        return Path(client.download_artifacts(run_id, path, scratch)).read_bytes()
 
 
 def rebuild(client: "MlflowClient", train_dir: Path) -> "Run":

@@ -22,7 +22,7 @@ import pandas as pd
 import timm
 import torch
 
-from pipeline import checkpoint, distributed, engine, formats, model, plots
+from pipeline import checkpoint, costs, distributed, engine, formats, model, plots
 from pipeline.data import Prepared, load_prepared
 from pipeline.distributed import Ranks
 from pipeline.engine import Interrupted, Progress
@@ -163,7 +163,8 @@ def _train_together(
     if run:
         run.tag("hyojo.weights_sha256", digest)
         run.log_history(session.progress.history)
-        run.finish("FINISHED", OUT, {"train/time_s": session.train_s, "train/best_epoch": session.best_epoch})
+        figures = {"train/time_s": session.train_s, "train/best_epoch": session.best_epoch}
+        run.finish("FINISHED", OUT, figures | _cost(recipe, prepared))
         print(
             f"Best {params.train.early_stopping.metric}: {session.best_value:.4f} in epoch {session.best_epoch}. "
             f"Weights {digest[:12]}."
@@ -321,6 +322,13 @@ def restore(state: dict[str, Any], trainer: Trainer, session: Session) -> None:
     vars(session).update(values)
     if not trainer.ranks.main:  # the main rank counts on from the sums
         session.progress.samples, session.progress.loss_sum, session.progress.correct = 0, 0.0, 0
+
+
+def _cost(recipe: model.Recipe, prepared: Prepared) -> dict[str, int]:
+    """What an answer of the net takes, as metrics."""
+    classifier = model.Classifier(model.build_model(recipe), recipe).eval()
+    found = costs.count(classifier, prepared.img_size, prepared.channels)
+    return {f"cost/{name}": value for name, value in found.items()}
 
 
 def write_outs(

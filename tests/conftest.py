@@ -113,6 +113,14 @@ export:
   formats: [pt2]
   opset: 18
   tolerance: 0.0001
+
+promote:
+  rule: better
+  level: 0.05
+  recall_floor: 0.05
+  ece_rise: 0.02
+  latency_ratio: 2.0
+  size_ratio: 4.0
 """
 SPLIT_SIZES = {"train": 24, "val": 9, "test": 9}
 CLASS_NAMES = ["angry", "happy", "sad"]
@@ -287,6 +295,27 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
     root = make_project(tmp_path / "project", empty_store)
     monkeypatch.chdir(root)
     return root
+
+
+def write_predictions(
+    path: Path, targets: np.ndarray, preds: np.ndarray, probs: np.ndarray | None = None
+) -> Path:
+    """Write answers as evaluate does, for classes ``CLASS_NAMES``; 0.6 for what is predicted if there are no probs."""
+    import pandas as pd
+
+    if probs is None:
+        probs = np.full((len(preds), len(CLASS_NAMES)), 0.4 / (len(CLASS_NAMES) - 1))
+        probs[np.arange(len(preds)), preds] = 0.6
+    names = np.array(CLASS_NAMES, dtype=object)
+    table = pd.DataFrame(probs, columns=[f"prob_{name}" for name in CLASS_NAMES])
+    files = [f"test/{row}.png" for row in range(len(targets))]
+    for place, (name, values) in enumerate(
+        {"file": files, "label": names[targets], "predicted": names[preds]}.items()
+    ):
+        table.insert(place, name, values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False)
+    return path
 
 
 def brightness_graph() -> "onnx.ModelProto":

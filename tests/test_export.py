@@ -112,9 +112,11 @@ class Project:
         write_trained(self.trained)
         write_reports(self.reports)
         self.logged: list[tuple[str, set[str]]] = []
+        self.metrics: list[dict[str, float]] = []
 
-    def log(self, run_id: str, bundle_dir: Path, pyfunc_dir: Path) -> None:
+    def log(self, run_id: str, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float]) -> None:
         self.logged.append((run_id, {path.name for path in pyfunc_dir.rglob("*")}))
+        self.metrics.append(metrics)
 
     def export(self, **changes: object) -> dict:
         return export.export(params(**changes), self.prepared, self.trained, self.reports, self.bundle)
@@ -183,6 +185,9 @@ def test_what_the_bundle_holds(exported: Project) -> None:
     assert bundle["metrics"]["test"]["balanced_accuracy"] == 0.4
     assert bundle["metrics"]["test_clean"] == {"images": 3300, "accuracy": 0.48765}
     assert bundle["versions"]["onnx"] == onnx.__version__
+    assert bundle["parity"] == {"formats": ["pt2", "onnx"], "pictures": 9, "tolerance": 1e-4}
+    assert bundle["cost"]["parameters"] == sum(parameter.numel() for parameter in net.parameters())
+    assert bundle["cost"]["size_bytes"] == (exported.bundle / "model.onnx").stat().st_size
 
 
 def test_model_card(exported: Project) -> None:
@@ -208,6 +213,8 @@ def test_what_goes_to_mlflow(exported: Project, tmp_path: Path) -> None:
     assert run_id == "r2"
     assert {"serving.py", "images.py", "model.onnx", "bundle.json", "MODEL_CARD.md", "MLmodel"} <= names
     assert not names & {"model.pt2", "weights.safetensors"}  # one copy of the weights
+    (metrics,) = exported.metrics
+    assert 0 < metrics["cost/latency_ms"] < 1000
 
 
 def test_the_logged_model_answers_its_own_example(exported: Project, tmp_path: Path) -> None:
