@@ -33,6 +33,26 @@ def build_parser() -> argparse.ArgumentParser:
     use.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=10")
     use.set_defaults(command=_use)
 
+    seeds = commands.add_parser(
+        "seeds",
+        help="train several seeds of one setting: mean, spread and interval of each score",
+        description="Trains and evaluates params.yaml under N seeds, each a DVC experiment and an MLflow run below a "
+        "common parent run. Interrupted and run again, it goes on.",
+    )
+    seeds.add_argument("count", type=int, metavar="N", help="how many seeds")
+    seeds.add_argument("--start", type=int, default=0, metavar="S", help="the first seed (%(default)s)")
+    seeds.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="on top of params.yaml, such as train.epochs=10",
+    )
+    seeds.add_argument("--name", help="of the family and, with -SEED, of its experiments (from the params)")
+    seeds.set_defaults(command=_seeds)
+
     probe = commands.add_parser(
         "probe",
         help="find the fastest dtype, layout and batch size here, and write them to params.yaml",
@@ -141,6 +161,13 @@ def _use(arguments: argparse.Namespace) -> None:
     parse_params(text, arguments.recipe)
     write_params(text)
     print(f"Wrote {PARAMS_FILE} from {arguments.recipe}. `dvc repro` runs it.")
+
+
+def _seeds(arguments: argparse.Namespace) -> int:
+    from pipeline.seeds import train_seeds
+
+    overrides = [pair for group in arguments.overrides for pair in group]
+    return train_seeds(arguments.count, arguments.start, overrides, arguments.name)
 
 
 def _probe(arguments: argparse.Namespace) -> None:

@@ -121,6 +121,34 @@ def lr_range(curve: pd.DataFrame, suggestion: float) -> Figure:
 
 
 @_styled
+def seed_scores(
+    scores: Mapping[str, Sequence[float]], intervals: Mapping[str, tuple[float, float, float]], title: str
+) -> Figure:
+    """Draw the scores of several seeds as points, with mean and interval beside them.
+
+    Args:
+        scores: Label of a score to its value under each seed.
+        intervals: Label to mean, low and high; low and high are NaN for a single seed.
+        title: Stands above.
+    """
+    figure = _new_figure(7.2, 1.1 + 0.55 * len(scores))
+    axes = figure.add_subplot()
+    for row, (label, values) in enumerate(scores.items()):
+        mean, low, high = intervals[label]
+        axes.plot(values, [row - 0.12] * len(values), "o", color=BLUE, alpha=0.5, markersize=5, mew=0)
+        if not math.isnan(low):
+            axes.plot([low, high], [row + 0.18] * 2, color=VERMILLION, linewidth=2, solid_capstyle="butt")
+        axes.plot([mean], [row + 0.18], "D", color=VERMILLION, markersize=6)
+    axes.set_yticks(range(len(scores)), list(scores))
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.set_title(title)
+    return figure
+
+
+@_styled
 def training_curves(history: pd.DataFrame, best_epoch: int | None) -> Figure:
     """Draw loss and accuracy of train and val over the epochs.
 

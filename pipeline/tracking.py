@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import family
 from pipeline.store import RUN_ID_TAG, connect, experiment_id, find_run, project_lock
 
 if TYPE_CHECKING:
@@ -36,15 +37,13 @@ RETRY_INTERVAL_S = 60.0
 PATCH_LIMIT_BYTES = 1_000_000
 
 
-def attempt(action: Callable[[], Any], what: str) -> Any:
-    """Do something with MLflow; on any trouble say so on stderr and return None."""
+def attempt(action: Callable[[], Any], what: str, remedy: str = "`hyojo sync`") -> Any:
+    """Do something with MLflow; on any trouble say so on stderr, with the remedy, and return None."""
     try:
         return action()
     except Exception as error:  # a dead server, a full disk, a locked database: none may cost a trained model
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(
-            f"warning: MLflow: {what} failed ({reason}). `hyojo sync` makes up for it later.", file=sys.stderr
-        )
+        print(f"warning: MLflow: {what} failed ({reason}). {remedy} makes up for it later.", file=sys.stderr)
         return None
 
 
@@ -146,7 +145,7 @@ def create_run(
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "PROJECT",
     }
-    run = client.create_run(experiment_id(client), tags=own | tags, run_name=name)
+    run = client.create_run(experiment_id(client), tags=own | family.environment_tags() | tags, run_name=name)
     run_id = run.info.run_id
     client.set_tag(run_id, RUN_ID_TAG, logical_id or run_id)
     client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
@@ -318,7 +317,8 @@ def fetch(client: "MlflowClient", run_id: str, path: str, dest: Path) -> Path:
 def rebuild(client: "MlflowClient", train_dir: Path) -> "Run":
     """Make the run of a training that this store does not know, from the files that train wrote."""
     own = json.loads((train_dir / "run.json").read_text())["run_id"]
-    return _populated_run(client, train_dir, {REBUILT_TAG: "true"}, own)
+    tags = {REBUILT_TAG: "true"} | family.parent_tags(client, own)
+    return _populated_run(client, train_dir, tags, own)
 
 
 def read_history(train_dir: Path) -> list[dict[str, float]]:

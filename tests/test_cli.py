@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import cli, promotion, registry
 
-COMMANDS = ("use", "predict", "register", "compare", "promote", "rollback", "serve", "ui", "sync")
+COMMANDS = ("use", "seeds", "predict", "register", "compare", "promote", "rollback", "serve", "ui", "sync")
 HEAVY = (
     "torch",
     "torchvision",

@@ -30,6 +30,7 @@ EXEMPT = {
         "plots": "a curve's looks must not train anew",
         "costs": "figures for the tracker",
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
+        "family": "mirrors results too",
         "store": "says where that mirror is",
         "interrupt": "stopped and run again, a training ends alike",
     },
@@ -39,6 +40,7 @@ EXEMPT = {
         "plots": "looks of figures",
         "pages": "looks of a page",
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
+        "family": "mirrors results too",
         "store": "says where that mirror is",
         "interrupt": "how the stage is stopped",
         "checkpoint": "only deletes what train no longer needs",
@@ -51,6 +53,7 @@ EXEMPT = {
         "errors": "texts of errors",
         "params": "the values themselves stand in dvc.yaml's params",
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
+        "family": "mirrors results too",
         "store": "says where that mirror is",
         "interrupt": "how the stage is stopped",
         "pretrained": "only training starts from pretrained weights",
@@ -151,6 +154,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         "comparison",
         "compare_page",
         "contenders",
+        "experiments",
         "folds",
         "gate",
         "promotion",
@@ -158,6 +162,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         "registry",
         "predict",
         "probe",
+        "seeds",
     } - {stage}
     assert not reached(stage) & above
 
@@ -172,7 +177,8 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("twins", {"duplicates", "pixels", "records"}), ("suspects", {"data", "pages"}),
         ("audit_page", {"audit", "listing", "pages", "pixels", "records"}),
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
-        ("pretrained", {"errors"}), ("costs", {"formats"}), ("tracking", {"store"}),
+        ("pretrained", {"errors"}), ("costs", {"formats"}), ("tracking", {"family", "store"}),
+        ("family", {"errors", "store"}), ("grouped", set()), ("experiments", {"errors", "interrupt"}),
         ("registry", {"errors", "store", "tracking"}),
         ("contenders", {"errors", "registry", "store", "tracking"}), ("paired", set()),
         ("gate", {"calibration", "paired", "params"}),
@@ -223,7 +229,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
 
 def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> None:
     assert {module for module in MODULES if "mlflow" in foreign(module)} == {
-        "store", "tracking", "registry", "pyfunc", "serving", "predict",
+        "store", "tracking", "family", "registry", "pyfunc", "serving", "predict",
     }  # fmt: skip
     # serving does so where MLflow runs it as a file of its own; see the test below for what we import.
     at_once = {module for module in MODULES if "mlflow" in foreign(module, in_functions=False)}
