@@ -102,8 +102,6 @@ def score(source: Path | str, out: Path | str, model: Path | str, settings: Sett
     if settings.workers is not None and settings.workers < 1:
         raise UserError("batch wants at least 1 of --workers.")
     workers = settings.workers or _cores()
-    # Each thread runs a batch of its own; with more threads inside the graph they would only wait for each other.
-    os.environ.setdefault("HYOJO_THREADS", "1")
     with open_pictures(source, settings.column) as pictures:
         loaded = load_model(model, settings.faces)
         made_of = {
@@ -128,7 +126,8 @@ def load_model(model: Path | str, faces: bool | None) -> Model:
     if ":/" in place and not folder.exists():
         fetched = _fetch(place)
         folder, place = fetched / "artifacts" / "bundle", fetched.as_uri()
-    predict = load_predictor(place, faces)
+    # Each worker runs a batch of its own; with more threads inside the graph they would only wait for each other.
+    predict = load_predictor(place, faces, threads=1)
     text = (folder / "bundle.json").read_bytes()
     digest = hashlib.sha256(text)
     for name in ("model.onnx", "model.pt2"):

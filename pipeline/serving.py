@@ -13,7 +13,6 @@ import base64
 import binascii
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,12 +40,13 @@ class Predictor:
 
     Args:
         bundle_dir: Holds ``bundle.json`` and ``model.onnx`` or ``model.pt2``.
+        threads: That compute one batch; None: as many as ONNX Runtime or torch takes by itself.
 
     Raises:
         FileNotFoundError: If one of them is missing.
     """
 
-    def __init__(self, bundle_dir: str | Path) -> None:
+    def __init__(self, bundle_dir: str | Path, threads: int | None = None) -> None:
         folder = Path(bundle_dir)
         self.bundle: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         self.class_names: list[str] = self.bundle["class_names"]
@@ -56,7 +56,7 @@ class Predictor:
         self.faces: dict[str, Any] | None = self.bundle["preprocessing"].get("faces")
         # Least top probability of an answer that counts; None: all do.
         self.threshold: float | None = self.bundle.get("abstain", {}).get("threshold")
-        self._run = _load_graph(folder)
+        self._run = _load_graph(folder, threads)
 
     def predict_bytes(self, pictures: Sequence[bytes], faces: bool | None = None) -> list[dict[str, Any]]:
         """Classify encoded pictures (JPEG, PNG, WebP, ...) of any size and mode.
@@ -198,15 +198,13 @@ def answer(predictor: Predictor, model_input: Any, params: Any = None) -> list[d
     return [json.dumps(row) for row in rows] if params.get("json") is True else rows
 
 
-def _load_graph(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+def _load_graph(folder: Path, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
     """Load the bundle's graph: ONNX if it is there, as it needs no torch, else pt2."""
-    # Many loaded models on one machine, as on Spark, want one thread each; 0: a thread a core.
-    threads = int(os.environ.get("HYOJO_THREADS", "0"))
     if (path := folder / "model.onnx").exists():
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or 0
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         return lambda images: session.run(None, {name: images})[0]

@@ -174,7 +174,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("splits", {"errors", "listing", "records"}),
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
         ("pictures", {"archives", "embedded", "errors", "images", "items", "tables", "trees"}), ("scores", {"errors"}),
-        ("batch", {"errors", "images", "pictures", "predict", "scores"}),
+        ("batch", {"errors", "images", "pictures", "predict", "scores", "store"}),
         ("model", {"augment", "backbones", "errors", "params", "pretrained"}),
         ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
