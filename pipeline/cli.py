@@ -94,20 +94,48 @@ def build_parser() -> argparse.ArgumentParser:
         default="models/bundle",
         help=f"a bundle folder or a model URI such as {CHAMPION_URI} (%(default)s)",
     )
-    look = predict.add_mutually_exclusive_group()
-    look.add_argument(
-        "--faces",
-        action="store_true",
-        default=None,
-        help="find the faces in each picture and classify those (default: as the model was trained)",
-    )
-    look.add_argument(
-        "--no-faces", dest="faces", action="store_false", help="take every picture for a cut-out face"
-    )
+    _add_faces(predict)
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON")
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV")
     predict.set_defaults(command=_predict, form="table")
+
+    batch = commands.add_parser(
+        "batch",
+        help="classify very many pictures into a Parquet file",
+        description="Scores a folder, an archive or a table of pictures, in constant memory. Killed and run again, it "
+        "goes on where it was.",
+    )
+    batch.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder or zip or tar archive of pictures, or a table (.parquet, .csv) with pictures or paths in it",
+    )
+    batch.add_argument("--out", required=True, metavar="FILE", help="Parquet file to make")
+    batch.add_argument(
+        "--model",
+        default="models/bundle",
+        help=f"a bundle folder or a model URI such as {CHAMPION_URI} (%(default)s)",
+    )
+    batch.add_argument("--column", help="of a table: where its pictures or paths are (default: a usual name)")
+    batch.add_argument("--workers", type=int, help="threads (default: one a core)")
+    batch.add_argument(
+        "--batch-size", type=int, default=64, help="pictures that a thread takes at a time (%(default)s)"
+    )
+    batch.add_argument(
+        "--chunk", type=int, default=8192, help="pictures between two points to go on from (%(default)s)"
+    )
+    _add_faces(batch)
+    again = batch.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        dest="restart",
+        action="store_false",
+        default=False,
+        help="go on where a former run stopped (the default)",
+    )
+    again.add_argument("--restart", action="store_true", help="throw away what is there, and begin anew")
+    batch.set_defaults(command=_batch)
 
     register = commands.add_parser("register", help="register the bundle; the first version becomes champion")
     register.set_defaults(command=_register)
@@ -152,6 +180,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sync.set_defaults(command=_sync)
     return parser
+
+
+def _add_faces(command: argparse.ArgumentParser) -> None:
+    """The option to look for faces in pictures, or not to."""
+    look = command.add_mutually_exclusive_group()
+    look.add_argument(
+        "--faces",
+        action="store_true",
+        default=None,
+        help="find the faces in each picture and classify those (default: as the model was trained)",
+    )
+    look.add_argument(
+        "--no-faces", dest="faces", action="store_false", help="take every picture for a cut-out face"
+    )
 
 
 def _use(arguments: argparse.Namespace) -> None:
@@ -259,6 +301,33 @@ def _predict(arguments: argparse.Namespace) -> int:
     show = {"json": predict.format_json, "csv": predict.format_csv, "table": predict.format_table}
     print(show[arguments.form](rows))
     return int(all(row["error"] for row in rows))
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    from pipeline.batch import Settings, score
+
+    settings = Settings(
+        arguments.batch_size,
+        arguments.chunk,
+        arguments.workers,
+        arguments.faces,
+        arguments.column,
+        arguments.restart,
+    )
+    try:
+        found = score(arguments.source, arguments.out, arguments.model, settings)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    how = (
+        f"{found.scored / found.seconds:,.0f} img/s"
+        if found.scored
+        else "finished before; --restart scores anew"
+    )
+    others = f", {found.passed_over:,} other files passed over" * (found.passed_over > 0)
+    rows = f"{found.pictures:,} pictures, {found.rows:,} rows, {found.errors:,} of them errors"
+    print(f"{arguments.out}: {rows}{others} ({how})")
+    return int(found.errors == found.rows)
 
 
 def _register(_arguments: argparse.Namespace) -> None:

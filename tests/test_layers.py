@@ -150,6 +150,7 @@ def test_only_sync_imports_a_stage(module: str) -> None:
 def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
     above = {
         *STAGES,
+        "batch",
         "cli",
         "comparison",
         "compare_page",
@@ -200,6 +201,8 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("listing", {"errors", "items", "labels"}), ("records", {"listing"}), ("audit", {"listing", "records"}),
         ("splits", {"errors", "listing", "records"}),
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
+        ("pictures", {"archives", "embedded", "errors", "images", "items", "tables", "trees"}), ("scores", {"errors"}),
+        ("batch", {"errors", "images", "pictures", "predict", "scores", "store"}),
         ("model", {"augment", "backbones", "errors", "params", "pretrained"}),
         ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
@@ -229,7 +232,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
 
 def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> None:
     assert {module for module in MODULES if "mlflow" in foreign(module)} == {
-        "store", "tracking", "family", "registry", "pyfunc", "serving", "predict",
+        "store", "tracking", "family", "registry", "pyfunc", "serving", "predict", "batch",
     }  # fmt: skip
     # serving does so where MLflow runs it as a file of its own; see the test below for what we import.
     at_once = {module for module in MODULES if "mlflow" in foreign(module, in_functions=False)}
@@ -239,7 +242,7 @@ def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> Non
 def test_torch_stays_out_of_what_needs_none() -> None:
     light = [
         "prepare", "cli", "registry", "contenders", "comparison", "compare_page", "costs", "gate", "promotion", "store",
-        "tracking", "predict", "serving", "images", "params", "plots", "metrics",
+        "tracking", "predict", "serving", "images", "params", "plots", "metrics", "batch",
     ]  # fmt: skip
     for module in light:
         for below in reached(module, in_functions=False):
