@@ -202,7 +202,7 @@ class Guard:
         try:
             await self._app(scope, replay, listen)
         except Exception:  # for the one who runs the server, not for the client
-            traceback.print_exc(file=sys.stderr)
+            traceback.print_exc(limit=-3, file=sys.stderr)
             failed = failed or [500]
         if failed:
             # What fails here fails by what was sent: the model itself answers every row.

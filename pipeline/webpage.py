@@ -27,7 +27,7 @@ def files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str, tuple[
         "title": found.title,
         "backbone": bundle.get("backbone", ""),
         "class_names": bundle["class_names"],
-        "scores": bundle.get("metrics", {}).get("test", {}),
+        "accuracy": bundle.get("metrics", {}).get("test", {}).get("accuracy"),
         "threshold": bundle.get("abstain", {}).get("threshold"),
         "knows_faces": knows_faces,
         # Base64 takes 4 bytes for 3, and the JSON around it a few.

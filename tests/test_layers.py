@@ -144,7 +144,7 @@ def test_only_sync_imports_a_stage(module: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
-    above = {*STAGES, "cli", "sync", "registry", "predict", "probe"} - {stage}
+    above = {*STAGES, "cli", "sync", "registry", "predict", "probe", "server", "served", "webpage"} - {stage}
     assert not reached(stage) & above
 
 
@@ -159,7 +159,10 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("audit_page", {"audit", "listing", "pages", "pixels", "records"}),
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
         ("pretrained", {"errors"}), ("tracking", {"store"}), ("schedule", {"params"}),
-        ("serving", {"faces", "images"}), ("faces", {"images"}),
+        ("serving", {"faces", "images"}), ("faces", {"images"}), ("guard", set()), ("cores", set()),
+        ("pyfunc", {"faces", "images", "serving", "store"}),
+        ("served", {"errors", "pyfunc", "serving", "store"}), ("webpage", {"pages", "served"}),
+        ("server", {"cores", "errors", "guard", "pyfunc", "served", "serving", "webpage"}),
         ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),
         ("kernels", {"draws", "geometry", "moves"}), ("augment", {"draws", "errors", "kernels", "params"}),
         ("archives", {"errors", "images"}),
@@ -201,7 +204,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
 
 def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> None:
     assert {module for module in MODULES if "mlflow" in foreign(module)} == {
-        "store", "tracking", "registry", "pyfunc", "serving", "predict",
+        "store", "tracking", "registry", "pyfunc", "served", "server", "serving", "predict",
     }  # fmt: skip
     # serving does so where MLflow runs it as a file of its own; see the test below for what we import.
     at_once = {module for module in MODULES if "mlflow" in foreign(module, in_functions=False)}
@@ -211,6 +214,7 @@ def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> Non
 def test_torch_stays_out_of_what_needs_none() -> None:
     light = [
         "prepare", "cli", "registry", "store", "tracking", "predict", "serving", "images", "params", "plots", "metrics",
+        "server", "served", "pyfunc", "webpage",
     ]  # fmt: skip
     for module in light:
         for below in reached(module, in_functions=False):
