@@ -165,8 +165,25 @@ def build_parser() -> argparse.ArgumentParser:
     rollback = commands.add_parser("rollback", help="make the former champion champion again")
     rollback.set_defaults(command=_rollback)
 
-    serve = commands.add_parser("serve", help="serve a registered version over HTTP")
-    serve.add_argument("--model", default=CHAMPION_URI, help="a model URI (%(default)s)")
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP, with a page for people",
+        description="MLflow's scoring server (POST /invocations) and, at /, a page on which to try the model.",
+    )
+    serve.add_argument(
+        "--model",
+        default=CHAMPION_URI,
+        help="a model URI, a version's number, or a bundle folder (%(default)s)",
+    )
+    serve.add_argument("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
+    serve.add_argument("--threads", type=int, metavar="N", help="of each (the cores that it has for itself)")
+    serve.add_argument(
+        "--runtime",
+        choices=("onnx", "torch"),
+        help="what computes (ONNX Runtime where the model has its file)",
+    )
+    serve.add_argument("--max-mb", type=float, default=32, metavar="MB", help="largest request (%(default)s)")
+    serve.add_argument("--no-page", dest="page", action="store_false", help="only the REST API")
     serve.set_defaults(command=_serve)
     ui = commands.add_parser("ui", help="open the MLflow UI on this project's store")
     ui.set_defaults(command=_ui)
@@ -375,10 +392,11 @@ def _rollback(_arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    _configure()
-    _run_mlflow(
-        "models", "serve", "--model-uri", arguments.model, "--env-manager", "local",
-        "--host", arguments.host, "--port", str(arguments.port),
+    from pipeline import server
+
+    server.serve(
+        arguments.model, arguments.host, arguments.port, arguments.workers, arguments.threads, arguments.runtime,
+        arguments.page, arguments.max_mb,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import binascii
 import functools
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ else:
 
 COLUMN = "image"
 BATCH_SIZE = 64  # bounds memory, whatever the size of a request
+# What runs a graph, and the file that it wants; the first that is there runs where nothing else is asked for.
+RUNTIMES = {"onnx": "model.onnx", "torch": "model.pt2"}
+# What a server may say otherwise when it loads a model (MLflow's model_config); the values are those of ``Predictor``.
+CONFIG: dict[str, Any] = {"runtime": None, "threads": None, "seconds": None}
 
 
 class Predictor:
@@ -40,13 +45,21 @@ class Predictor:
 
     Args:
         bundle_dir: Holds ``bundle.json`` and ``model.onnx`` or ``model.pt2``.
+        runtime: One of ``RUNTIMES``; None: the first whose file is there.
         threads: That compute one batch; None: as many as ONNX Runtime or torch takes by itself.
+        seconds: After which a call gives the pictures that it has not come to an error; None: never.
 
     Raises:
         FileNotFoundError: If one of them is missing.
     """
 
-    def __init__(self, bundle_dir: str | Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle_dir: str | Path,
+        runtime: str | None = None,
+        threads: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
         folder = Path(bundle_dir)
         self.bundle: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         self.class_names: list[str] = self.bundle["class_names"]
@@ -56,7 +69,8 @@ class Predictor:
         self.faces: dict[str, Any] | None = self.bundle["preprocessing"].get("faces")
         # Least top probability of an answer that counts; None: all do.
         self.threshold: float | None = self.bundle.get("abstain", {}).get("threshold")
-        self._run = _load_graph(folder, threads)
+        self._seconds = seconds
+        self._run = _load_graph(folder, runtime, threads)
 
     def predict_bytes(self, pictures: Sequence[bytes], faces: bool | None = None) -> list[dict[str, Any]]:
         """Classify encoded pictures (JPEG, PNG, WebP, ...) of any size and mode.
@@ -75,9 +89,10 @@ class Predictor:
             ``probabilities`` and ``abstain``.
         """
         look = self._looks(faces)
+        until = float("inf") if self._seconds is None else time.monotonic() + self._seconds
         rows: list[dict[str, Any]] = []
         for start in range(0, len(pictures), BATCH_SIZE):
-            rows += self._predict_batch(pictures[start : start + BATCH_SIZE], look)
+            rows += self._predict_batch(pictures[start : start + BATCH_SIZE], look, until)
         return rows
 
     def predict_values(self, values: Sequence[Any], faces: bool | None = None) -> list[dict[str, Any]]:
@@ -98,9 +113,14 @@ class Predictor:
         """Whether faces are looked for: as asked, or else as the model was trained."""
         return bool(self.faces) if faces is None else faces
 
-    def _predict_batch(self, pictures: Sequence[bytes], look: bool) -> list[dict[str, Any]]:
+    def _predict_batch(self, pictures: Sequence[bytes], look: bool, until: float) -> list[dict[str, Any]]:
         """Decode and classify one batch; the good pictures of it, or their faces, go through the graph together."""
-        loaded = [self._load(data, look) for data in pictures]
+        loaded = [
+            self._load(data, look)
+            if time.monotonic() < until
+            else "the request takes too long; send fewer pictures"
+            for data in pictures
+        ]
         images = [image for parts in loaded if not isinstance(parts, str) for _, image in parts]
         answers = iter(self._classify(images))
         rows = []
@@ -198,29 +218,43 @@ def answer(predictor: Predictor, model_input: Any, params: Any = None) -> list[d
     return [json.dumps(row) for row in rows] if params.get("json") is True else rows
 
 
-def _load_graph(folder: Path, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
-    """Load the bundle's graph: ONNX if it is there, as it needs no torch, else pt2."""
-    if (path := folder / "model.onnx").exists():
-        import onnxruntime
+def _load_graph(folder: Path, runtime: str | None, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    """Load the bundle's graph; ONNX if it is there and nothing else is asked for, as it needs no torch."""
+    wanted = RUNTIMES if runtime is None else {runtime: RUNTIMES[runtime]}
+    paths = {name: folder / file for name, file in wanted.items() if (folder / file).exists()}
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no {' and no '.join(wanted.values())}")
+    name, path = next(iter(paths.items()))
+    return _load_torch(path, threads) if name == "torch" else _load_onnx(path, threads)
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda images: session.run(None, {name: images})[0]
-    if (path := folder / "model.pt2").exists():
-        import torch
 
-        if threads:
-            torch.set_num_threads(threads)
-        module = torch.export.load(str(path)).module()
+def _load_onnx(path: Path, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    """A graph in ONNX Runtime."""
+    import onnxruntime
 
-        def run(images: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                return module(torch.from_numpy(images)).numpy()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    # Threads that wait by spinning take the cores from other requests, which decode meanwhile.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
 
-        return run
-    raise FileNotFoundError(f"{folder} holds neither model.onnx nor model.pt2")
+
+def _load_torch(path: Path, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    """A graph of torch.export."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    module = torch.export.load(str(path)).module()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(images)).numpy()
+
+    return run
 
 
 def _flat(column: Any) -> list[Any]:
@@ -261,7 +295,7 @@ def _failure(error: str, look: bool = False) -> dict[str, Any]:
     return row | ({"faces": []} if look else {})
 
 
-def _tame_server() -> None:
+def tame_server() -> None:
     """Mend three habits of MLflow's scoring server, where that is what runs this model.
 
     Its answer to a broken CSV or Parquet body holds a stack trace. It reads no CSV for a column of type Any,
@@ -318,8 +352,9 @@ if __package__ != "pipeline":  # MLflow runs this file by itself
 
         def load_context(self, context: Any) -> None:
             """Load the bundle that was logged with the model."""
-            self.predictor = Predictor(context.artifacts["bundle"])
-            _tame_server()
+            given = {name: (context.model_config or {}).get(name) for name in CONFIG}
+            self.predictor = Predictor(context.artifacts["bundle"], **given)
+            tame_server()
 
         def predict(self, context, model_input, params=None):
             """Answer a request; no input raises."""

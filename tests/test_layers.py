@@ -164,6 +164,9 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         "predict",
         "probe",
         "seeds",
+        "server",
+        "served",
+        "webpage",
     } - {stage}
     assert not reached(stage) & above
 
@@ -187,7 +190,10 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("compare_page", {"comparison", "data", "errors", "pages"}),
         ("promotion", {"contenders", "costs", "errors", "gate", "params", "registry", "store", "tracking"}),
         ("schedule", {"params"}),
-        ("serving", {"faces", "images"}), ("faces", {"images"}),
+        ("serving", {"faces", "images"}), ("faces", {"images"}), ("guard", set()), ("cores", set()),
+        ("pyfunc", {"faces", "images", "serving", "store"}),
+        ("served", {"errors", "pyfunc", "serving", "store"}), ("webpage", {"pages", "served"}),
+        ("server", {"cores", "errors", "guard", "pyfunc", "served", "serving", "webpage"}),
         ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),
         ("kernels", {"draws", "geometry", "moves"}), ("augment", {"draws", "errors", "kernels", "params"}),
         ("archives", {"errors", "images"}),
@@ -232,7 +238,8 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
 
 def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> None:
     assert {module for module in MODULES if "mlflow" in foreign(module)} == {
-        "store", "tracking", "family", "registry", "pyfunc", "serving", "predict", "batch",
+        "store", "tracking", "family", "registry", "pyfunc", "served", "server", "serving",
+        "predict", "batch",
     }  # fmt: skip
     # serving does so where MLflow runs it as a file of its own; see the test below for what we import.
     at_once = {module for module in MODULES if "mlflow" in foreign(module, in_functions=False)}
@@ -243,6 +250,7 @@ def test_torch_stays_out_of_what_needs_none() -> None:
     light = [
         "prepare", "cli", "registry", "contenders", "comparison", "compare_page", "costs", "gate", "promotion", "store",
         "tracking", "predict", "serving", "images", "params", "plots", "metrics", "batch",
+        "server", "served", "pyfunc", "webpage",
     ]  # fmt: skip
     for module in light:
         for below in reached(module, in_functions=False):
