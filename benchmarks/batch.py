@@ -105,7 +105,8 @@ def main() -> None:
             ("ratio", ratios, ""),
         ):
             print(
-                f"{name}: {statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f}){unit}, n={len(values)}"
+                f"{name}: {statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f}){unit}, "
+                f"n={len(values)}"
             )
         for count in (arguments.few, arguments.many):
             if arguments.many and count:

@@ -16,6 +16,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_dtype
 
 import pipeline.backbones  # noqa: F401  (registers our nets with timm)
 from pipeline import augment, pretrained
@@ -153,7 +154,9 @@ class Classifier(nn.Module):
         Returns:
             Probabilities, float32 (B, K); each row sums to 1.
         """
-        logits = self.model(self.preprocess(images.permute(0, 3, 1, 2))).float()
+        # Floats before any Resize: the one for bytes rounds to whole greys, in eager mode otherwise than in a graph.
+        images = to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True)
+        logits = self.model(self.preprocess(images)).float()
         return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
 
 
