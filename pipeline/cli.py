@@ -1,4 +1,4 @@
-"""The command line: ``hyojo use | seeds | probe | lr-range | predict | register | promote | rollback | serve | ...``.
+"""The command line: ``hyojo --help`` lists the commands.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
@@ -75,6 +75,18 @@ def build_parser() -> argparse.ArgumentParser:
     lr_range.add_argument("--plot", default="reports/lr_range.png", help="picture to write (%(default)s)")
     lr_range.set_defaults(command=_lr_range)
 
+    suspects = commands.add_parser(
+        "suspects",
+        help="find training labels that are probably wrong, by cross-validation",
+        description="Trains params.yaml's net anew on all folds of the training split but one, in turn, has it judge "
+        "that one, and writes the labels that it doubts to reports/label_suspects_train.csv and .html.",
+    )
+    suspects.add_argument("--folds", type=int, default=4, help="parts, and so trainings (%(default)s)")
+    suspects.add_argument(
+        "--epochs", type=int, help="of each training (train.epochs); fewer cost less and doubt more"
+    )
+    suspects.set_defaults(command=_suspects)
+
     predict = commands.add_parser("predict", help="classify pictures")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of pictures")
     predict.add_argument(
@@ -82,26 +94,72 @@ def build_parser() -> argparse.ArgumentParser:
         default="models/bundle",
         help=f"a bundle folder or a model URI such as {CHAMPION_URI} (%(default)s)",
     )
-    look = predict.add_mutually_exclusive_group()
-    look.add_argument(
-        "--faces",
-        action="store_true",
-        default=None,
-        help="find the faces in each picture and classify those (default: as the model was trained)",
-    )
-    look.add_argument(
-        "--no-faces", dest="faces", action="store_false", help="take every picture for a cut-out face"
-    )
+    _add_faces(predict)
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON")
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV")
     predict.set_defaults(command=_predict, form="table")
 
+    batch = commands.add_parser(
+        "batch",
+        help="classify very many pictures into a Parquet file",
+        description="Scores a folder, an archive or a table of pictures, in constant memory. Killed and run again, it "
+        "goes on where it was.",
+    )
+    batch.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder or zip or tar archive of pictures, or a table (.parquet, .csv) with pictures or paths in it",
+    )
+    batch.add_argument("--out", required=True, metavar="FILE", help="Parquet file to make")
+    batch.add_argument(
+        "--model",
+        default="models/bundle",
+        help=f"a bundle folder or a model URI such as {CHAMPION_URI} (%(default)s)",
+    )
+    batch.add_argument("--column", help="of a table: where its pictures or paths are (default: a usual name)")
+    batch.add_argument("--workers", type=int, help="threads (default: one a core)")
+    batch.add_argument(
+        "--batch-size", type=int, default=64, help="pictures that a thread takes at a time (%(default)s)"
+    )
+    batch.add_argument(
+        "--chunk", type=int, default=8192, help="pictures between two points to go on from (%(default)s)"
+    )
+    _add_faces(batch)
+    again = batch.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        dest="restart",
+        action="store_false",
+        default=False,
+        help="go on where a former run stopped (the default)",
+    )
+    again.add_argument("--restart", action="store_true", help="throw away what is there, and begin anew")
+    batch.set_defaults(command=_batch)
+
     register = commands.add_parser("register", help="register the bundle; the first version becomes champion")
     register.set_defaults(command=_register)
 
+    compare = commands.add_parser(
+        "compare",
+        help="compare two models on the same test samples",
+        description="A and B are registry versions (3, v3), aliases (champion), models:/ URIs, MLflow runs by id, "
+        "beginning of an id or name, DVC experiments, git revisions, or . for what stands in reports/.",
+    )
+    compare.add_argument("a", metavar="A", help="what B is compared with, such as champion")
+    compare.add_argument("b", metavar="B", help="the newer one, such as .")
+    compare.add_argument(
+        "--html", metavar="FILE", help="page to write (reports/compare.html, and none with --json)"
+    )
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(command=_compare)
+
     promote = commands.add_parser("promote", help="make a version champion, if the gate lets it through")
     promote.add_argument("version", nargs="?", type=int, metavar="VERSION", help="the latest if left out")
+    promote.add_argument("--force", action="store_true", help="whatever the gate says; needs --reason")
+    promote.add_argument(
+        "--reason", metavar="TEXT", help="why the gate is overruled; recorded on the version"
+    )
     promote.set_defaults(command=_promote)
 
     rollback = commands.add_parser("rollback", help="make the former champion champion again")
@@ -122,6 +180,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sync.set_defaults(command=_sync)
     return parser
+
+
+def _add_faces(command: argparse.ArgumentParser) -> None:
+    """The option to look for faces in pictures, or not to."""
+    look = command.add_mutually_exclusive_group()
+    look.add_argument(
+        "--faces",
+        action="store_true",
+        default=None,
+        help="find the faces in each picture and classify those (default: as the model was trained)",
+    )
+    look.add_argument(
+        "--no-faces", dest="faces", action="store_false", help="take every picture for a cut-out face"
+    )
 
 
 def _use(arguments: argparse.Namespace) -> None:
@@ -195,6 +267,33 @@ def _lr_range(arguments: argparse.Namespace) -> None:
     )
 
 
+def _suspects(arguments: argparse.Namespace) -> None:
+    from pipeline import folds, reports, suspects
+    from pipeline.data import load_prepared
+    from pipeline.params import load_params
+
+    params, prepared, count = load_params().train, load_prepared(), arguments.folds
+    if count < 2:
+        raise UserError(f"--folds {count}: two at least")
+    epochs = params.epochs if arguments.epochs is None else arguments.epochs
+    split = prepared.split("train")
+    print(f"{count} nets, {epochs} epochs each, on {len(split):,} training images", flush=True)
+    probs = folds.held_out_probs(
+        folds.shorten(params, epochs), prepared, split, folds.twin_groups(prepared), count
+    )
+    table = suspects.tabulate({"train": split}, {"train": probs}, prepared.class_names)
+    path = Path("reports/label_suspects_train.csv")
+    path.parent.mkdir(exist_ok=True)
+    reports.write_csv(path, table)
+    page = path.with_suffix(".html")
+    page.write_text(suspects.render(table, {"train": split}, path.name), encoding="utf-8")
+    accuracy = (probs.argmax(axis=1) == split.targets).mean()
+    print(
+        f"{len(table):,} of {len(split):,} training labels are in doubt, see {page}. On images that they were not "
+        f"trained on, the nets are right on {accuracy:.3f}."
+    )
+
+
 def _predict(arguments: argparse.Namespace) -> int:
     from pipeline import predict
 
@@ -202,6 +301,33 @@ def _predict(arguments: argparse.Namespace) -> int:
     show = {"json": predict.format_json, "csv": predict.format_csv, "table": predict.format_table}
     print(show[arguments.form](rows))
     return int(all(row["error"] for row in rows))
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    from pipeline.batch import Settings, score
+
+    settings = Settings(
+        arguments.batch_size,
+        arguments.chunk,
+        arguments.workers,
+        arguments.faces,
+        arguments.column,
+        arguments.restart,
+    )
+    try:
+        found = score(arguments.source, arguments.out, arguments.model, settings)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    how = (
+        f"{found.scored / found.seconds:,.0f} img/s"
+        if found.scored
+        else "finished before; --restart scores anew"
+    )
+    others = f", {found.passed_over:,} other files passed over" * (found.passed_over > 0)
+    rows = f"{found.pictures:,} pictures, {found.rows:,} rows, {found.errors:,} of them errors"
+    print(f"{arguments.out}: {rows}{others} ({how})")
+    return int(found.errors == found.rows)
 
 
 def _register(_arguments: argparse.Namespace) -> None:
@@ -214,12 +340,32 @@ def _register(_arguments: argparse.Namespace) -> None:
     print(registry.register().message)
 
 
-def _promote(arguments: argparse.Namespace) -> int:
-    from pipeline import registry
+def _compare(arguments: argparse.Namespace) -> None:
+    import json
 
-    outcome = registry.promote(arguments.version)
+    from pipeline import compare_page, contenders
+    from pipeline.comparison import compare
+
+    found = compare(contenders.find(arguments.a), contenders.find(arguments.b))
+    print(json.dumps(found.as_dict(), indent=2) if arguments.json else compare_page.text(found))
+    if arguments.json and not arguments.html:
+        return
+    path = Path(arguments.html or "reports/compare.html")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(compare_page.page(found), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}. Give another --html FILE.") from None
+    if not arguments.json:
+        print(f"\nwith pictures: {path}")
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from pipeline import promotion
+
+    outcome = promotion.promote(arguments.version, arguments.force, arguments.reason)
     print(outcome.message)
-    return int(outcome.message.startswith("Refused"))
+    return int(outcome.refused)
 
 
 def _rollback(_arguments: argparse.Namespace) -> None:

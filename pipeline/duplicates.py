@@ -42,6 +42,7 @@ _FEW = 100
 TWIN_AGREEMENT = 0.9
 
 _BLOCK, _PAIRS = 1024, 256  # pictures and pairs worked on at once: some 50 MB
+_VISITORS = 2**18  # rows that are sorted by cell at once
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ def near_pairs(
         def look(which: np.ndarray) -> np.ndarray:
             return faces[places[which]].reshape(-1, SIZE, SIZE).astype(np.float32)
 
-        pairs = _candidates(_describe_all(look, len(rows), progress))
-        found = _compare_all(look, pairs, progress)
-    holds = found >= TWIN_AGREEMENT
-    return Pairs(*pairs[holds].T, found[holds])
+        descriptors = stack.enter_context(closing(_describe_all(look, len(rows), Path(folder), progress)))
+        pairs, found = _compare_all(look, _candidates(descriptors), len(rows), progress)
+    order = np.lexsort(pairs.T[::-1])
+    return Pairs(*pairs[order].T, found[order])
 
 
 def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -146,26 +147,28 @@ def _describe(faces: np.ndarray) -> np.ndarray:
     return np.concatenate([sums[:, disc], differences[:, disc & (down > 0) & (right > 0)]], axis=1)
 
 
-def _describe_all(look: Callable[[np.ndarray], np.ndarray], count: int, progress: bool) -> np.ndarray:
-    """Descriptors as unit vectors, float16 (R, D), each component brought to mean 0 and spread 1 before."""
-    parts, total, squares = [], 0.0, 0.0
-    with tqdm(total=count, desc="describing", unit="img", disable=not progress) as bar:
-        for start in range(0, count, _BLOCK):
-            block = _describe(look(np.arange(start, min(count, start + _BLOCK))))
-            total, squares = total + block.sum(axis=0), squares + (block**2).sum(axis=0)
-            parts.append(block.astype(np.float16))
-            bar.update(len(block))
-    if not parts:
-        return np.empty((0, 1), np.float16)
-    mean = total / count
-    spread = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
-    for part in parts:
-        block = (part - mean) / spread
-        part[:] = block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-6)
-    return np.concatenate(parts)
+def _describe_all(
+    look: Callable[[np.ndarray], np.ndarray], count: int, folder: Path, progress: bool
+) -> Pixels:
+    """Descriptors as unit vectors, float16 (R, D) in a file, each component brought to mean 0 and spread 1 before."""
+    blocks = [np.arange(start, min(count, start + _BLOCK)) for start in range(0, count, _BLOCK)]
+    shape = (count, _describe(np.zeros((1, SIZE, SIZE), np.float32)).shape[1])
+    total, squares = np.zeros((2, shape[1]), np.float32)
+    found = Pixels(folder / "descriptors", shape, np.float16)
+    with closing(Pixels(folder / "plain", shape, np.float16)) as plain:
+        for block in tqdm(blocks, desc="describing", unit=f" {_BLOCK} img", disable=not progress):
+            values = _describe(look(block))
+            total, squares = total + values.sum(axis=0), squares + (values**2).sum(axis=0)
+            plain.append(values)
+        mean = total / max(count, 1)
+        spread = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 1e-6))
+        for block in blocks:
+            values = (plain[block] - mean) / spread
+            found.append(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6))
+    return found
 
 
-def _cells(descriptors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _cells(descriptors: Pixels | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Parts of the descriptors, as rows, each with the rows that are to be compared with it.
 
     Every row is in one part, with the pivot nearest to it, and is compared with the parts of its nearest pivots: an
@@ -176,32 +179,41 @@ def _cells(descriptors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield np.arange(count), np.arange(count)
         return
     pivots = descriptors[np.linspace(0, count - 1, round(_PIVOTS * count**0.5)).astype(np.int64)]
-    probes = min(_PROBES, len(pivots))
-    nearest = np.empty((count, probes), np.int32)  # the very nearest one last
+    pivots = pivots.T.astype(np.float32)
+    probes = min(_PROBES, pivots.shape[1])
+    # By probe, the very nearest pivot last. A billion pictures have as many pivots as 16 bits tell apart.
+    nearest = np.empty((probes, count), np.uint16 if pivots.shape[1] <= 2**16 else np.uint32)
     for start in range(0, count, _BLOCK):
-        cosines = descriptors[start : start + _BLOCK].astype(np.float32) @ pivots.T.astype(np.float32)
-        nearest[start : start + _BLOCK] = np.argpartition(cosines, (-probes, -1), axis=1)[:, -probes:]
-    members, visitors = (_rows_by_value(values, len(pivots)) for values in (nearest[:, -1:], nearest))
-    for own, others in zip(members, visitors):
-        # What is all alike, such as the frames of one film, would make one huge cell: it is parted as it comes.
-        parts = -(-len(own) // _CELL)
-        if parts:
-            yield from zip(np.array_split(own, parts), np.array_split(others, parts))
+        stop = min(count, start + _BLOCK)
+        cosines = descriptors[np.arange(start, stop)].astype(np.float32) @ pivots
+        nearest[:, start:stop] = np.argpartition(cosines, (-probes, -1), axis=1)[:, -probes:].T
+    # Some pivots at a time: an index of all visitors would be the largest thing in memory.
+    step = max(1, _VISITORS * pivots.shape[1] // nearest.size)
+    for first in range(0, pivots.shape[1], step):
+        some = range(first, min(pivots.shape[1], first + step))
+        for own, others in zip(_rows_by_value(nearest[-1:], some), _rows_by_value(nearest, some)):
+            # What is all alike, such as the frames of one film, would make one huge cell: it is parted as it comes.
+            parts = -(-len(own) // _CELL)
+            if parts:
+                yield from zip(np.array_split(own, parts), np.array_split(others, parts))
 
 
-def _rows_by_value(values: np.ndarray, count: int) -> list[np.ndarray]:
-    """For each of the values 0 to ``count`` - 1 the rows of an array (R, V) that have it."""
-    order = np.argsort(values, axis=None, kind="stable")
-    ends = np.cumsum(np.bincount(values.ravel(), minlength=count))[:-1]
-    return np.split(order // values.shape[1], ends)
+def _rows_by_value(values: np.ndarray, wanted: range) -> list[np.ndarray]:
+    """For each of the values ``wanted``, the rows of an array, here as columns (V, R), that have it; ascending."""
+    places = [np.flatnonzero((row >= wanted.start) & (row < wanted.stop)) for row in values]
+    rows = np.concatenate(places)
+    found = np.concatenate([row[place] for row, place in zip(values, places)]).astype(np.int64) - wanted.start
+    ends = np.cumsum(np.bincount(found, minlength=len(wanted)))[:-1]
+    return np.split(rows[np.lexsort((rows, found))], ends)
 
 
-def _candidates(descriptors: np.ndarray) -> np.ndarray:
-    """Pairs of similar descriptors, int64 (M, 2), the lower index first; sorted."""
+def _candidates(descriptors: Pixels | np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of similar descriptors, each once, the lower index first: int64 (m, 2) for every ``_BLOCK`` of rows."""
     count = len(descriptors)
     if count <= _FEW:
-        return np.stack(np.triu_indices(count, 1), axis=1)
-    nearest = np.full((count, _NEIGHBOURS), -1, np.int64)
+        yield np.stack(np.triu_indices(count, 1), axis=1)
+        return
+    nearest = np.full((count, _NEIGHBOURS), -1, np.int32)
     cosine = np.full((count, _NEIGHBOURS), _CANDIDATE_COSINE, np.float32)
     for members, visitors in _cells(descriptors):
         theirs = descriptors[members].astype(np.float32).T
@@ -215,25 +227,34 @@ def _candidates(descriptors: np.ndarray) -> np.ndarray:
             values = np.concatenate([cosine[rows], np.take_along_axis(cosines, best, axis=1)], axis=1)
             best = np.argpartition(values, -_NEIGHBOURS, axis=1)[:, -_NEIGHBOURS:]
             nearest[rows], cosine[rows] = (np.take_along_axis(x, best, axis=1) for x in (found, values))
-    row, place = np.nonzero(nearest >= 0)
-    other = nearest[row, place]
-    return np.unique(np.stack([np.minimum(row, other), np.maximum(row, other)], axis=1), axis=0)
+    del cosine
+    for start in range(0, count, _BLOCK):
+        row, place = np.nonzero(nearest[start : start + _BLOCK] >= 0)
+        row += start
+        other = nearest[row, place].astype(np.int64)
+        # A pair of which each has the other is the lower one's.
+        mine = (row < other) | (nearest[other] != row[:, None]).all(axis=1)
+        yield np.stack([np.minimum(row, other), np.maximum(row, other)], axis=1)[mine]
 
 
-def _compare_all(look: Callable[[np.ndarray], np.ndarray], pairs: np.ndarray, progress: bool) -> np.ndarray:
-    """Agreement of pairs, int64 (M, 2): float32 (M,). In parallel, on all cores."""
-    found = np.zeros(len(pairs), np.float32)
+def _compare_all(
+    look: Callable[[np.ndarray], np.ndarray], candidates: Iterator[np.ndarray], count: int, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the pairs that are twins, int64 (M, 2), and their agreement, float32 (M,). In parallel, on all cores.
 
-    def work(start: int) -> int:
-        block = pairs[start : start + _PAIRS]
-        found[start : start + _PAIRS] = agreement(*map(look, block.T))
-        return len(block)
-
+    Candidates are many and are not kept: memory is for what holds.
+    """
+    pairs, agreements = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     with (
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(pairs), desc="comparing", unit="pair", disable=not progress) as bar,
+        tqdm(total=count, desc="comparing", unit="img", disable=not progress) as bar,
     ):
-        for done in pool.map(work, range(0, len(pairs), _PAIRS)):
-            bar.update(done)
-    return found
+        for block in candidates:
+            parts = [block[start : start + _PAIRS] for start in range(0, len(block), _PAIRS)]
+            for part, found in zip(parts, pool.map(lambda part: agreement(*map(look, part.T)), parts)):
+                holds = found >= TWIN_AGREEMENT
+                pairs.append(part[holds])
+                agreements.append(found[holds])
+            bar.update(min(_BLOCK, count - bar.n))
+    return np.concatenate(pairs), np.concatenate(agreements)

@@ -160,9 +160,10 @@ def _judge_accuracy(
     verdict.figures |= {
         f"seed_sd{suffix}": sd for suffix, sd in zip(("", "_champion"), sds) if sd is not None
     }
+    seeds = "" if sds == (None, None) else ", seeds considered"
     points = (
-        f"{100 * (ours.mean() - theirs.mean()):+.2f} points of test accuracy to {champion.name} on {len(ours):,} images "
-        f"(p = {p:.2g}, level {params.level:g}{', seeds considered' if sds != (None, None) else ''})"
+        f"{100 * (ours.mean() - theirs.mean()):+.2f} points of test accuracy to {champion.name} on "
+        f"{len(ours):,} images (p = {p:.2g}, level {params.level:g}{seeds})"
     )
     if params.rule == "better" and p > params.level:
         verdict.reasons.append(f"{candidate.name} is not better beyond chance: {points}")

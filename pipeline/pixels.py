@@ -1,8 +1,9 @@
-"""Images on disk, written one after another and read by number.
+"""Images, or other arrays of one shape, on disk: written one after another and read by number.
 
 A mapped file would do, but that its pages count as memory of the process.
 """
 
+import threading
 from io import SEEK_END
 from pathlib import Path
 
@@ -10,28 +11,35 @@ import numpy as np
 
 
 class Pixels:
-    """A file of N images, uint8 (N, ...), of which the first have been written; made anew.
+    """A file of N images, (N, ...), of which the first have been written; made anew.
+
+    May be read from several threads.
 
     Attributes:
         shape: Of all of them.
+        dtype: Likewise.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
         self._file = path.open("w+b")
-        self._bytes = int(np.prod(shape[1:]))
+        # Between a seek and its read another thread would move the file's position.
+        self._lock = threading.Lock()
+        self._bytes = int(np.prod(shape[1:])) * self.dtype.itemsize
 
     def append(self, images: np.ndarray) -> None:
-        """Write images, uint8 (n, ...), behind the last."""
-        self._file.seek(0, SEEK_END)
-        self._file.write(np.ascontiguousarray(images))
+        """Write images, (n, ...), behind the last."""
+        with self._lock:
+            self._file.seek(0, SEEK_END)
+            self._file.write(np.ascontiguousarray(images, self.dtype))
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        """Images by their numbers, (n,) -> uint8 (n, ...)."""
-        found = np.empty((len(numbers), *self.shape[1:]), np.uint8)
-        for image, number in zip(found, numbers):
-            self._file.seek(int(number) * self._bytes)
-            self._file.readinto(image)
+        """Images by their numbers, (n,) -> (n, ...)."""
+        found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        with self._lock:
+            for image, number in zip(found, numbers):
+                self._file.seek(int(number) * self._bytes)
+                self._file.readinto(image)
         return found
 
     def __len__(self) -> int:

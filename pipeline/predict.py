@@ -78,8 +78,8 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def load_predictor(model: str | Path, faces: bool | None = None) -> Predict:
-    """Load a model; ``faces`` as in ``predict_paths``.
+def load_predictor(model: str | Path, faces: bool | None = None, threads: int | None = None) -> Predict:
+    """Load a model; ``faces`` as in ``predict_paths``, ``threads`` as in ``serving.Predictor``, of a bundle.
 
     Raises:
         UserError: If there is no such bundle or model.
@@ -89,7 +89,7 @@ def load_predictor(model: str | Path, faces: bool | None = None) -> Predict:
     from pipeline.serving import Predictor
 
     try:
-        return partial(Predictor(model).predict_bytes, faces=faces)
+        return partial(Predictor(model, threads=threads).predict_bytes, faces=faces)
     except FileNotFoundError:
         raise UserError(
             f"{model} is no bundle: bundle.json or the model is missing. `dvc repro` makes one; a registered "

@@ -52,7 +52,12 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
                 ColSpec(DataType.string, "error", required=False),
             ]
         ),
-        ParamSchema([ParamSpec("faces", DataType.boolean, bool(bundle["preprocessing"].get("faces")))]),
+        ParamSchema(
+            [
+                ParamSpec("faces", DataType.boolean, bool(bundle["preprocessing"].get("faces"))),
+                ParamSpec("json", DataType.boolean, False),
+            ]
+        ),
     )
     versions = installed_versions(*dict.fromkeys((*SERVING_PACKAGES, RUNTIMES[served])))
     with tempfile.TemporaryDirectory(prefix="hyojo-bundle-") as scratch, warnings.catch_warnings():

@@ -1,17 +1,21 @@
 """The model registry: versions of the bundle, and which of them is ``champion``.
 
-A version is a bundle by its digest: registering the same bundle again changes nothing. The alias ``champion``
-moves only through the gate of ``promote``. mlflow is imported inside functions: it is slow.
+A version is a bundle by its digest: registering the same bundle again makes no other. The alias ``champion`` moves
+only through the gate of ``promotion``, and back. mlflow is imported inside functions: it is slow.
 """
 
 import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.store import connect, find_run, project_lock
-from pipeline.tracking import BUNDLE_TAG
+from pipeline.store import SQLITE, connect, find_run, project_lock
+from pipeline.tracking import BUNDLE_TAG, TEST_DIGEST_TAG, bundle_costs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,15 +28,28 @@ BUNDLE = Path("models/bundle")
 # On the registered model: the versions that were champion, oldest first, the present one last.
 FORMER_TAG = "hyojo.champions"
 DECISION_TAG = "hyojo.decision"
+PARITY_TAG = "hyojo.parity"
+# The name of a registered model that stands for the right to move the alias, where a store serves several machines.
+LOCK = "hyojo.promotion"
+LOCK_STALE_S, LOCK_WAIT_S = 60.0, 90.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did: the version concerned, whether anything changed, and a sentence for people."""
+    """What a command did: the version concerned, whether anything changed, a sentence for people, and if it refused."""
 
     version: int
     changed: bool
     message: str
+    refused: bool = False
+
+
+class MovedError(Exception):
+    """The alias is not where it was when a decision was made; ``champion`` is the version that has it now."""
+
+    def __init__(self, champion: int | None) -> None:
+        super().__init__(champion)
+        self.champion = champion
 
 
 def has_model(bundle_dir: Path = BUNDLE) -> bool:
@@ -55,7 +72,12 @@ def register(bundle_dir: Path = BUNDLE) -> Outcome:
         registered = versions(client)
         same = [version for version in registered if version.tags.get("hyojo.digest") == bundle["digest"]]
         if same:
-            number = max(int(version.version) for version in same)
+            known = max(same, key=lambda version: int(version.version))
+            number = int(known.version)
+            # What an older version of this program did not record yet.
+            for name, value in _tags(bundle, _run_with_model(client, bundle)).items():
+                if name not in known.tags:
+                    client.set_model_version_tag(MODEL, known.version, name, value)
             return Outcome(number, False, f"This bundle is version {number} of {MODEL} already.")
         run = _run_with_model(client, bundle)
         if run is None:
@@ -64,62 +86,20 @@ def register(bundle_dir: Path = BUNDLE) -> Outcome:
             )
         if not registered:
             _create_model(client)
-        tags = {
-            "hyojo.digest": bundle["digest"],
-            "hyojo.test_digest": bundle["test_digest"],
-            "hyojo.data_digest": bundle["data_digest"],
-            "hyojo.weights_sha256": bundle["weights_sha256"],
-            "hyojo.backbone": bundle["backbone"],
-            "test.accuracy": repr(bundle["metrics"]["test"]["accuracy"]),
-            "test.macro_f1": repr(bundle["metrics"]["test"]["macro_f1"]),
-        }
         created = client.create_model_version(
             MODEL,
             source=f"{run.info.artifact_uri}/model",
             run_id=run.info.run_id,
-            tags=tags,
+            tags=_tags(bundle, run),
             description=f"{bundle['backbone']}, test accuracy {bundle['metrics']['test']['accuracy']:.4f}",
         )
         number = int(created.version)
         if version_with_alias(client, CHAMPION) is not None:
             message = f"Registered version {number} of {MODEL}. `hyojo promote {number}` makes it champion."
             return Outcome(number, True, message)
-        _crown(client, number, [])
+        crown(client, number, None)
         client.set_model_version_tag(MODEL, str(number), DECISION_TAG, "champion: the first version")
         return Outcome(number, True, f"Registered version {number} of {MODEL}; the first, so it is champion.")
-
-
-def promote(version: int | None = None) -> Outcome:
-    """Make a version champion if its test accuracy on the same test data is not lower than the champion's.
-
-    Args:
-        version: The latest if None.
-
-    Returns:
-        The outcome; ``changed`` is False if the gate refused or the version is champion already.
-
-    Raises:
-        UserError: No such version.
-    """
-    client = connect()
-    with project_lock("registry"):
-        known = {int(item.version): item for item in versions(client)}
-        if not known:
-            raise UserError("no version is registered. Run `hyojo register` first.")
-        number = max(known) if version is None else version
-        if number not in known:
-            raise UserError(f"{MODEL} has no version {number}; it has {', '.join(map(str, sorted(known)))}.")
-        champion = version_with_alias(client, CHAMPION)
-        if champion is not None and int(champion.version) == number:
-            return Outcome(number, False, f"Version {number} is champion already.")
-        refusal = _refusal(known[number], champion) if champion is not None else None
-        if refusal:
-            client.set_model_version_tag(MODEL, str(number), DECISION_TAG, f"refused: {refusal}")
-            return Outcome(number, False, f"Refused: {refusal}.")
-        reason = _comparison(known[number], champion) if champion is not None else "there was no champion"
-        _crown(client, number, _history(client))
-        client.set_model_version_tag(MODEL, str(number), DECISION_TAG, f"champion: {reason}")
-        return Outcome(number, True, f"Version {number} is champion: {reason}. Restart servers to load it.")
 
 
 def rollback() -> Outcome:
@@ -131,15 +111,104 @@ def rollback() -> Outcome:
     client = connect()
     with project_lock("registry"):
         existing = {int(item.version) for item in versions(client)}
+        present = champion_number(client) if existing else None
         history = _history(client) if existing else []
-        former = [number for number in history[:-1] if number in existing]
+        if present in history:
+            history = history[: len(history) - 1 - history[::-1].index(present)]
+        former = [number for number in history if number in existing and number != present]
         if not former:
             raise UserError("there is no former champion to go back to.")
-        _crown(client, former[-1], former[:-1])
+        try:
+            crown(client, former[-1], present, former[:-1])
+        except MovedError as moved:
+            raise UserError(
+                f"version {moved.champion} became champion meanwhile; nothing was changed."
+            ) from None
         message = (
-            f"Version {former[-1]} is champion again, in place of {history[-1]}. Restart servers to load it."
+            f"Version {former[-1]} is champion again, in place of {present}. Restart servers to load it."
         )
         return Outcome(former[-1], True, message)
+
+
+def champion_number(client: "MlflowClient") -> int | None:
+    """Which version is champion."""
+    version = version_with_alias(client, CHAMPION)
+    return None if version is None else int(version.version)
+
+
+def crown(
+    client: "MlflowClient", number: int, expected: int | None, history: list[int] | None = None
+) -> None:
+    """Move the alias, if it is where it was when that was decided, and remember who had it.
+
+    Args:
+        client: Of the store; the caller holds the project's lock.
+        number: The new champion.
+        expected: The version that has the alias, as far as the caller knows.
+        history: The champions before ``number``, oldest first; None: those there were, and ``expected``.
+
+    Raises:
+        MovedError: Another version has it, before or after; the alias is left as it is.
+    """
+    with _alone(client):
+        if (present := champion_number(client)) != expected:
+            raise MovedError(present)
+        if history is None:
+            history = _history(client)
+            history += [expected] if expected is not None and history[-1:] != [expected] else []
+        client.set_registered_model_alias(MODEL, CHAMPION, str(number))
+        client.set_registered_model_tag(MODEL, FORMER_TAG, json.dumps([*history, number]))
+        if (present := champion_number(client)) != number:  # moved by hand, or by who knows no lock
+            raise MovedError(present)
+
+
+@contextmanager
+def _alone(client: "MlflowClient") -> Iterator[None]:
+    """Exclude other machines from moving the alias; a store in a file needs no more than the project's lock.
+
+    MLflow has no compare-and-set, but of two clients that make a model of one name only one succeeds.
+    """
+    if os.environ.get("MLFLOW_TRACKING_URI", SQLITE).startswith(SQLITE):
+        yield
+        return
+    from mlflow.exceptions import MlflowException
+
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            client.create_registered_model(LOCK, description="Somebody promotes a version; gone in a moment.")
+            break
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or time.monotonic() > deadline:
+                raise
+        try:
+            held_s = time.time() - client.get_registered_model(LOCK).creation_timestamp / 1000
+            if held_s > LOCK_STALE_S:  # whoever held it was killed
+                client.delete_registered_model(LOCK)
+        except MlflowException:  # released meanwhile
+            continue
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        client.delete_registered_model(LOCK)
+
+
+def _tags(bundle: dict[str, Any], run: "Run | None") -> dict[str, str]:
+    """What a version says of itself."""
+    tags = {
+        "hyojo.digest": bundle["digest"],
+        TEST_DIGEST_TAG: bundle["test_digest"],
+        "hyojo.data_digest": bundle["data_digest"],
+        "hyojo.weights_sha256": bundle["weights_sha256"],
+        "hyojo.backbone": bundle["backbone"],
+        "test.accuracy": repr(bundle["metrics"]["test"]["accuracy"]),
+        "test.macro_f1": repr(bundle["metrics"]["test"]["macro_f1"]),
+    }
+    if bundle.get("parity"):
+        tags[PARITY_TAG] = "passed"
+    recorded = {k: v for k, v in run.data.metrics.items() if k.startswith("cost/")} if run else {}
+    return tags | {k.replace("/", "."): repr(v) for k, v in (recorded | bundle_costs(bundle)).items()}
 
 
 def _read_bundle(bundle_dir: Path) -> dict[str, Any]:
@@ -153,30 +222,6 @@ def _run_with_model(client: "MlflowClient", bundle: dict[str, Any]) -> "Run | No
     """The bundle's run, if it holds this very bundle."""
     run = find_run(client, bundle["run_id"])
     return run if run is not None and run.data.tags.get(BUNDLE_TAG) == bundle["digest"] else None
-
-
-def _refusal(candidate: "ModelVersion", champion: "ModelVersion") -> str | None:
-    """Why a candidate may not become champion; None if it may."""
-    if candidate.tags.get("hyojo.test_digest") != champion.tags.get("hyojo.test_digest"):
-        return (
-            f"version {candidate.version} was tested on other data than champion {champion.version}, so their "
-            "figures cannot be compared; evaluate both on the same test split"
-        )
-    if float(candidate.tags["test.accuracy"]) < float(champion.tags["test.accuracy"]):
-        return _comparison(candidate, champion)
-    return None
-
-
-def _comparison(candidate: "ModelVersion", champion: "ModelVersion") -> str:
-    """Both test accuracies, as a sentence."""
-    ours, theirs = (float(version.tags["test.accuracy"]) for version in (candidate, champion))
-    relation = "lower than" if ours < theirs else "not lower than"
-    # As many places as it takes to tell the two apart.
-    places = next((n for n in range(4, 17) if f"{ours:.{n}f}" != f"{theirs:.{n}f}"), 4)
-    return (
-        f"test accuracy {ours:.{places}f} of version {candidate.version} is {relation} "
-        f"{theirs:.{places}f} of champion {champion.version}"
-    )
 
 
 def versions(client: "MlflowClient") -> "list[ModelVersion]":
@@ -209,9 +254,3 @@ def _create_model(client: "MlflowClient") -> None:
 
 def _history(client: "MlflowClient") -> list[int]:
     return json.loads(client.get_registered_model(MODEL).tags.get(FORMER_TAG, "[]"))
-
-
-def _crown(client: "MlflowClient", number: int, history: list[int]) -> None:
-    """Move the alias, and remember who had it."""
-    client.set_registered_model_alias(MODEL, CHAMPION, str(number))
-    client.set_registered_model_tag(MODEL, FORMER_TAG, json.dumps([*history, number]))

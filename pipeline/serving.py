@@ -40,12 +40,13 @@ class Predictor:
 
     Args:
         bundle_dir: Holds ``bundle.json`` and ``model.onnx`` or ``model.pt2``.
+        threads: That compute one batch; None: as many as ONNX Runtime or torch takes by itself.
 
     Raises:
         FileNotFoundError: If one of them is missing.
     """
 
-    def __init__(self, bundle_dir: str | Path) -> None:
+    def __init__(self, bundle_dir: str | Path, threads: int | None = None) -> None:
         folder = Path(bundle_dir)
         self.bundle: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         self.class_names: list[str] = self.bundle["class_names"]
@@ -55,7 +56,7 @@ class Predictor:
         self.faces: dict[str, Any] | None = self.bundle["preprocessing"].get("faces")
         # Least top probability of an answer that counts; None: all do.
         self.threshold: float | None = self.bundle.get("abstain", {}).get("threshold")
-        self._run = _load_graph(folder)
+        self._run = _load_graph(folder, threads)
 
     def predict_bytes(self, pictures: Sequence[bytes], faces: bool | None = None) -> list[dict[str, Any]]:
         """Classify encoded pictures (JPEG, PNG, WebP, ...) of any size and mode.
@@ -176,35 +177,42 @@ def rows_of(model_input: Any) -> list[Any]:
     return [value.get(COLUMN) if isinstance(value, dict) else value for value in list(model_input)]
 
 
-def answer(predictor: Predictor, model_input: Any, params: Any = None) -> list[dict[str, Any]]:
+def answer(predictor: Predictor, model_input: Any, params: Any = None) -> list[dict[str, Any]] | list[str]:
     """Answer a request of any shape, and never raise.
 
     Args:
         predictor: The loaded bundle.
         model_input: As in ``rows_of``.
-        params: The request's parameters: ``faces`` as in ``Predictor.predict_bytes``.
+        params: The request's parameters: ``faces`` as in ``Predictor.predict_bytes``; ``json``: whether each row is to
+            be a JSON text, because Spark has no other type for rows of which some are errors.
 
     Returns:
         As ``Predictor.predict_bytes``.
     """
+    params = params if isinstance(params, dict) else {}
     try:
-        faces = params.get("faces") if isinstance(params, dict) else None
-        return predictor.predict_values(rows_of(model_input), None if faces is None else bool(faces))
+        faces = params.get("faces")
+        rows = predictor.predict_values(rows_of(model_input), None if faces is None else bool(faces))
     except Exception:
-        return [_failure("the request could not be read")]
+        rows = [_failure("the request could not be read")]
+    return [json.dumps(row) for row in rows] if params.get("json") is True else rows
 
 
-def _load_graph(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+def _load_graph(folder: Path, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
     """Load the bundle's graph: ONNX if it is there, as it needs no torch, else pt2."""
     if (path := folder / "model.onnx").exists():
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         return lambda images: session.run(None, {name: images})[0]
     if (path := folder / "model.pt2").exists():
         import torch
 
+        if threads:
+            torch.set_num_threads(threads)
         module = torch.export.load(str(path)).module()
 
         def run(images: np.ndarray) -> np.ndarray:

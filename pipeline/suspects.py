@@ -1,4 +1,4 @@
-"""Labels that a trained model doubts: ``reports/label_suspects.csv`` and the page beside it."""
+"""Labels that a model doubts: ``reports/label_suspects.csv`` and the page beside it, and the like of train."""
 
 import numpy as np
 import pandas as pd
@@ -69,8 +69,8 @@ def tabulate(splits: dict[str, Split], probs: dict[str, np.ndarray], class_names
     return table
 
 
-def render(table: pd.DataFrame, splits: dict[str, Split]) -> str:
-    """The page of what ``tabulate`` returns, HTML."""
+def render(table: pd.DataFrame, splits: dict[str, Split], file: str = "label_suspects.csv") -> str:
+    """The page of what ``tabulate`` returns, HTML; ``file`` has it all."""
     pairs = table.groupby(["label", "suggested"]).size().sort_values(ascending=False, kind="stable")
     faces = table.head(SHOWN_FACES).to_dict("records")
     for face in faces:
@@ -80,6 +80,8 @@ def render(table: pd.DataFrame, splits: dict[str, Split]) -> str:
         title="Labels in doubt",
         images=sum(map(len, splits.values())),
         total=len(table),
+        where=" and ".join("training" if name == "train" else name for name in splits),
+        file=file,
         pairs=[(*pair, count) for pair, count in pairs.head(SHOWN_PAIRS).items()],
         faces=faces,
     )

@@ -141,7 +141,7 @@ def create_run(
 
     name = " ".join(filter(None, (params.get("train.backbone"), os.environ.get("DVC_EXP_NAME"))))
     own = {
-        "mlflow.user": _user(),
+        "mlflow.user": user(),
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "PROJECT",
     }
@@ -307,6 +307,13 @@ def read_artifact(client: "MlflowClient", run_id: str, path: str) -> bytes | Non
         return Path(client.download_artifacts(run_id, path, scratch)).read_bytes()
 
 
+def fetch(client: "MlflowClient", run_id: str, path: str, dest: Path) -> Path:
+    """Copy a folder that a run holds into ``dest``; raises what MLflow or the file system raises."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    dest.mkdir(parents=True, exist_ok=True)
+    return Path(client.download_artifacts(run_id, path, str(dest)))
+
+
 def rebuild(client: "MlflowClient", train_dir: Path) -> "Run":
     """Make the run of a training that this store does not know, from the files that train wrote."""
     own = json.loads((train_dir / "run.json").read_text())["run_id"]
@@ -369,7 +376,7 @@ def _log_patch(client: "MlflowClient", run_id: str) -> None:
         client.log_text(run_id, patch, "git.patch")
 
 
-def _user() -> str:
+def user() -> str:
     """Who runs this; a container's user may have no name."""
     try:
         return getpass.getuser()

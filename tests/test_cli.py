@@ -13,9 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import cli, registry
+from pipeline import cli, promotion, registry
 
-COMMANDS = ("use", "seeds", "predict", "register", "promote", "rollback", "serve", "ui", "sync")
+COMMANDS = ("use", "seeds", "predict", "register", "compare", "promote", "rollback", "serve", "ui", "sync")
 HEAVY = (
     "torch",
     "torchvision",
@@ -137,9 +137,7 @@ def test_use_refuses_and_leaves_params_as_they_are(
         (registry.Outcome(2, True, "Version 2 is champion: not lower."), 0),
         (registry.Outcome(2, False, "Version 2 is champion already."), 0),
         (
-            registry.Outcome(
-                2, False, "Refused: test accuracy 0.4 of version 2 is lower than 0.5 of champion 1."
-            ),
+            registry.Outcome(2, False, "Refused: version 2 is worse.", refused=True),
             1,
         ),
     ],
@@ -151,10 +149,10 @@ def test_promote_tells_by_its_status(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(registry, "promote", lambda version: asked.append(version) or outcome)
+    monkeypatch.setattr(promotion, "promote", lambda *given: asked.append(given) or outcome)
     assert hyojo("promote", "2") == status
-    assert hyojo("promote") == status
-    assert asked == [2, None]
+    assert hyojo("promote", "--force", "--reason", "the demo") == status
+    assert asked == [(2, False, None), (None, True, "the demo")]
     assert capsys.readouterr().out.splitlines() == [outcome.message] * 2
 
 

@@ -227,7 +227,7 @@ def run_form(
 
 @functools.cache
 def few_faces() -> list[Any]:
-    return forms.read_archive(SAMPLE, each=2)
+    return forms.read_archive(SAMPLE, each=4)
 
 
 def damaged(name: str) -> Callable[[Path, np.random.Generator], Any]:

@@ -148,9 +148,23 @@ def test_only_sync_imports_a_stage(module: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
-    above = {*STAGES, "cli", "contenders", "sync", "registry", "predict", "probe", "seeds", "experiments"} - {
-        stage
-    }
+    above = {
+        *STAGES,
+        "batch",
+        "cli",
+        "comparison",
+        "compare_page",
+        "contenders",
+        "experiments",
+        "folds",
+        "gate",
+        "promotion",
+        "sync",
+        "registry",
+        "predict",
+        "probe",
+        "seeds",
+    } - {stage}
     assert not reached(stage) & above
 
 
@@ -167,7 +181,12 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("pretrained", {"errors"}), ("costs", {"formats"}), ("tracking", {"family", "store"}),
         ("family", {"errors", "store"}), ("grouped", set()), ("experiments", {"errors", "interrupt"}),
         ("registry", {"errors", "store", "tracking"}),
-        ("contenders", {"errors", "registry", "store", "tracking"}), ("paired", set()), ("schedule", {"params"}),
+        ("contenders", {"errors", "registry", "store", "tracking"}), ("paired", set()),
+        ("gate", {"calibration", "paired", "params"}),
+        ("comparison", {"calibration", "contenders", "errors", "gate", "metrics", "paired"}),
+        ("compare_page", {"comparison", "data", "errors", "pages"}),
+        ("promotion", {"contenders", "costs", "errors", "gate", "params", "registry", "store", "tracking"}),
+        ("schedule", {"params"}),
         ("serving", {"faces", "images"}), ("faces", {"images"}),
         ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),
         ("kernels", {"draws", "geometry", "moves"}), ("augment", {"draws", "errors", "kernels", "params"}),
@@ -182,6 +201,8 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("listing", {"errors", "items", "labels"}), ("records", {"listing"}), ("audit", {"listing", "records"}),
         ("splits", {"errors", "listing", "records"}),
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
+        ("pictures", {"archives", "embedded", "errors", "images", "items", "tables", "trees"}), ("scores", {"errors"}),
+        ("batch", {"errors", "images", "pictures", "predict", "scores", "store"}),
         ("model", {"augment", "backbones", "errors", "params", "pretrained"}),
         ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
@@ -191,6 +212,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
                 "augment", "data", "distributed", "errors", "loader", "losses", "model", "optim", "params", "schedule",
             },
         ),
+        ("folds", {"data", "engine", "errors", "loader", "model", "params", "trainer"}),
         ("engine", {"augment", "data", "distributed", "errors", "loader", "metrics", "model", "trainer"}),
     ],
 )  # fmt: skip
@@ -210,7 +232,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
 
 def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> None:
     assert {module for module in MODULES if "mlflow" in foreign(module)} == {
-        "store", "tracking", "family", "registry", "pyfunc", "serving", "predict",
+        "store", "tracking", "family", "registry", "pyfunc", "serving", "predict", "batch",
     }  # fmt: skip
     # serving does so where MLflow runs it as a file of its own; see the test below for what we import.
     at_once = {module for module in MODULES if "mlflow" in foreign(module, in_functions=False)}
@@ -219,8 +241,8 @@ def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> Non
 
 def test_torch_stays_out_of_what_needs_none() -> None:
     light = [
-        "prepare", "cli", "registry", "contenders", "costs", "store",
-        "tracking", "predict", "serving", "images", "params", "plots", "metrics",
+        "prepare", "cli", "registry", "contenders", "comparison", "compare_page", "costs", "gate", "promotion", "store",
+        "tracking", "predict", "serving", "images", "params", "plots", "metrics", "batch",
     ]  # fmt: skip
     for module in light:
         for below in reached(module, in_functions=False):

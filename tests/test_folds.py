@@ -1,0 +1,127 @@
+"""Doubting training labels: folds, what each net sees, and the command."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import cli, folds
+from pipeline.data import Prepared, load_prepared
+from pipeline.errors import UserError
+from pipeline.params import apply_overrides, parse_params
+from tests.conftest import TINY_PARAMS
+
+
+@pytest.fixture
+def prepared(prepared_dir: Path) -> Prepared:
+    """The tiny data set, opened."""
+    return load_prepared(prepared_dir)
+
+
+def test_every_image_is_in_one_fold_and_twins_are_in_the_same() -> None:
+    rng = np.random.default_rng(0)
+    targets, groups = rng.integers(0, 3, 300), rng.integers(0, 120, 300)
+    cut = list(folds.cut_folds(targets, groups, 4, seed=0))
+    assert sorted(np.concatenate(cut)) == list(range(300))
+    for held_out in cut:
+        assert not set(groups[held_out]) & set(np.delete(groups, held_out))
+        counts = np.bincount(targets[held_out], minlength=3)
+        assert np.abs(counts - np.bincount(targets) / 4).max() < 10
+    assert any(
+        (a != b).any() for a, b in zip(cut, folds.cut_folds(targets, groups, 4, seed=1)) if len(a) == len(b)
+    )
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_too_many_folds_are_refused(count: int) -> None:
+    targets, groups = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 1, 2, 3, 4, 5, 6, 6])
+    with pytest.raises(UserError, match="the smallest class has 3 different training images, so take 2 to 3"):
+        folds.cut_folds(targets, groups, count, 0)
+
+
+def test_twins_by_the_manifest(prepared: Prepared) -> None:
+    path = prepared.path / "manifest.csv"
+    manifest = pd.read_csv(path, dtype={"group": object})
+    manifest["group"] = ""
+    training = manifest.index[manifest["split"] == "train"]
+    manifest.loc[training[[2, 5]], "group"] = "7"
+    manifest.sample(frac=1, random_state=0).to_csv(path, index=False)
+    groups = folds.twin_groups(prepared)
+    rows = manifest.loc[training[[2, 5]], "row"].to_numpy()
+    assert groups[rows].tolist() == [7, 7]
+    assert len(np.unique(groups)) == len(training) - 1
+
+
+def test_a_shorter_training_keeps_its_shape() -> None:
+    changes = [
+        "train.epochs=12",
+        "train.schedule={name: step, warmup_epochs: 3, min_lr: 0.0, decay_epochs: 6, decay_rate: 0.1}",
+        "train.progressive=[{epoch: 1, size: 12}, {epoch: 7, size: null}]", "train.mixing.off_epoch=10",
+    ]  # fmt: skip
+    params = parse_params(apply_overrides(TINY_PARAMS, changes)).train
+    short = folds.shorten(params, 4)
+    assert (short.epochs, short.schedule.warmup_epochs, short.schedule.decay_epochs) == (4, 1, 2)
+    assert [stretch.epoch for stretch in short.progressive] == [1, 3]
+    assert short.mixing.off_epoch == 4
+    assert folds.shorten(params, 12) == params
+    assert [stretch.size for stretch in folds.shorten(params, 1).progressive] == [None]
+    with pytest.raises(UserError, match="one at least"):
+        folds.shorten(params, 0)
+
+
+def test_no_net_sees_what_it_judges(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, split = parse_params(TINY_PARAMS).train, prepared.split("train")
+    seen, judged = [], []
+    monkeypatch.setattr(
+        folds, "train_on", lambda _params, _prepared, part, _label: seen.append(set(part.files))
+    )
+
+    def judge(_net: None, _params: object, images: np.ndarray) -> np.ndarray:
+        judged.append(images)
+        return np.full((len(images), 3), 1 / 3)
+
+    monkeypatch.setattr(folds, "judge", judge)
+    probs = folds.held_out_probs(params, prepared, split, np.arange(len(split)), 3)
+    assert np.isfinite(probs).all()
+    by_image = {image.tobytes(): file for image, file in zip(split.images, split.files)}
+    for files, images in zip(seen, judged, strict=True):
+        assert files | {by_image[image.tobytes()] for image in images} == set(split.files)
+        assert not files & {by_image[image.tobytes()] for image in images}
+
+
+def test_wrong_labels_are_found_by_real_training(prepared: Prepared) -> None:
+    params = parse_params(apply_overrides(TINY_PARAMS, ["train.epochs=6"])).train
+    split = prepared.split("train")
+    targets = split.targets.copy()
+    wrong = np.arange(0, len(split), len(split) // 4)[:4]
+    targets[wrong] = (targets[wrong] + 1) % len(prepared.class_names)
+    spoilt = replace(split, targets=targets)
+    probs = folds.held_out_probs(params, prepared, spoilt, np.arange(len(split)), 3)
+    own = probs[np.arange(len(split)), targets]
+    assert own[wrong].mean() < np.delete(own, wrong).mean()
+    again = folds.held_out_probs(params, prepared, spoilt, np.arange(len(split)), 3)
+    np.testing.assert_array_equal(probs, again)
+
+
+def test_the_command(
+    prepared: Prepared, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    (project / "params.yaml").write_text(TINY_PARAMS)
+    shutil.rmtree(project / "data", ignore_errors=True)
+    (project / "data").mkdir()
+    (project / "data" / "prepared").symlink_to(prepared.path)
+    monkeypatch.setattr(sys, "argv", ["hyojo", "suspects", "--folds", "2", "--epochs", "1"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    table = pd.read_csv("reports/label_suspects_train.csv")
+    assert set(table["split"]) <= {"train"}
+    page = Path("reports/label_suspects_train.html").read_text(encoding="utf-8")
+    assert "training images have a label that the model doubts" in page
+    assert "label_suspects_train.csv has" in page
+    assert f"{len(table):,} of " in capsys.readouterr().out
