@@ -1,6 +1,6 @@
 """How often are reruns of one setting called different, and how often is a real difference found?
 
-    python benchmarks/seeds.py A.csv_folder [OTHER_folder]
+    python benchmarks/seeds.py FOLDER [OTHER]
 
 Each folder has the ``predictions.csv`` of several seeds of one setting, on one test set, as ``evaluate`` writes it.
 Of the first: all pairs of seeds by McNemar's exact test, and random disjoint groups of 3 and of 5 seeds by
@@ -47,7 +47,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("other", type=Path, nargs="?")
-    parser.add_argument("--splits", type=int, default=2000)
+    parser.add_argument("--splits", type=int, default=500)
     arguments = parser.parse_args()
     rng, right = np.random.default_rng(0), read_right(arguments.folder)
     accuracy = mean_interval(right.mean(axis=1))

@@ -2,13 +2,16 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from pipeline import experiments, family, seeds
+from pipeline import cli, experiments, family, groups, seeds
 from pipeline.errors import UserError
+from pipeline.grouped import compare_groups
 from pipeline.store import connect, experiment_id, find_run
 
 
@@ -134,3 +137,49 @@ def test_mistakes_are_told_before_anything_runs(runner: Runner, arguments: dict,
 def test_outside_git() -> None:
     with pytest.raises(UserError, match="git init"):
         seeds.train_seeds(1)
+
+
+def add_family(name: str, right: np.ndarray) -> str:
+    """A family whose seeds answered so, bool (S, N); the samples stand in another order in every run."""
+    client = connect()
+    parent = family.open_family(client, name, name, {"train.backbone": "net"}).info.run_id
+    found = []
+    for seed, row in enumerate(right):
+        run_id = client.create_run(experiment_id(client)).info.run_id
+        client.set_tag(run_id, "hyojo.test_digest", "7" * 64)
+        lines = [
+            f"{i}.png,x,{'x' if good else 'y'},{float(good)},{float(not good)}" for i, good in enumerate(row)
+        ]
+        text = "\n".join(["file,label,predicted,prob_x,prob_y", *(lines[seed:] + lines[:seed])])
+        client.log_text(run_id, text, "evaluation/predictions.csv")
+        found.append(family.Member(seed, f"{name}-{seed}", run_id))
+    family.publish(client, parent, found, {}, [], "", "FINISHED")
+    return parent
+
+
+@pytest.mark.usefixtures("project")
+def test_families_are_compared_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    good, alike, poor = (rng.random((3, 60)) < chance for chance in (0.9, 0.9, 0.2))
+    add_family("good", good)
+    add_family("alike", alike)
+    poor_id = add_family("poor", poor)
+    assert groups.compare(*groups.find_pair("good", "alike")).verdict == "indistinguishable"
+    found = groups.compare(*groups.find_pair("good", poor_id))
+    assert found.accuracy == compare_groups(poor, good)
+    monkeypatch.setattr(sys, "argv", ["hyojo", "compare", "good", "poor"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert "verdict: good is better" in capsys.readouterr().out
+    add_family("lone", good[:1])
+    add_family("shorter", good[:, 1:])
+    with pytest.raises(UserError, match="1 seeds"):
+        groups.compare(*groups.find_pair("good", "lone"))
+    with pytest.raises(UserError, match="same samples"):
+        groups.compare(*groups.find_pair("good", "shorter"))
+    with pytest.raises(UserError, match="no family"):
+        groups.find_pair("good", "champion")
+    assert groups.find_pair("champion", "3") is None
