@@ -360,9 +360,15 @@ def _register(_arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     import json
 
-    from pipeline import compare_page, contenders
+    from pipeline import compare_page, contenders, groups
     from pipeline.comparison import compare
 
+    if families := groups.find_pair(arguments.a, arguments.b):
+        if arguments.html:
+            raise UserError("--html: families of seeds are compared in the terminal, or with --json")
+        seeds = groups.compare(*families)
+        print(json.dumps(seeds.as_dict(), indent=2) if arguments.json else seeds.text())
+        return
     found = compare(contenders.find(arguments.a), contenders.find(arguments.b))
     print(json.dumps(found.as_dict(), indent=2) if arguments.json else compare_page.text(found))
     if arguments.json and not arguments.html:

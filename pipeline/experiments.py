@@ -186,7 +186,7 @@ def restore_run(experiment: Experiment) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.cli", "sync"],
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "DVC_EXP_NAME": experiment.name},
             capture_output=True,
             text=True,
             check=False,

@@ -156,6 +156,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         "compare_page",
         "contenders",
         "experiments",
+        "groups",
         "folds",
         "gate",
         "promotion",
