@@ -15,7 +15,7 @@ import pandas as pd
 from pipeline.errors import UserError
 
 PREPARED = Path("data/prepared")
-_COLUMNS = ("file", "label", "split", "row", "flags", "weight")
+_COLUMNS = ("file", "label", "split", "row", "flags", "weight", "root", "subject")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Prepared:
         try:
             manifest = pd.read_csv(
                 self.path / "manifest.csv",
-                dtype={"file": str, "label": str, "split": str, "flags": str},
+                dtype=dict.fromkeys(("file", "label", "split", "flags", "root", "subject"), str),
                 usecols=lambda name: name in _COLUMNS,
                 keep_default_na=False,
             )
@@ -122,6 +122,11 @@ class Prepared:
         """Which images of the val or test split have a twin among the training images, bool (N,)."""
         rows = self._manifest[self._manifest["split"] == name]
         return rows["flags"].str.split(";").map(lambda flags: "leak" in flags).to_numpy(bool)
+
+    def origins(self, name: str) -> dict[str, list[str]]:
+        """Where the images of a split come from: ``root`` and ``subject`` of each, as far as the source has them."""
+        rows = self._manifest[self._manifest["split"] == name]
+        return {column: rows[column].tolist() for column in ("root", "subject") if column in rows}
 
 
 def load_prepared(path: Path | str = PREPARED) -> Prepared:
