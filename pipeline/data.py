@@ -51,6 +51,7 @@ class Prepared:
     digest: str
     split_digests: dict[str, str]
     audit: dict[str, int] = field(default_factory=dict)  # its headline
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # images by split and class
     faces: dict[str, Any] | None = None  # how they were cut out of photos; None if the source has faces
 
     @cached_property
@@ -147,4 +148,5 @@ def load_prepared(path: Path | str = PREPARED) -> Prepared:
     keys = ("class_names", "img_size", "channels", "digest", "split_digests")
     if missing := set(keys) - set(meta):
         raise UserError(f"{path / 'classes.json'} lacks {sorted(missing)}. Run `dvc repro prepare` again.")
-    return Prepared(path, *(meta[key] for key in keys), audit=meta.get("audit", {}), faces=meta.get("faces"))
+    others = {"audit": meta.get("audit", {}), "counts": meta.get("counts", {}), "faces": meta.get("faces")}
+    return Prepared(path, *(meta[key] for key in keys), **others)
