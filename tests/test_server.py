@@ -341,3 +341,9 @@ def test_start_takes_seconds(bright_bundle: Path) -> None:
 def test_values_are_bounded_by_what_base64_has_not() -> None:
     data = base64.b64encode(np.random.default_rng(0).bytes(10_000))
     assert data.count(b",") == data.count(b"\n") == 0
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:
+    """Asyncio switches Nagle's algorithm off only where a socket names its protocol: else an answer takes 40 ms."""
+    with server._listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
