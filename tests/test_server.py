@@ -323,12 +323,12 @@ def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     for file, word in ((bad, "not a picture"), (large, "smaller")):
         page.set_input_files("#file", file)
-        page.wait_for_function(f"document.getElementById('problem').innerText.includes({word!r})")
+        page.locator("#problem", has_text=word).wait_for()
         assert not page.is_visible("#outcome")
     assert said == []
     page.route("**/invocations", lambda route: route.abort())  # what a browser sees when the server is down
     page.set_input_files("#file", good)
-    page.wait_for_function("document.getElementById('problem').innerText.includes('answer')")
+    page.locator("#problem", has_text="doesn't answer").wait_for()
 
 
 def test_start_takes_seconds(bright_bundle: Path) -> None:
