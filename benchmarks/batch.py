@@ -104,10 +104,8 @@ def main() -> None:
             ("eager PyTorch", peers, " img/s"),
             ("ratio", ratios, ""),
         ):
-            print(
-                f"{name}: {statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f}){unit}, "
-                f"n={len(values)}"
-            )
+            spread = f"({min(values):,.2f} to {max(values):,.2f})"
+            print(f"{name}: {statistics.median(values):,.2f} {spread}{unit}, n={len(values)}", flush=True)
         for count in (arguments.few, arguments.many):
             if arguments.many and count:
                 many = write_archive(folder / f"{count}.zip", pictures, count)

@@ -61,7 +61,8 @@ def render(
     """Write the card.
 
     Args:
-        bundle: What ``bundle.json`` holds.
+        bundle: What ``bundle.json`` holds; before there is a bundle, without ``formats``, ``digest`` and ``run_id``,
+            and the card says nothing of files.
         counts: Images by split and class.
         params: Flat ``prepare.*`` and ``train.*`` parameters of the training.
         per_class: Rows of ``reports/per_class.csv``, on the test split.
@@ -94,10 +95,13 @@ def render(
         *([_table(list(per_class[0]), [_rounded(row) for row in per_class])] if per_class else []),
         "## Training",
         _table(["parameter", "value"], _training_rows(params)),
-        "## Files",
-        _table(["file", "state"], _format_rows(bundle["formats"])),
-        f"Digest of all that decides an answer: `{bundle['digest']}`. MLflow run: `{bundle['run_id']}`.",
     ]
+    if "formats" in bundle:
+        sections += [
+            "## Files",
+            _table(["file", "state"], _format_rows(bundle["formats"])),
+            f"Digest of all that decides an answer: `{bundle['digest']}`. MLflow run: `{bundle['run_id']}`.",
+        ]
     return "\n\n".join(sections) + "\n"
 
 

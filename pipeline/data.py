@@ -15,7 +15,7 @@ import pandas as pd
 from pipeline.errors import UserError
 
 PREPARED = Path("data/prepared")
-_COLUMNS = ("file", "label", "split", "row", "flags", "weight")
+_COLUMNS = ("file", "label", "split", "row", "flags", "weight", "root", "subject")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Prepared:
     digest: str
     split_digests: dict[str, str]
     audit: dict[str, int] = field(default_factory=dict)  # its headline
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # images by split and class
     faces: dict[str, Any] | None = None  # how they were cut out of photos; None if the source has faces
 
     @cached_property
@@ -59,7 +60,7 @@ class Prepared:
         try:
             manifest = pd.read_csv(
                 self.path / "manifest.csv",
-                dtype={"file": str, "label": str, "split": str, "flags": str},
+                dtype=dict.fromkeys(("file", "label", "split", "flags", "root", "subject"), str),
                 usecols=lambda name: name in _COLUMNS,
                 keep_default_na=False,
             )
@@ -123,6 +124,11 @@ class Prepared:
         rows = self._manifest[self._manifest["split"] == name]
         return rows["flags"].str.split(";").map(lambda flags: "leak" in flags).to_numpy(bool)
 
+    def origins(self, name: str) -> dict[str, list[str]]:
+        """Where the images of a split come from: ``root`` and ``subject`` of each, as far as the source has them."""
+        rows = self._manifest[self._manifest["split"] == name]
+        return {column: rows[column].tolist() for column in ("root", "subject") if column in rows}
+
 
 def load_prepared(path: Path | str = PREPARED) -> Prepared:
     """Open a prepared data set.
@@ -142,4 +148,5 @@ def load_prepared(path: Path | str = PREPARED) -> Prepared:
     keys = ("class_names", "img_size", "channels", "digest", "split_digests")
     if missing := set(keys) - set(meta):
         raise UserError(f"{path / 'classes.json'} lacks {sorted(missing)}. Run `dvc repro prepare` again.")
-    return Prepared(path, *(meta[key] for key in keys), audit=meta.get("audit", {}), faces=meta.get("faces"))
+    others = {"audit": meta.get("audit", {}), "counts": meta.get("counts", {}), "faces": meta.get("faces")}
+    return Prepared(path, *(meta[key] for key in keys), **others)

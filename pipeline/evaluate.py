@@ -3,8 +3,9 @@
 Reads ``data/prepared`` and ``models/train``; writes ``reports/metrics.json``, ``reports/per_class.csv``,
 ``reports/confusion.csv``, ``reports/predictions.csv``, ``reports/label_suspects.csv``,
 ``reports/label_suspects.html``, ``reports/calibration.json`` (temperature and threshold, which export takes up),
-``reports/intervals.json`` and ``reports/figures/``, and logs them to the MLflow run of the weights. Run it
-with ``dvc repro evaluate`` or ``python -m pipeline.evaluate``.
+``reports/intervals.json``, ``reports/robustness.csv``, ``reports/slices.csv``, ``reports/figures/`` and, with all of
+it, ``reports/report.html``, and logs them to the MLflow run of the weights. Run it with ``dvc repro evaluate`` or
+``python -m pipeline.evaluate``.
 """
 
 import hashlib
@@ -18,9 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from pipeline import calibration, checkpoint, engine, metrics, model, reports, suspects, tracking, tta
+from pipeline import (
+    calibration,
+    checkpoint,
+    engine,
+    explanations,
+    metrics,
+    model,
+    report_page,
+    reports,
+    robustness,
+    slices,
+    suspects,
+    tracking,
+    tta,
+)  # fmt: skip
 from pipeline.data import PREPARED, Prepared, Split, load_prepared
 from pipeline.errors import UserError, stage_main
 from pipeline.interrupt import die_with_parent
@@ -33,8 +49,8 @@ TRAINED = Path("models/train")
 REPORTS = Path("reports")
 # In the order in which they replace the old ones: metrics.json, which says that all is there, last.
 OUTPUTS = (
-    "figures", "label_suspects.html", "label_suspects.csv", "predictions.csv", "confusion.csv", "per_class.csv",
-    "calibration.json", "intervals.json", "metrics.json",
+    "figures", "report.html", "label_suspects.html", "label_suspects.csv", "predictions.csv", "confusion.csv",
+    "per_class.csv", "robustness.csv", "slices.csv", "calibration.json", "intervals.json", "metrics.json",
 )  # fmt: skip
 
 
@@ -98,6 +114,17 @@ def evaluate(
             name: views[name] for name in ("accuracy", "macro_f1", "nll")
         }
         trust["tta"] = {"views": params.tta, "passes": passes}
+    test = splits["test"]
+    robust = robustness.measure(
+        classifier, test, params.corruptions, params.corrupted, params.batch_size, place
+    )
+    if len(robust):
+        result["robustness"] = robustness.headline(robust)
+    right = probs["test"].argmax(axis=1) == test.targets
+    parts = slices.tabulate(
+        right, test.targets, prepared.class_names, test.images, params.quantiles, prepared.origins("test")
+    )
+    method, explained = explanations.explain(classifier, test, probs["test"], params.explain, place)
     with _replacing(reports_dir) as folder:
         reports.write_tables(folder, splits["test"], probs["test"], prepared.class_names)
         doubted = suspects.tabulate(splits, probs, prepared.class_names)
@@ -107,6 +134,13 @@ def evaluate(
             folder / "figures", splits["test"], probs["test"], prepared.class_names, params.worst
         )
         reports.draw_trust(folder / "figures", targets["test"], plain["test"], probs["test"], trust)
+        reports.write_robustness(folder, robust)
+        reports.write_csv(folder / "slices.csv", parts)
+        findings = report_page.Findings(
+            prepared, sidecar, prepared.counts, pd.read_csv(train_dir / "history.csv"), test, plain["test"],
+            probs["test"], result, intervals, trust, robust, parts, method, explained, len(doubted), params.worst,
+        )  # fmt: skip
+        (folder / "report.html").write_text(report_page.render(findings), encoding="utf-8", newline="\n")
         for name, content in (("calibration", trust), ("intervals", intervals)):
             reports.write_json(folder / f"{name}.json", content)
         result["run_id"] = tracking.evaluation_run(train_dir, key)  # claimed when nothing can fail any more
@@ -124,9 +158,14 @@ def evaluate(
         print(
             f"without twins of training images, {clean['images']:,} images: accuracy {clean['accuracy']:.4f}"
         )
+    if len(robust):
+        print(robustness.describe(robust))
+    for line in slices.describe(parts):
+        print(f"worse than the rest, {line}")
     print(
         f"{len(doubted)} of the val and test labels are in doubt, see {reports_dir / 'label_suspects.html'}"
     )
+    print(f"all of it on one page: {reports_dir / 'report.html'}")
     return result
 
 
@@ -250,7 +289,7 @@ def log_reports(
     result = json.loads((reports_dir / "metrics.json").read_text(encoding="utf-8"))
     values = {
         f"{part}/{name}": value
-        for part in ("test", "test_clean", "test_tta", "audit")
+        for part in ("test", "test_clean", "test_tta", "robustness", "audit")
         for name, value in result.get(part, {}).items()
     }
     files = {

@@ -199,6 +199,10 @@ class EvaluateParams(Section):
     worst: Annotated[int, Field(ge=0, le=100)]
     tta: list[Literal["flip", "shifts"]]
     risk: Annotated[float, Field(gt=0, lt=1)]
+    corruptions: list[Literal["brightness", "contrast", "blur", "noise", "jpeg", "rotation", "downscaling"]]
+    corrupted: Count | None
+    quantiles: Annotated[int, Field(ge=1, le=20)]
+    explain: Annotated[int, Field(ge=0, le=100)]
 
 
 class ExportParams(Section):

@@ -7,8 +7,12 @@ that equal input gives equal bytes. Colours are Okabe and Ito's, which colour-bl
 """
 
 import functools
+import html
+import io
+import itertools
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +51,8 @@ _EASTERN_FONTS = (
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "IPAexGothic", "Droid Sans Fallback"),
     *("WenQuanYi Zen Hei", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic"),
 )
+# What a page calls the colours that it has of its own, lighter ones where it is dark.
+_PAGE_COLOURS = {BLUE: "accent", VERMILLION: "bad", GREEN: "good", GREY: "faint", "#E4E4E4": "line"}
 # Past this many classes numbers in the cells of a confusion matrix can't be read.
 _MAX_NUMBERED_CLASSES = 20
 
@@ -149,23 +155,25 @@ def seed_scores(
 
 
 @_styled
-def training_curves(history: pd.DataFrame, best_epoch: int | None) -> Figure:
+def training_curves(
+    history: pd.DataFrame, best_epoch: int | None, names: Sequence[str] = ("loss", "accuracy")
+) -> Figure:
     """Draw loss and accuracy of train and val over the epochs.
 
     Args:
         history: Columns ``epoch``, ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy``;
             one row an epoch. A NaN is left out of its line.
-        best_epoch: Value of ``epoch`` whose weights were kept, marked in both charts; None marks none.
+        best_epoch: Value of ``epoch`` whose weights were kept, marked in every chart; None marks none.
+        names: Which of the two to draw, side by side.
 
     Raises:
         ValueError: If a column is missing.
     """
-    names = ("loss", "accuracy")
     wanted = ["epoch", *(f"{split}/{name}" for split in ("train", "val") for name in names)]
     if missing := [column for column in wanted if column not in history.columns]:
         raise ValueError(f"history lacks the columns {', '.join(missing)}")
-    figure = _new_figure(9.6, 3.8)
-    for axes, name in zip(figure.subplots(1, 2), names):
+    figure = _new_figure(4.8 * len(names), 3.8)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         # A lone point is no line: with few epochs every point is shown.
         marker = "o" if len(history) <= 30 else None
         for split, colour, line in (("train", BLUE, "--"), ("val", VERMILLION, "-")):
@@ -373,6 +381,62 @@ def risk_coverage(curve: pd.DataFrame, chosen: Mapping[str, float] | None) -> Fi
     )  # fmt: skip
     axes.grid()
     return figure
+
+
+@_styled
+def robustness(table: pd.DataFrame) -> Figure:
+    """Draw the accuracy that is left under each corruption, from as they are (0) to the strongest.
+
+    Args:
+        table: As ``robustness.measure`` returns it, with rows; those of level 0 are the pictures as they are.
+    """
+    figure = _new_figure(6, 4.4)
+    axes = figure.add_subplot()
+    clean = table[table["level"] == 0]
+    looks = zip(
+        itertools.cycle((BLUE, VERMILLION, GREEN, "#CC79A7", "#56B4E9", "#E69F00", GREY)), "osD^vPX<>*"
+    )
+    for (name, lines), (colour, marker) in zip(
+        table[table["level"] > 0].groupby("corruption", sort=False), looks
+    ):
+        whole = pd.concat([clean, lines])
+        axes.plot(whole["level"], whole["accuracy"], color=colour, marker=marker, markersize=4, label=name)
+    axes.axhline(float(clean["accuracy"].iloc[0]), color=GREY, linewidth=1, linestyle="--")
+    axes.set(
+        ylim=(0, 1), xlabel="strength", ylabel="accuracy",
+        title=f"Pictures made worse, {int(clean['images'].iloc[0]):,} test images",
+    )  # fmt: skip
+    axes.grid(axis="y")
+    axes.legend(ncols=2, fontsize=9)
+    return figure
+
+
+def to_svg(figure: Figure, name: str, label: str, width_in: float = 4.6, height_in: float = 3.4) -> str:
+    """Draw a figure as SVG to be put into a page, whose colours it takes: it suits light and dark ones.
+
+    Args:
+        figure: What a function of this module returned.
+        name: Letters; unlike that of any other figure of the page.
+        label: What the figure shows, for those who do not see it.
+        width_in: Small enough that a phone does not shrink the letters.
+        height_in: Of the drawing, too.
+
+    Returns:
+        An ``svg`` element; equal input gives equal text.
+    """
+    figure.set_size_inches(width_in, height_in)
+    buffer = io.StringIO()
+    with _style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hyojo"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawing = buffer.getvalue()
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', drawing).group()
+    head = f'<svg class="chart" role="img" aria-label="{html.escape(label)}" {box}>'
+    drawing = head + drawing[drawing.index(">") + 1 :]
+    drawing = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", drawing)
+    for colour, variable in _PAGE_COLOURS.items():
+        drawing = re.sub(colour, f"var(--{variable})", drawing, flags=re.IGNORECASE)
+    return drawing.strip()
 
 
 def _new_figure(width_in: float, height_in: float) -> Figure:

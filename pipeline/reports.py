@@ -124,3 +124,10 @@ def draw_trust(
     plots.save(plots.reliability(tables, trust["temperature"]), folder / "reliability.png")
     curve = calibration.risk_coverage(targets, probs)
     plots.save(plots.risk_coverage(curve, trust["abstain"].get("test")), folder / "risk_coverage.png")
+
+
+def write_robustness(folder: Path, table: pd.DataFrame) -> None:
+    """Write the table of pictures made worse and, if it has rows, draw it."""
+    write_csv(folder / "robustness.csv", table)
+    if len(table):
+        plots.save(plots.robustness(table), folder / "figures" / "robustness.png")

@@ -108,6 +108,10 @@ evaluate:
   worst: 4
   tta: [flip]
   risk: 0.2
+  corruptions: []
+  corrupted: null
+  quantiles: 2
+  explain: 0
 
 export:
   formats: [pt2]

@@ -55,7 +55,8 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(
 
 def test_a_key_like_no_other_is_refused_with_all_valid_ones(tiny_params: str) -> None:
     message = refusal(tiny_params.replace("  worst: 4", "  worst: 4\n  zzzzzz: 1"))
-    assert "unknown key 'evaluate.zzzzzz'; valid keys: batch_size, risk, tta, worst" in message
+    keys = "batch_size, corrupted, corruptions, explain, quantiles, risk, tta, worst"
+    assert f"unknown key 'evaluate.zzzzzz'; valid keys: {keys}" in message
 
 
 @pytest.mark.parametrize(
