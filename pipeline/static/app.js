@@ -173,6 +173,8 @@ function faceBox(face, i, panel) {
   return box;
 }
 
+document.body.classList.toggle("touch", navigator.maxTouchPoints > 0); // others have no camera that a file comes from
+
 function take(files) {
   const file = [...(files || [])][0];
   if (file) classify(file, Boolean(find && find.checked));
