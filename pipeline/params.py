@@ -302,6 +302,9 @@ def apply_overrides(text: str, overrides: list[str]) -> str:
             node[leaf] = YAML(typ="safe", pure=True).load(value)
         except YAMLError as error:
             raise UserError(f"{override!r}: the value is not valid YAML: {error}") from None
+        # ruamel's place for comments before a block's first entry: left over, it costs a line break further down.
+        if comments := node.ca.items.get(leaf):
+            comments[3] = None
     if not overrides:
         return text
     out = io.StringIO()

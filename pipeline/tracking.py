@@ -258,8 +258,33 @@ def log_evaluation(
         log_metrics(client, run.info.run_id, metrics)
         for name, value in tags.items():
             client.set_tag(run.info.run_id, name, value)
+        if family.NOTE_TAG not in run.data.tags:  # people may have written one
+            client.set_tag(run.info.run_id, family.NOTE_TAG, describe(metrics, run.data.tags))
 
     attempt(log, "logging the evaluation")
+
+
+def describe(metrics: dict[str, float], tags: dict[str, str]) -> str:
+    """A run's description for MLflow's page, Markdown: headline scores, data, and how to have it again.
+
+    Args:
+        metrics: Of the evaluation, such as ``test/accuracy``.
+        tags: Of the run.
+    """
+    named = {
+        "test/accuracy": "accuracy", "test/macro_f1": "macro-F1", "test_clean/accuracy": "accuracy without twins",
+    }  # fmt: skip
+    scores = ", ".join(f"{label} {metrics[name]:.3f}" for name, label in named.items() if name in metrics)
+    lines = [f"Test: **{scores}**." if scores else "No test scores."]
+    if digest := tags.get("hyojo.data_digest"):
+        lines.append(f"Data: `{digest[:12]}`.")
+    experiment, commit = tags.get("hyojo.dvc.exp_name"), tags.get("mlflow.source.git.commit")
+    if experiment:
+        lines.append(f"Again: `dvc exp apply {experiment}`.")
+    elif commit:
+        changed = " with the changes in `git.patch`" if tags.get("hyojo.git_dirty") == "true" else ""
+        lines.append(f"Again: `git checkout {commit[:12]}`{changed}, then `dvc repro`.")
+    return "\n\n".join(lines)
 
 
 def log_bundle(

@@ -25,7 +25,9 @@ CLASS_NAMES = ["1", "NA", "sad, or not"]
 MEAN, STD, SIZE = 0.5, 0.25, 16
 LEAKS = {0, 3, 4, 20}  # test images with a twin in train
 AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
-PARAMS = EvaluateParams(batch_size=7, worst=4, tta=[], risk=0.2)
+PARAMS = EvaluateParams(
+    batch_size=7, worst=4, tta=[], risk=0.2, corruptions=[], corrupted=None, quantiles=1, explain=0
+)
 SCORES = ["accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "top2", "auroc"]
 FIGURES = ["confusion_matrix", "per_class", "reliability", "risk_coverage", "worst_mistakes"]
 
@@ -76,6 +78,9 @@ def make_trained(folder: Path) -> Path:
         ).mean(0)
     save_weights(folder, model, recipe, {"data_digest": "d" * 64})
     (folder / "run.json").write_text(json.dumps({"run_id": "run-of-train", "formats": {}}))
+    (folder / "history.csv").write_text(
+        "epoch,lr,train/loss,train/accuracy,val/loss,val/accuracy\n1,0.1,1.1,0.3,1.2,0.2\n2,0.0,1.0,0.4,1.1,0.3\n"
+    )
     return folder
 
 
@@ -248,7 +253,7 @@ def test_again_gives_the_same_bytes_and_leaves_nothing_else(workspace: Workspace
         "metrics.json", "per_class.csv", "confusion.csv", "predictions.csv",
         "label_suspects.csv", "label_suspects.html",
         *(f"figures/{name}.png" for name in FIGURES),
-        "calibration.json", "intervals.json",
+        "calibration.json", "intervals.json", "robustness.csv", "slices.csv", "report.html",
     }  # fmt: skip
     (workspace.reports / "audit.json").write_text("{}")  # another stage's
     (workspace.reports / "figures" / "stale.png").write_text("of an older version")
@@ -261,8 +266,8 @@ def test_again_gives_the_same_bytes_and_leaves_nothing_else(workspace: Workspace
 
 @pytest.mark.usefixtures("undrawn")
 def test_batch_size_does_not_change_the_scores(workspace: Workspace) -> None:
-    small = workspace.evaluate(EvaluateParams(batch_size=1, worst=0, tta=[], risk=0.2))
-    large = workspace.evaluate(EvaluateParams(batch_size=1000, worst=100, tta=[], risk=0.2))
+    small = workspace.evaluate(PARAMS.model_copy(update={"batch_size": 1, "worst": 0}))
+    large = workspace.evaluate(PARAMS.model_copy(update={"batch_size": 1000, "worst": 100}))
     assert small["test"] == pytest.approx(large["test"], rel=1e-5)
 
 
@@ -270,7 +275,7 @@ def test_batch_size_does_not_change_the_scores(workspace: Workspace) -> None:
 def test_key_tells_weights_data_and_params_apart(workspace: Workspace) -> None:
     workspace.evaluate()
     workspace.evaluate()
-    workspace.evaluate(EvaluateParams(batch_size=7, worst=3, tta=[], risk=0.2))
+    workspace.evaluate(PARAMS.model_copy(update={"batch_size": 7, "worst": 3}))
     first, again, other = workspace.keys
     assert first == again != other
     keys = {stage.evaluation_key(weights, PARAMS, data) for weights in "ab" for data in "ab"}
@@ -295,6 +300,9 @@ def test_run_gets_metrics_files_and_key(workspace: Workspace) -> None:
             "metrics.json",
             "per_class.csv",
             "predictions.csv",
+            "report.html",
+            "robustness.csv",
+            "slices.csv",
         ],
         "evaluation/figures": [f"{name}.png" for name in FIGURES],
     }
@@ -310,7 +318,7 @@ def test_failure_leaves_the_old_reports(workspace: Workspace, monkeypatch: pytes
 
     monkeypatch.setattr(plots, "save", full)
     with pytest.raises(OSError, match="no space"):
-        workspace.evaluate(EvaluateParams(batch_size=7, worst=1, tta=[], risk=0.2))
+        workspace.evaluate(PARAMS.model_copy(update={"batch_size": 7, "worst": 1}))
     assert workspace.digests() == before
     assert len(workspace.logged) == 1
 

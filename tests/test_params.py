@@ -299,3 +299,11 @@ def test_class_map_takes_numbers_and_any_name(tiny_params: str) -> None:
 def test_sources_params_that_cannot_be(tiny_params: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         parse_params(apply_overrides(tiny_params, [override]))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_list_may_be_emptied_in_every_recipe(path: Path) -> None:
+    changed = parse_params(apply_overrides(path.read_text(), ["train.progressive=[]"]))
+    expected = load_params(path).model_dump()
+    expected["train"]["progressive"] = []
+    assert changed.model_dump() == expected

@@ -316,3 +316,16 @@ def test_a_server_that_comes_back_gets_the_whole_history(
     assert [step for step, _ in points(found.info.run_id, "train/loss")] == [1, 2, 3]
     assert found.info.status == "FINISHED"
     assert capsys.readouterr().err.count("warning: ") == 1
+
+
+def test_a_run_says_how_it_did_and_how_to_have_it_again(project: Path, train_dir: Path, own: str) -> None:
+    for accuracy in (0.5, 0.25):
+        log_evaluation(train_dir, own, {"test/accuracy": accuracy}, {}, {EVALUATION_TAG: "key"})
+    note = store.connect().get_run(own).data.tags["mlflow.note.content"]
+    assert "accuracy 0.500" in note
+    assert "`dddddddddddd`" in note
+    tags = {"hyojo.dvc.exp_name": "brisk-ibex", "mlflow.source.git.commit": "c" * 40}
+    assert "`dvc exp apply brisk-ibex`" in tracking.describe({}, tags)
+    del tags["hyojo.dvc.exp_name"]
+    assert "`git checkout cccccccccccc`, then `dvc repro`" in tracking.describe({}, tags)
+    assert "git.patch" in tracking.describe({}, tags | {"hyojo.git_dirty": "true"})
