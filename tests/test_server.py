@@ -213,6 +213,12 @@ def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path) -> Non
             served.locate(model)
 
 
+def test_a_runtime_that_is_not_installed(bright_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="not installed here"):
+        served.locate(str(bright_bundle), "torch")
+
+
 def test_pictures_beyond_the_time_of_a_request_get_an_error(bright_bundle: Path) -> None:
     rows = Predictor(bright_bundle, seconds=0).predict_bytes([picture(), picture()])
     assert [row["label"] for row in rows] == [None, None]
