@@ -1,5 +1,6 @@
 """Which model a server serves: a bundle folder or a registered version, found and loaded as MLflow's pyfunc."""
 
+import importlib.util
 import json
 import os
 from dataclasses import dataclass
@@ -50,8 +51,12 @@ def locate(model: str, runtime: str | None = None) -> Located:
         runtime: One of ``serving.RUNTIMES``; None: whichever the model has a file for.
 
     Raises:
-        UserError: There is none, or it lacks the file that the runtime wants.
+        UserError: There is none, it lacks the file that the runtime wants, or that runtime is not installed.
     """
+    if runtime == "torch" and importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "--runtime torch needs torch, which is not installed here: pip install torch, or --runtime onnx."
+        )
     found = _registered(model) if model.startswith(PREFIX) or model.isdecimal() else _folder(model)
     wanted = serving.RUNTIMES if runtime is None else {runtime: serving.RUNTIMES[runtime]}
     if not any((found.bundle / file).exists() for file in wanted.values()):
