@@ -4,7 +4,8 @@ In the spirit of D. Hendrycks and T. Dietterich, "Benchmarking neural network ro
 perturbations", 2019, https://arxiv.org/abs/1903.12261. The five strengths of all but rotation are those of the paper's
 CIFAR-10-C, which is made of small pictures, too (``make_cifar_c.py`` in https://github.com/hendrycks/robustness); px
 there are of 32, and grow with the picture here. Light goes up in one half of the pictures and down in the other,
-where CIFAR-10-C only has the former; rotation, which it lacks, goes either way.
+where CIFAR-10-C only has the former; rotation, which it lacks, goes either way. Pictures are made smaller and larger
+again by the filter of ``images.resize``, as a small face is when it is prepared; CIFAR-10-C makes blocks of them.
 """
 
 import io
@@ -87,7 +88,7 @@ def _rotation(images: np.ndarray, rows: np.ndarray, degrees: float) -> np.ndarra
 
 def _downscaling(images: np.ndarray, _rows: np.ndarray, part: float) -> np.ndarray:
     def rescaled(picture: Image.Image) -> Image.Image:
-        small = picture.resize([max(1, int(side * part)) for side in picture.size], Image.Resampling.BOX)
+        small = picture.resize([max(1, int(side * part)) for side in picture.size], Image.Resampling.BILINEAR)
         return small.resize(picture.size, Image.Resampling.BILINEAR)
 
     return _each(images, rescaled)

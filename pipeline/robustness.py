@@ -32,7 +32,7 @@ def choose(targets: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
     if count is None or count >= total:
         return np.arange(total)
     by_class = np.lexsort((np.random.default_rng(seed).random(total), targets))
-    return np.sort(by_class[(np.arange(count) + 0.5) * total // count])
+    return np.sort(by_class[(2 * np.arange(count) + 1) * total // (2 * count)])
 
 
 def measure(

@@ -28,6 +28,9 @@ AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
 PARAMS = EvaluateParams(
     batch_size=7, worst=4, tta=[], risk=0.2, corruptions=[], corrupted=None, quantiles=1, explain=0
 )
+WHOLE = PARAMS.model_copy(
+    update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2}
+)
 SCORES = ["accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "top2", "auroc"]
 FIGURES = ["confusion_matrix", "per_class", "reliability", "risk_coverage", "worst_mistakes"]
 
@@ -247,17 +250,17 @@ def test_tables_and_pictures(workspace: Workspace) -> None:
 
 
 def test_again_gives_the_same_bytes_and_leaves_nothing_else(workspace: Workspace) -> None:
-    workspace.evaluate()
+    workspace.evaluate(WHOLE)
     first = workspace.digests()
     assert set(first) == {
         "metrics.json", "per_class.csv", "confusion.csv", "predictions.csv",
         "label_suspects.csv", "label_suspects.html",
-        *(f"figures/{name}.png" for name in FIGURES),
+        *(f"figures/{name}.png" for name in [*FIGURES, "robustness"]),
         "calibration.json", "intervals.json", "robustness.csv", "slices.csv", "report.html",
     }  # fmt: skip
     (workspace.reports / "audit.json").write_text("{}")  # another stage's
     (workspace.reports / "figures" / "stale.png").write_text("of an older version")
-    workspace.evaluate()
+    workspace.evaluate(WHOLE)
     assert (workspace.reports / "audit.json").read_text() == "{}"
     (workspace.reports / "audit.json").unlink()
     assert workspace.digests() == first
@@ -307,6 +310,19 @@ def test_run_gets_metrics_files_and_key(workspace: Workspace) -> None:
         "evaluation/figures": [f"{name}.png" for name in FIGURES],
     }
     assert workspace.keys[0] in tags.values()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_accuracy_under_corruptions_is_logged(workspace: Workspace) -> None:
+    result = workspace.evaluate(WHOLE)
+    table = pd.read_csv(workspace.reports / "robustness.csv", keep_default_na=False)
+    assert len(table) == 1 + 2 * 5
+    assert set(table["images"]) == {20} == {result["robustness"]["images"]}
+    mean = result["robustness"]["mean_corruption_accuracy"]
+    assert mean == pytest.approx(table["accuracy"][1:].mean())
+    ((_, values, files, _),) = workspace.logged
+    assert values["robustness/mean_corruption_accuracy"] == mean
+    assert "robustness.png" in [path.name for path in files["evaluation/figures"]]
 
 
 def test_failure_leaves_the_old_reports(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,9 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
     [
         ("errors", set()), ("images", set()), ("plots", set()), ("backbones", set()),
         ("metrics", set()), ("calibration", set()), ("intervals", {"calibration"}),
-        ("card", set()), ("formats", set()), ("interrupt", set()), ("decoded", set()),
+        ("card", set()), ("corruptions", set()), ("slices", {"metrics"}),
+        ("robustness", {"corruptions", "data", "engine", "metrics", "model"}),
+        ("explanations", {"data", "metrics", "model"}), ("formats", set()), ("interrupt", set()), ("decoded", set()),
         ("alignment", set()), ("pages", set()), ("pixels", set()), ("duplicates", {"alignment", "pixels"}),
         ("twins", {"duplicates", "pixels", "records"}), ("suspects", {"data", "pages"}),
         ("audit_page", {"audit", "listing", "pages", "pixels", "records"}),
