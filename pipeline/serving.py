@@ -299,8 +299,9 @@ def tame_server() -> None:
     """Mend four habits of MLflow's scoring server, where that is what runs this model.
 
     Its answer to a broken CSV or Parquet body holds a stack trace. It reads no CSV for a column of type Any,
-    which our signature has so that a number or null reaches us and not a 400. And it turns ``instances`` into
-    columns, so that rows without the column vanish and the others move up. What isn't there is left alone.
+    which our signature has so that a number or null reaches us and not a 400. It turns ``instances`` into columns, so
+    that rows without the column vanish and the others move up. And JSON that is nested without end is a 500. What
+    isn't there is left alone.
     """
     server = sys.modules.get("mlflow.pyfunc.scoring_server")
     names = ("_handle_serving_error", "parse_csv_input", "infer_and_parse_data", "_decode_json_input")

@@ -14,7 +14,8 @@ from PIL import Image
 SIGNS = ("Traceback", "stack_trace", "site-packages", 'File \\"', str(Path(__file__).parent.parent))
 KINDS = (
     "application/json", "application/json; charset=utf-8", "application/json; charset=latin-1", "text/csv",
-    "text/plain", "application/vnd.apache.parquet", "multipart/form-data; boundary=x", "application/octet-stream", "", "x" * 2000,
+    "text/plain", "application/vnd.apache.parquet", "multipart/form-data; boundary=x", "application/octet-stream",
+    "", "x" * 2000,
 )  # fmt: skip
 FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")
 
