@@ -8,7 +8,6 @@ goes on behind the last finished part, to the same file.
 import hashlib
 import importlib.metadata
 import json
-import os
 import threading
 import time
 from collections import deque
@@ -20,11 +19,13 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from pipeline import cores
 from pipeline.errors import UserError
 from pipeline.images import ImageError
 from pipeline.pictures import Fetch, Pictures, open_pictures
 from pipeline.predict import Predict, load_predictor
 from pipeline.scores import Row, Scores
+from pipeline.serving import served_file
 
 # Packages whose version may change a score in its last digits.
 _DECIDING = ("numpy", "onnxruntime", "pillow")
@@ -101,7 +102,7 @@ def score(source: Path | str, out: Path | str, model: Path | str, settings: Sett
         raise UserError("batch wants 1 <= --batch-size <= --chunk.")
     if settings.workers is not None and settings.workers < 1:
         raise UserError("batch wants at least 1 of --workers.")
-    workers = settings.workers or _cores()
+    workers = settings.workers or cores.available()
     with open_pictures(source, settings.column) as pictures:
         loaded = load_model(model, settings.faces)
         made_of = {
@@ -129,11 +130,7 @@ def load_model(model: Path | str, faces: bool | None) -> Model:
     # Each worker runs a batch of its own; with more threads inside the graph they would only wait for each other.
     predict = load_predictor(place, faces, threads=1)
     text = (folder / "bundle.json").read_bytes()
-    digest = hashlib.sha256(text)
-    for name in ("model.onnx", "model.pt2"):
-        if (folder / name).exists():
-            digest.update((folder / name).read_bytes())
-            break  # as serving has it
+    digest = hashlib.sha256(text + served_file(folder)[1].read_bytes())
     bundle = json.loads(text)
     look = bool(bundle["preprocessing"].get("faces")) if faces is None else faces
     return Model(predict, bundle["class_names"], look, digest.hexdigest())
@@ -237,8 +234,3 @@ def _read(fetch: Fetch) -> bytes | str:
 def _unreadable(reason: str) -> Row:
     """The answer for a picture that couldn't be read."""
     return {"label": None, "probabilities": None, "abstain": None, "error": reason}
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

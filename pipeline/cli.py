@@ -285,30 +285,11 @@ def _lr_range(arguments: argparse.Namespace) -> None:
 
 
 def _suspects(arguments: argparse.Namespace) -> None:
-    from pipeline import folds, reports, suspects
-    from pipeline.data import load_prepared
-    from pipeline.params import load_params
+    from pipeline.folds import doubt_training_labels
 
-    params, prepared, count = load_params().train, load_prepared(), arguments.folds
-    if count < 2:
-        raise UserError(f"--folds {count}: two at least")
-    epochs = params.epochs if arguments.epochs is None else arguments.epochs
-    split = prepared.split("train")
-    print(f"{count} nets, {epochs} epochs each, on {len(split):,} training images", flush=True)
-    probs = folds.held_out_probs(
-        folds.shorten(params, epochs), prepared, split, folds.twin_groups(prepared), count
-    )
-    table = suspects.tabulate({"train": split}, {"train": probs}, prepared.class_names)
-    path = Path("reports/label_suspects_train.csv")
-    path.parent.mkdir(exist_ok=True)
-    reports.write_csv(path, table)
-    page = path.with_suffix(".html")
-    page.write_text(suspects.render(table, {"train": split}, path.name), encoding="utf-8")
-    accuracy = (probs.argmax(axis=1) == split.targets).mean()
-    print(
-        f"{len(table):,} of {len(split):,} training labels are in doubt, see {page}. On images that they were not "
-        f"trained on, the nets are right on {accuracy:.3f}."
-    )
+    if arguments.folds < 2:
+        raise UserError(f"--folds {arguments.folds}: two at least")
+    print(doubt_training_labels(arguments.folds, arguments.epochs))
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ Reads MLflow's store and registry, DVC's experiments in git, and for the workspa
 import io
 import json
 import re
-import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline import registry, tracking
+from pipeline import experiments, family, registry, tracking
 from pipeline.errors import UserError
 from pipeline.store import connect, experiment_id, find_run, project_root
 
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 WORKSPACE = "."
 PREDICTIONS = "evaluation/predictions.csv"
 BUNDLE = "model/artifacts/bundle/bundle.json"
-# On the parent of runs that differ in their seed alone: its kind, and how much their test accuracy varies.
-KIND_TAG, SEEDS, SEED_SD = "hyojo.kind", "seeds", "seeds/test_accuracy_sd"
+SEED_SD = "seeds/test_accuracy_sd"  # on the parent of a family of seeds
 MIN_PREFIX = 4
 _PROB = "prob_"
 _HEX = re.compile("[0-9a-f]+")
@@ -258,25 +256,20 @@ def _only(name: str, runs: "list[Run]") -> "Run | None":
 
 def _find_revision(client: "MlflowClient", name: str) -> "Run | None":
     """The run that ``reports/metrics.json`` names in a DVC experiment or another revision of git."""
-    refs = [ref for ref in (_git("for-each-ref", "--format=%(refname)", "refs/exps") or "").split()
-            if ref.count("/") == 4 and ref.endswith(f"/{name}")]  # fmt: skip
-    if (
-        not refs
-        and not name.startswith("-")
-        and _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-    ):
-        refs = [name]
-    runs = []
-    for ref in refs:
-        try:
-            run_id = json.loads(_git("show", f"{ref}:./reports/metrics.json") or "{}").get("run_id")
-        except ValueError:
-            run_id = None
-        if run_id and (run := find_run(client, run_id)) is None:
-            raise UserError(f"{name} belongs to run {run_id}, which this store lacks. `dvc exp apply {name}` or a "
-                            "checkout, and `hyojo sync`, rebuild it.")  # fmt: skip
-        runs += [run] if run_id else []
-    return _only(name, runs)
+    root = project_root()
+    found = experiments.find_experiments(root).get(name)
+    if found is None and not name.startswith("-"):
+        found = experiments.Experiment(name, name, root)  # of which git may know nothing
+    try:
+        run_id = json.loads(found.text("reports/metrics.json") or "{}").get("run_id") if found else None
+    except ValueError:
+        run_id = None
+    if run_id and find_run(client, run_id) is None:
+        raise UserError(
+            f"{name} belongs to run {run_id}, which this store lacks. `dvc exp apply {name}` or a checkout, and "
+            "`hyojo sync`, rebuild it."
+        )
+    return find_run(client, run_id) if run_id else None
 
 
 def _test_digest(client: "MlflowClient", run: "Run") -> str | None:
@@ -289,12 +282,12 @@ def _test_digest(client: "MlflowClient", run: "Run") -> str | None:
 
 def _seed_spread(client: "MlflowClient", run: "Run") -> tuple[float | None, int]:
     """How much the test accuracy varies over the trainings that a run is one of, and how many those are."""
-    while parent_id := run.data.tags.get("mlflow.parentRunId"):
+    while parent_id := run.data.tags.get(family.PARENT_TAG):
         run = find_run(client, parent_id)
         if run is None:
             break
-        if run.data.tags.get(KIND_TAG) == SEEDS and SEED_SD in run.data.metrics:
-            children = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+        if family.is_family(run) and SEED_SD in run.data.metrics:
+            children = f"tags.`{family.PARENT_TAG}` = '{run.info.run_id}'"
             return run.data.metrics[SEED_SD], len(client.search_runs([experiment_id(client)], children))
     return None, 0
 
@@ -307,21 +300,12 @@ def _title(run: "Run") -> str:
 def _nothing_found(client: "MlflowClient", name: str) -> str:
     """That nothing has this name, and which names there are."""
     numbers = sorted(int(version.version) for version in registry.versions(client))
-    refs = (_git("for-each-ref", "--format=%(refname)", "refs/exps") or "").split()
-    experiments = sorted({ref.rsplit("/", 1)[1] for ref in refs if ref.count("/") == 4})
-    known: list[tuple[str, list[Any]]] = [("versions", numbers), ("experiments", experiments)]
+    known: list[tuple[str, list[Any]]] = [
+        ("versions", numbers),
+        ("experiments", sorted(experiments.find_experiments(project_root()))),
+    ]
     there = "".join(f" {kind.capitalize()}: {', '.join(map(str, names))}." for kind, names in known if names)
     return (
         f"there is no version, alias, run, experiment or git revision {name!r} here.{there} `make ui` shows the runs; "
         "`.` is what stands in reports/."
     )
-
-
-def _git(*args: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *args], cwd=project_root(), capture_output=True, text=True, errors="replace", timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

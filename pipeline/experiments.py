@@ -6,6 +6,7 @@ Files are read from git's refs, where DVC keeps an experiment's commit: no check
 import hashlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,8 @@ class Experiment:
 
     def text(self, path: str) -> str:
         """What a file of the experiment holds that git has, such as ``dvc.lock``; empty if it has none."""
-        return git(self.root, "show", f"{self.commit}:{path}") or ""
+        # From the project on, which need not be the top of the repository.
+        return git(self.root, "show", f"{self.commit}:./{path}") or ""
 
     def lock(self) -> dict[str, Any]:
         """Stages of its ``dvc.lock``."""
@@ -120,7 +122,7 @@ def run_experiment(
             if stop:
                 # Ctrl-C has reached DVC too; a SIGTERM to this process alone has not, and DVC ends its stage with it.
                 waited_s += 0.5
-                if waited_s >= GRACE_S or stop.signal != 2:
+                if waited_s >= GRACE_S or stop.signal != signal.SIGINT:
                     process.terminate()
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pipeline import card, costs, faces, formats, images, model, tracking
+from pipeline import card, costs, faces, formats, images, latency, model, serving, tracking
 from pipeline.data import PREPARED, Prepared, load_prepared
 from pipeline.errors import UserError, stage_main
 from pipeline.interrupt import die_with_parent
@@ -34,11 +34,6 @@ TRAINED = Path("models/train")
 REPORTS = Path("reports")
 BUNDLE = Path("models/bundle")
 PARITY_BATCHES = (1, 7)
-SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow")
-RUNTIMES = {
-    "onnx": "onnxruntime",
-    "pt2": "torch",
-}  # what a format needs to run; the first one there is served
 
 
 def main() -> None:
@@ -83,7 +78,7 @@ def export(
         parity = check_parity(classifier, prepared, folder, there, params)
         bundle = describe(sidecar, metrics, trust, found, prepared.split_digests["test"])
         shape = (prepared.img_size, prepared.channels)
-        size = {"size_bytes": costs.served_file(folder).stat().st_size}
+        size = {"size_bytes": serving.served_file(folder)[1].stat().st_size}
         bundle |= {"parity": parity, "cost": costs.count(classifier, *shape) | size}
         _write_text(folder / "bundle.json", json.dumps(bundle, indent=2) + "\n")
         counts = _read_json(prepared_dir / "classes.json", "dvc repro prepare")["counts"]
@@ -93,7 +88,7 @@ def export(
         pyfunc_dir = Path(scratch) / "model"
         build_pyfunc(bundle_dir, pyfunc_dir)
         # A time is none of the bundle's: it differs from one measurement to the next.
-        (latency_ms,) = costs.measure_ms([costs.open_model(bundle_dir, *shape)])
+        (latency_ms,) = latency.measure_ms([latency.open_model(bundle_dir, *shape)])
         tracking.log_bundle(bundle["run_id"], bundle_dir, pyfunc_dir, {"cost/latency_ms": latency_ms})
     return bundle
 

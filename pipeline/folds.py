@@ -6,18 +6,48 @@ together, and each fold is judged by a net trained on the others. ``hyojo suspec
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pipeline import engine, model
-from pipeline.data import Prepared, Split
+from pipeline import engine, model, reports, suspects
+from pipeline.data import Prepared, Split, load_prepared
 from pipeline.engine import Progress
 from pipeline.errors import UserError
 from pipeline.loader import Loader
-from pipeline.params import TrainParams
+from pipeline.params import TrainParams, load_params
 from pipeline.trainer import build_trainer, resolve_device, set_determinism
+
+REPORT = Path("reports/label_suspects_train.csv")
+
+
+def doubt_training_labels(folds: int, epochs: int | None) -> str:
+    """Write ``REPORT`` and the page beside it for the project's prepared data and params; returns a summary.
+
+    Args:
+        folds: Into how many parts the training split is cut.
+        epochs: Of each training; None: ``train.epochs``.
+
+    Raises:
+        UserError: Nothing is prepared, or folds or epochs that cannot be.
+    """
+    params, prepared = load_params().train, load_prepared()
+    params = shorten(params, params.epochs if epochs is None else epochs)
+    split = prepared.split("train")
+    print(f"{folds} nets, {params.epochs} epochs each, on {len(split):,} training images", flush=True)
+    probs = held_out_probs(params, prepared, split, twin_groups(prepared), folds)
+    table = suspects.tabulate({"train": split}, {"train": probs}, prepared.class_names)
+    REPORT.parent.mkdir(exist_ok=True)
+    reports.write_csv(REPORT, table)
+    page = REPORT.with_suffix(".html")
+    page.write_text(suspects.render(table, {"train": split}, REPORT.name), encoding="utf-8")
+    accuracy = (probs.argmax(axis=1) == split.targets).mean()
+    return (
+        f"{len(table):,} of {len(split):,} training labels are in doubt, see {page}. On images that they were not "
+        f"trained on, the nets are right on {accuracy:.3f}."
+    )
 
 
 @dataclass(frozen=True)

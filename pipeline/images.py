@@ -91,6 +91,11 @@ def load(data: bytes, img_size: int, channels: int) -> np.ndarray:
     return resize(decode(data, channels), img_size)
 
 
+def suffixes() -> set[str]:
+    """Suffixes of files in one of ``FORMATS``, such as ``.jpg``."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     """Those of ``FORMATS`` that this build of Pillow has."""

@@ -16,7 +16,6 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import to_dtype
 
 import pipeline.backbones  # noqa: F401  (registers our nets with timm)
 from pipeline import augment, pretrained
@@ -142,7 +141,8 @@ class Classifier(nn.Module):
     def __init__(self, model: nn.Module, recipe: Recipe, temperature: float = 1.0) -> None:
         super().__init__()
         self.model = model
-        self.preprocess = augment.build(recipe.preprocessing["eval"])
+        # Floats before any Resize: the one for bytes rounds to whole greys, in eager mode otherwise than in a graph.
+        self.preprocess = augment.build([{"ToDtype": {}}, *recipe.preprocessing["eval"]])
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
@@ -154,9 +154,7 @@ class Classifier(nn.Module):
         Returns:
             Probabilities, float32 (B, K); each row sums to 1.
         """
-        # Floats before any Resize: the one for bytes rounds to whole greys, in eager mode otherwise than in a graph.
-        images = to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True)
-        logits = self.model(self.preprocess(images)).float()
+        logits = self.model(self.preprocess(images.permute(0, 3, 1, 2))).float()
         return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
 
 

@@ -45,7 +45,8 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> str:
 
 def from_markdown(text: str, level: int) -> Markup:
     """HTML of Markdown with tables, whose headings begin at a level; HTML in the text never becomes markup."""
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    # Pages need no network, so pictures from elsewhere and links to it stay text.
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
     tokens = parser.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):

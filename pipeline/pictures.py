@@ -19,13 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from PIL import Image
-
-from pipeline import images
 from pipeline.archives import Archive
 from pipeline.embedded import picture_column
 from pipeline.errors import UserError
-from pipeline.images import ImageError
+from pipeline.images import ImageError, suffixes
 from pipeline.items import printable
 from pipeline.tables import ParquetTable, Table, open_table
 from pipeline.trees import Folder, archive_kind, open_archive
@@ -213,7 +210,7 @@ class _Members:
 
 def _open_folder(path: Path, column: str | None) -> Pictures:
     """Pictures in a folder and those in it; if there are none, its Parquet files."""
-    suffixes, others, shards = _suffixes(), 0, []
+    known, others, shards = suffixes(), 0, []
 
     def files() -> Iterator[tuple[str, str]]:
         nonlocal others
@@ -221,7 +218,7 @@ def _open_folder(path: Path, column: str | None) -> Pictures:
             if place is None:
                 continue
             suffix = Path(parts[-1]).suffix.lower()
-            if suffix in suffixes:
+            if suffix in known:
                 yield printable(parts), place
             else:
                 others += 1
@@ -251,14 +248,14 @@ def _open_folder(path: Path, column: str | None) -> Pictures:
 
 def _open_archive(path: Path) -> Pictures:
     """Pictures in an archive."""
-    suffixes, others = _suffixes(), 0
+    known, others = suffixes(), 0
 
     def files() -> Iterator[tuple[str, Any]]:
         nonlocal others
         for parts, member in archive.members():
             if member is None:
                 continue
-            if Path(parts[-1]).suffix.lower() in suffixes:
+            if Path(parts[-1]).suffix.lower() in known:
                 yield printable(parts), member
             else:
                 others += 1
@@ -303,11 +300,6 @@ def _checked(path: Path, found: Pictures) -> Pictures:
 def _name_of(file: Path, root: Path) -> str:
     """A shard's name within its source."""
     return file.relative_to(root).as_posix() if root.is_dir() else file.name
-
-
-def _suffixes() -> set[str]:
-    """Suffixes of the formats that are read."""
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in images.FORMATS}
 
 
 def _given(data: bytes | None) -> bytes:

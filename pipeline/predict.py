@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from pipeline import images
@@ -59,12 +58,12 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         UserError: If a path doesn't exist, or a folder holds no pictures.
     """
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in images.FORMATS}
+    known = images.suffixes()
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             found = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()
+                file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()
             )
             if not found:
                 raise UserError(
@@ -79,13 +78,13 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def load_predictor(model: str | Path, faces: bool | None = None, threads: int | None = None) -> Predict:
-    """Load a model; ``faces`` as in ``predict_paths``, ``threads`` as in ``serving.Predictor``, of a bundle.
+    """Load a model; ``faces`` as in ``predict_paths``, ``threads`` as in ``serving.Predictor``.
 
     Raises:
         UserError: If there is no such bundle or model.
     """
     if ":/" in str(model) and not Path(model).exists():
-        return _load_registered(str(model), faces)
+        return _load_registered(str(model), faces, threads)
     from pipeline.serving import Predictor
 
     try:
@@ -151,7 +150,7 @@ def format_csv(rows: Iterable[Row]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _load_registered(uri: str, faces: bool | None) -> Predict:
+def _load_registered(uri: str, faces: bool | None, threads: int | None) -> Predict:
     """Load from MLflow, with the code that the version was registered with."""
     from pipeline import store
 
@@ -161,7 +160,7 @@ def _load_registered(uri: str, faces: bool | None) -> Predict:
     from mlflow.exceptions import MlflowException
 
     try:
-        model = mlflow.pyfunc.load_model(uri)
+        model = mlflow.pyfunc.load_model(uri, model_config={"threads": threads})
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{uri} can't be loaded: {reason} `hyojo register` makes a version.") from None

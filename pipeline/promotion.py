@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import contenders, costs, gate, registry, tracking
+from pipeline import contenders, gate, latency, registry, serving, tracking
 from pipeline.errors import UserError
 from pipeline.params import PromoteParams, load_params
 from pipeline.registry import DECISION_TAG, MODEL, PARITY_TAG, MovedError, Outcome
@@ -99,9 +99,9 @@ def measure(
                 run = find_run(client, version.run_id)
                 folder = tracking.fetch(client, run.info.run_id, BUNDLE, scratch)
                 shape = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["preprocessing"]
-                sizes.append(costs.served_file(folder).stat().st_size / 1e6)
-                models.append(costs.open_model(folder, shape["img_size"], shape["channels"]))
-            return list(zip(costs.measure_ms(models), sizes))
+                sizes.append(serving.served_file(folder)[1].stat().st_size / 1e6)
+                models.append(latency.open_model(folder, shape["img_size"], shape["channels"]))
+            return list(zip(latency.measure_ms(models), sizes))
         except Exception:  # gone artifacts, a runtime that is not installed, an operator it lacks
             return None
 

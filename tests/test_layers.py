@@ -55,6 +55,7 @@ EXEMPT = {
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
         "family": "mirrors results too",
         "store": "says where that mirror is",
+        "latency": "a figure for the tracker",
         "interrupt": "how the stage is stopped",
         "pretrained": "only training starts from pretrained weights",
         **AUGMENTATION,
@@ -184,18 +185,20 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("twins", {"duplicates", "pixels", "records"}), ("suspects", {"data", "pages"}),
         ("audit_page", {"audit", "listing", "pages", "pixels", "records"}),
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
-        ("pretrained", {"errors"}), ("costs", {"formats"}), ("tracking", {"family", "store"}),
+        ("pretrained", {"errors"}), ("costs", set()), ("latency", {"serving"}), ("tracking", {"family", "store"}),
         ("family", {"errors", "store"}), ("grouped", set()), ("experiments", {"errors", "interrupt"}),
         ("registry", {"errors", "store", "tracking"}),
-        ("contenders", {"errors", "registry", "store", "tracking"}), ("paired", set()),
+        ("contenders", {"errors", "experiments", "family", "registry", "store", "tracking"}), ("paired", set()),
         ("gate", {"calibration", "paired", "params"}),
         ("comparison", {"calibration", "contenders", "errors", "gate", "metrics", "paired"}),
         ("compare_page", {"comparison", "data", "errors", "pages"}),
-        ("promotion", {"contenders", "costs", "errors", "gate", "params", "registry", "store", "tracking"}),
+        ("promotion", {
+            "contenders", "errors", "gate", "latency", "params", "registry", "serving", "store", "tracking",
+        }),
         ("schedule", {"params"}),
         ("serving", {"faces", "images"}), ("faces", {"images"}), ("guard", set()), ("cores", set()),
         ("pyfunc", {"faces", "images", "serving", "store"}),
-        ("served", {"errors", "pyfunc", "serving", "store"}), ("webpage", {"pages", "served"}),
+        ("served", {"errors", "pyfunc", "registry", "serving", "store"}), ("webpage", {"pages", "served"}),
         ("server", {"cores", "errors", "guard", "pyfunc", "served", "serving", "webpage"}),
         ("draws", set()), ("geometry", {"draws"}), ("moves", {"draws", "geometry"}),
         ("kernels", {"draws", "geometry", "moves"}), ("augment", {"draws", "errors", "kernels", "params"}),
@@ -211,7 +214,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("splits", {"errors", "listing", "records"}),
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
         ("pictures", {"archives", "embedded", "errors", "images", "items", "tables", "trees"}), ("scores", {"errors"}),
-        ("batch", {"errors", "images", "pictures", "predict", "scores", "store"}),
+        ("batch", {"cores", "errors", "images", "pictures", "predict", "scores", "serving", "store"}),
         ("model", {"augment", "backbones", "errors", "params", "pretrained"}),
         ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
@@ -221,7 +224,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
                 "augment", "data", "distributed", "errors", "loader", "losses", "model", "optim", "params", "schedule",
             },
         ),
-        ("folds", {"data", "engine", "errors", "loader", "model", "params", "trainer"}),
+        ("folds", {"data", "engine", "errors", "loader", "model", "params", "reports", "suspects", "trainer"}),
         ("engine", {"augment", "data", "distributed", "errors", "loader", "metrics", "model", "trainer"}),
     ],
 )  # fmt: skip
@@ -251,8 +254,8 @@ def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> Non
 
 def test_torch_stays_out_of_what_needs_none() -> None:
     light = [
-        "prepare", "cli", "registry", "contenders", "comparison", "compare_page", "costs", "gate", "promotion", "store",
-        "tracking", "predict", "serving", "images", "params", "plots", "metrics", "batch",
+        "prepare", "cli", "registry", "contenders", "comparison", "compare_page", "latency", "gate", "promotion",
+        "store", "tracking", "predict", "serving", "images", "params", "plots", "metrics", "batch",
         "server", "served", "pyfunc", "webpage",
     ]  # fmt: skip
     for module in light:
