@@ -22,7 +22,8 @@ class Located:
     """A model that was found.
 
     Attributes:
-        title: What people call it: ``hyojo version 3 (champion)``, or the bundle's folder.
+        title: What people call it: ``hyojo version 3 (champion)``, or the name of the bundle's folder. Clients see it,
+            so it is no path.
         path: The folder that is loaded: MLflow's model, or the bundle.
         bundle: The folder with ``bundle.json``; ``path`` itself for a bundle.
     """
@@ -89,13 +90,13 @@ def _folder(model: str) -> Located:
     path = Path(model)
     inside = path / "artifacts" / "bundle"
     if (path / "MLmodel").exists() and (inside / "bundle.json").exists():
-        return Located(str(path), path, inside)
+        return Located(path.resolve().name, path, inside)
     if not (path / "bundle.json").exists():
         raise UserError(
             f"{model} is no bundle: bundle.json is missing. `dvc repro` makes one in models/bundle; a registered "
             "version is given by its number or as models:/hyojo@champion."
         )
-    return Located(str(path), path, path)
+    return Located(path.resolve().name, path, path)
 
 
 def _registered(model: str) -> Located:

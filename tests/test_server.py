@@ -170,6 +170,7 @@ def test_a_card_cannot_bring_markup_into_the_page(bright_bundle: Path, tmp_path:
     )
     page = webpage.files(served.locate(str(folder)), True, 2**20)["/"][0].decode()
     assert "<h1>Card</h1>" in page
+    assert str(tmp_path) not in page  # a path of the server's is nobody's business
     assert "<td>2</td>" in page
     assert "<script>alert" not in page
     assert "<img src=" not in page
