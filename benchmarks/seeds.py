@@ -3,9 +3,10 @@
     python benchmarks/seeds.py FOLDER [OTHER]
 
 Each folder has the ``predictions.csv`` of several seeds of one setting, on one test set, as ``evaluate`` writes it.
-Of the first: all pairs of seeds by McNemar's exact test, and random disjoint groups of 3 and of 5 seeds by
-``pipeline.grouped``, at 5 %. With a second folder: groups of the one against groups of the other. The splits overlap,
-since they are drawn from the same few seeds, so a rate has less behind it than its number of splits.
+Of the first: all pairs of seeds by McNemar's exact test, random disjoint groups of seeds by ``pipeline.grouped``, and
+all ordered pairs by the gate of ``hyojo promote`` as params.yaml sets it, latency and size left aside, all at 5 %. With
+a second folder: groups of the one against groups of the other. Pairs and splits overlap, since they are drawn from the
+same few seeds, so a rate has less behind it than its number of splits.
 """
 
 import argparse
@@ -17,8 +18,11 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from pipeline import gate
+from pipeline.contenders import Contender, read_predictions
 from pipeline.grouped import compare_groups, mean_interval
 from pipeline.paired import mcnemar
+from pipeline.params import load_params
 
 LEVEL = 0.05
 
@@ -31,6 +35,37 @@ def read_right(folder: Path) -> np.ndarray:
     if len(tables) < 2 or any(not table.index.equals(tables[0].index) for table in tables):
         sys.exit(f"{folder} must hold the predictions of 2 or more seeds on one test set")
     return np.array([table["label"] == table["predicted"] for table in tables])
+
+
+def gate_rates(folder: Path) -> None:
+    """Print how many ordered pairs of seeds the gate lets through, with and without their spread known to it."""
+    seeds = [
+        Contender(path.stem, "", {}, {}, {}, read_predictions(path.read_bytes(), str(path)))
+        for path in sorted(folder.glob("*.csv"))
+    ]
+    sd = float(np.std([seed.right.mean() for seed in seeds], ddof=1))
+    params = load_params().promote.model_copy(
+        update={"level": LEVEL, "latency_ratio": None, "size_ratio": None}
+    )
+    for known in (None, sd):
+        count = 0 if known is None else len(seeds)
+        verdicts = [
+            gate.judge(*(
+                gate.Evidence(
+                    seed.name, seed.class_names, seed.files, seed.targets, seed.probs, seed.preds, "the same",
+                    seed_sd=known, seed_runs=count,
+                )
+                for seed in pair
+            ), params)
+            for pair in itertools.permutations(seeds, 2)
+        ]  # fmt: skip
+        better = np.mean([verdict.figures["p_value"] <= LEVEL for verdict in verdicts])
+        recall = np.mean([any("recall" in reason for reason in verdict.reasons) for verdict in verdicts])
+        passed = np.mean([verdict.passed for verdict in verdicts])
+        print(
+            f"gate, rule {params.rule}, seeds' spread {'unknown' if known is None else 'known'}: p <= {LEVEL} in "
+            f"{better:.3f} of {len(verdicts)} ordered pairs, refused for recall {recall:.3f}, passed {passed:.3f}"
+        )
 
 
 def splits(
@@ -55,6 +90,7 @@ def main() -> None:
     pairs = list(itertools.combinations(right, 2))
     called = np.mean([mcnemar(*pair) < LEVEL for pair in pairs])
     print(f"single seeds, McNemar: {called:.3f} of {len(pairs)} pairs called different")
+    gate_rates(arguments.folder)
     other = None
     if arguments.other:
         other = read_right(arguments.other)
