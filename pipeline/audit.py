@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.listing import SPLITS
-from pipeline.records import Records, number_groups, sets_of
+from pipeline.records import Records, sets_of
 
 # Standard deviation in grey levels below which a picture shows nothing. JPEG noise on a plain area stays
 # below 2; the flattest real face of FER2013 has 42, and a face in fog about 10.
@@ -66,7 +66,7 @@ def build_audit(records: Records) -> dict[str, Any]:
         the first, images without an exact twin over there.
     """
     readable = records.readable
-    twins, groups = number_groups(records.digests[readable]), records.groups[readable]
+    twins, groups = records.twins[readable], records.groups[readable]
     exact = list(sets_of(twins, readable))
     near = [members for members in sets_of(groups, readable) if _different(records, members) > 1]
     exact_leaks, near_leaks = _count_leaks(records.splits[readable], twins, groups)
@@ -127,13 +127,13 @@ def _conflicting(records: Records, members: np.ndarray) -> bool:
 
 def _different(records: Records, members: np.ndarray) -> int:
     """How many different pictures there are among twins."""
-    return len(np.unique(records.digests[members], axis=0))
+    return len(np.unique(records.twins[members]))
 
 
 def _common_sizes(sizes: np.ndarray) -> dict[str, int]:
     """The ten most common sizes, (n, 2), as width and height, and how many have them."""
-    found, counts = np.unique(sizes, axis=0, return_counts=True)
-    named = {f"{width}x{height}": int(count) for (height, width), count in zip(found, counts)}
+    found, counts = np.unique(sizes.astype(np.uint32) @ np.uint32([2**16, 1]), return_counts=True)
+    named = {f"{both % 2**16}x{both >> 16}": int(count) for both, count in zip(found, counts)}
     return dict(sorted(named.items(), key=lambda item: (-item[1], item[0]))[:10])
 
 

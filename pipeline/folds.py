@@ -4,6 +4,7 @@ A net that was trained on a wrong label may have learnt it by heart. So the trai
 together, and each fold is judged by a net trained on the others. ``hyojo suspects`` runs it.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,23 +13,28 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pipeline import engine, model, reports, suspects
+from pipeline import engine, model, reports, suspects, tracking
 from pipeline.data import Prepared, Split, load_prepared
 from pipeline.engine import Progress
 from pipeline.errors import UserError
 from pipeline.loader import Loader
-from pipeline.params import TrainParams, load_params
+from pipeline.params import TrainParams, flatten, load_params
 from pipeline.trainer import build_trainer, resolve_device, set_determinism
 
 REPORT = Path("reports/label_suspects_train.csv")
+SUMMARY, PAGE = REPORT.with_suffix(".json"), REPORT.with_suffix(".html")
+TRAINED = Path("models/train")
 
 
 def doubt_training_labels(folds: int, epochs: int | None) -> str:
-    """Write ``REPORT`` and the page beside it for the project's prepared data and params; returns a summary.
+    """Write ``REPORT`` and what is beside it for the project's prepared data and params, and log it all on MLflow.
 
     Args:
         folds: Into how many parts the training split is cut.
         epochs: Of each training; None: ``train.epochs``.
+
+    Returns:
+        What came of it, in words.
 
     Raises:
         UserError: Nothing is prepared, or folds or epochs that cannot be.
@@ -41,13 +47,27 @@ def doubt_training_labels(folds: int, epochs: int | None) -> str:
     table = suspects.tabulate({"train": split}, {"train": probs}, prepared.class_names)
     REPORT.parent.mkdir(exist_ok=True)
     reports.write_csv(REPORT, table)
-    page = REPORT.with_suffix(".html")
-    page.write_text(suspects.render(table, {"train": split}, REPORT.name), encoding="utf-8")
-    accuracy = (probs.argmax(axis=1) == split.targets).mean()
+    PAGE.write_text(suspects.render(table, {"train": split}, REPORT.name), encoding="utf-8")
+    accuracy = float((probs.argmax(axis=1) == split.targets).mean())
+    summary = {
+        "data_digest": prepared.digest, "images": len(split), "doubted": len(table), "accuracy": accuracy,
+        "folds": folds, "epochs": params.epochs,
+    }  # fmt: skip
+    SUMMARY.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    log_doubts()
     return (
-        f"{len(table):,} of {len(split):,} training labels are in doubt, see {page}. On images that they were not "
+        f"{len(table):,} of {len(split):,} training labels are in doubt, see {PAGE}. On images that they were not "
         f"trained on, the nets are right on {accuracy:.3f}."
     )
+
+
+def log_doubts() -> None:
+    """Mirror what is written of doubted training labels on MLflow."""
+    figures = json.loads(SUMMARY.read_text(encoding="utf-8"))
+    digest, params = figures.pop("data_digest"), load_params()
+    flat = flatten(params.prepare, "prepare") | flatten(params.train, "train")
+    metrics = {f"suspects/{name}": value for name, value in figures.items()}
+    tracking.log_suspects(TRAINED, digest, flat, metrics, [REPORT, PAGE, SUMMARY])
 
 
 @dataclass(frozen=True)

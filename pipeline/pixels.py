@@ -5,6 +5,7 @@ A mapped file would do, but that its pages count as memory of the process.
 
 import threading
 from io import SEEK_END
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,12 @@ class Pixels:
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         """Images by their numbers, (n,) -> (n, ...)."""
         found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        # What stands together is read together.
+        runs = np.flatnonzero(np.diff(numbers, prepend=-2, append=-2) != 1) if len(numbers) else []
         with self._lock:
-            for image, number in zip(found, numbers):
-                self._file.seek(int(number) * self._bytes)
-                self._file.readinto(image)
+            for start, stop in pairwise(runs):
+                self._file.seek(int(numbers[start]) * self._bytes)
+                self._file.readinto(found[start:stop])
         return found
 
     def __len__(self) -> int:

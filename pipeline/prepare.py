@@ -211,7 +211,7 @@ def _write_manifest(path: Path, records: Records, listing: Listing) -> None:
 
     The last columns are there only if the source has them.
     """
-    rows, groups = np.full(len(records), -1), np.zeros(len(records), np.int32)
+    rows, groups = np.full(len(records), -1, np.int32), np.zeros(len(records), np.int32)
     for split in SPLITS:
         members = records.members(split)
         rows[members] = np.arange(len(members))

@@ -1,6 +1,7 @@
-"""What is known of every image, by column: numbers only, some fifty bytes an image."""
+"""What is known of every image, by column: numbers only, some fifty bytes an image, 32 of them a hash."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 
 import numpy as np
 
@@ -23,6 +24,7 @@ FLAGS = {
     "dropped": "left out of training",
 }
 _BITS = {flag: 1 << i for i, flag in enumerate(FLAGS)}
+_SORTED = 2**17  # keys at once
 TRAIN = SPLITS.index("train")
 
 
@@ -82,6 +84,17 @@ class Records:
         """Which images have one of these flags, bool (N,)."""
         return self.marks & bits(names) != 0
 
+    @cached_property
+    def twins(self) -> np.ndarray:
+        """Numbers of the digests in their order, the same for exact twins, int32 (N,); -1 where a file cannot be read.
+
+        To be asked for when all files have been.
+        """
+        found = np.full(len(self), -1, np.int32)
+        readable = self.readable
+        found[readable] = number_groups(self.digests, readable)
+        return found
+
     @property
     def readable(self) -> np.ndarray:
         """Numbers of the images that can be read."""
@@ -113,17 +126,33 @@ def flags(marks: int) -> str:
     return ";".join(flag for flag, bit in _BITS.items() if marks & bit)
 
 
-def order_of(keys: np.ndarray) -> np.ndarray:
-    """The order in which rows of bytes, uint8 (N, 8 * M), are sorted: int64 (N,)."""
-    return np.lexsort(_words(keys).T[::-1])
+def number_groups(keys: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """Number the distinct rows of bytes in their order, from 0.
 
+    Args:
+        keys: uint8 (N, 8 * M). Hashes are sorted in parts, which takes little memory.
+        rows: Which of them to look at, integers (R,); all if None.
 
-def number_groups(keys: np.ndarray) -> np.ndarray:
-    """Number the distinct rows of bytes, uint8 (N, 8 * M), in their order, from 0: int64 (N,)."""
-    order = order_of(keys)
-    words = _words(keys)[order]
-    numbers = np.zeros(len(keys), np.int64)
-    numbers[order[1:]] = np.cumsum((words[1:] != words[:-1]).any(axis=1))
+    Returns:
+        The number of each row's key, int32 (R,).
+    """
+    rows = np.arange(len(keys)) if rows is None else rows
+    lead = keys[rows, 0].astype(np.uint16) << 8 | keys[rows, 1]
+    ends = np.bincount(lead, minlength=2**16).cumsum()
+    numbers = np.empty(len(rows), np.int32)
+    start = below = 0
+    while start < len(ends):
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + _SORTED, side="right")))
+        part = np.flatnonzero((lead >= start) & (lead < stop))
+        # As numbers that sort like the bytes.
+        words = np.ascontiguousarray(keys[rows[part]]).view(">u8").astype(np.uint64)
+        order = np.lexsort(words.T[::-1])
+        words = words[order]
+        distinct = below + np.cumsum((words[1:] != words[:-1]).any(axis=1))
+        numbers[part[order[:1]]], numbers[part[order[1:]]] = below, distinct
+        below = numbers[part].max(initial=below - 1) + 1
+        start = stop
     return numbers
 
 
@@ -131,17 +160,12 @@ def sets_of(keys: np.ndarray, numbers: np.ndarray) -> Iterator[np.ndarray]:
     """The sets of two or more ``numbers`` that have one key, in order of their first members.
 
     Args:
-        keys: int64 (n,), from 0.
+        keys: Integers (n,), from 0.
         numbers: Ascending, (n,).
     """
-    common = np.bincount(keys, minlength=1)[keys] > 1
+    common = (np.bincount(keys, minlength=1) > 1)[keys]
     keys, numbers = keys[common], numbers[common]
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
     sets = np.split(numbers[order], starts[1:]) if len(order) else []
     return iter(sorted(sets, key=lambda members: members[0]))
-
-
-def _words(keys: np.ndarray) -> np.ndarray:
-    """Bytes as numbers that sort alike, uint64 (N, M)."""
-    return np.ascontiguousarray(keys).view(">u8").astype(np.uint64)

@@ -1,7 +1,7 @@
 """Splits that a source lacks, cut from its train split: stratified, seeded, and never between twins or people."""
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.errors import UserError
 from pipeline.listing import SPLITS
-from pipeline.records import TRAIN, Records, order_of
+from pipeline.records import TRAIN, Records
 
 
 def cut_missing(records: Records, given: Collection[str], fractions: Mapping[str, float], seed: int) -> None:
@@ -57,13 +57,13 @@ def cut_split(records: Records, split: str, targets: Mapping[str, int], seed: in
     Raises:
         UserError: A class has too few images to share.
     """
-    used = np.flatnonzero(records.used)
-    units, keys = _units(records, used)
+    used = np.flatnonzero(records.used).astype(np.int32)
+    units, firsts = _units(records, used)
     labels, train = records.labels[used], records.splits[used] == TRAIN
-    free = np.ones(len(keys), bool)
+    free = np.ones(len(firsts), bool)
     free[units[~train]] = False
-    by_unit, sizes = units.argsort(kind="stable"), np.bincount(units)
-    ends = sizes.cumsum()
+    by_unit, sizes = units.argsort(kind="stable").astype(np.int32), np.bincount(units).astype(np.int32)
+    ends = sizes.cumsum(dtype=np.int32)
     wanted = np.array([targets[name] for name in records.class_names])
     moved, left = np.zeros_like(wanted), np.bincount(labels[train], minlength=len(wanted))
 
@@ -83,14 +83,15 @@ def cut_split(records: Records, split: str, targets: Mapping[str, int], seed: in
         # In parts of what is wanted, so that a rare class weighs as much as a common one.
         return bool((((wanted - after) / wanted) ** 2).sum() < (((wanted - moved) / wanted) ** 2).sum())
 
-    order = _shuffle(keys, f"{seed}:{split}")
+    order = _shuffle((records.digests[first] for first in firsts), len(firsts), f"{seed}:{split}")
+    del firsts
     for unit in order[free[order]]:
         if moved.sum() >= wanted.sum():
             break
         move(unit, brings_nearer)
     # No class may be without images, even if its smallest set is above the target.
-    place = order.argsort()
     for label in np.flatnonzero(moved == 0):
+        place = order.argsort()
         holding = np.unique(units[labels == label])
         for unit in sorted(holding[free[holding]], key=lambda unit: (sizes[unit], place[unit])):
             if not moved[label]:
@@ -98,13 +99,11 @@ def cut_split(records: Records, split: str, targets: Mapping[str, int], seed: in
     check_counts(records, {"train", split}, "Add images of it, or give the source its own splits.")
 
 
-def _shuffle(keys: np.ndarray, seed: str) -> np.ndarray:
-    """An order of keys, uint8 (U, 32), that is the same on every platform and numpy version: int64 (U,)."""
-    ranks = np.empty((len(keys), 8), np.uint8)
-    for rank, key in zip(ranks, keys):
-        digest = hashlib.sha256(f"{seed}:{key.tobytes().hex()}".encode()).digest()
-        rank[:] = np.frombuffer(digest, np.uint8, len(rank))
-    return order_of(ranks)
+def _shuffle(keys: Iterable[np.ndarray], count: int, seed: str) -> np.ndarray:
+    """An order of keys, uint8 (32,), that is the same on every platform and numpy version: int32 (count,)."""
+    hashes = (hashlib.sha256(f"{seed}:{key.tobytes().hex()}".encode()).digest() for key in keys)
+    ranks = np.fromiter((int.from_bytes(found[:8], "big") for found in hashes), np.uint64, count)
+    return np.argsort(ranks, kind="stable").astype(np.int32)
 
 
 def check_counts(records: Records, splits: Collection[str], remedy: str = "") -> None:
@@ -118,19 +117,26 @@ def check_counts(records: Records, splits: Collection[str], remedy: str = "") ->
 
 
 def _units(records: Records, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What must not be parted: the number of each image's unit, (n,), and the smallest digest in each, (U, 32)."""
-    found, groups = np.unique(records.groups[used], return_inverse=True)
-    order = order_of(records.digests[used])
-    smallest = order[np.unique(groups[order], return_index=True)[1]]
-    digests = records.digests[used[smallest]]
-    if records.subjects is None:
-        return groups, digests
-    # Twins link the people they show: a graph of both.
-    known = records.subjects[used] >= 0
-    people = records.subjects[used][known] + len(found)
-    size = len(found) + int(records.subjects.max()) + 1
-    graph = coo_array((np.ones(len(people), bool), (groups[known], people)), shape=(size, size))
-    linked = connected_components(graph, directed=False)[1][: len(found)]
-    # Numbered by the first of their groups, which has the smallest digest.
-    first, units = np.unique(linked, return_index=True, return_inverse=True)[1:]
-    return units[groups], digests[first]
+    """What must not be parted: the number of each image's unit, int32 (n,), and of each the image of smallest digest.
+
+    They are numbered in the order of the smallest digests.
+    """
+    groups = records.groups[used]
+    present = np.zeros(groups.max(initial=-1) + 1, bool)
+    present[groups] = True
+    units = (present.cumsum(dtype=np.int32) - 1)[groups]
+    if records.subjects is not None:
+        # Twins link the people they show: a graph of both.
+        known = records.subjects[used] >= 0
+        count = np.count_nonzero(present)
+        people = records.subjects[used][known] + count
+        size = count + int(records.subjects.max()) + 1
+        graph = coo_array((np.ones(len(people), bool), (units[known], people)), shape=(size, size))
+        # Numbered by the first of their groups.
+        units = connected_components(graph, directed=False)[1][units]
+    twins = records.twins[used]
+    smallest = np.full(units.max(initial=-1) + 1, len(records), np.int32)
+    np.minimum.at(smallest, units, twins)
+    image = np.empty(twins.max(initial=-1) + 1, np.int32)
+    image[twins] = used
+    return units, image[smallest]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ruamel.yaml import YAML
 
-from pipeline import tracking
+from pipeline import folds, tracking
 from pipeline.data import PREPARED
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluation_key, log_reports
@@ -51,6 +51,9 @@ def sync() -> list[str]:
             build_pyfunc(BUNDLE, Path(scratch) / "model")
             tracking.log_bundle(run_id, BUNDLE, Path(scratch) / "model")
         done.append(f"bundle on run {_run_of(client, BUNDLE / 'bundle.json')}")
+    if folds.SUMMARY.exists():
+        folds.log_doubts()
+        done.append(f"doubted training labels of {folds.SUMMARY}")
     return done
 
 

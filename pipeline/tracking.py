@@ -28,6 +28,8 @@ EVALUATION_TAG = "hyojo.evaluation"
 # One value a training job: tells a run that was made, but not written down, when the trainer was killed.
 ATTEMPT_TAG = "hyojo.attempt"
 BUNDLE_TAG = "hyojo.bundle"
+# The data whose labels a run doubts, on a run that is about nothing else.
+SUSPECTS_TAG = "hyojo.suspects"
 TEST_DIGEST_TAG = "hyojo.test_digest"
 REBUILT_TAG = "hyojo.rebuilt"
 # What a training started from, as far as it fits on a run.
@@ -314,6 +316,39 @@ def log_bundle(
         client.set_tag(run.info.run_id, BUNDLE_TAG, digest)
 
     attempt(log, "logging the bundle")
+
+
+def log_suspects(
+    train_dir: Path, data_digest: str, params: dict[str, str], metrics: dict[str, float], files: list[Path]
+) -> None:
+    """Put doubted training labels beside the model: onto the run of its training, if it has learnt these data.
+
+    Otherwise they go onto a run of their own, one for the same data.
+
+    Args:
+        train_dir: What train wrote, if it has.
+        data_digest: Of the prepared data.
+        params: Flattened prepare and train params, for a run of their own.
+        metrics: Such as ``suspects/doubted``.
+        files: For the artifact folder ``suspects``.
+    """
+
+    def log() -> None:
+        client = connect()
+        sidecar = train_dir / "weights.json"
+        if sidecar.exists() and json.loads(sidecar.read_text())["data_digest"] == data_digest:
+            own = json.loads((train_dir / "run.json").read_text())["run_id"]
+            run = find_run(client, own) or rebuild(client, train_dir)
+        elif known := _runs_tagged(client, SUSPECTS_TAG, data_digest):
+            run = known[0]
+        else:
+            about = {"hyojo.data_digest": data_digest, SUSPECTS_TAG: data_digest}
+            run = create_run(client, params, git_tags() | about | {"mlflow.source.name": "hyojo suspects"})
+            client.set_terminated(run.info.run_id, "FINISHED")
+        _log_files(client, run.info.run_id, {"suspects": files})
+        log_metrics(client, run.info.run_id, metrics)
+
+    attempt(log, "logging the suspects")
 
 
 def bundle_costs(bundle: dict[str, Any]) -> dict[str, float]:

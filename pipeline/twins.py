@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.duplicates import connect, near_pairs
 from pipeline.pixels import Pixels
-from pipeline.records import TRAIN, Records, number_groups, sets_of
+from pipeline.records import TRAIN, Records, sets_of
 
 
 def find_twins(
@@ -22,27 +22,35 @@ def find_twins(
         scratch: Folder for a temporary file; the system's if None.
         progress: Show progress bars.
     """
-    readable = records.readable
     # By digest, so that neither names nor order of the files change what is found.
-    twins = number_groups(records.digests[readable])
-    rows = np.full(twins.max(initial=-1) + 1, -1)
-    lit = ~records.have("blank")[readable]
-    rows[twins[lit]] = readable[lit]
-    looked_at = np.flatnonzero(rows >= 0)
-    pairs = near_pairs(pixels, rows[looked_at], scratch, progress)
-    labels = connect(len(rows), looked_at[pairs.first], looked_at[pairs.second])
-    groups = labels[twins]
-    records.groups[readable] = groups
-    records.mark(readable[np.bincount(twins)[twins] > 1], "duplicate")
-    records.mark(readable[np.bincount(labels)[groups] > 1], "near")
+    pictures = _pictures(records)
+    lit = pictures >= 0
+    pairs = near_pairs(pixels, pictures[lit], scratch, progress)
+    looked_at = np.flatnonzero(lit)
+    labels = connect(len(pictures), looked_at[pairs.first], looked_at[pairs.second])
+    readable = records.readable
+    twins = records.twins[readable]
+    records.groups[readable] = groups = labels[twins]
+    records.mark(readable[(np.bincount(twins) > 1)[twins]], "duplicate")
+    records.mark(readable[(np.bincount(labels) > 1)[groups]], "near")
     records.mark(readable[in_conflict(groups, records.labels[readable])], "conflict")
+
+
+def _pictures(records: Records) -> np.ndarray:
+    """One image of every different picture, -1 for a blank one, int32 (T,), in order of digest."""
+    found = np.full(records.twins.max(initial=-1) + 1, -1, np.int32)
+    lit = np.flatnonzero(~records.have("corrupt", "no_face", "blank"))
+    found[records.twins[lit]] = lit
+    return found
 
 
 def in_conflict(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Which of some things are in a group, by its number from 0, whose labels differ; bool (n,)."""
     one = np.zeros(groups.max(initial=-1) + 1, labels.dtype)
     one[groups] = labels
-    return np.bincount(groups, labels != one[groups])[groups] > 0
+    clash = np.zeros(len(one), bool)
+    clash[groups[labels != one[groups]]] = True
+    return clash[groups]
 
 
 def drop_twins(records: Records, duplicates: str, conflicts: str) -> None:
@@ -61,7 +69,7 @@ def drop_twins(records: Records, duplicates: str, conflicts: str) -> None:
     groups, train = records.groups[readable], records.splits[readable] == TRAIN
     if duplicates != "keep":
         near = duplicates == "drop_from_train"
-        keys = groups if near else number_groups(records.digests[readable])
+        keys = groups if near else records.twins[readable]
         _drop(records, readable[train & np.isin(keys, keys[~train])], "twin of a val or test image")
     if conflicts != "keep":
         training = records.members("train")

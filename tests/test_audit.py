@@ -128,6 +128,17 @@ def test_digests_are_numbered_as_python_sorts_them() -> None:
     assert number_groups(keys).tolist() == [ranks[text] for text in texts]
 
 
+def test_digests_are_numbered_alike_in_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = RNG.integers(0, 256, (500, 32), dtype=np.uint8)
+    keys[100:150], keys[200:300, :2] = keys[:50], keys[0, :2]
+    rows = np.flatnonzero(RNG.random(500) < 0.8)
+    ranks = {text: i for i, text in enumerate(sorted({keys[row].tobytes() for row in rows}))}
+    for size in (1, 7, 64, 2**17):
+        monkeypatch.setattr("pipeline.records._SORTED", size)
+        assert number_groups(keys, rows).tolist() == [ranks[keys[row].tobytes()] for row in rows]
+    assert number_groups(keys, rows[:0]).tolist() == []
+
+
 def test_audit_by_hand() -> None:
     audit = build_audit(records())
     assert audit == {

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from pipeline import duplicates
+from pipeline import neighbours
 from pipeline.duplicates import connect, near_pairs
+from pipeline.neighbours import Cells, candidates
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.zip"
 COUNT = 140
@@ -134,36 +136,56 @@ def unit(values: np.ndarray) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
 
 
-def test_twins_are_found_in_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "_CELL", 100)
+def compared(values: np.ndarray, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The rows of every part of a cell, and those that are compared with them."""
+    with closing(Cells(values, folder)) as cells:
+        return [(members, visitors) for members, _, visitors in cells.visited_by(0, len(values))]
+
+
+def test_twins_are_found_in_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(neighbours, "_CELL", 100)
     rng = np.random.default_rng(0)
     values = rng.normal(size=(5000, 40))
     copies = values[:500] + rng.normal(size=(500, 40)) * 0.5  # cosine 0.9, as of a copy shifted by 3 px
     everything = unit(np.concatenate([values, copies]))
-    pairs = np.concatenate(list(duplicates._candidates(everything)))
+    pairs = np.concatenate(list(candidates(everything, tmp_path)))
     assert (pairs[:, 0] < pairs[:, 1]).all()
     assert len(np.unique(pairs, axis=0)) == len(pairs)
     assert len({(row, 5000 + row) for row in range(500)} & set(map(tuple, pairs.tolist()))) >= 490
     cosines = (everything.astype(float)[pairs[:, 0]] * everything.astype(float)[pairs[:, 1]]).sum(axis=1)
     assert cosines.min() >= 0.39
     assert np.bincount(pairs[:, 0]).max() <= len(everything) / 100  # not everything with everything
-    assert sorted(np.concatenate([members for members, _ in duplicates._cells(everything)])) == list(
-        range(5500)
-    )
+    members = np.concatenate([members for members, _ in compared(everything, tmp_path)])
+    assert sorted(members) == list(range(5500))
+    # Some at a time, they find the same.
+    monkeypatch.setattr(neighbours, "_VISITORS", 1300)
+    again = np.concatenate(list(candidates(everything, tmp_path)))
+    assert set(map(tuple, again.tolist())) == set(map(tuple, pairs.tolist()))
 
 
-def test_the_work_does_not_grow_as_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "_CELL", 64)
+def test_cells_hold_their_own_descriptors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(neighbours, "_CELL", 100)
+    values = unit(np.random.default_rng(1).normal(size=(3000, 12)))
+    with closing(Cells(values, tmp_path)) as cells:
+        parts = list(cells.visited_by(500, 1500))
+    assert all((values[members] == descriptors).all() for members, descriptors, _ in parts)
+    # Each row visits its nearest pivots' cells, of which one is its own.
+    visits = {(row + 500, member) for members, _, rows in parts for row in rows for member in members}
+    assert {(row, row) for row in range(500, 1500)} <= visits
+
+
+def test_the_work_does_not_grow_as_the_square(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(neighbours, "_CELL", 64)
     values = unit(np.random.default_rng(0).normal(size=(32000, 20)))
 
     def work(count: int) -> int:
-        return sum(len(members) * len(visitors) for members, visitors in duplicates._cells(values[:count]))
+        return sum(len(members) * len(visitors) for members, visitors in compared(values[:count], tmp_path))
 
     assert work(32000) / work(2000) < 16**1.6  # 256 if it did
 
 
-def test_pictures_that_are_all_alike_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "_CELL", 50)
+def test_pictures_that_are_all_alike_come_to_an_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(neighbours, "_CELL", 50)
     same = unit(np.ones((3000, 8)))
-    assert max(len(members) for members, _ in duplicates._cells(same)) <= 50
-    assert sum(map(len, duplicates._candidates(same))) > 0
+    assert max(len(members) for members, _ in compared(same, tmp_path)) <= 50
+    assert sum(map(len, candidates(same, tmp_path))) > 0

@@ -1,5 +1,6 @@
 """Doubting training labels: folds, what each net sees, and the command."""
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -9,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import cli, folds
+from pipeline import cli, folds, store
 from pipeline.data import Prepared, load_prepared
 from pipeline.errors import UserError
 from pipeline.params import apply_overrides, parse_params
+from pipeline.tracking import TrainingRun
 from tests.conftest import TINY_PARAMS
 
 
@@ -125,3 +127,73 @@ def test_the_command(
     assert "training images have a label that the model doubts" in page
     assert "label_suspects_train.csv has" in page
     assert f"{len(table):,} of " in capsys.readouterr().out
+    ((_, figures, files),) = logged()
+    assert figures["suspects/doubted"] == len(table)
+    assert figures["suspects/images"] == len(prepared.split("train"))
+    assert files == FILES
+
+
+# MLflow
+
+
+@pytest.fixture
+def doubted(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which the command has been run, but for MLflow."""
+    monkeypatch.chdir(project)
+    Path("params.yaml").write_text(TINY_PARAMS)
+    folds.REPORT.parent.mkdir(exist_ok=True)
+    folds.REPORT.write_text("file,split\n")
+    folds.PAGE.write_text("<p>")
+    figures = {"images": 40, "doubted": 7, "accuracy": 0.5, "folds": 2, "epochs": 1}
+    folds.SUMMARY.write_text(json.dumps({"data_digest": "d" * 64} | figures))
+    return project
+
+
+def logged() -> list[tuple[str, dict[str, float], set[str]]]:
+    """Runs with doubts on them: how each came to be, the figures, and the files."""
+    client = store.connect()
+    found = []
+    for run in client.search_runs([store.experiment_id(client)]):
+        figures = {name: value for name, value in run.data.metrics.items() if name.startswith("suspects/")}
+        files = {item.path for item in client.list_artifacts(run.info.run_id, "suspects")}
+        found += [(run.data.tags["mlflow.source.name"], figures, files)] if figures or files else []
+    return found
+
+
+FIGURES = {
+    "suspects/images": 40, "suspects/doubted": 7, "suspects/accuracy": 0.5, "suspects/folds": 2, "suspects/epochs": 1,
+}  # fmt: skip
+FILES = {f"suspects/label_suspects_train.{suffix}" for suffix in ("csv", "html", "json")}
+
+
+@pytest.mark.parametrize("digest, source", [("d" * 64, "dvc.yaml"), ("e" * 64, "hyojo suspects")])
+def test_doubts_are_logged_beside_the_model_that_learnt_these_data(
+    doubted: Path, digest: str, source: str
+) -> None:
+    flat = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s"}
+    run = TrainingRun(flat, {"hyojo.data_digest": digest})
+    run.finish("FINISHED")
+    folds.TRAINED.mkdir(parents=True)
+    (folds.TRAINED / "run.json").write_text(json.dumps({"run_id": run.run_id}))
+    (folds.TRAINED / "weights.json").write_text(json.dumps({"data_digest": digest}))
+    folds.log_doubts()
+    folds.log_doubts()
+    assert logged() == [(source, FIGURES, FILES)]
+
+
+def test_doubts_without_any_model_have_a_run(doubted: Path) -> None:
+    folds.log_doubts()
+    assert logged() == [("hyojo suspects", FIGURES, FILES)]
+    client = store.connect()
+    (run,) = client.search_runs([store.experiment_id(client)])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.backbone"] == "face_resnet_s"
+
+
+def test_a_server_that_is_away_costs_nothing(
+    doubted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folds.log_doubts()
+    assert "warning: MLflow: logging the suspects failed" in capsys.readouterr().err

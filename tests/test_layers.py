@@ -181,7 +181,8 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("card", set()), ("corruptions", set()), ("slices", {"metrics"}),
         ("robustness", {"corruptions", "data", "engine", "metrics", "model"}),
         ("explanations", {"data", "metrics", "model"}), ("formats", set()), ("interrupt", set()), ("decoded", set()),
-        ("alignment", set()), ("pages", set()), ("pixels", set()), ("duplicates", {"alignment", "pixels"}),
+        ("alignment", set()), ("pages", set()), ("pixels", set()), ("neighbours", {"pixels"}),
+        ("duplicates", {"alignment", "neighbours", "pixels"}),
         ("twins", {"duplicates", "pixels", "records"}), ("suspects", {"data", "pages"}),
         ("audit_page", {"audit", "listing", "pages", "pixels", "records"}),
         ("params", {"errors"}), ("store", {"errors"}), ("data", {"errors"}), ("checkpoint", {"errors"}),
@@ -224,7 +225,9 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
                 "augment", "data", "distributed", "errors", "loader", "losses", "model", "optim", "params", "schedule",
             },
         ),
-        ("folds", {"data", "engine", "errors", "loader", "model", "params", "reports", "suspects", "trainer"}),
+        ("folds", {
+            "data", "engine", "errors", "loader", "model", "params", "reports", "suspects", "tracking", "trainer",
+        }),
         ("engine", {"augment", "data", "distributed", "errors", "loader", "metrics", "model", "trainer"}),
     ],
 )  # fmt: skip
