@@ -55,6 +55,7 @@ class Listing:
         group: As in ``prepare.group``.
 
     Attributes:
+        path: Of the source.
         class_names: The K classes, sorted.
         count: The number of items, N.
         given: Splits that the source has; what it gives none is of train.
@@ -72,7 +73,7 @@ class Listing:
     def __init__(
         self, folder: Path, source: Source, class_map: Mapping[str, str | None], group: str | None
     ) -> None:
-        self._path = source.path
+        self.path = source.path
         self._base = sqlite3.connect(folder / "listing.db", isolation_level=None)
         self._base.executescript(_TABLES)
         self._add(source, group)
@@ -157,16 +158,16 @@ class Listing:
                 self._base.execute("BEGIN")
                 self._base.executemany(f"{way} INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows())
         except sqlite3.IntegrityError:
-            raise UserError(f"prepare.source: {self._path} names {last!r} twice. Take one out.") from None
+            raise UserError(f"prepare.source: {self.path} names {last!r} twice. Take one out.") from None
         if not self._one("SELECT COUNT(*) FROM items"):
-            raise UserError(f"prepare.source: {self._path} has no labelled images.")
+            raise UserError(f"prepare.source: {self.path} has no labelled images.")
 
     def _name(self, source: Source, class_map: Mapping[str, str | None]) -> None:
         """Settle the classes."""
         counts = dict(self._base.execute("SELECT label, COUNT(*) FROM items GROUP BY label"))
         empty = {(split or "train", _composed(label)) for split, label in source.empty}
         others = {*(label for _, label in empty), *source.vote_labels}
-        names = name_classes(counts, class_map, source.numbers_are_names, others, self._path)
+        names = name_classes(counts, class_map, source.numbers_are_names, others, self.path)
         self._empty = {(split, name) for split, label in empty if (name := names[label]) is not None}
         self.class_names = sorted({name for label in counts if (name := names[label]) is not None})
         index = {name: i for i, name in enumerate(self.class_names)}
@@ -183,14 +184,14 @@ class Listing:
         splits = {split for split, _ in found | self._empty}
         if "train" not in splits:
             raise UserError(
-                f"prepare.source: {self._path} has {' and '.join(sorted(splits))} but no train split. Add one."
+                f"prepare.source: {self.path} has {' and '.join(sorted(splits))} but no train split. Add one."
             )
         for split in sorted(splits):
             for name in sorted({name for _, name in found | self._empty}):
                 if (split, name) not in found:
                     where = f" in split {split!r}" if len(splits) > 1 else ""
                     raise UserError(
-                        f"prepare.source: {self._path} has no files of class {name!r}{where}. Add some, or remove "
+                        f"prepare.source: {self.path} has no files of class {name!r}{where}. Add some, or remove "
                         "the class everywhere, as prepare.class_map can."
                     )
 
@@ -198,7 +199,7 @@ class Listing:
         """Refuse a person in two of the source's own splits, and a way to find people that finds none."""
         if group not in (None, "auto") and not self.subjects:
             raise UserError(
-                f"prepare.group: {group!r} is no column of a table in {self._path}, nor a pattern in any file's "
+                f"prepare.group: {group!r} is no column of a table in {self.path}, nor a pattern in any file's "
                 f"name, such as {next(self.files())!r}."
             )
         both = "SELECT name FROM images JOIN subjects ON rank = subject GROUP BY rank HAVING COUNT(DISTINCT split) > 1"

@@ -22,7 +22,7 @@ _CELL, _PIVOTS, _PROBES = 4096, 2, 16
 # With fewer pictures the descriptors' mean and spread say nothing, and all pairs are candidates.
 _FEW = 100
 
-_BLOCK = 1024  # rows worked on at once
+_BLOCK, _COSINES = 1024, 2**19  # rows, and cosines, worked on at once
 _VISITORS = 2**15  # rows whose neighbours are looked for at once, in all cells
 
 Parts = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -43,8 +43,8 @@ def candidates(descriptors: Pixels | np.ndarray, folder: Path) -> Iterator[np.nd
         with closing(Cells(descriptors, folder)) as cells:
             for start in range(0, count, _VISITORS):
                 stop = min(count, start + _VISITORS)
-                own = descriptors[np.arange(start, stop)]
-                nearest.append(_nearest(own, start, cells.visited_by(start, stop)))
+                visited = cells.visited_by(start, stop)
+                nearest.append(_nearest(descriptors[np.arange(start, stop)], start, visited))
         for start in range(0, count, _BLOCK):
             found = nearest[np.arange(start, min(count, start + _BLOCK))]
             row, place = np.nonzero(found >= 0)
@@ -63,8 +63,9 @@ def _nearest(own: np.ndarray, start: int, cells: Parts) -> np.ndarray:
     for members, descriptors, visitors in cells:
         theirs = descriptors.astype(np.float32).T
         kept = min(_NEIGHBOURS, len(members))
-        for block in range(0, len(visitors), _BLOCK):
-            rows = visitors[block : block + _BLOCK]
+        step = max(1, min(_BLOCK, _COSINES // len(members)))
+        for block in range(0, len(visitors), step):
+            rows = visitors[block : block + step]
             cosines = own[rows].astype(np.float32) @ theirs
             cosines[rows[:, None] + start == members] = -1
             best = np.argpartition(cosines, -kept, axis=1)[:, -kept:]

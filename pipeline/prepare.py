@@ -120,8 +120,9 @@ def _check_bad(records: Records, max_bad_fraction: float) -> None:
     if len(bad) > max_bad_fraction * len(records):
         shown = "\n".join(f"  {file}: {records.problems[i]}" for i, file in zip(bad, records.files(bad[:10])))
         raise UserError(
-            f"{len(bad)} of {len(records)} files cannot be read, more than prepare.max_bad_fraction "
-            f"({max_bad_fraction:g}) allows. Mend or remove them, or raise the limit. The first:\n{shown}"
+            f"{records.source}: {len(bad)} of {len(records)} files cannot be read, more than "
+            f"prepare.max_bad_fraction ({max_bad_fraction:g}) allows. Mend or remove them, or raise the limit. The "
+            f"first:\n{shown}"
         )
 
 

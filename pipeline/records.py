@@ -24,7 +24,7 @@ FLAGS = {
     "dropped": "left out of training",
 }
 _BITS = {flag: 1 << i for i, flag in enumerate(FLAGS)}
-_SORTED = 2**17  # keys at once
+_SORTED = 2**16  # keys at once
 TRAIN = SPLITS.index("train")
 
 
@@ -33,6 +33,7 @@ class Records:
 
     Attributes:
         files: Gives the names of images by their numbers.
+        source: What holds them, for messages.
         class_names: The K classes.
         labels: Numbers of their classes, int16 (N,).
         splits: Numbers of their splits in ``SPLITS``, int8 (N,).
@@ -55,8 +56,9 @@ class Records:
         splits: np.ndarray,
         subjects: np.ndarray | None = None,
         weights: np.ndarray | None = None,
+        source: str = "The source",
     ) -> None:
-        self.files, self.class_names = files, class_names
+        self.files, self.class_names, self.source = files, class_names, source
         self.labels, self.splits, self.subjects, self.weights = labels, splits, subjects, weights
         self.digests = np.zeros((len(labels), 32), np.uint8)
         self.groups = np.full(len(labels), -1, np.int32)
@@ -69,9 +71,8 @@ class Records:
     def of(cls, listing: Listing) -> "Records":
         """Records of all that is listed, of which nothing has been seen yet."""
         columns = {"class": np.int16, "split": np.int8, "subject": np.int32, "weight": np.float32}
-        return cls(
-            listing.files, listing.class_names, *(listing.numbers(*column) for column in columns.items())
-        )
+        found = (listing.numbers(*column) for column in columns.items())
+        return cls(listing.files, listing.class_names, *found, source=str(listing.path))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -107,7 +107,7 @@ def _open_file(path: Path, reading: Reading) -> Source:
             "DVC tracks both."
         )
     raise UserError(
-        f"prepare.source: {path} is a table with the columns {', '.join(table.columns[:20])}: no paths and labels "
+        f"prepare.source: {path} is a table with the columns {table.named}: no paths and labels "
         f"among them. Name them in prepare.columns. {LOOKED_FOR}"
     )
 

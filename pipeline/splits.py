@@ -28,7 +28,7 @@ def cut_missing(records: Records, given: Collection[str], fractions: Mapping[str
     for split, fraction in missing.items():
         if fraction == 0:
             raise UserError(
-                f"The source has no {split} split: set prepare.{split}_fraction above 0, to 0.1 say."
+                f"{records.source} has no {split} split: set prepare.{split}_fraction above 0, to 0.1 say."
             )
     if sum(missing.values()) >= 1:
         raise UserError(
@@ -113,7 +113,9 @@ def check_counts(records: Records, splits: Collection[str], remedy: str = "") ->
         for name, count in counts[split].items():
             if not count:
                 remedy = remedy or "None of its files can be read: mend them, or remove the class everywhere."
-                raise UserError(f"Class {name!r} has no images for split {split!r}. {remedy}")
+                raise UserError(
+                    f"{records.source}: class {name!r} has no images for split {split!r}. {remedy}"
+                )
 
 
 def _units(records: Records, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

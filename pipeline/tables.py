@@ -79,12 +79,17 @@ class Table(ABC):
             found["group"] = by_name[_plain(group)]
         return found
 
+    @property
+    def named(self) -> str:
+        """The first columns, for a message; what stands for a name may be a row of pixels."""
+        return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in self.columns[:20])
+
     def _find(self, column: str, key: str) -> str:
         """A column that must be there."""
         if column in self.columns:
             return column
         near = difflib.get_close_matches(column, self.columns, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f": it has {', '.join(self.columns[:20])}."
+        hint = f"; did you mean {near[0]!r}?" if near else f": it has {self.named}."
         raise UserError(f"{key}: {self.path} has no column {column!r}{hint}")
 
 

@@ -23,11 +23,10 @@ def find_twins(
         progress: Show progress bars.
     """
     # By digest, so that neither names nor order of the files change what is found.
-    pictures = _pictures(records)
-    lit = pictures >= 0
-    pairs = near_pairs(pixels, pictures[lit], scratch, progress)
-    looked_at = np.flatnonzero(lit)
-    labels = connect(len(pictures), looked_at[pairs.first], looked_at[pairs.second])
+    pairs = near_pairs(pixels, _pictures(records)[0], scratch, progress)
+    _, numbers = _pictures(records)
+    count = records.twins.max(initial=-1) + 1
+    labels = connect(count, numbers[pairs.first], numbers[pairs.second])
     readable = records.readable
     twins = records.twins[readable]
     records.groups[readable] = groups = labels[twins]
@@ -36,12 +35,12 @@ def find_twins(
     records.mark(readable[in_conflict(groups, records.labels[readable])], "conflict")
 
 
-def _pictures(records: Records) -> np.ndarray:
-    """One image of every different picture, -1 for a blank one, int32 (T,), in order of digest."""
+def _pictures(records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """One image of every picture that is not blank, int32 (P,), in order of digest, and the numbers of the digests."""
     found = np.full(records.twins.max(initial=-1) + 1, -1, np.int32)
     lit = np.flatnonzero(~records.have("corrupt", "no_face", "blank"))
     found[records.twins[lit]] = lit
-    return found
+    return found[found >= 0], np.flatnonzero(found >= 0)
 
 
 def in_conflict(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -74,14 +74,17 @@ def damage(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def spoil(source: Path, rng: np.random.Generator) -> None:
+def spoil(source: Path, rng: np.random.Generator) -> list[Path]:
     """Damage one or two of the files that a source consists of; the tables more often than the pictures."""
     files = sorted(path for path in ([source] if source.is_file() else source.rglob("*")) if path.is_file())
     tables = [path for path in files if path.suffix in (".csv", ".parquet", ".zip", ".gz")]
+    spoilt = []
     for _ in range(int(rng.integers(1, 3))):
         among = tables if tables and rng.random() < 0.8 else files
         path = among[int(rng.integers(len(among)))]
         path.write_bytes(damage(path.read_bytes(), rng))
+        spoilt.append(path)
+    return spoilt
 
 
 def picture(rng: np.random.Generator) -> bytes:
@@ -183,7 +186,36 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, former)
 
 
-def outcome(case: Path, source: Path, more: dict[str, Any]) -> str:
+# What is wrong with no one file: these messages name what the stage was given.
+ABOUT_ALL = (
+    r"is of no known form", r"has no labelled images", r"has no class folders", r"no files of class", r"no train split",
+    r"has no label '", r"has only one class", r"has no images for split", r"several data sets", r"names .* twice",
+    r"no paths and labels among", r"is a table of pictures", r"has split folders, but", r"has pixels but no emotions",
+    r"no CSV with FER2013's pixels lies beside it",
+)  # fmt: skip
+# What is wrong with a row, or a member, says which.
+ABOUT_A_ROW = (
+    r"\d+ cells", r"is no split", r"no label", r"no path", r"does not lead", r"not valid CSV", r"longer than",
+    r"votes that", r"is missing or of another split", r"pixels that are not", r"is no weight", r"not UTF-8",
+)  # fmt: skip
+
+
+def check_named(message: str, source: Path, spoilt: Collection[Path]) -> None:
+    """A refusal names what is at fault: the file, and the row or the member where there is one."""
+    said = message.replace(str(source), "SOURCE")
+    if any(re.search(kind, said) for kind in ABOUT_ALL):
+        assert "SOURCE" in said, message
+    elif "cannot be read, more than" in said:
+        assert re.search(r"^SOURCE: .* The first:\n  \S.*: \w", said), message
+    else:
+        assert any(str(path) in message for path in spoilt), f"none of {spoilt} in: {message}"
+        if any(re.search(kind, said) for kind in ABOUT_A_ROW):
+            assert re.search(r", (about )?(line|row) \d+: ", said), message
+        if ": refused, because" in said:
+            assert re.search(r"its member '.*' |unpacks to", said), message
+
+
+def outcome(case: Path, source: Path, more: dict[str, Any], spoilt: Collection[Path]) -> str:
     """Prepare a source in a folder of its own, and say what came of it; whatever else must not be fails."""
     home = case / "home"
     home.mkdir()
@@ -198,6 +230,7 @@ def outcome(case: Path, source: Path, more: dict[str, Any]) -> str:
             assert "Traceback" not in message
             assert len(message) < 20_000, message[:300]
             assert re.search(r"[.:]\s|[.?)]$", message), message  # a sentence, and mostly the remedy after it
+            check_named(message, source, spoilt)
             result = "refused"
     after = {path for path in case.rglob("*") if home not in path.parents}
     assert after == before, f"outside the output folder: {after - before}"
@@ -215,9 +248,9 @@ def run_form(
     for seed in range(cases):
         case = folder / str(seed)
         case.mkdir()
-        source, more = make(case, np.random.default_rng([seed, zlib.crc32(name.encode())]))
+        source, more, spoilt = make(case, np.random.default_rng([seed, zlib.crc32(name.encode())]))
         try:
-            results[outcome(case, source, more)] += 1
+            results[outcome(case, Path(source), more, spoilt)] += 1
         except BaseException as error:
             error.add_note(f"form {name!r}, seed {seed}")
             raise
@@ -237,8 +270,7 @@ def damaged(name: str) -> Callable[[Path, np.random.Generator], Any]:
         work = case / "work"
         work.mkdir()
         source, more = forms.FORMS[name](few_faces(), work)
-        spoil(Path(source), rng)
-        return source, more
+        return source, more, spoil(Path(source), rng)
 
     return make
 
@@ -249,8 +281,9 @@ def odd(
     """Makes odd archives."""
 
     def make(case: Path, rng: np.random.Generator) -> Any:
-        write(case / f"faces{suffix}", rng)
-        return case / f"faces{suffix}", {}
+        source = case / f"faces{suffix}"
+        write(source, rng)
+        return source, {}, [source]
 
     return make
 
