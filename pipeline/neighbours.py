@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.ordering import count_values, rows_by_value
 from pipeline.pixels import Pixels
 
 # Cosine of two descriptors. Of copies it is mostly above 0.7, of faces taken at random 0 on average.
@@ -100,13 +101,16 @@ class Cells:
             nearest = np.argpartition(cosines, sorted({-probes, -1}), axis=1)[:, -probes:]
             cell[block] = nearest[:, -1]
             self._probes.append(nearest)
-        self._members = np.argsort(cell, kind="stable").astype(np.int32)
-        self._sizes = np.bincount(cell, minlength=size)
-        del cell
+        self._members = np.empty(count, np.int32)
+        self._sizes = count_values(cell, size)
         # Once more, cell by cell: each is then read in one go, which is often.
         self._sorted = Pixels(folder / "cells", descriptors.shape, np.float16)
-        for start in range(0, count, _BLOCK):
-            self._sorted.append(descriptors[self._members[start : start + _BLOCK]])
+        done = 0
+        for rows in rows_by_value(cell):
+            self._members[done : done + len(rows)] = rows
+            done += len(rows)
+            for start in range(0, len(rows), _BLOCK):
+                self._sorted.append(descriptors[rows[start : start + _BLOCK]])
 
     def visited_by(self, start: int, stop: int) -> Parts:
         """Cells, or parts of large ones, that rows from ``start`` to ``stop`` are to be compared with.

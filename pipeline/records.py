@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.listing import SPLITS, Listing
+from pipeline.ordering import count_values, number_groups
 
 # In the order in which the manifest has them; each is a bit of ``Records.marks``.
 FLAGS = {
@@ -24,7 +25,6 @@ FLAGS = {
     "dropped": "left out of training",
 }
 _BITS = {flag: 1 << i for i, flag in enumerate(FLAGS)}
-_SORTED = 2**16  # keys at once
 TRAIN = SPLITS.index("train")
 
 
@@ -40,8 +40,6 @@ class Records:
         subjects: Numbers of the people they show, -1 where not known, int32 (N,); None if none is known.
         weights: How much they count in training, float32 (N,), or None.
         digests: SHA-256 of their pixels at full size, uint8 (N, 32); zeros where a file cannot be read.
-        groups: Numbers of their sets of twins, exact and near ones, in order of the smallest digest in each, int32
-            (N,); -1 where a file cannot be read.
         sizes: Height and width at full size, px, at most 65535, uint16 (N, 2).
         marks: Bits of ``FLAGS``, uint16 (N,).
         problems: Why a file cannot be read or used, by its number.
@@ -61,7 +59,6 @@ class Records:
         self.files, self.class_names, self.source = files, class_names, source
         self.labels, self.splits, self.subjects, self.weights = labels, splits, subjects, weights
         self.digests = np.zeros((len(labels), 32), np.uint8)
-        self.groups = np.full(len(labels), -1, np.int32)
         self.sizes = np.zeros((len(labels), 2), np.uint16)
         self.marks = np.zeros(len(labels), np.uint16)
         self.problems: dict[int, str] = {}
@@ -84,6 +81,14 @@ class Records:
     def have(self, *names: str) -> np.ndarray:
         """Which images have one of these flags, bool (N,)."""
         return self.marks & bits(names) != 0
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """Numbers of their sets of twins, exact and near ones, in order of the smallest digest in each, int32 (N,).
+
+        To be filled in; -1 where a file cannot be read.
+        """
+        return np.full(len(self), -1, np.int32)
 
     @cached_property
     def twins(self) -> np.ndarray:
@@ -127,36 +132,6 @@ def flags(marks: int) -> str:
     return ";".join(flag for flag, bit in _BITS.items() if marks & bit)
 
 
-def number_groups(keys: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """Number the distinct rows of bytes in their order, from 0.
-
-    Args:
-        keys: uint8 (N, 8 * M). Hashes are sorted in parts, which takes little memory.
-        rows: Which of them to look at, integers (R,); all if None.
-
-    Returns:
-        The number of each row's key, int32 (R,).
-    """
-    rows = np.arange(len(keys)) if rows is None else rows
-    lead = keys[rows, 0].astype(np.uint16) << 8 | keys[rows, 1]
-    ends = np.bincount(lead, minlength=2**16).cumsum()
-    numbers = np.empty(len(rows), np.int32)
-    start = below = 0
-    while start < len(ends):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + _SORTED, side="right")))
-        part = np.flatnonzero((lead >= start) & (lead < stop))
-        # As numbers that sort like the bytes.
-        words = np.ascontiguousarray(keys[rows[part]]).view(">u8").astype(np.uint64)
-        order = np.lexsort(words.T[::-1])
-        words = words[order]
-        distinct = below + np.cumsum((words[1:] != words[:-1]).any(axis=1))
-        numbers[part[order[:1]]], numbers[part[order[1:]]] = below, distinct
-        below = numbers[part].max(initial=below - 1) + 1
-        start = stop
-    return numbers
-
-
 def sets_of(keys: np.ndarray, numbers: np.ndarray) -> Iterator[np.ndarray]:
     """The sets of two or more ``numbers`` that have one key, in order of their first members.
 
@@ -164,7 +139,7 @@ def sets_of(keys: np.ndarray, numbers: np.ndarray) -> Iterator[np.ndarray]:
         keys: Integers (n,), from 0.
         numbers: Ascending, (n,).
     """
-    common = (np.bincount(keys, minlength=1) > 1)[keys]
+    common = (count_values(keys) > 1)[keys]
     keys, numbers = keys[common], numbers[common]
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.duplicates import connect, near_pairs
+from pipeline.ordering import count_values
 from pipeline.pixels import Pixels
 from pipeline.records import TRAIN, Records, sets_of
 
@@ -30,8 +31,8 @@ def find_twins(
     readable = records.readable
     twins = records.twins[readable]
     records.groups[readable] = groups = labels[twins]
-    records.mark(readable[(np.bincount(twins) > 1)[twins]], "duplicate")
-    records.mark(readable[(np.bincount(labels) > 1)[groups]], "near")
+    records.mark(readable[(count_values(twins) > 1)[twins]], "duplicate")
+    records.mark(readable[(count_values(labels) > 1)[groups]], "near")
     records.mark(readable[in_conflict(groups, records.labels[readable])], "conflict")
 
 

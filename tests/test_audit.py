@@ -7,7 +7,8 @@ import pytest
 from conftest import Row, records_of
 
 from pipeline.audit import build_audit, headline, look_at, pixel_digest
-from pipeline.records import FLAGS, Records, bits, flags, number_groups, sets_of
+from pipeline.ordering import count_values, number_groups, rows_by_value
+from pipeline.records import FLAGS, Records, bits, flags, sets_of
 
 RNG = np.random.default_rng(3)
 FACE = RNG.integers(40, 220, (48, 48, 1), dtype=np.uint8)
@@ -134,7 +135,7 @@ def test_digests_are_numbered_alike_in_many_parts(monkeypatch: pytest.MonkeyPatc
     rows = np.flatnonzero(RNG.random(500) < 0.8)
     ranks = {text: i for i, text in enumerate(sorted({keys[row].tobytes() for row in rows}))}
     for size in (1, 7, 64, 2**17):
-        monkeypatch.setattr("pipeline.records._SORTED", size)
+        monkeypatch.setattr("pipeline.ordering._PART", size)
         assert number_groups(keys, rows).tolist() == [ranks[keys[row].tobytes()] for row in rows]
     assert number_groups(keys, rows[:0]).tolist() == []
 
@@ -176,3 +177,15 @@ def test_audit_by_hand() -> None:
 def test_sizes_are_counted_as_width_and_height() -> None:
     portrait = Row("1", "sad", "train", sha256="a", group="a", size=(200, 100))
     assert build_audit(records_of([portrait]))["sizes"] == {"100x200": 1}
+
+
+def test_rows_come_in_the_order_of_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ordering._PART", 50)
+    monkeypatch.setattr("pipeline.ordering._BLOCK", 64)
+    values = RNG.integers(0, 40, 700).astype(np.uint16)
+    values[:100] = 7
+    parts = list(rows_by_value(values))
+    assert np.concatenate(parts).tolist() == np.argsort(values, kind="stable").tolist()
+    assert sorted(map(len, parts))[-1] >= 100 > sorted(map(len, parts))[-2]
+    assert count_values(values).tolist() == np.bincount(values).tolist()
+    assert list(rows_by_value(values[:0])) == []

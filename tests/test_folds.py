@@ -14,6 +14,7 @@ from pipeline import cli, folds, store
 from pipeline.data import Prepared, load_prepared
 from pipeline.errors import UserError
 from pipeline.params import apply_overrides, parse_params
+from pipeline.sync import sync
 from pipeline.tracking import TrainingRun
 from tests.conftest import TINY_PARAMS
 
@@ -197,3 +198,14 @@ def test_a_server_that_is_away_costs_nothing(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     folds.log_doubts()
     assert "warning: MLflow: logging the suspects failed" in capsys.readouterr().err
+
+
+def test_sync_makes_up_for_it(doubted: Path) -> None:
+    folds.TRAINED.mkdir(parents=True)
+    flat = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s"}
+    sidecar = {"data_digest": "d" * 64, "weights_sha256": "e" * 64, "params": flat}
+    (folds.TRAINED / "weights.json").write_text(json.dumps(sidecar))
+    (folds.TRAINED / "history.csv").write_text("epoch,train/loss\n1,0.5\n")
+    (folds.TRAINED / "run.json").write_text(json.dumps({"run_id": "a" * 32}))
+    assert sync()[-1] == "doubted training labels of reports/label_suspects_train.json"
+    assert sync() and logged() == [("dvc.yaml", FIGURES, FILES)]

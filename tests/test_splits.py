@@ -9,7 +9,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.items import Item
 from pipeline.listing import SPLITS, Listing
-from pipeline.records import Records, number_groups
+from pipeline.ordering import number_groups
+from pipeline.records import Records
 from pipeline.splits import cut_missing, cut_split
 
 Face = tuple[str, str, str | None]  # label, picture, person

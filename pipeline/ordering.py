@@ -1,0 +1,51 @@
+"""Sorting a column with little memory beside it: in parts, by the first of what is sorted by."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+_BLOCK, _PART = 2**18, 2**16  # values counted, and rows sorted, at once
+
+
+def count_values(values: np.ndarray, minlength: int = 0) -> np.ndarray:
+    """``np.bincount`` of integers from 0, (n,), which does not copy them all: int32."""
+    counts = np.zeros(max(minlength, int(values.max()) + 1 if len(values) else 0), np.int32)
+    for start in range(0, len(values), _BLOCK):
+        np.add.at(counts, values[start : start + _BLOCK], 1)
+    return counts
+
+
+def rows_by_value(values: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of integers from 0, (n,), in parts: ascending values, of a value all rows, ascending; int64 (m,)."""
+    ends = count_values(values).cumsum()
+    start = 0
+    while start < len(ends):
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + _PART, side="right")))
+        rows = np.flatnonzero((values >= start) & (values < stop))
+        yield rows[np.argsort(values[rows], kind="stable")]
+        start = stop
+
+
+def number_groups(keys: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """Number the distinct rows of bytes in their order, from 0.
+
+    Args:
+        keys: uint8 (N, 8 * M). What begins alike is sorted at once, so memory is little if they are hashes.
+        rows: Which of them to look at, integers (R,); all if None.
+
+    Returns:
+        The number of each row's key, int32 (R,).
+    """
+    rows = np.arange(len(keys)) if rows is None else rows
+    numbers = np.empty(len(rows), np.int32)
+    below = 0
+    for part in rows_by_value(keys[rows, 0].astype(np.uint16) << 8 | keys[rows, 1]):
+        # As numbers that sort like the bytes.
+        words = np.ascontiguousarray(keys[rows[part]]).view(">u8").astype(np.uint64)
+        order = np.lexsort(words.T[::-1])
+        words = words[order]
+        distinct = np.cumsum(np.append(False, (words[1:] != words[:-1]).any(axis=1)))[: len(part)]
+        numbers[part[order]] = below + distinct
+        below += int(distinct.max(initial=-1)) + 1
+    return numbers
