@@ -211,6 +211,7 @@ class ExportParams(Section):
     formats: Annotated[list[Literal["pt2", "onnx"]], Field(min_length=1)]
     opset: Annotated[int, Field(ge=18)]
     tolerance: Positive
+    int8_drop: Annotated[float, Field(ge=0, le=1)] | None
 
 
 class PromoteParams(Section):

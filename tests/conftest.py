@@ -117,6 +117,7 @@ export:
   formats: [pt2]
   opset: 18
   tolerance: 0.0001
+  int8_drop: null
 
 promote:
   rule: better
