@@ -219,6 +219,7 @@ class PromoteParams(Section):
 
     rule: Literal["better", "not_worse"]
     level: Annotated[float, Field(gt=0, le=0.5)]
+    seed_sd: Annotated[float, Field(gt=0, le=0.5)] | None
     recall_floor: Annotated[float, Field(ge=0, le=1)] | None
     ece_rise: Annotated[float, Field(ge=0, le=1)] | None
     latency_ratio: Positive | None

@@ -123,6 +123,7 @@ export:
 promote:
   rule: better
   level: 0.05
+  seed_sd: 0.007
   recall_floor: 0.05
   ece_rise: 0.02
   latency_ratio: 2.0
