@@ -208,4 +208,5 @@ def test_sync_makes_up_for_it(doubted: Path) -> None:
     (folds.TRAINED / "history.csv").write_text("epoch,train/loss\n1,0.5\n")
     (folds.TRAINED / "run.json").write_text(json.dumps({"run_id": "a" * 32}))
     assert sync()[-1] == "doubted training labels of reports/label_suspects_train.json"
-    assert sync() and logged() == [("dvc.yaml", FIGURES, FILES)]
+    assert sync()
+    assert logged() == [("dvc.yaml", FIGURES, FILES)]
