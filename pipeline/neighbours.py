@@ -94,8 +94,9 @@ class Cells:
         number = np.uint16 if size <= 2**16 else np.uint32
         cell = np.empty(count, number)
         self._probes = Pixels(folder / "probes", (count, probes), number)
-        for start in range(0, count, _BLOCK):
-            block = np.arange(start, min(count, start + _BLOCK))
+        step = min(_BLOCK, max(1, _COSINES // size))
+        for start in range(0, count, step):
+            block = np.arange(start, min(count, start + step))
             cosines = descriptors[block].astype(np.float32) @ pivots
             # The very nearest pivot last.
             nearest = np.argpartition(cosines, sorted({-probes, -1}), axis=1)[:, -probes:]

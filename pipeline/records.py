@@ -96,9 +96,11 @@ class Records:
 
         To be asked for when all files have been.
         """
-        found = np.full(len(self), -1, np.int32)
-        readable = self.readable
-        found[readable] = number_groups(self.digests, readable)
+        found = number_groups(self.digests)
+        unknown = self.have("corrupt", "no_face")
+        if unknown.any():  # they have the first number
+            found -= 1
+            found[unknown] = -1
         return found
 
     @property
@@ -117,8 +119,11 @@ class Records:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images in the arrays by split and class."""
-        size = len(self.class_names)
-        found = {split: np.bincount(self.labels[self.members(split)], minlength=size) for split in SPLITS}
+        size, used = len(self.class_names), self.used
+        found = {
+            split: count_values(self.labels[used & (self.splits == number)], size)
+            for number, split in enumerate(SPLITS)
+        }
         return {split: dict(zip(self.class_names, map(int, counts))) for split, counts in found.items()}
 
 

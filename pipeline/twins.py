@@ -9,6 +9,8 @@ from pipeline.ordering import count_values
 from pipeline.pixels import Pixels
 from pipeline.records import TRAIN, Records, sets_of
 
+_BLOCK = 2**16
+
 
 def find_twins(
     records: Records, pixels: Pixels | np.ndarray, scratch: Path | None = None, progress: bool = False
@@ -24,24 +26,31 @@ def find_twins(
         progress: Show progress bars.
     """
     # By digest, so that neither names nor order of the files change what is found.
-    pairs = near_pairs(pixels, _pictures(records)[0], scratch, progress)
-    _, numbers = _pictures(records)
-    count = records.twins.max(initial=-1) + 1
-    labels = connect(count, numbers[pairs.first], numbers[pairs.second])
-    readable = records.readable
-    twins = records.twins[readable]
-    records.groups[readable] = groups = labels[twins]
-    records.mark(readable[(count_values(twins) > 1)[twins]], "duplicate")
-    records.mark(readable[(count_values(labels) > 1)[groups]], "near")
-    records.mark(readable[in_conflict(groups, records.labels[readable])], "conflict")
+    twins, known = records.twins, records.twins >= 0
+    if not known.any():
+        return
+    labels = _connect_pictures(records, pixels, scratch, progress)
+    records.groups[:] = np.where(known, labels[twins], -1)
+    records.mark(known & (count_values(twins[known]) > 1)[twins], "duplicate")
+    records.mark(known & (count_values(labels) > 1)[records.groups], "near")
+    records.mark(np.flatnonzero(known)[in_conflict(records.groups[known], records.labels[known])], "conflict")
 
 
-def _pictures(records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """One image of every picture that is not blank, int32 (P,), in order of digest, and the numbers of the digests."""
-    found = np.full(records.twins.max(initial=-1) + 1, -1, np.int32)
-    lit = np.flatnonzero(~records.have("corrupt", "no_face", "blank"))
-    found[records.twins[lit]] = lit
-    return found[found >= 0], np.flatnonzero(found >= 0)
+def _connect_pictures(
+    records: Records, pixels: Pixels | np.ndarray, scratch: Path | None, progress: bool
+) -> np.ndarray:
+    """The group of each different picture, in order of digest, int32 (T,)."""
+    images = np.full(records.twins.max(initial=-1) + 1, -1, np.int32)
+    lit = ~records.have("corrupt", "no_face", "blank")
+    for start in range(0, len(lit), _BLOCK):  # else row numbers would be the largest thing in memory
+        rows = start + np.flatnonzero(lit[start : start + _BLOCK])
+        images[records.twins[rows]] = rows
+    del lit
+    there = images >= 0
+    images = images[there]
+    pairs = near_pairs(pixels, images, scratch, progress)
+    numbers = np.flatnonzero(there)
+    return connect(len(there), numbers[pairs.first], numbers[pairs.second])
 
 
 def in_conflict(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:

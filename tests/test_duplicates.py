@@ -1,6 +1,7 @@
 """Near duplicates: copies planted with Pillow among drawn faces, and the search's cells on made-up descriptors."""
 
 import io
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from contextlib import closing
@@ -189,3 +190,17 @@ def test_pictures_that_are_all_alike_come_to_an_end(monkeypatch: pytest.MonkeyPa
     same = unit(np.ones((3000, 8)))
     assert max(len(members) for members, _ in compared(same, tmp_path)) <= 50
     assert sum(map(len, candidates(same, tmp_path))) > 0
+
+
+def test_neighbours_take_a_few_bytes_of_each_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(neighbours, "_VISITORS", 2048)
+    monkeypatch.setattr(neighbours, "_COSINES", 2**15)
+    monkeypatch.setattr("pipeline.ordering._PART", 2048)
+    peaks = []
+    for count in (4_500, 10_000):
+        values = unit(np.random.default_rng(0).normal(size=(count, 8)))
+        tracemalloc.start()
+        assert sum(map(len, candidates(values, tmp_path))) > count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 30 * 5_500
