@@ -190,6 +190,8 @@ def describe(
         finds faces.
     """
     decisive = {key: sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")}
+    if sidecar.get("stem"):  # nothing changed: the digest is that of a version from before train.stem
+        decisive["stem"] = sidecar["stem"]
     decisive["weights_sha256"] = sidecar["weights_sha256"]
     decisive["calibration"] = {"temperature": trust["temperature"], "ece": trust["ece"]["test"]}
     decisive["abstain"] = trust["abstain"]
