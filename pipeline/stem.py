@@ -99,14 +99,17 @@ def _larger(
     found: Fitted, size: int, in_chans: int, build: Callable[[dict[str, Any]], nn.Module],
     runs: Callable[[nn.Module], bool], given: dict[str, Any],
 ) -> Iterator[Fitted]:  # fmt: skip
-    """Nets with one halving less, which run and whose last map is larger."""
+    """Nets with one halving less, which run, and whose last map is larger for it."""
     for args, changes in _steps(found, size, in_chans, given):
         try:
             candidate = apply(build(args), changes)
         except Exception:  # timm's nets refuse arguments with errors of every kind
             continue
         side = last_side(candidate, size, in_chans)
-        if side is not None and side > found.side and runs(candidate):
+        if side is None:
+            continue
+        # One cell stays one until what is left for the last halvings is more than that.
+        if (side > found.side or side == found.side == 1) and runs(candidate):
             yield Fitted(candidate, args, side, changes)
 
 
@@ -129,7 +132,7 @@ def _note(plain: Fitted, found: Fitted, size: int) -> str:
 
 def remedies(size: int, stem: str) -> str:
     """What to do about a map that collapses at a size."""
-    larger = -(-2 * size // 32) * 32
+    larger = max(96, -(-2 * size // 32) * 32)  # most nets halve five times: 96 px end in 3x3
     wider = f"train.input_size to a larger one, such as {larger}"
     return f"Set train.stem to auto, or {wider}." if stem == "keep" else f"Set {wider}."
 
