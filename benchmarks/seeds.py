@@ -47,7 +47,12 @@ def gate_rates(folder: Path) -> None:
     params = load_params().promote.model_copy(
         update={"level": LEVEL, "latency_ratio": None, "size_ratio": None}
     )
-    for known in (None, sd):
+    assumed = params.seed_sd
+    for words, known, sure in (
+        ("not considered", None, None),
+        ("assumed", None, assumed),
+        ("known", sd, None),
+    ):
         count = 0 if known is None else len(seeds)
         verdicts = [
             gate.judge(*(
@@ -56,14 +61,14 @@ def gate_rates(folder: Path) -> None:
                     seed_sd=known, seed_runs=count,
                 )
                 for seed in pair
-            ), params)
+            ), params.model_copy(update={"seed_sd": sure}))
             for pair in itertools.permutations(seeds, 2)
         ]  # fmt: skip
         better = np.mean([verdict.figures["p_value"] <= LEVEL for verdict in verdicts])
         recall = np.mean([any("recall" in reason for reason in verdict.reasons) for verdict in verdicts])
         passed = np.mean([verdict.passed for verdict in verdicts])
         print(
-            f"gate, rule {params.rule}, seeds' spread {'unknown' if known is None else 'known'}: p <= {LEVEL} in "
+            f"gate, rule {params.rule}, seeds' spread {words}: p <= {LEVEL} in "
             f"{better:.3f} of {len(verdicts)} ordered pairs, refused for recall {recall:.3f}, passed {passed:.3f}"
         )
 

@@ -30,7 +30,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from pipeline.data import PREPARED, load_prepared
-from pipeline.serving import Predictor
+from pipeline.serving import RUNTIMES, Predictor
 
 FER = """
 import json, sys, time
@@ -135,6 +135,21 @@ def at_rate(port: int, pictures: Sequence[bytes], rate: float, seconds: float) -
         return np.array(list(pool.map(ask, range(int(rate * seconds))))) * 1e3
 
 
+def in_process(name: str, predictor: Predictor, pictures: Sequence[bytes], rounds: int) -> None:
+    """Measure a predictor that is given one picture a call, and all of them at once."""
+    one = [timed(lambda data: predictor.predict_bytes([data], False), pictures) for _ in range(rounds)]
+    show(name, one)
+    print(f"{name}: {1e3 / np.concatenate(one).mean():.0f} pictures/s one by one")
+    rates = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        predictor.predict_bytes(pictures, False)
+        rates.append(len(pictures) / (time.perf_counter() - start))
+    print(
+        f"{name}: {np.median(rates):.0f} pictures/s in batches ({min(rates):.0f} to {max(rates):.0f}), one thread"
+    )
+
+
 def rest(bundle: Path, pictures: Sequence[bytes], rounds: int, seconds: float, options: list[str]) -> None:
     """Start the server, and measure it."""
     start = time.perf_counter()
@@ -209,13 +224,13 @@ def main() -> None:
         buffer = io.BytesIO()
         Image.fromarray(face.squeeze()).save(buffer, "PNG")
         pictures.append(buffer.getvalue())
-    predictor = Predictor(arguments.bundle, threads=1)
-    one = [
-        timed(lambda data: predictor.predict_bytes([data], False), pictures) for _ in range(arguments.rounds)
-    ]
-    show("in process", one)
-    print(f"in process: {1e3 / np.concatenate(one).mean():.0f} pictures/s one by one")
-    scores("served model", [row["label"] for row in predictor.predict_bytes(pictures, False)], truth)
+    runtimes = ["onnx", "int8"] if (arguments.bundle / RUNTIMES["int8"]).exists() else [None]
+    for runtime in runtimes:
+        predictor = Predictor(arguments.bundle, runtime, threads=1)
+        in_process(
+            "in process" + (", int8" if runtime == "int8" else ""), predictor, pictures, arguments.rounds
+        )
+        scores("served model", [row["label"] for row in predictor.predict_bytes(pictures, False)], truth)
     rest(arguments.bundle, pictures, arguments.rounds, arguments.seconds, arguments.serve)
     if (arguments.train / "weights.pt").exists():
         call = eager(arguments.train, predictor.img_size, predictor.channels)

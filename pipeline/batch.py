@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from pipeline import cores
+from pipeline import cores, served
 from pipeline.errors import UserError
 from pipeline.images import ImageError
 from pipeline.pictures import Fetch, Pictures, open_pictures
@@ -50,6 +50,7 @@ class Settings(NamedTuple):
         faces: Whether faces are looked for; None: as the model was trained.
         column: Of a table, where its pictures or their paths are; None: by its usual name.
         restart: Whether to begin anew.
+        runtime: One of ``serving.RUNTIMES``; None: the first that the model has a file for.
     """
 
     batch_size: int = 64
@@ -58,6 +59,7 @@ class Settings(NamedTuple):
     faces: bool | None = None
     column: str | None = None
     restart: bool = False
+    runtime: str | None = None
 
 
 DEFAULTS = Settings()
@@ -104,7 +106,7 @@ def score(source: Path | str, out: Path | str, model: Path | str, settings: Sett
         raise UserError("batch wants at least 1 of --workers.")
     workers = settings.workers or cores.available()
     with open_pictures(source, settings.column) as pictures:
-        loaded = load_model(model, settings.faces)
+        loaded = load_model(model, settings.faces, settings.runtime)
         made_of = {
             "source": pictures.digest,
             "model": loaded.digest,
@@ -117,38 +119,21 @@ def score(source: Path | str, out: Path | str, model: Path | str, settings: Sett
             return _score(pictures, loaded, scores, settings, workers)
 
 
-def load_model(model: Path | str, faces: bool | None) -> Model:
+def load_model(model: Path | str, faces: bool | None, runtime: str | None = None) -> Model:
     """Load a bundle, or a registered version, of which the files are fetched first: an alias may move meanwhile.
 
     Raises:
-        UserError: If there is no such bundle or model.
+        UserError: If there is no such bundle or model, or not the file that the runtime wants.
     """
-    folder, place = Path(model), str(model)
-    if ":/" in place and not folder.exists():
-        fetched = _fetch(place)
-        folder, place = fetched / "artifacts" / "bundle", fetched.as_uri()
+    found = served.locate(str(model), runtime)
+    place = str(found.path) if found.path == found.bundle else found.path.resolve().as_uri()
     # Each worker runs a batch of its own; with more threads inside the graph they would only wait for each other.
-    predict = load_predictor(place, faces, threads=1)
-    text = (folder / "bundle.json").read_bytes()
-    digest = hashlib.sha256(text + served_file(folder)[1].read_bytes())
+    predict = load_predictor(place, faces, threads=1, runtime=runtime)
+    text = (found.bundle / "bundle.json").read_bytes()
+    digest = hashlib.sha256(text + served_file(found.bundle, runtime)[1].read_bytes())
     bundle = json.loads(text)
     look = bool(bundle["preprocessing"].get("faces")) if faces is None else faces
     return Model(predict, bundle["class_names"], look, digest.hexdigest())
-
-
-def _fetch(uri: str) -> Path:
-    """A registered model's files."""
-    from pipeline import store
-
-    store.connect()
-    import mlflow.artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(mlflow.artifacts.download_artifacts(uri)).resolve()
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{uri} can't be loaded: {reason} `hyojo register` makes a version.") from None
 
 
 def _score(pictures: Pictures, model: Model, scores: Scores, settings: Settings, workers: int) -> Result:

@@ -99,7 +99,7 @@ def render(
     if "formats" in bundle:
         sections += [
             "## Files",
-            _table(["file", "state"], _format_rows(bundle["formats"])),
+            _table(["file", "state"], _format_rows(bundle["formats"], bundle.get("int8", {}))),
             f"Digest of all that decides an answer: `{bundle['digest']}`. MLflow run: `{bundle['run_id']}`.",
         ]
     return "\n\n".join(sections) + "\n"
@@ -145,7 +145,13 @@ def _training_rows(params: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _format_rows(formats: Mapping[str, str | None]) -> list[list[str]]:
-    """Each format, and why it is not there."""
+def _format_rows(formats: Mapping[str, str | None], int8: Mapping[str, Any]) -> list[list[str]]:
+    """Each format, and why it is not there; of the int8 one also what it costs."""
     rows = [["weights.safetensors", "present"]]
-    return rows + [[f"model.{name}", f"absent: {why}" if why else "present"] for name, why in formats.items()]
+    rows += [[f"model.{name}", f"absent: {why}" if why else "present"] for name, why in formats.items()]
+    if int8.get("absent"):
+        rows.append(["model.int8.onnx", f"absent: {int8['absent']}"])
+    elif int8:
+        cost = "accuracy {accuracy:.4f} on {images:,} val images, where model.onnx has {float_accuracy:.4f}"
+        rows.append(["model.int8.onnx", f"present: {cost.format(**int8)}"])
+    return rows

@@ -126,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--chunk", type=int, default=8192, help="pictures between two points to go on from (%(default)s)"
     )
     _add_faces(batch)
+    _add_runtime(batch)
     again = batch.add_mutually_exclusive_group()
     again.add_argument(
         "--resume",
@@ -177,11 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
     serve.add_argument("--threads", type=int, metavar="N", help="of each (the cores that it has for itself)")
-    serve.add_argument(
-        "--runtime",
-        choices=("onnx", "torch"),
-        help="what computes (ONNX Runtime where the model has its file)",
-    )
+    _add_runtime(serve)
     serve.add_argument("--max-mb", type=float, default=32, metavar="MB", help="largest request (%(default)s)")
     serve.add_argument("--no-page", dest="page", action="store_false", help="only the REST API")
     serve.set_defaults(command=_serve)
@@ -210,6 +207,15 @@ def _add_faces(command: argparse.ArgumentParser) -> None:
     )
     look.add_argument(
         "--no-faces", dest="faces", action="store_false", help="take every picture for a cut-out face"
+    )
+
+
+def _add_runtime(command: argparse.ArgumentParser) -> None:
+    """The option of what computes."""
+    command.add_argument(
+        "--runtime",
+        choices=("onnx", "torch", "int8"),
+        help="what computes: ONNX Runtime, torch, or ONNX Runtime in 8-bit integers (the first that the model has)",
     )
 
 
@@ -311,6 +317,7 @@ def _batch(arguments: argparse.Namespace) -> int:
         arguments.faces,
         arguments.column,
         arguments.restart,
+        arguments.runtime,
     )
     try:
         found = score(arguments.source, arguments.out, arguments.model, settings)

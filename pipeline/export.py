@@ -1,9 +1,10 @@
 """STAGE 4: the trained classifier as a bundle that needs none of this code to run.
 
 Reads ``models/train``, ``data/prepared``, ``reports/metrics.json`` and ``reports/per_class.csv``; writes
-``models/bundle/``: ``weights.safetensors``, ``model.pt2``, ``model.onnx``, ``bundle.json`` and ``MODEL_CARD.md``;
-logs the served model to the MLflow run. Formats that disagree on real test pictures fail the stage. Run it with
-``dvc repro export`` or ``python -m pipeline.export``.
+``models/bundle/``: ``weights.safetensors``, ``model.pt2``, ``model.onnx``, ``model.int8.onnx``, ``bundle.json`` and
+``MODEL_CARD.md``; logs the served model to the MLflow run. Formats that disagree on real test pictures fail the stage;
+the int8 one, which is an approximation, is left out where it costs accuracy. Run it with ``dvc repro export`` or
+``python -m pipeline.export``.
 """
 
 import csv
@@ -23,7 +24,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pipeline import card, costs, faces, formats, images, latency, model, serving, tracking
+from pipeline import card, costs, faces, formats, images, latency, model, quantize, serving, tracking
 from pipeline.data import PREPARED, Prepared, load_prepared
 from pipeline.errors import UserError, stage_main
 from pipeline.interrupt import die_with_parent
@@ -76,7 +77,8 @@ def export(
         found = _write_formats(classifier, prepared, params, run["formats"], folder)
         there = [name for name, why in found.items() if not why]
         parity = check_parity(classifier, prepared, folder, there, params)
-        bundle = describe(sidecar, metrics, trust, found, prepared.split_digests["test"])
+        int8 = offer_int8(prepared, folder, params.int8_drop)
+        bundle = describe(sidecar, metrics, trust, found, prepared.split_digests["test"], int8)
         shape = (prepared.img_size, prepared.channels)
         size = {"size_bytes": serving.served_file(folder)[1].stat().st_size}
         bundle |= {"parity": parity, "cost": costs.count(classifier, *shape) | size}
@@ -131,6 +133,41 @@ def check_parity(
     return {"formats": names, "pictures": len(pictures), "tolerance": params.tolerance}
 
 
+def offer_int8(prepared: Prepared, folder: Path, most: float | None) -> dict[str, Any]:
+    """Quantize ``model.onnx``, and keep the result where it costs little accuracy on the val split.
+
+    Args:
+        prepared: Its train split calibrates, its val split judges.
+        folder: Holds ``model.onnx``; ``model.int8.onnx`` is put beside it.
+        most: The accuracy that it may cost, a part of 1; None: none is made.
+
+    Returns:
+        ``absent`` (why, or None) and, where it was made, ``images`` of val, ``accuracy`` on them, ``float_accuracy``
+        of ``model.onnx``, and ``size_bytes``.
+    """
+    source, dest = folder / "model.onnx", folder / quantize.FILE
+    if most is None:
+        return {"absent": "export.int8_drop is null"}
+    if not source.exists():
+        return {"absent": "it is made of model.onnx, which is absent"}
+    train, val = prepared.split("train").images, prepared.split("val")
+    rows = quantize.sample(len(val.targets), quantize.CHECK_IMAGES)
+    if not len(rows):
+        return {"absent": "there are no val images to check it on"}
+    try:
+        quantize.quantize(source, dest, train[quantize.sample(len(train), quantize.CALIBRATION_IMAGES)])
+        before, after = quantize.accuracies([source, dest], val.images[rows], val.targets[rows])
+    except Exception as error:  # as with the other formats: whatever a graph makes the quantizer raise
+        dest.unlink(missing_ok=True)
+        return {"absent": formats.one_line(error)}
+    found = {"images": len(rows), "accuracy": after, "float_accuracy": before}
+    found["size_bytes"] = dest.stat().st_size
+    if before - after <= most:
+        return {"absent": None} | found
+    dest.unlink()
+    return {"absent": f"it costs {before - after:.4f} of accuracy, and export.int8_drop is {most:g}"} | found
+
+
 def load_probe(prepared: Prepared) -> np.ndarray:
     """Decode the pictures of ``probe.zip`` as serving does, and hold them against prepare's pixels.
 
@@ -174,6 +211,7 @@ def describe(
     trust: dict[str, Any],
     found: dict[str, str | None],
     test_digest: str,
+    int8: dict[str, Any],
 ) -> dict[str, Any]:
     """Put together ``bundle.json``; no times and no paths in it, so that equal models give equal files.
 
@@ -183,11 +221,12 @@ def describe(
         trust: What ``reports/calibration.json`` holds.
         found: For each format None, or why it is absent.
         test_digest: Of the test split; figures on the same one can be compared.
+        int8: From ``offer_int8``.
 
     Returns:
         ``digest`` is the sha256 of all that changes an answer: weights, architecture, preprocessing, class
-        names, temperature, the threshold below which the model abstains, and the code that decodes pictures and
-        finds faces.
+        names, temperature, the threshold below which the model abstains, the code that decodes pictures and finds
+        faces, and whether there is an int8 version.
     """
     decisive = {key: sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")}
     if sidecar.get("stem"):  # nothing changed: the digest is that of a version from before train.stem
@@ -197,10 +236,12 @@ def describe(
     decisive["abstain"] = trust["abstain"]
     code = [Path(module.__file__).read_text(encoding="utf-8") for module in (images, faces)]
     decisive["decoder_sha256"] = hashlib.sha256("".join(code).encode()).hexdigest()
+    decisive["int8"] = int8["absent"] is None
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return decisive | {
         "digest": digest,
         "formats": found,
+        "int8": int8,
         "data_digest": sidecar["data_digest"],
         "test_digest": test_digest,
         "run_id": metrics["run_id"],

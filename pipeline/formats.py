@@ -48,7 +48,7 @@ def trace(classifier: nn.Module, example: Tensor) -> torch.export.ExportedProgra
         # against 4.4 s), and change nothing in the graph that results.
         if getattr(module, "inplace", False) is True:
             module.inplace = False
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         batch = {0: torch.export.Dim("batch")}
         program = torch.export.export(classifier, (example.cpu(),), dynamic_shapes=(batch,), strict=False)
     for graph_module in program.graph_module.modules():
@@ -72,7 +72,7 @@ def export_pt2(
         program: ``trace(classifier, example)`` when it is at hand already.
     """
     program = program or trace(classifier, example)
-    with _quiet():
+    with quiet():
         torch.export.save(program, str(path))
 
 
@@ -95,7 +95,7 @@ def export_onnx(
         optimize: Fold constants and fuse operators; half the exporter's time for a transformer.
     """
     program = program or trace(classifier, example)
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         onnx_program = torch.onnx.export(
             program,
             (example.cpu(),),
@@ -114,7 +114,7 @@ def export_onnx(
 
 def load_pt2(path: str | Path) -> Runner:
     """Load a file of ``export_pt2`` on the CPU: a function from uint8 images to float32 probabilities."""
-    with _quiet():
+    with quiet():
         module = torch.export.load(str(path)).module()
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -231,7 +231,7 @@ def _disagreement(run: Runner, images: np.ndarray, expected: dict[int, np.ndarra
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters' prints, warnings and log lines: a failure comes as an exception."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

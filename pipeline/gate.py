@@ -1,7 +1,7 @@
 """Whether a version may take the champion's place: pure functions of what is known of both.
 
-The paired test is on the test samples that both answered. Where it is known how much the accuracy varies from seed to
-seed, a second test asks whether another seed could have made the difference, and the weaker of the two counts.
+The paired test is on the test samples that both answered. A second test asks whether another seed could have made the
+difference, by how much the accuracy varies from seed to seed, as known or else assumed; the weaker of the two counts.
 """
 
 from dataclasses import dataclass, field
@@ -142,6 +142,10 @@ def _judge_accuracy(
     params: PromoteParams,
 ) -> None:  # fmt: skip
     sds, runs = (candidate.seed_sd, champion.seed_sd), (candidate.seed_runs, champion.seed_runs)
+    # Only against a candidate: what is assumed must not excuse a worse one.
+    assumed = sds == (None, None) and params.rule == "better" and params.seed_sd is not None
+    if assumed:
+        sds = (params.seed_sd, params.seed_sd)
     sides: dict[str, Alternative] = {"better": "greater", "not_worse": "less"}
     p = p_value(ours, theirs, sides[params.rule], sds, runs)
     low, high = difference_interval(ours, theirs, LEVEL)
@@ -157,10 +161,11 @@ def _judge_accuracy(
         "p_value": p,
         "p_samples": mcnemar(ours, theirs, sides[params.rule]),
     }
-    verdict.figures |= {
-        f"seed_sd{suffix}": sd for suffix, sd in zip(("", "_champion"), sds) if sd is not None
-    }
+    suffixes = ("_assumed", "_assumed") if assumed else ("", "_champion")
+    verdict.figures |= {f"seed_sd{suffix}": sd for suffix, sd in zip(suffixes, sds) if sd is not None}
     seeds = "" if sds == (None, None) else ", seeds considered"
+    if assumed:
+        seeds += f" with an assumed standard deviation of {params.seed_sd:g}"
     points = (
         f"{100 * (ours.mean() - theirs.mean()):+.2f} points of test accuracy to {champion.name} on "
         f"{len(ours):,} images (p = {p:.2g}, level {params.level:g}{seeds})"

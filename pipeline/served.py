@@ -46,7 +46,8 @@ def locate(model: str, runtime: str | None = None) -> Located:
     """Find a model, and look whether it can be run.
 
     Args:
-        model: A bundle folder, the number of a version, or a URI: ``models:/hyojo@champion``, ``models:/hyojo/3``.
+        model: A bundle folder, the number of a version, or a URI: ``models:/hyojo@champion``, ``models:/hyojo/3``,
+            ``runs:/<run id>/model``, or that of a folder.
         runtime: One of ``serving.RUNTIMES``; None: whichever the model has a file for.
 
     Raises:
@@ -62,8 +63,8 @@ def locate(model: str, runtime: str | None = None) -> Located:
         there = [name for name, file in serving.RUNTIMES.items() if (found.bundle / file).exists()]
         remedy = f"It can be served with --runtime {' or '.join(there)}. " if there else ""
         raise UserError(
-            f"{found.title} holds no {' and no '.join(wanted.values())}. {remedy}A registered version holds one file; "
-            "the bundle folder has every format in export.formats."
+            f"{found.title} holds no {' and no '.join(wanted.values())}. {remedy}A registered version holds one file, "
+            "and the int8 one if there is one; the bundle folder has every format in export.formats."
         )
     return found
 
@@ -86,8 +87,10 @@ def open_model(found: Located, **config: Any) -> "PyFuncModel":
 
 
 def _folder(model: str) -> Located:
-    """A bundle's folder, or that of a model as MLflow keeps it."""
+    """A bundle's folder, or that of a model as MLflow keeps it; fetched if a URI says where it is."""
     path = Path(model)
+    if ":/" in model and not path.exists():
+        path = _fetch(model)
     inside = path / "artifacts" / "bundle"
     if (path / "MLmodel").exists() and (inside / "bundle.json").exists():
         return Located(path.resolve().name, path, inside)
@@ -97,6 +100,18 @@ def _folder(model: str) -> Located:
             "version is given by its number or as models:/hyojo@champion."
         )
     return Located(path.resolve().name, path, path)
+
+
+def _fetch(uri: str) -> Path:
+    """The files behind a URI of MLflow's."""
+    _client()
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{uri} can't be fetched: {str(error).splitlines()[0]}") from None
 
 
 def _registered(model: str) -> Located:

@@ -35,7 +35,7 @@ else:
 COLUMN = "image"
 BATCH_SIZE = 64  # bounds memory, whatever the size of a request
 # What runs a graph, and the file that it wants; the first that is there runs where nothing else is asked for.
-RUNTIMES = {"onnx": "model.onnx", "torch": "model.pt2"}
+RUNTIMES = {"onnx": "model.onnx", "torch": "model.pt2", "int8": "model.int8.onnx"}
 # What a server may say otherwise when it loads a model (MLflow's model_config); the values are those of ``Predictor``.
 CONFIG: dict[str, Any] = {"runtime": None, "threads": None, "seconds": None}
 

@@ -24,6 +24,7 @@ from pipeline.records import Records
 
 if TYPE_CHECKING:
     import onnx
+    from running import Running
 
 FOREIGN = (
     "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_ROOT",
@@ -118,10 +119,12 @@ export:
   formats: [pt2]
   opset: 18
   tolerance: 0.0001
+  int8_drop: null
 
 promote:
   rule: better
   level: 0.05
+  seed_sd: 0.007
   recall_floor: 0.05
   ece_rise: 0.02
   latency_ratio: 2.0
@@ -374,3 +377,13 @@ def pyfunc_dir(bright_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
     dest = tmp_path_factory.mktemp("pyfunc") / "model"
     build_pyfunc(bright_bundle, dest)
     return dest
+
+
+@pytest.fixture(scope="session")
+def running(bright_bundle: Path) -> "Iterator[Running]":
+    """The bundle, served without anything that only training needs."""
+    from running import ABSENT, Running
+
+    one = Running("--model", str(bright_bundle), "--max-mb", "1", blocked=ABSENT)
+    yield one
+    assert one.stop()[0] == 0

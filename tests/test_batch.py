@@ -290,11 +290,11 @@ def test_a_registered_model_gives_the_same(
 ) -> None:
     from pipeline import store
 
-    monkeypatch.setattr(store, "connect", lambda: None)
+    monkeypatch.setattr(store, "connect", lambda: None)  # no project is around
     batch.score(album, tmp_path / "a.parquet", bright_bundle, SETTINGS)
     batch.score(album, tmp_path / "b.parquet", pyfunc_dir.as_uri(), SETTINGS)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    with pytest.raises(UserError, match="hyojo register"):
+    with pytest.raises(UserError, match="-other can't be fetched"):
         batch.score(album, tmp_path / "c.parquet", pyfunc_dir.as_uri() + "-other", SETTINGS)
 
 

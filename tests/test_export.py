@@ -21,12 +21,15 @@ from pipeline.errors import UserError
 from pipeline.params import ExportParams
 from pipeline.serving import Predictor
 
+INT8 = {"absent": "not asked for"}
 SIZE, CLASSES = 32, ["angry", "happy", "sad|blue"]
 COUNTS = {"train": {"angry": 5, "happy": 6, "sad|blue": 7}, "val": {"angry": 1}, "test": {"happy": 9}}
 
 
 def params(**changes: object) -> ExportParams:
-    return ExportParams(**{"formats": ["onnx", "pt2"], "opset": 18, "tolerance": 1e-4, **changes})
+    return ExportParams(
+        **{"formats": ["onnx", "pt2"], "opset": 18, "tolerance": 1e-4, "int8_drop": None, **changes}
+    )
 
 
 def write_prepared(folder: Path) -> None:
@@ -334,12 +337,42 @@ def test_digest_follows_what_changes_an_answer() -> None:
         "weights_sha256": "1", "data_digest": "2",
     }  # fmt: skip
     metrics = {"val": {}, "test": {}, "run_id": "r"}
-    digest = export.describe(sidecar, metrics, TRUST, {}, "t")["digest"]
-    assert export.describe(sidecar, metrics, {**TRUST, "temperature": 2.0}, {}, "t")["digest"] != digest
+    digest = export.describe(sidecar, metrics, TRUST, {}, "t", INT8)["digest"]
+    assert export.describe(sidecar, metrics, {**TRUST, "temperature": 2.0}, {}, "t", INT8)["digest"] != digest
     for key in ("backbone", "model_args", "class_names", "preprocessing", "weights_sha256"):
-        assert export.describe({**sidecar, key: "other"}, metrics, TRUST, {}, "t")["digest"] != digest
+        assert export.describe({**sidecar, key: "other"}, metrics, TRUST, {}, "t", INT8)["digest"] != digest
     for changed in ({**metrics, "run_id": "s"}, {**metrics, "test": {"accuracy": 1}}):
         assert (
-            export.describe({**sidecar, "data_digest": "3"}, changed, TRUST, {"pt2": None}, "u")["digest"]
+            export.describe({**sidecar, "data_digest": "3"}, changed, TRUST, {"pt2": None}, "u", INT8)[
+                "digest"
+            ]
             == digest
         )
+    assert export.describe(sidecar, metrics, TRUST, {}, "t", {"absent": None})["digest"] != digest
+
+
+def test_the_bundle_tells_of_its_int8_version(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"absent": None, "images": 1234, "accuracy": 0.5, "float_accuracy": 0.5012, "size_bytes": 1}
+
+    def offer(prepared: object, folder: Path, most: float | None) -> dict:
+        assert most == 0.01
+        (folder / "model.int8.onnx").write_bytes((folder / "model.onnx").read_bytes())
+        return found
+
+    monkeypatch.setattr(export, "offer_int8", offer)
+    project.export(formats=["onnx"], int8_drop=0.01)
+    assert read_bundle(project)["int8"] == found
+    card = (project.bundle / "MODEL_CARD.md").read_text()
+    assert (
+        "| model.int8.onnx | present: accuracy 0.5000 on 1,234 val images, where model.onnx has 0.5012 |"
+        in card
+    )
+    assert "model.int8.onnx" in project.logged[0][1]
+
+
+def test_none_is_made_without_an_allowance(exported: Project) -> None:
+    assert read_bundle(exported)["int8"] == {"absent": "export.int8_drop is null"}
+    assert (
+        "| model.int8.onnx | absent: export.int8_drop is null |"
+        in (exported.bundle / "MODEL_CARD.md").read_text()
+    )

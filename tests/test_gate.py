@@ -11,7 +11,13 @@ from pipeline.params import PromoteParams
 
 CLASSES = ["angry", "happy", "sad"]
 LIMITS = PromoteParams(
-    rule="better", level=0.05, recall_floor=0.05, ece_rise=0.02, latency_ratio=2.0, size_ratio=4.0
+    rule="better",
+    level=0.05,
+    seed_sd=0.007,
+    recall_floor=0.05,
+    ece_rise=0.02,
+    latency_ratio=2.0,
+    size_ratio=4.0,
 )
 TARGETS = np.repeat([0, 1, 2], 300)
 
@@ -177,3 +183,19 @@ def test_macro_f1_interval_is_that_of_drawn_samples() -> None:
         scores = [f1_score(targets[rows], side[rows], average="macro") for side in (ours, theirs)]
         drawn.append(scores[0] - scores[1])
     assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.02)
+
+
+def test_an_assumed_spread_of_seeds_holds_a_candidate_up_and_excuses_none() -> None:
+    """0.028 in accuracy over two nets whose accuracy varies by 0.02: z is 1, however many images there are."""
+    targets = np.repeat(TARGETS, 20)
+    champion, candidate = evidence(0.70, 1, targets), evidence(0.728, 2, targets)
+    assert judge(candidate, champion, LIMITS).passed
+    wide = LIMITS.model_copy(update={"seed_sd": 0.02})
+    verdict = judge(candidate, champion, wide)
+    assert verdict.figures["p_value"] == pytest.approx(0.161, abs=0.001)
+    assert verdict.figures["seed_sd_assumed"] == 0.02
+    assert "assumed standard deviation of 0.02" in verdict.reasons[0]
+    known = replace(candidate, seed_sd=0.007, seed_runs=30)
+    assert judge(known, champion, wide).passed  # what is known counts
+    assert judge(candidate, champion, LIMITS.model_copy(update={"seed_sd": None})).passed
+    assert not judge(champion, candidate, wide.model_copy(update={"rule": "not_worse"})).passed

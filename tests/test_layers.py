@@ -180,6 +180,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("metrics", set()), ("calibration", set()), ("intervals", {"calibration"}),
         ("card", set()), ("corruptions", set()), ("slices", {"metrics"}),
         ("robustness", {"corruptions", "data", "engine", "metrics", "model"}),
+        ("quantize", {"formats"}),
         ("explanations", {"data", "metrics", "model"}), ("formats", set()), ("interrupt", set()), ("decoded", set()),
         ("alignment", set()), ("pages", set()), ("pixels", set()), ("duplicates", {"alignment", "pixels"}),
         ("twins", {"duplicates", "pixels", "records"}), ("suspects", {"data", "pages"}),
@@ -214,7 +215,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("splits", {"errors", "listing", "records"}),
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
         ("pictures", {"archives", "embedded", "errors", "images", "items", "tables", "trees"}), ("scores", {"errors"}),
-        ("batch", {"cores", "errors", "images", "pictures", "predict", "scores", "serving", "store"}),
+        ("batch", {"cores", "errors", "images", "pictures", "predict", "scores", "served", "serving"}),
         ("model", {"augment", "backbones", "errors", "params", "pretrained", "stem"}), ("stem", set()),
         ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
@@ -245,7 +246,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
 def test_mlflow_is_imported_only_in_functions_and_only_where_it_belongs() -> None:
     assert {module for module in MODULES if "mlflow" in foreign(module)} == {
         "store", "tracking", "family", "registry", "pyfunc", "served", "server", "serving",
-        "predict", "batch",
+        "predict",
     }  # fmt: skip
     # serving does so where MLflow runs it as a file of its own; see the test below for what we import.
     at_once = {module for module in MODULES if "mlflow" in foreign(module, in_functions=False)}

@@ -1,4 +1,4 @@
-"""Families of seeds: a stubbed runner for the bookkeeping, and (slow) DVC itself."""
+"""Families of seeds, with a stubbed runner for the bookkeeping; ``test_modes`` has one that DVC itself trains."""
 
 import json
 import subprocess

@@ -5,19 +5,13 @@ import base64
 import io
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from running import Running
 
 from pipeline import cores, pyfunc, served, server
 from pipeline.errors import UserError
@@ -25,8 +19,6 @@ from pipeline.guard import Guard, Limits
 from pipeline.serving import Predictor
 
 ROOT = Path(__file__).parents[1]
-# Of training; the serving environment has none of them.
-ABSENT = ("torch", "torchvision", "timm", "dvc", "sklearn", "matplotlib", "onnx", "safetensors")
 BROWSER = "/usr/bin/chromium"
 
 
@@ -39,53 +31,6 @@ def picture(value: int = 200) -> bytes:
 def body(*pictures: bytes, **params: object) -> bytes:
     rows = [{"image": base64.b64encode(data).decode()} for data in pictures]
     return json.dumps({"dataframe_records": rows} | ({"params": params} if params else {})).encode()
-
-
-class Running:
-    """A server in a process of its own."""
-
-    def __init__(self, *options: str, blocked: tuple[str, ...] = (), cwd: Path = ROOT) -> None:
-        code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
-        code += f"sys.argv = ['hyojo', 'serve', '--port', '0', *{options!r}]\nfrom pipeline.cli import main\nmain()"
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=cwd,
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self.line = self.process.stdout.readline()
-        if not self.line:
-            raise AssertionError(self.process.stderr.read())
-        self.url = self.line.split(" on ")[1].split()[0]
-
-    def send(
-        self, path: str, data: bytes | None = None, kind: str = "application/json"
-    ) -> tuple[int, str, dict]:
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": kind} if data is not None else {}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return answer.status, answer.read().decode(), dict(answer.headers)
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode(), dict(error.headers)
-
-    def stop(self) -> tuple[int, str]:
-        """Status and stderr."""
-        self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=40)
-        return self.process.returncode, errors
-
-
-@pytest.fixture(scope="session")
-def running(bright_bundle: Path) -> Iterator[Running]:
-    """The bundle, served without anything that only training needs."""
-    one = Running("--model", str(bright_bundle), "--max-mb", "1", blocked=ABSENT)
-    yield one
-    assert one.stop()[0] == 0
 
 
 def test_rest_answers_as_the_model_itself(running: Running, bright_bundle: Path) -> None:
@@ -336,13 +281,6 @@ def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
     page.route("**/invocations", lambda route: route.abort())  # what a browser sees when the server is down
     page.set_input_files("#file", good)
     page.locator("#problem", has_text="doesn't answer").wait_for()
-
-
-def test_start_takes_seconds(bright_bundle: Path) -> None:
-    start = time.monotonic()
-    one = Running("--model", str(bright_bundle))
-    assert time.monotonic() - start < 10
-    assert one.stop()[0] == 0
 
 
 def test_values_are_bounded_by_what_base64_has_not() -> None:

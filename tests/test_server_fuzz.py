@@ -1,15 +1,27 @@
-"""Malformed requests to MLflow's scoring application with our model in it: an answer a row or a 4xx, and no more."""
+"""Malformed requests to MLflow's scoring application with our model in it, and to ``hyojo serve`` over real sockets.
+
+An answer for each row or a 4xx, and no more: no stack trace, no path, no request that takes long.
+"""
 
 import base64
+import contextlib
 import functools
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
+from running import ROOT, Running
 
 SIGNS = ("Traceback", "stack_trace", "site-packages", 'File \\"', str(Path(__file__).parent.parent))
 KINDS = (
@@ -110,6 +122,26 @@ def client(pyfunc_dir: Path):
     return TestClient(app, raise_server_exceptions=False)
 
 
+class Sockets:
+    """What ``attack`` needs of a client, over connections to a server."""
+
+    def __init__(self, url: str, session: requests.Session) -> None:
+        self._url, self._session = url, session
+
+    def request(self, method: str, path: str, content: bytes, headers: dict[str, str]) -> requests.Response:
+        return self._session.request(method, self._url + path, data=content, headers=headers, timeout=30)
+
+    def post(self, path: str, content: str, headers: dict[str, str]) -> requests.Response:
+        return self.request("POST", path, content.encode(), headers)
+
+
+@pytest.fixture(scope="module")
+def served(running: Running) -> Iterator[Sockets]:
+    """A client of ``hyojo serve``, which runs in a process of its own."""
+    with requests.Session() as session:
+        yield Sockets(running.url, session)
+
+
 def attack(client, seed: int, cases: int) -> dict[int, int]:
     """Send so many malformed requests and some good ones between; statuses and their counts."""
     statuses: dict[int, int] = {}
@@ -146,10 +178,70 @@ def attack(client, seed: int, cases: int) -> dict[int, int]:
     return statuses
 
 
+def raw_attack(url: str, seed: int, cases: int) -> Counter[str]:
+    """Send what is hardly HTTP, and look whether good requests are answered between; how the server took it."""
+    host, port = url.removeprefix("http://").rsplit(":", 1)
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    body = json.dumps({"inputs": [text_of(png())]}).encode()
+    length = b"Content-Length: %d\r\n\r\n"
+    outcomes: Counter[str] = Counter()
+    for i in range(cases):
+        rng = np.random.default_rng([seed, i])
+        cut = int(rng.integers(1, len(body)))
+        sent = [
+            head + length % len(body) + body[:cut],
+            head + length % (10**12) + body,
+            head + b"Content-Length: -1\r\n\r\n" + body,
+            head + b"Content-Length: 5\r\nContent-Length: 7\r\n\r\n" + body,
+            head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + body,
+            head + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nabcde\r\n0\r\n\r\n",
+            head + b"Expect: 100-continue\r\n" + length % len(body),
+            head + b"X: " + b"y" * 200_000 + b"\r\n\r\n",
+            head[: int(rng.integers(len(head)))],
+            head.replace(b"1.1", b"9.9") + b"\r\n",
+            b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+            b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00",
+            rng.bytes(int(rng.integers(1, 2000))),
+            (head + length % len(body) + body) * 20
+            + head
+            + b"Connection: close\r\n"
+            + length % len(body)
+            + body,
+        ][i % 15]
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            with contextlib.suppress(OSError):  # the server may have hung up before all was sent
+                connection.sendall(sent)
+                if i % 15 != 14:  # the last asks for nothing more; behind the others nothing more will come
+                    connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                while part := connection.recv(65536):
+                    answer += part
+        text = answer.decode("latin-1")
+        assert not [sign for sign in SIGNS if sign in text], (i, sent[:100], text[:500])
+        status = text[9:12] if text.startswith("HTTP/") else "hung up"
+        assert not status.startswith("5"), (i, sent[:100], text[:500])
+        outcomes[status] += 1
+        if i % 5 == 0:
+            good = requests.post(f"{url}/invocations", json={"inputs": [text_of(png())]}, timeout=10)
+            assert good.json()["predictions"][0]["label"] == "bright"
+    return outcomes
+
+
 def test_hundreds_of_malformed_requests(client) -> None:
     statuses = attack(client, 0, 300)
     assert statuses[200] > 50
     assert statuses[400] > 50
+
+
+def test_hyojo_serve_takes_as_many(served: Sockets, running: Running) -> None:
+    statuses = attack(served, 2, 200)
+    assert statuses[200] > 20
+    assert statuses[400] > 20
+    outcomes = raw_attack(running.url, 0, 45)
+    assert outcomes["400"] >= 9
+    assert outcomes["200"] >= 3
 
 
 @pytest.mark.slow
@@ -157,3 +249,35 @@ def test_thousands_of_malformed_requests(client, capsys: pytest.CaptureFixture[s
     statuses = attack(client, 1, 5000)
     with capsys.disabled():
         print(f"\nstatuses: {dict(sorted(statuses.items()))}")
+
+
+@pytest.mark.slow
+def test_hyojo_serve_takes_thousands(
+    served: Sockets, running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses, outcomes = attack(served, 3, 5000), raw_attack(running.url, 1, 1500)
+    with capsys.disabled():
+        print(f"\nstatuses: {dict(sorted(statuses.items()))}; hardly HTTP: {dict(sorted(outcomes.items()))}")
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(600, marks=pytest.mark.slow)])
+def test_under_load_all_is_answered_and_memory_stays(
+    bright_bundle: Path, seconds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many clients at once, without a pause; a short run can't tell memory's growth from its start."""
+    growth = "0.1" if seconds > 100 else "1"
+    command = [sys.executable, "benchmarks/load.py", "--bundle", str(bright_bundle), "--growth", growth]
+    command += ["--seconds", str(seconds), "--", "--no-page"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 faults, 0 clients stuck" in done.stdout
+    if seconds > 100:
+        with capsys.disabled():
+            print("\n" + done.stdout)
