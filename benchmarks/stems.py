@@ -2,10 +2,10 @@
 
 Run: python benchmarks/stems.py [NAME ...] --minutes 10   (after `dvc repro prepare`)
 
-Three variants of each net, all trained from scratch with the same settings for the same time (see `budget.py`):
+Variants of each net, all trained from scratch with the same settings for the same time (see `budget.py`):
 `adapted` is `train.stem: auto` on the prepared images, `as it is` is `train.stem: keep` on them, and `upsampled` is
-`train.stem: keep` on images resized to `--size`. `--side` tries another least side of the last map than the
-pipeline's.
+`train.stem: keep` on images resized to `--size`. Two more are for choosing the rule: `late` takes the last halvings
+out instead of the first, and `--side` wants another least side of the last map than the pipeline's.
 """
 
 import argparse
@@ -23,7 +23,7 @@ NAMES = [
     "resnet18", "mobilenetv3_small_100", "tf_efficientnet_lite0", "regnetx_002", "convnext_atto", "densenet121",
     "vit_tiny_patch16_224",
 ]  # fmt: skip
-VARIANTS = ("adapted", "as it is", "upsampled")
+VARIANTS = ("adapted", "as it is", "upsampled", "late")
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="timm names")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS[:3])
     parser.add_argument("--size", type=int, default=96, help="of the upsampled images, px (%(default)s)")
     parser.add_argument(
         "--side", type=int, default=stem.SIDE, help="least side of adapted nets' maps (%(default)s)"
@@ -47,6 +47,7 @@ def main() -> None:
     params, count = budget.settings(arguments, prepared), len(prepared.split("val"))
     changes = {
         "adapted": {"stem": "auto"},
+        "late": {"stem": "auto"},
         "as it is": {"stem": "keep"},
         "upsampled": {"stem": "keep", "input_size": arguments.size},
     }
@@ -61,6 +62,7 @@ def main() -> None:
             for variant in arguments.variants:
                 chosen = params.model_copy(update={"backbone": name, "seed": seed, **changes[variant]})
                 with (
+                    mock.patch.object(stem, "LATE", variant == "late"),
                     mock.patch.object(stem, "SIDE", arguments.side),
                     mock.patch.object(stem, "SIDE_OF_ONE_SCALE", arguments.side_of_one_scale),
                 ):

@@ -28,6 +28,9 @@ Changes = dict[str, dict[str, Any] | None]
 SIDE = 3
 # Nets whose maps are all of one size, as vision transformers are, see no finer map before: as many as ours end with.
 SIDE_OF_ONE_SCALE = 6
+# The last halvings could be taken out instead, which costs less: only the layers after them see a larger map. But then
+# no layer sees a finer one, and what tells faces apart at 48 px is fine.
+LATE = False
 # A last map of so few cells a side is refused.
 COLLAPSED = 1
 
@@ -170,7 +173,7 @@ def _steps(
     found: Fitted, size: int, in_chans: int, given: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], Changes]]:
     """Ways to take one halving out, the simplest first: arguments to build with, and changes to what is built."""
-    changes = found.changes | _without_first_halving(found.model, size, in_chans)
+    changes = found.changes | _without_a_halving(found.model, size, in_chans)
     if changes != found.changes:
         if "img_size" in found.model_args:
             # It has tables for a grid of positions: those of a picture of twice the side suit the grid that now comes.
@@ -186,8 +189,8 @@ def _steps(
         yield found.model_args | {"patch_size": patch // 2}, found.changes
 
 
-def _without_first_halving(model: nn.Module, size: int, in_chans: int) -> Changes:
-    """What must change for the earliest map that is reduced to stay as it is, in all branches that reduce it."""
+def _without_a_halving(model: nn.Module, size: int, in_chans: int) -> Changes:
+    """What must change for the first (``LATE``: last) map that is reduced to stay as it is, in all its branches."""
     seen: list[tuple[str, nn.Module, int, int]] = []
     names = {module: name for name, module in model.named_modules()}
 
@@ -209,10 +212,13 @@ def _without_first_halving(model: nn.Module, size: int, in_chans: int) -> Change
     finally:
         for handle in handles:
             handle.remove()
+    if not seen:
+        return {}
+    chosen = min(side for _, _, side, _ in seen) if LATE else seen[0][2]
     return {
         name: _gentler(module, side, reduced) if isinstance(module, nn.Conv2d) else None
         for name, module, side, reduced in seen
-        if side == seen[0][2]
+        if side == chosen
     }
 
 

@@ -119,6 +119,14 @@ def test_on_24_px_a_resnet_becomes_that_for_cifar() -> None:
         assert torch.equal(net(faces), reference(faces))
 
 
+def test_the_last_halving_could_go_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the benchmark compares with: the last stage's convolution and its shortcut, and nothing before them."""
+    monkeypatch.setattr(stem, "LATE", True)
+    _, recipe, _ = auto("resnet18")
+    assert recipe.stem.keys() == {"layer4.0.conv1", "layer4.0.downsample.0"}
+    assert sides(model.build_model(recipe), 48) == (3, 3)
+
+
 def test_patches_come_to_overlap() -> None:
     """ConvNeXt's kernel of 4x4 stays; by 2 it needs a border of 1, by 1 one of 2, which makes 25 of 24."""
     for size, stride, border, side in ((48, 2, 1, 24), (24, 1, 2, 25)):
