@@ -70,20 +70,20 @@ def _draw(lines: dict[str, list[budget.Mark]]) -> Figure:
     """A line for each net, our own strong, with its name where it ends."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    ends: list[float] = []
+    longest = max(mark.minutes for marks in lines.values() for mark in marks)
+    names: list[float] = []  # their heights, one above the other
     for label, marks in sorted(lines.items(), key=lambda line: line[1][-1].accuracy):
         ours = re.match(OURS, label)
         colour = plots.BLUE if ours else plots.VERMILLION if "adapted" in label else plots.GREY
         minutes, values = [mark.minutes for mark in marks], [mark.accuracy for mark in marks]
         axes.plot(minutes, values, "o-", color=colour, linewidth=2.4 if ours else 1.2, markersize=3)
-        # Names one above the other, at least a line's height apart.
-        ends.append(max(values[-1], ends[-1] + _gap(lines) if ends else 0.0))
+        names.append(max(values[-1], names[-1] + _gap(lines) if names else 0.0))
         axes.annotate(
-            label, (minutes[-1], values[-1]), (1.02 * max(minutes), ends[-1]), color=colour, fontsize=8,
-            va="center", arrowprops={"arrowstyle": "-", "color": "#DDDDDD", "linewidth": 0.6},
+            label, (minutes[-1], values[-1]), (1.05 * longest, names[-1]), color=colour, fontsize=8, va="center",
+            arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.6, "relpos": (0, 0.5)},
         )  # fmt: skip
-    longest = max(mark.minutes for marks in lines.values() for mark in marks)
-    axes.set_xlim(0, 1.4 * longest)
+    axes.set_xlim(0, 1.45 * longest)
+    axes.set_ylim(top=names[-1] + _gap(lines))
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("val accuracy")
     axes.grid(axis="y", alpha=0.4)
