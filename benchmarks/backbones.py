@@ -20,7 +20,7 @@ from pipeline.params import load_params
 
 PEER = "resnet18"
 NAMES = [
-    "face_resnet_s", "face_resnet_m", "regnetx_002", "efficientnet_b0", "mobilenetv3_small_100",
+    "face_resnet_s", "face_resnet_m", "face_resnet_l", "regnetx_002", "efficientnet_b0", "mobilenetv3_small_100",
     "mobilenetv4_conv_small", "convnext_atto", "vit_tiny_patch16_224", "mobilevit_xxs", "ghostnet_100",
     "swin_tiny_patch4_window7_224",
 ]  # fmt: skip

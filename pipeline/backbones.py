@@ -120,7 +120,15 @@ def face_resnet_s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def face_resnet_m(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Medium: 2.7 M parameters."""
+    """Medium: 1.5 M parameters."""
     return _create(
-        "face_resnet_m", pretrained=pretrained, **{"widths": (64, 128, 256), "depths": (2, 2, 2), **kwargs}
+        "face_resnet_m", pretrained=pretrained, **{"widths": (48, 96, 192), "depths": (2, 2, 2), **kwargs}
+    )
+
+
+@register_model
+def face_resnet_l(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Large: 2.7 M parameters."""
+    return _create(
+        "face_resnet_l", pretrained=pretrained, **{"widths": (64, 128, 256), "depths": (2, 2, 2), **kwargs}
     )

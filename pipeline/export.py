@@ -229,8 +229,7 @@ def describe(
         faces, and whether there is an int8 version.
     """
     decisive = {key: sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")}
-    if sidecar.get("stem"):  # nothing changed: the digest is that of a version from before train.stem
-        decisive["stem"] = sidecar["stem"]
+    decisive["stem"] = sidecar.get("stem", {})
     decisive["weights_sha256"] = sidecar["weights_sha256"]
     decisive["calibration"] = {"temperature": trust["temperature"], "ece": trust["ece"]["test"]}
     decisive["abstain"] = trust["abstain"]

@@ -9,7 +9,7 @@ from pipeline import backbones
 
 def test_timm_lists_them_and_builds_them() -> None:
     """They are asked for as any backbone is, by name, through timm."""
-    assert timm.list_models("face_resnet_*") == ["face_resnet_m", "face_resnet_s"]
+    assert timm.list_models("face_resnet_*") == ["face_resnet_l", "face_resnet_m", "face_resnet_s"]
     assert isinstance(timm.create_model("face_resnet_s"), backbones.FaceResNet)
 
 
@@ -22,7 +22,8 @@ def test_parameter_counts_are_those_of_the_docstrings() -> None:
 
     for name, widths, depths, said in (
         ("face_resnet_s", (32, 64, 128), (1, 2, 2), "0.7 M"),
-        ("face_resnet_m", (64, 128, 256), (2, 2, 2), "2.7 M"),
+        ("face_resnet_m", (48, 96, 192), (2, 2, 2), "1.5 M"),
+        ("face_resnet_l", (64, 128, 256), (2, 2, 2), "2.7 M"),
     ):
         count, into = 9 * 16 + 2 * 16, 16
         for width, depth in zip(widths, depths):

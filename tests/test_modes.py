@@ -513,7 +513,7 @@ def test_restored_runs_are_not_run_again(project: Project) -> None:
 
 @pytest.mark.slow
 def test_a_family_of_seeds(project: Project) -> None:
-    """Two seeds by DVC, in a copy of the work tree; asked again for three, only the third is trained."""
+    """Two seeds by DVC, in a copy of the work tree; asked again for three, only what is missing is trained."""
     (first,) = project.runs()
     before = project.git("status", "--porcelain"), (project.root / "reports/metrics.json").read_bytes()
     for count in (2, 3):
@@ -527,11 +527,11 @@ def test_a_family_of_seeds(project: Project) -> None:
             run for run in project.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
         ]
         assert sorted(run.data.params["train.seed"] for run in children) == ["0", "1", "2"][:count]
-        assert first.info.run_id not in [run.info.run_id for run in children]
+        assert first.info.run_id in [run.info.run_id for run in children]  # seed 0 was trained before
         scores = [run.data.metrics["test/accuracy"] for run in children]
         assert parent.data.metrics["seeds/test_accuracy_mean"] == pytest.approx(np.mean(scores))
         assert parent.data.metrics["seeds/test_accuracy_sd"] == pytest.approx(np.std(scores, ddof=1))
-        assert len(project.runs()) == 2 + count
+        assert len(project.runs()) == 1 + count
         listed = project.dvc("exp", "list", "--name-only").split()
         assert sorted(listed) == [f"pair-{seed}" for seed in range(count)]
     project.hyojo("seeds", "2", "--name", "other", "--set", "train.lr=0.0001")

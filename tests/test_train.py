@@ -14,7 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from pipeline.data import load_prepared
 from pipeline.errors import UserError
 from pipeline.interrupt import StopRequest
 from pipeline.model import load_classifier, load_model
-from pipeline.params import apply_overrides, parse_params
+from pipeline.params import EarlyStopping, apply_overrides, parse_params
 from tests.conftest import TINY_PARAMS, forget_store, make_project
 
 ROOT = Path(__file__).parents[1]
@@ -188,6 +188,19 @@ def test_trained_again_from_nothing_it_gives_the_same_bytes(
     torch.manual_seed(123)
     train()
     assert results() == uninterrupted
+
+
+def test_no_choice_sees_the_test_split(project: Path, uninterrupted: dict[str, str]) -> None:
+    """Trained without a pixel or a label of it, the weights are the same; and what picks them is of val."""
+    (project / "data/prepared/test.npy").unlink()
+    path = project / "data/prepared/manifest.csv"
+    manifest = pd.read_csv(path, dtype=str, keep_default_na=False)
+    manifest[manifest["split"] != "test"].to_csv(path, index=False)
+    train()
+    assert results() == uninterrupted
+    choices = get_args(EarlyStopping.model_fields["metric"].annotation)
+    assert choices
+    assert all(choice.startswith("val/") for choice in choices)
 
 
 @pytest.mark.parametrize("update", [0, 3, 5, UPDATES - 1])
