@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser, minutes: float) -> None:
     parser.add_argument("--lr", type=float, default=0.002, help="the highest (%(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.05, help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images an update (%(default)s)")
+    parser.add_argument("--amp", choices=("none", "bf16"), default="none", help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first (%(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of a net (%(default)s)")
 
@@ -59,7 +60,8 @@ def settings(arguments: argparse.Namespace, prepared: Prepared) -> TrainParams:
     size = prepared.img_size
     changes: dict[str, Any] = {
         "optimizer": arguments.optimizer, "lr": arguments.lr, "weight_decay": arguments.weight_decay,
-        "batch_size": arguments.batch_size, "progressive": "[]", "backbone_args": "{}", "freeze": "[]",
+        "batch_size": arguments.batch_size, "amp": arguments.amp,
+        "progressive": "[]", "backbone_args": "{}", "freeze": "[]",
         "transforms.train": f"[{{RandomCrop: {{size: {size}, padding: {size // 12}}}}}, RandomHorizontalFlip]",
         "transforms.eval": "[]", "schedule.name": "onecycle", "label_smoothing": 0.1, "ema_decay": 0.99,
         "grad_clip_norm": 1.0, "mixing.mixup_alpha": 0.0, "mixing.cutmix_alpha": 0.0, "accumulate": 1,
