@@ -2,13 +2,15 @@
 
 Run: python benchmarks/backbones.py [NAME ...]   (after `dvc repro prepare`; needs a quiet machine)
 
-One update is forward, backward and optimizer step on one constant batch, in float32, without augmentation.
+One update is forward, backward and optimizer step on one constant batch, in float32, without augmentation. Nets are as
+timm builds them; `--stem auto` adapts them to small faces, which takes longer.
 """
 
 import argparse
 import statistics
 import time
 
+import budget
 import torch
 from torch import nn
 
@@ -18,17 +20,17 @@ from pipeline.params import load_params
 
 PEER = "resnet18"
 NAMES = [
-    "face_resnet_s", "face_resnet_m", "regnetx_002", "efficientnet_b0", "mobilenetv3_small_100",
+    "face_resnet_s", "face_resnet_m", "face_resnet_l", "regnetx_002", "efficientnet_b0", "mobilenetv3_small_100",
     "mobilenetv4_conv_small", "convnext_atto", "vit_tiny_patch16_224", "mobilevit_xxs", "ghostnet_100",
     "swin_tiny_patch4_window7_224",
 ]  # fmt: skip
 
 
-def images_per_s(name: str, batch_size: int, updates: int) -> tuple[float, float, int]:
+def images_per_s(name: str, stem: str, batch_size: int, updates: int) -> tuple[float, float, int]:
     """Median and spread (interquartile range) of img/s over single updates, and the net's parameters."""
     prepared = load_prepared()
-    params = load_params().train.model_copy(update={"backbone": name, "backbone_args": {}})
-    recipe, _ = model.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    params = load_params().train.model_copy(update={"backbone": name, "backbone_args": {}, "stem": stem})
+    recipe = budget.plan(params, prepared)
     net = model.build_model(recipe).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     size, channels = recipe.preprocessing["input_size"], recipe.preprocessing["in_chans"]
@@ -50,18 +52,19 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="timm names")
+    parser.add_argument("--stem", choices=("keep", "auto"), default="keep", help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images an update (%(default)s)")
     parser.add_argument("--updates", type=int, default=8, help="timed updates (%(default)s)")
     arguments = parser.parse_args()
-    peer = images_per_s(PEER, arguments.batch_size, arguments.updates)
+    chosen = arguments.stem, arguments.batch_size, arguments.updates
+    peer = images_per_s(PEER, *chosen)
     print(
-        f"{torch.get_num_threads()} threads, batch {arguments.batch_size}, n = {arguments.updates} updates\n"
+        f"{torch.get_num_threads()} threads, batch {arguments.batch_size}, n = {arguments.updates} updates, "
+        f"train.stem: {arguments.stem}\n"
     )
     print(f"| backbone | parameters, M | img/s (IQR) | of {PEER} |\n|---|---|---|---|")
     for name in [PEER, *arguments.names]:
-        rate, spread, size = (
-            peer if name == PEER else images_per_s(name, arguments.batch_size, arguments.updates)
-        )
+        rate, spread, size = peer if name == PEER else images_per_s(name, *chosen)
         print(f"| {name} | {size / 1e6:.1f} | {rate:.0f} ({spread:.0f}) | {rate / peer[0]:.2f} |", flush=True)
 
 

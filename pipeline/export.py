@@ -229,6 +229,7 @@ def describe(
         faces, and whether there is an int8 version.
     """
     decisive = {key: sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")}
+    decisive["stem"] = sidecar.get("stem", {})
     decisive["weights_sha256"] = sidecar["weights_sha256"]
     decisive["calibration"] = {"temperature": trust["temperature"], "ece": trust["ece"]["test"]}
     decisive["abstain"] = trust["abstain"]

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import pipeline.backbones  # noqa: F401  (registers our nets with timm)
-from pipeline import augment, pretrained
+from pipeline import augment, pretrained, stem
 from pipeline.errors import UserError
 from pipeline.params import TrainParams
+from pipeline.stem import Changes
 
 WEIGHTS, SIDECAR = "weights.pt", "weights.json"
 
@@ -32,12 +33,14 @@ class Recipe:
     ``model_args`` are the arguments of ``timm.create_model``; ``preprocessing`` has ``img_size`` and
     ``channels`` of a prepared image, ``input_size`` (px) and ``in_chans`` of the net, ``mean``, ``std``, and
     the resolved ``train`` and ``eval`` transforms; train adds ``faces``, how they were cut out of photos.
+    ``stem`` is what is changed in the net that timm builds, so that it suits small pictures (see ``stem``).
     """
 
     backbone: str
     model_args: dict[str, Any]
     class_names: list[str]
     preprocessing: dict[str, Any]
+    stem: Changes = field(default_factory=dict)
 
 
 def check_backbone(name: str) -> None:
@@ -70,7 +73,8 @@ def plan(
         The recipe, and sentences for the log about what was adapted.
 
     Raises:
-        UserError: Unknown backbone or transform, or a size that the backbone cannot take.
+        UserError: Unknown backbone or transform, a size that the backbone cannot take, or one of which it leaves a
+            map of one cell.
     """
     check_backbone(params.backbone)
     notes: list[str] = []
@@ -89,9 +93,12 @@ def plan(
     if params.input_size == "auto":
         sizes = _candidate_sizes(params.backbone, wanted)
     model_args = dict(params.backbone_args) | {"num_classes": len(class_names), "in_chans": in_chans}
-    size, model_args, probe = _first_that_fits(params, model_args, sizes)
+    size, fitted = _first_that_fits(params, model_args, sizes)
     if size != wanted:
         notes.append(f"{params.backbone} does not take {wanted} px; images are resized to {size} px")
+    if fitted.note:
+        notes.append(f"{params.backbone} {fitted.note}")
+    probe = fitted.model
 
     mean, std = _statistics(probe, in_chans)
     resolved = {}
@@ -111,12 +118,13 @@ def plan(
         "img_size": img_size, "channels": channels, "input_size": size, "in_chans": in_chans,
         "mean": mean, "std": std, **resolved,
     }  # fmt: skip
-    return Recipe(params.backbone, model_args, class_names, preprocessing), notes
+    return Recipe(params.backbone, fitted.model_args, class_names, preprocessing, fitted.changes), notes
 
 
 def build_model(recipe: Recipe) -> nn.Module:
     """Build the net of a recipe, randomly initialised from torch's global generator."""
-    return timm.create_model(recipe.backbone, pretrained=False, **recipe.model_args)
+    net = timm.create_model(recipe.backbone, pretrained=False, **recipe.model_args)
+    return stem.apply(net, recipe.stem)
 
 
 def initial_model(recipe: Recipe, params: TrainParams) -> nn.Module:
@@ -126,10 +134,12 @@ def initial_model(recipe: Recipe, params: TrainParams) -> nn.Module:
         UserError: Weights that cannot be had, do not match their digest or do not fit; with the remedy.
     """
     if params.weights:
-        return pretrained.from_file(recipe.backbone, recipe.model_args, params.weights, params.weights_sha256)
-    if params.pretrained:
-        return pretrained.from_hub(recipe.backbone, recipe.model_args)
-    return build_model(recipe)
+        net = pretrained.from_file(recipe.backbone, recipe.model_args, params.weights, params.weights_sha256)
+    elif params.pretrained:
+        net = pretrained.from_hub(recipe.backbone, recipe.model_args)
+    else:
+        return build_model(recipe)
+    return stem.apply(net, recipe.stem)
 
 
 class Classifier(nn.Module):
@@ -177,7 +187,7 @@ def save_weights(directory: Path, model: nn.Module, recipe: Recipe, extra: dict[
     (directory / WEIGHTS).write_bytes(buffer.getvalue())
     sidecar = {
         "backbone": recipe.backbone, "model_args": recipe.model_args, "class_names": recipe.class_names,
-        "preprocessing": recipe.preprocessing, "weights_sha256": digest, **extra,
+        "preprocessing": recipe.preprocessing, "stem": recipe.stem, "weights_sha256": digest, **extra,
     }  # fmt: skip
     (directory / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
     return digest
@@ -192,8 +202,9 @@ def load_sidecar(directory: Path | str) -> dict[str, Any]:
 
 
 def recipe_of(sidecar: dict[str, Any]) -> Recipe:
-    """The recipe that a sidecar holds."""
-    return Recipe(*(sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")))
+    """The recipe that a sidecar holds; one of a time before ``train.stem`` has no entry for it."""
+    required = (sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing"))
+    return Recipe(*required, sidecar.get("stem", {}))
 
 
 def load_model(directory: Path | str, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
@@ -256,8 +267,8 @@ def _candidate_sizes(backbone: str, wanted: int) -> list[int]:
 
 def _first_that_fits(
     params: TrainParams, model_args: dict[str, Any], sizes: list[int]
-) -> tuple[int, dict[str, Any], nn.Module]:
-    """The first size at which the backbone can be built and run, its arguments, and the net built so."""
+) -> tuple[int, stem.Fitted]:
+    """The first size at which the backbone can be built and run, and the net for it."""
     state = torch.get_rng_state()
     failure = ""
     try:
@@ -274,14 +285,36 @@ def _first_that_fits(
                     failure = f"{type(error).__name__}: {error}"
                     continue
                 failure = run_failure(model, size, model_args["in_chans"])
-                if not failure:
-                    return size, args, model
+                fitted = _fit_stem(params, args, size, model, bool(failure))
+                if not failure or fitted.changed:
+                    return size, fitted
     finally:
         torch.set_rng_state(state)
     raise UserError(
         f"train.backbone: {params.backbone} takes none of these sizes: {', '.join(map(str, sizes))} px ({failure}). "
         "Set train.input_size to one that it takes, or choose another backbone."
     )
+
+
+def _fit_stem(
+    params: TrainParams, args: dict[str, Any], size: int, model: nn.Module, fails: bool
+) -> stem.Fitted:
+    """A net that suits its size, as far as params let it; one whose last map collapses is refused."""
+    in_chans = args["in_chans"]
+    found = stem.Fitted(model, args, 0 if fails else stem.last_side(model, size, in_chans))
+    if params.stem == "auto":
+        found = stem.fit(
+            found, size, in_chans,
+            build=lambda args: timm.create_model(params.backbone, pretrained=False, **args),
+            runs=lambda net: _runs(net, size, in_chans),
+            given=params.backbone_args,
+        )  # fmt: skip
+    if found.side is not None and 0 < found.side <= stem.COLLAPSED:
+        raise UserError(
+            f"train.backbone: {params.backbone} shrinks pictures of {size} px to a map of {found.side}x{found.side}, "
+            f"in which no place of a face is left. {stem.remedies(size, params.stem)}"
+        )
+    return found
 
 
 def run_failure(model: nn.Module, size: int, in_chans: int) -> str:

@@ -61,6 +61,7 @@ RESULT_MODULES = (
     "optim",
     "pretrained",
     "schedule",
+    "stem",
     "train",
     "trainer",
 )

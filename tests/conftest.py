@@ -58,6 +58,7 @@ train:
   weights: null
   weights_sha256: null
   input_size: auto
+  stem: keep
   transforms:
     train:
       - RandomCrop: {size: 16, padding: 2}

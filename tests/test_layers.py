@@ -219,7 +219,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
         ("pictures", {"archives", "embedded", "errors", "images", "items", "tables", "trees"}), ("scores", {"errors"}),
         ("batch", {"cores", "errors", "images", "pictures", "predict", "scores", "served", "serving"}),
-        ("model", {"augment", "backbones", "errors", "params", "pretrained"}),
+        ("model", {"augment", "backbones", "errors", "params", "pretrained", "stem"}), ("stem", set()),
         ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
         (

@@ -50,13 +50,13 @@ def test_a_convolutional_net_takes_the_images_as_they_are() -> None:
 
 def test_colour_keeps_the_statistics_of_the_backbone() -> None:
     """Three channels in, so the statistics are timm's own."""
-    recipe, _ = plan(train_params("resnet18"), NAMES, 32, 3)
+    recipe, _ = plan(train_params("resnet18"), NAMES, 48, 3)
     cfg = timm.get_pretrained_cfg("resnet18")
     assert recipe.preprocessing["mean"] == list(cfg.mean)
     assert recipe.preprocessing["std"] == list(cfg.std)
 
 
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "levit_128s"])
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "gmlp_ti16_224"])
 def test_a_net_of_fixed_size_is_built_for_the_images(backbone: str) -> None:
     """Nets with position tables get ``img_size``, so that they run on what is there, and on nothing else."""
     recipe, notes = plan(train_params(backbone), NAMES, 48, 1)

@@ -19,6 +19,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
@@ -27,7 +28,7 @@ from pipeline import train as stage
 from pipeline.data import load_prepared
 from pipeline.errors import UserError
 from pipeline.interrupt import StopRequest
-from pipeline.model import load_classifier
+from pipeline.model import load_classifier, load_model
 from pipeline.params import EarlyStopping, apply_overrides, parse_params
 from tests.conftest import TINY_PARAMS, forget_store, make_project
 
@@ -440,6 +441,24 @@ def test_weights_of_another_digest_stop_it_before_anything_is_written(project: P
     with pytest.raises(UserError, match=r"train\.weights_sha256"):
         train("train.weights=start.pt", f"train.weights_sha256={'0' * 64}")
     assert untouched(project)
+
+
+def test_a_net_is_adapted_to_small_images_and_says_so(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train.stem: auto` from the plan to the log, the weights that are loaded, and the cost that is tracked."""
+    net = ("train.backbone=test_resnet", "train.backbone_args={}", "train.lr=0.01", "train.epochs=2")
+    with pytest.raises(UserError, match=r"Set train\.stem to auto"):
+        train(*net)
+    assert untouched(project)
+    train(*net, "train.stem=auto")
+    assert "test_resnet would end in a map of 1x1 at 16 px" in capsys.readouterr().out
+    loaded, sidecar = load_model(OUT)
+    assert len(sidecar["stem"]) > 1
+    assert loaded.forward_features(torch.zeros(1, 1, 16, 16)).shape[2:] == (4, 4)
+    (run,) = runs()
+    stock = timm.create_model("test_resnet", **sidecar["model_args"])
+    assert run.data.metrics["cost/parameters"] == sum(p.numel() for p in stock.parameters())
 
 
 @pytest.mark.parametrize(
