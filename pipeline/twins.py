@@ -49,8 +49,15 @@ def _connect_pictures(
     there = images >= 0
     images = images[there]
     pairs = near_pairs(pixels, images, scratch, progress)
-    numbers = np.flatnonzero(there)
-    return connect(len(there), numbers[pairs.first], numbers[pairs.second])
+    del images
+    ranks = there.cumsum(dtype=np.int32)  # a picture's place among those looked at is its rank less 1
+    return connect(
+        len(there),
+        *(
+            np.searchsorted(ranks, side.astype(np.int32) + np.int32(1))
+            for side in (pairs.first, pairs.second)
+        ),
+    )
 
 
 def in_conflict(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:

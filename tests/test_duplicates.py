@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import cache
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
@@ -128,6 +129,21 @@ def test_connect_by_hand() -> None:
     assert labels.tolist() == [0, 1, 2, 2, 0, 2, 3]
     none = np.array([], np.int64)
     assert connect(3, none, none).tolist() == [0, 1, 2]
+    assert connect(0, none, none).tolist() == []
+
+
+def test_connect_agrees_with_a_graph_of_all() -> None:
+    rng = np.random.default_rng(0)
+    for count, pairs in ((50, 20), (50, 60), (400, 150), (2, 1)):
+        first, second = rng.integers(0, count, (2, pairs))
+        graph = nx.Graph()
+        graph.add_nodes_from(range(count))
+        graph.add_edges_from(zip(first.tolist(), second.tolist()))
+        sets = sorted(map(sorted, nx.connected_components(graph)))
+        expected = np.empty(count, int)
+        for number, members in enumerate(sets):
+            expected[members] = number
+        assert connect(count, first, second).tolist() == expected.tolist()
 
 
 # Cells
