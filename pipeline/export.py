@@ -145,7 +145,7 @@ def offer_int8(prepared: Prepared, folder: Path, most: float | None) -> dict[str
         ``absent`` (why, or None) and, where it was made, ``images`` of val, ``accuracy`` on them, ``float_accuracy``
         of ``model.onnx``, and ``size_bytes``.
     """
-    source, dest = folder / "model.onnx", folder / quantize.FILE
+    source, dest = folder / "model.onnx", folder / serving.RUNTIMES["int8"]
     if most is None:
         return {"absent": "export.int8_drop is null"}
     if not source.exists():

@@ -15,7 +15,6 @@ from pipeline import formats
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-FILE = "model.int8.onnx"
 CALIBRATION_IMAGES = 512
 CHECK_IMAGES = 5000
 BATCH_SIZE = 64

@@ -14,8 +14,9 @@ from pipeline import batch, export, formats, model, quantize, served
 from pipeline.data import load_prepared
 from pipeline.errors import UserError
 from pipeline.pyfunc import build_pyfunc, example_picture
-from pipeline.serving import Predictor
+from pipeline.serving import RUNTIMES, Predictor
 
+INT8 = RUNTIMES["int8"]
 SIZE, CLASSES = 28, ["happy", "neutral", "sad"]
 
 
@@ -77,14 +78,14 @@ def test_it_answers_nearly_as_the_float_one(folder: Path, offered: dict) -> None
     expected = formats.run_onnx(folder / "model.onnx", val)
     assert min(np.bincount(expected.argmax(1), minlength=3)) > 10
     for size in (1, 7, 400):
-        got = formats.run_onnx(folder / quantize.FILE, val[:size])
+        got = formats.run_onnx(folder / INT8, val[:size])
         assert np.abs(got - expected[:size]).mean() < 0.06  # 0.28 where the pool's border is wrong
     assert offered["accuracy"] == pytest.approx((got.argmax(1) == expected.argmax(1)).mean())
     assert offered["accuracy"] >= 0.9
-    sizes = [(folder / name).stat().st_size for name in ("model.onnx", quantize.FILE)]
+    sizes = [(folder / name).stat().st_size for name in ("model.onnx", INT8)]
     assert offered["size_bytes"] == sizes[1] < 0.4 * sizes[0]
-    assert b"/tmp" not in (folder / quantize.FILE).read_bytes()
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", quantize.FILE, "prepared"}
+    assert b"/tmp" not in (folder / INT8).read_bytes()
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", INT8, "prepared"}
 
 
 def test_equal_models_give_equal_bytes(folder: Path, offered: dict, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_equal_models_give_equal_bytes(folder: Path, offered: dict, tmp_path: Pa
     quantize.quantize(
         folder / "model.onnx", tmp_path / "again", images[quantize.sample(300, quantize.CALIBRATION_IMAGES)]
     )
-    assert (tmp_path / "again").read_bytes() == (folder / quantize.FILE).read_bytes()
+    assert (tmp_path / "again").read_bytes() == (folder / INT8).read_bytes()
 
 
 def test_what_costs_accuracy_is_left_out(
@@ -129,7 +130,7 @@ def test_what_costs_accuracy_is_left_out(
 def bundle(folder: Path, offered: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = tmp_path_factory.mktemp("served") / "bundle"
     bundle.mkdir()
-    for name in ("model.onnx", quantize.FILE):
+    for name in ("model.onnx", INT8):
         (bundle / name).write_bytes((folder / name).read_bytes())
     preprocessing = {"img_size": SIZE, "channels": 1}
     (bundle / "bundle.json").write_text(json.dumps({"class_names": CLASSES, "preprocessing": preprocessing}))
@@ -167,15 +168,15 @@ def test_batch_scores_with_it(bundle: Path, registered: Path, tmp_path: Path) ->
     images = smooth(20, 5)
     for i, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(tmp_path / "faces" / f"{i:02d}.png")
-    expected = formats.run_onnx(bundle / quantize.FILE, images)
+    expected = formats.run_onnx(bundle / INT8, images)
     for place in (bundle, registered):
         out = tmp_path / f"{place.name}.parquet"
         batch.score(tmp_path / "faces", out, str(place), batch.Settings(runtime="int8"))
         got = pd.read_parquet(out)[[f"prob_{name}" for name in CLASSES]].to_numpy()
         np.testing.assert_allclose(got, expected, atol=1e-5)
-    (bundle / quantize.FILE).rename(tmp_path / "away")
+    (bundle / INT8).rename(tmp_path / "away")
     try:
         with pytest.raises(UserError, match=r"no model\.int8\.onnx.*--runtime onnx"):
             batch.score(tmp_path / "faces", tmp_path / "x.parquet", bundle, batch.Settings(runtime="int8"))
     finally:
-        (tmp_path / "away").rename(bundle / quantize.FILE)
+        (tmp_path / "away").rename(bundle / INT8)
