@@ -4,6 +4,7 @@ The app is the one that ``mlflow models serve`` runs, so its paths behave alike.
 quicker, threads and processes that fit the machine, and limits on what a client can ask for.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -93,6 +94,9 @@ def build_app(options: Options) -> Guard:
         from pipeline import webpage
 
         files = webpage.files(options.found, knows_faces, int(options.max_mb * MB))
+    # To look for garbage among all that was loaded would hold up requests for a tenth of a second.
+    gc.collect()
+    gc.freeze()
     return Guard(app, files, options.threads, Limits(body=int(options.max_mb * MB)))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import os
@@ -281,6 +282,15 @@ def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
     page.route("**/invocations", lambda route: route.abort())  # what a browser sees when the server is down
     page.set_input_files("#file", good)
     page.locator("#problem", has_text="doesn't answer").wait_for()
+
+
+def test_what_was_loaded_is_not_searched_for_garbage_while_requests_wait(bright_bundle: Path) -> None:
+    options = server.Options(served.locate(str(bright_bundle)), "127.0.0.1", 0, 1, 1, None, False, 1.0)
+    try:
+        server.build_app(options)
+        assert len(gc.get_objects()) < gc.get_freeze_count() / 100
+    finally:
+        gc.unfreeze()
 
 
 def test_values_are_bounded_by_what_base64_has_not() -> None:
