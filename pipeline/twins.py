@@ -1,5 +1,7 @@
 """Sets of images that show the same picture: found, marked, and kept out of training where they flatter a score."""
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,11 @@ def find_twins(
         progress: Show progress bars.
     """
     # By digest, so that neither names nor order of the files change what is found.
-    twins, known = records.twins, records.twins >= 0
-    if not known.any():
+    twins = records.twins
+    if twins.max(initial=-1) < 0:
         return
     labels = _connect_pictures(records, pixels, scratch, progress)
+    known = twins >= 0
     records.groups[:] = np.where(known, labels[twins], -1)
     records.mark(known & (count_values(twins[known]) > 1)[twins], "duplicate")
     records.mark(known & (count_values(labels) > 1)[records.groups], "near")
@@ -48,6 +51,7 @@ def _connect_pictures(
     del lit
     there = images >= 0
     images = images[there]
+    _return_freed_memory()
     pairs = near_pairs(pixels, images, scratch, progress)
     del images
     ranks = there.cumsum(dtype=np.int32)  # a picture's place among those looked at is its rank less 1
@@ -58,6 +62,12 @@ def _connect_pictures(
             for side in (pairs.first, pairs.second)
         ),
     )
+
+
+def _return_freed_memory() -> None:
+    """Give the system what glibc keeps of the memory freed so far, which would add to what comes; nothing elsewhere."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def in_conflict(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
