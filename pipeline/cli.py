@@ -352,23 +352,22 @@ def _compare(arguments: argparse.Namespace) -> None:
     from pipeline.comparison import compare
 
     if families := groups.find_pair(arguments.a, arguments.b):
-        if arguments.html:
-            raise UserError("--html: families of seeds are compared in the terminal, or with --json")
-        seeds = groups.compare(*families)
-        print(json.dumps(seeds.as_dict(), indent=2) if arguments.json else seeds.text())
-        return
-    found = compare(contenders.find(arguments.a), contenders.find(arguments.b))
-    print(json.dumps(found.as_dict(), indent=2) if arguments.json else compare_page.text(found))
+        found = groups.compare(*families)
+        text, page, shown = compare_page.families_text, compare_page.families_page, "as a page"
+    else:
+        found = compare(contenders.find(arguments.a), contenders.find(arguments.b))
+        text, page, shown = compare_page.text, compare_page.page, "with pictures"
+    print(json.dumps(found.as_dict(), indent=2) if arguments.json else text(found))
     if arguments.json and not arguments.html:
         return
     path = Path(arguments.html or "reports/compare.html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(compare_page.page(found), encoding="utf-8")
+        path.write_text(page(found), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}. Give another --html FILE.") from None
     if not arguments.json:
-        print(f"\nwith pictures: {path}")
+        print(f"\n{shown}: {path}")
 
 
 def _promote(arguments: argparse.Namespace) -> int:

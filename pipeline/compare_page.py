@@ -1,4 +1,6 @@
-"""A comparison to read: as text for the terminal, and as a page with the pictures that two models disagree about.
+"""A comparison to read, of models or of families: as text for the terminal, and as a page.
+
+A page of two models has the pictures that they disagree about.
 
 The pictures are faces: the page is no output of a stage, and never goes into git.
 """
@@ -6,12 +8,17 @@ The pictures are faces: the page is no output of a stage, and never goes into gi
 from pathlib import Path
 from typing import Any
 
-from pipeline import pages
+from markupsafe import Markup
+
+from pipeline import pages, plots
 from pipeline.comparison import Comparison
 from pipeline.data import PREPARED, load_prepared
 from pipeline.errors import UserError
+from pipeline.grouped import mean_interval
+from pipeline.groups import GroupComparison
 
 SHOWN = 24  # of each kind
+CLASS_HEADER = ["recall", "images", "A", "B", "B - A", "95 % interval", "p (Holm)"]
 TITLES = {
     "fixed": ("Fixed", "A was wrong and B is right."),
     "broken": ("Broken", "A was right and B is wrong."),
@@ -24,7 +31,7 @@ def text(found: Comparison) -> str:
     blocks = [
         [f"A  {found.a.name}", f"B  {found.b.name}", "", found.verdict],
         _table(["", "A", "B", "B - A", "95 % interval"], score_rows(found)),
-        _table(["recall", "images", "A", "B", "B - A", "95 % interval", "p (Holm)"], class_rows(found)),
+        _table(CLASS_HEADER, class_rows(found)),
         _table(["cost", "A", "B", "B / A"], cost_rows(found)),
         _table(["params that differ", "A", "B"], [[n, _cut(a), _cut(b)] for n, a, b in found.params]),
         [", ".join(f"{len(rows):,} {name}" for name, rows in found.samples.items())],
@@ -57,6 +64,37 @@ def page(found: Comparison, prepared_dir: Path = PREPARED) -> str:
     )
 
 
+def families_text(found: GroupComparison) -> str:
+    """The comparison of two families as aligned text."""
+    blocks = [
+        found.summary(),
+        _table(CLASS_HEADER, class_rows(found)),
+        _table(["params that differ", "A", "B"], [[n, _cut(a), _cut(b)] for n, a, b in found.params]),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def families_page(found: GroupComparison) -> str:
+    """The comparison of two families as a page, HTML."""
+    scores = {f"{side}: {one.name}": one.right.mean(axis=1) for side, one in (("A", found.a), ("B", found.b))}
+    spreads = {name: mean_interval(values) for name, values in scores.items()}
+    figure = plots.seed_scores(
+        {name: list(values) for name, values in scores.items()},
+        {name: (spread.mean, spread.low, spread.high) for name, spread in spreads.items()},
+        "test accuracy of each seed, mean and 95 % t interval",
+    )
+    return pages.render(
+        "families.html",
+        title="Two families of seeds",
+        found=found,
+        lines=found.summary(),
+        figure=Markup(plots.to_svg(figure, "seeds", "test accuracy of each seed")),
+        images=len(found.a.samples),
+        classes=class_rows(found),
+        params=found.params,
+    )
+
+
 def score_rows(found: Comparison) -> list[list[str]]:
     """Cells of the scores: name, A, B, difference, interval."""
     return [
@@ -65,7 +103,7 @@ def score_rows(found: Comparison) -> list[list[str]]:
     ]
 
 
-def class_rows(found: Comparison) -> list[list[str]]:
+def class_rows(found: Comparison | GroupComparison) -> list[list[str]]:
     """Cells of the recalls: class, images, A, B, difference, interval, p."""
     return [
         [

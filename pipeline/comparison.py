@@ -171,6 +171,11 @@ def _classes(a: Contender, b: Contender) -> list[dict[str, Any]]:
 def _params(a: Contender, b: Contender) -> list[tuple[str, str, str]]:
     ours = a.params | {name: a.tags[tag][:12] for name, tag in ORIGIN.items() if tag in a.tags}
     theirs = b.params | {name: b.tags[tag][:12] for name, tag in ORIGIN.items() if tag in b.tags}
+    return differing(ours, theirs)
+
+
+def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Rows of name, the one's value and the other's, of those that are not the same; ``-`` where one has none."""
     names = dict.fromkeys([*ours, *theirs])
     return [
         (name, ours.get(name, "-"), theirs.get(name, "-"))

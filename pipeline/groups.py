@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import contenders, family
+from pipeline.comparison import differing
 from pipeline.errors import UserError
 from pipeline.grouped import GroupDifference, compare_groups
+from pipeline.paired import holm
 from pipeline.store import connect, experiment_id, find_run
 
 if TYPE_CHECKING:
@@ -31,11 +33,21 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """B's mean test accuracy minus A's, over seeds and test images."""
+    """Two families; differences are B's mean over seeds and test images minus A's.
+
+    Attributes:
+        a: The one.
+        b: The other.
+        accuracy: The difference in test accuracy.
+        classes: A row a class with its recalls, their difference with interval, and ``p``, corrected by Holm.
+        params: Rows of name, A's value, B's value, of those that differ.
+    """
 
     a: Group
     b: Group
     accuracy: GroupDifference
+    classes: list[dict[str, Any]]
+    params: list[tuple[str, str, str]]
 
     @property
     def verdict(self) -> str:
@@ -56,11 +68,13 @@ class GroupComparison:
         return sides | {
             "samples": len(self.a.samples),
             "accuracy": asdict(self.accuracy),
+            "classes": self.classes,
+            "params": [dict(zip(("name", "a", "b"), row)) for row in self.params],
             "verdict": self.verdict,
         }
 
-    def text(self) -> str:
-        """The comparison for the terminal."""
+    def summary(self) -> list[str]:
+        """What was found of the accuracy, in lines."""
         found, lines = self.accuracy, []
         for side, group in (("A", self.a), ("B", self.b)):
             accuracy = group.right.mean(axis=1)
@@ -76,7 +90,7 @@ class GroupComparison:
             f"{found.from_images**0.5:.4f} from images",
             f"verdict: {self.verdict}",
         ]
-        return "\n".join(lines)
+        return lines
 
 
 def find_pair(a: str, b: str) -> tuple["Run", "Run"] | None:
@@ -109,7 +123,28 @@ def compare(a: "Run", b: "Run") -> GroupComparison:
     one, other = _read_group(client, a), _read_group(client, b)
     if one.samples != other.samples or len(one.test_digests | other.test_digests) > 1:
         raise UserError(f"{one.name} and {other.name} were not tested on the same samples.")
-    return GroupComparison(one, other, compare_groups(other.right, one.right, LEVEL))
+    return GroupComparison(
+        one, other, compare_groups(other.right, one.right, LEVEL), _classes(one, other),
+        differing(a.data.params, b.data.params),
+    )  # fmt: skip
+
+
+def _classes(a: Group, b: Group) -> list[dict[str, Any]]:
+    """Recall by class, of those with two test images or more."""
+    labels, rows = np.array([label for _, label in a.samples]), []
+    for name in np.unique(labels):
+        own = labels == name
+        if own.sum() < 2:
+            continue
+        found = compare_groups(b.right[:, own], a.right[:, own], LEVEL)
+        rows.append({
+            "class": str(name), "images": int(own.sum()), "a": float(a.right[:, own].mean()),
+            "b": float(b.right[:, own].mean()), "difference": found.difference, "low": found.low, "high": found.high,
+            "p": found.p_value,
+        })  # fmt: skip
+    for row, p in zip(rows, holm(np.array([row["p"] for row in rows]))):
+        row["p"] = float(p)
+    return rows
 
 
 def _find_family(client: "MlflowClient", name: str) -> "Run | None":

@@ -194,7 +194,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("contenders", {"errors", "experiments", "family", "registry", "store", "tracking"}), ("paired", set()),
         ("gate", {"calibration", "paired", "params"}),
         ("comparison", {"calibration", "contenders", "errors", "gate", "metrics", "paired"}),
-        ("compare_page", {"comparison", "data", "errors", "pages"}),
+        ("compare_page", {"comparison", "data", "errors", "grouped", "groups", "pages", "plots"}),
         ("promotion", {
             "contenders", "errors", "gate", "latency", "params", "registry", "serving", "store", "tracking",
         }),

@@ -142,7 +142,7 @@ def test_outside_git() -> None:
 def add_family(name: str, right: np.ndarray) -> str:
     """A family whose seeds answered so, bool (S, N); the samples stand in another order in every run."""
     client = connect()
-    parent = family.open_family(client, name, name, {"train.backbone": "net"}).info.run_id
+    parent = family.open_family(client, name, name, {"train.backbone": name}).info.run_id
     found = []
     for seed, row in enumerate(right):
         run_id = client.create_run(experiment_id(client)).info.run_id
@@ -173,7 +173,18 @@ def test_families_are_compared_by_name(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    assert "verdict: good is better" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "verdict: good is better" in said
+    (row,) = found.classes  # all samples are of one class
+    assert row["difference"] == found.accuracy.difference
+    assert row["p"] == found.accuracy.p_value
+    assert found.params == [("train.backbone", "good", "poor")]
+    page = Path("reports/compare.html").read_text()
+    assert "Verdict: good is better" in page
+    assert "<svg" in page
+    for figure in (f"{row['a']:.4f}", f"{row['b']:.4f}", "train.backbone"):
+        assert figure in said
+        assert figure in page
     add_family("lone", good[:1])
     add_family("shorter", good[:, 1:])
     with pytest.raises(UserError, match="1 seeds"):
