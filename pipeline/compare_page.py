@@ -81,14 +81,14 @@ def families_page(found: GroupComparison) -> str:
     figure = plots.seed_scores(
         {name: list(values) for name, values in scores.items()},
         {name: (spread.mean, spread.low, spread.high) for name, spread in spreads.items()},
-        "test accuracy of each seed, mean and 95 % t interval",
+        "test accuracy: seeds, mean, 95 % t interval",
     )
     return pages.render(
         "families.html",
         title="Two families of seeds",
         found=found,
         lines=found.summary(),
-        figure=Markup(plots.to_svg(figure, "seeds", "test accuracy of each seed")),
+        figure=Markup(plots.to_svg(figure, "seeds", "test accuracy of each seed", height_in=2)),
         images=len(found.a.samples),
         classes=class_rows(found),
         params=found.params,
