@@ -110,13 +110,6 @@ class Imbalance(Section):
     tau: NonNegative
 
 
-class Distillation(Section):
-    """How many nets are trained first, and the part of the labels that their mean answer becomes."""
-
-    teachers: Annotated[int, Field(ge=0, le=20)]
-    weight: Annotated[float, Field(ge=0, le=1)]
-
-
 class EarlyStopping(Section):
     """The val metric that picks the best weights, and after how many epochs without a better one to stop."""
 
@@ -148,7 +141,6 @@ class TrainParams(Section):
     freeze: list[str]
     schedule: Schedule
     label_smoothing: Fraction
-    distillation: Distillation
     imbalance: Imbalance
     ema_decay: Fraction
     grad_clip_norm: Positive | None

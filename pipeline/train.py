@@ -22,7 +22,7 @@ import pandas as pd
 import timm
 import torch
 
-from pipeline import checkpoint, costs, distillation, distributed, engine, formats, model, plots
+from pipeline import checkpoint, costs, distributed, engine, formats, model, plots
 from pipeline.data import Prepared, load_prepared
 from pipeline.distributed import Ranks
 from pipeline.engine import Interrupted, Progress
@@ -48,7 +48,6 @@ RESULT_MODULES = (
     "augment",
     "backbones",
     "data",
-    "distillation",
     "distributed",
     "draws",
     "engine",
@@ -73,10 +72,7 @@ CHECKPOINT_INTERVAL_S = 30.0
 
 @dataclass
 class Session:
-    """The state of a run that a checkpoint holds, besides net and optimizer.
-
-    ``taught`` teachers are trained, whose answers to the training images sum up to ``answers`` (N, K).
-    """
+    """The state of a run that a checkpoint holds, besides net and optimizer."""
 
     progress: Progress = field(default_factory=Progress)
     run_id: str | None = None
@@ -86,8 +82,6 @@ class Session:
     best_epoch: int = 0
     best_state: dict[str, torch.Tensor] = field(default_factory=dict)
     train_s: float = 0.0
-    taught: int = 0
-    answers: torch.Tensor | None = None
     finished: bool = False
 
 
@@ -117,7 +111,7 @@ def train(params: Params, stop: StopRequest) -> None:
         sys.exit(128 + stop.signal)
     distributed.launch(params.train.devices, device)
     set_determinism(params.train.deterministic, device)
-    trainer = build_trainer(distillation.params_of(params.train, 0), prepared, recipe, device, ranks)
+    trainer = build_trainer(params.train, prepared, recipe, device, ranks)
     if ranks.main:
         for note in [*notes, *augmentation_notes(trainer.augmentation)]:
             print(note, flush=True)
@@ -147,19 +141,12 @@ def _train_together(
         session = Session()
         state = ranks.share(checkpoint.load(directory) if ranks.main else None)
         if state is not None:
-            if taught := state["session"]["taught"]:
-                trainer = _next_trainer(trainer, params.train, prepared, recipe, taught)
             restore(state, trainer, session)
             if ranks.main:
-                net = distillation.label(params.train, session.taught)
-                print(f"Going on from the checkpoint at {net}epoch {session.progress.epoch + 1}.", flush=True)
+                print(f"Going on from the checkpoint at epoch {session.progress.epoch + 1}.", flush=True)
         run = open_run(params, prepared, recipe, trainer, session, directory, key) if ranks.main else None
         try:
             if not ranks.share(session.finished):
-                fit(params.train, prepared, recipe, trainer, session, run, directory, stop)
-            while session.taught < params.train.distillation.teachers:
-                learn_from_teacher(params.train, prepared, recipe, trainer, session)
-                trainer = _next_trainer(trainer, params.train, prepared, recipe, session.taught)
                 fit(params.train, prepared, recipe, trainer, session, run, directory, stop)
             if run:
                 session.finished = True
@@ -209,33 +196,6 @@ def open_run(
     return run
 
 
-def _next_trainer(
-    former: Trainer, params: TrainParams, prepared: Prepared, recipe: model.Recipe, taught: int
-) -> Trainer:
-    """What trains the net after ``taught`` teachers, where ``former`` was."""
-    own = distillation.params_of(params, taught)
-    return build_trainer(own, prepared, recipe, former.device, former.ranks)
-
-
-def learn_from_teacher(
-    params: TrainParams, prepared: Prepared, recipe: model.Recipe, trainer: Trainer, session: Session
-) -> None:
-    """Add the answers of the teacher that has just been trained, and begin with the next net."""
-    teacher = model.build_model(recipe)
-    teacher.load_state_dict(session.best_state)
-    label = distillation.label(params, session.taught)
-    probs = torch.from_numpy(
-        distillation.answers(
-            model.Classifier(teacher, recipe), prepared.split("train"), params, trainer, f"{label}answers"
-        )
-    )
-    session.answers = probs if session.answers is None else session.answers + probs
-    session.taught += 1
-    history = session.progress.history
-    session.progress = Progress(history=history)
-    session.best_value, session.best_epoch, session.best_state = None, len(history), {}
-
-
 def job_key(params: Params, prepared: Prepared) -> str:
     """Hash of what determines the weights: params, data, code and the libraries that compute."""
     train_params = params.train.model_dump(exclude=RUNTIME_PARAMS)
@@ -270,11 +230,9 @@ def fit(
     params: TrainParams, prepared: Prepared, recipe: model.Recipe, trainer: Trainer, session: Session,
     run: TrainingRun | None, directory: Path, stop: StopRequest,
 ) -> None:  # fmt: skip
-    """Train the epochs of a net that are left, keeping its best weights in ``session``; the main rank has a ``run``."""
-    balanced, taught = params.imbalance.method == "sampling", session.taught
-    sums = None if session.answers is None else session.answers.numpy()
-    split = distillation.training_split(prepared, params, taught, sums)
-    loader = Loader(split, params.batch_size, trainer.seed, trainer.device, balanced)
+    """Train the epochs that are left, keeping the best weights in ``session``; only the main rank has a ``run``."""
+    balanced = params.imbalance.method == "sampling"
+    loader = Loader(prepared.split("train"), params.batch_size, params.seed, trainer.device, balanced)
     val_split, ranks, progress = prepared.split("val"), trainer.ranks, session.progress
     metric, patience = params.early_stopping.metric, params.early_stopping.patience
     sign = -1 if metric == "val/loss" else 1
@@ -298,12 +256,12 @@ def fit(
             raise Interrupted
 
     while progress.epoch < params.epochs:
-        if patience is not None and len(progress.history) - session.best_epoch >= patience:
+        if patience is not None and progress.epoch - session.best_epoch >= patience:
             if run:
                 print(f"No better {metric} for {patience} epochs: stopping early.", flush=True)
             break
         started = time.monotonic()
-        label = f"{distillation.label(params, taught)}epoch {progress.epoch + 1}/{params.epochs}"
+        label = f"epoch {progress.epoch + 1}/{params.epochs}"
         if progress.step == 0:
             progress.lr = max(group["lr"] for group in trainer.optimizer.param_groups)
         trained = engine.train_one_epoch(trainer, loader, progress, after_step, label)
@@ -313,12 +271,12 @@ def fit(
         scores = engine.evaluate(
             classifier, val_split, params.batch_size, trainer.device, f"{label} val", ranks
         )
-        row = {"epoch": len(progress.history) + 1, "lr": progress.lr}  # on from the teachers'
+        row = {"epoch": progress.epoch + 1, "lr": progress.lr}
         row |= {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in scores.items()}
         progress.history.append(row)
         better = session.best_value is None or sign * row[metric] > sign * session.best_value
         if better:
-            session.best_value, session.best_epoch = row[metric], int(row["epoch"])
+            session.best_value, session.best_epoch = row[metric], progress.epoch + 1
             session.best_state = {k: v.detach().cpu().clone() for k, v in candidate.state_dict().items()}
         trainer.schedule.step_epoch(row[metric])
         progress.epoch, progress.step, progress.samples = progress.epoch + 1, 0, 0

@@ -1,7 +1,5 @@
 """Sets of images that show the same picture: found, marked, and kept out of training where they flatter a score."""
 
-import ctypes
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +49,6 @@ def _connect_pictures(
     del lit
     there = images >= 0
     images = images[there]
-    _return_freed_memory()
     pairs = near_pairs(pixels, images, scratch, progress)
     del images
     ranks = there.cumsum(dtype=np.int32)  # a picture's place among those looked at is its rank less 1
@@ -62,12 +59,6 @@ def _connect_pictures(
             for side in (pairs.first, pairs.second)
         ),
     )
-
-
-def _return_freed_memory() -> None:
-    """Give the system what glibc keeps of the memory freed so far, which would add to what comes; nothing elsewhere."""
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def in_conflict(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:

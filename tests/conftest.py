@@ -87,7 +87,6 @@ train:
     decay_epochs: 2
     decay_rate: 0.5
   label_smoothing: 0.1
-  distillation: {teachers: 0, weight: 0.7}
   imbalance:
     method: none            # none, weights (by effective number), sampling (balanced) or logits (adjusted)
     beta: 0.999             # weights: 0 is none, towards 1 is the inverse of the counts

@@ -23,7 +23,7 @@ import timm
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from pipeline import distillation, engine, formats, plots, store, sync, tracking
+from pipeline import engine, formats, plots, store, sync, tracking
 from pipeline import train as stage
 from pipeline.data import load_prepared
 from pipeline.errors import UserError
@@ -256,14 +256,8 @@ def test_stopped_again_and_again_it_still_ends_alike(
             "train.imbalance.method=weights",
             "train.transforms.train=[RandomEqualize, RandomErasing]",
         ),
-        (
-            "train.distillation.teachers=2",
-            "train.epochs=1",
-            "train.schedule.warmup_epochs=0.5",
-            "train.early_stopping.patience=1",
-        ),
     ],
-    ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16", "everything", "one by one", "distillation"],
+    ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16", "everything", "one by one"],
 )
 def test_other_optimizers_and_schedules_go_on_alike_too(
     tmp_path: Path,
@@ -284,41 +278,6 @@ def test_other_optimizers_and_schedules_go_on_alike_too(
         train(*overrides)
         found.append(results())
     assert found[0] == found[1]
-
-
-def test_a_student_is_trained_on_labels_and_the_mean_answer_of_its_teachers(
-    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = ("train.distillation.teachers=2", "train.distillation.weight=0.75")
-    params = parse_params(apply_overrides(TINY_PARAMS, list(wanted))).train
-    seeds = [distillation.params_of(params, taught).seed for taught in range(3)]
-    assert len(set(seeds)) == 3
-    assert seeds[2] == params.seed
-
-    # Trained one by one: teachers are trainings like any other, and their answers come as votes of the data.
-    monkeypatch.chdir(make_project(tmp_path / "by hand", empty_store))
-    split, answers, histories = load_prepared().split("train"), [], []
-    for seed in seeds[:2]:
-        train(f"train.seed={seed}")
-        answers.append(engine.predict(load_classifier(OUT, "cpu").eval(), split.images, 16))
-        histories.append(pd.read_csv(OUT / "history.csv"))
-    soft = 0.25 * np.eye(3)[split.targets] + 0.75 * np.mean(answers, axis=0)
-    np.save("data/prepared/train_soft.npy", soft.astype(np.float32))
-    train()
-    histories.append(pd.read_csv(OUT / "history.csv"))
-
-    forget_store()
-    monkeypatch.chdir(make_project(tmp_path / "at once", empty_store))
-    train(*wanted)
-    history = pd.read_csv(OUT / "history.csv")
-    assert list(history["epoch"]) == list(range(1, 10))
-    for column in ("train/loss", "val/loss"):
-        np.testing.assert_allclose(history[column], pd.concat(histories)[column], rtol=1e-4)
-    np.testing.assert_array_equal(history["val/accuracy"], pd.concat(histories)["val/accuracy"])
-    best = json.loads((OUT / "weights.json").read_text())["best_epoch"]
-    assert best == 7 + histories[2]["val/accuracy"].argmax()
-    (run,) = runs()
-    assert steps(run.info.run_id) == list(range(1, 10))
 
 
 def test_a_crash_marks_the_run_and_the_next_start_goes_on(
@@ -647,7 +606,7 @@ SLOW_DRIVER = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from pipeline import distillation, engine, formats, plots, train
+from pipeline import engine, formats, plots, train
 from pipeline.errors import stage_main
 formats.probe = lambda *_: {"pt2": None}
 plots.save = lambda _figure, path: path.write_bytes(b"png")
