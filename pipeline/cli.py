@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -222,7 +223,10 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
 def _use(arguments: argparse.Namespace) -> None:
     from pipeline.params import PARAMS_FILE, apply_overrides, parse_params, read_text, write_params
 
-    text = apply_overrides(read_text(arguments.recipe), arguments.overrides)
+    text = read_text(arguments.recipe)
+    if Path(arguments.recipe).resolve() != Path(PARAMS_FILE).resolve():
+        text = re.sub(r"\A(#.*\n)+", "", text)  # what a recipe gave would not hold with another word in it
+    text = apply_overrides(text, arguments.overrides)
     parse_params(text, arguments.recipe)
     write_params(text)
     print(f"Wrote {PARAMS_FILE} from {arguments.recipe}. `dvc repro` runs it.")

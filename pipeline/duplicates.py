@@ -187,7 +187,8 @@ def _compare_all(
             parts = [block[start : start + _PAIRS] for start in range(0, len(block), _PAIRS)]
             for part, found in zip(parts, pool.map(lambda part: agreement(*map(look, part.T)), parts)):
                 holds = found >= TWIN_AGREEMENT
-                pairs.append(part[holds])
-                agreements.append(found[holds])
+                if holds.any():
+                    pairs.append(part[holds])
+                    agreements.append(found[holds])
             bar.update(min(_BLOCK, count - bar.n))
     return np.concatenate(pairs), np.concatenate(agreements)

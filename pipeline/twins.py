@@ -1,5 +1,7 @@
 """Sets of images that show the same picture: found, marked, and kept out of training where they flatter a score."""
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,7 @@ def _connect_pictures(
     images = images[there]
     pairs = near_pairs(pixels, images, scratch, progress)
     del images
+    _return_freed_memory()
     ranks = there.cumsum(dtype=np.int32)  # a picture's place among those looked at is its rank less 1
     return connect(
         len(there),
@@ -59,6 +62,12 @@ def _connect_pictures(
             for side in (pairs.first, pairs.second)
         ),
     )
+
+
+def _return_freed_memory() -> None:
+    """Give the system what glibc keeps of freed memory, which would add to what is used next; elsewhere, nothing."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def in_conflict(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:

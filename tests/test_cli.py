@@ -89,6 +89,15 @@ def test_use_writes_the_recipe(workshop: Path, tiny_params: str) -> None:
     assert "# a comment to keep" in (workshop / "params.yaml").read_text()
 
 
+def test_use_leaves_out_what_a_recipe_gave(workshop: Path, tiny_params: str) -> None:
+    (workshop / "recipes" / "tiny.yaml").write_text("# It gave 0.7\n# in an hour.\n" + tiny_params)
+    assert hyojo("use", "recipes/tiny.yaml") == 0
+    assert (workshop / "params.yaml").read_text() == tiny_params
+    (workshop / "params.yaml").write_text("# mine\n" + tiny_params)
+    assert hyojo("use", "params.yaml", "train.epochs=7") == 0
+    assert (workshop / "params.yaml").read_text().startswith("# mine\n")
+
+
 def test_use_takes_overrides(workshop: Path, tiny_params: str) -> None:
     overrides = [
         "train.epochs=7",
