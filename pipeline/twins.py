@@ -28,10 +28,10 @@ def find_twins(
         progress: Show progress bars.
     """
     # By digest, so that neither names nor order of the files change what is found.
-    twins = records.twins
-    if twins.max(initial=-1) < 0:
+    if records.twins.max(initial=-1) < 0:
         return
     labels = _connect_pictures(records, pixels, scratch, progress)
+    twins = records.twins
     known = twins >= 0
     records.groups[:] = np.where(known, labels[twins], -1)
     records.mark(known & (count_values(twins[known]) > 1)[twins], "duplicate")
@@ -48,10 +48,12 @@ def _connect_pictures(
     for start in range(0, len(lit), _BLOCK):  # else row numbers would be the largest thing in memory
         rows = start + np.flatnonzero(lit[start : start + _BLOCK])
         images[records.twins[rows]] = rows
-    del lit
-    there = images >= 0
-    images = images[there]
+    del lit, records.twins  # the search takes the most memory of all; they are quickly numbered again
+    missing = np.flatnonzero(images < 0)
+    images = images[images >= 0]
     pairs = near_pairs(pixels, images, scratch, progress)
+    there = np.ones(len(images) + len(missing), bool)
+    there[missing] = False
     del images
     _return_freed_memory()
     ranks = there.cumsum(dtype=np.int32)  # a picture's place among those looked at is its rank less 1
