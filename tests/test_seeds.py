@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import cli, experiments, family, groups, seeds
+from pipeline import cli, compare_page, experiments, family, groups, seeds
 from pipeline.errors import UserError
 from pipeline.grouped import compare_groups
 from pipeline.store import connect, experiment_id, find_run
@@ -166,6 +166,7 @@ def test_families_are_compared_by_name(
     add_family("good", good)
     add_family("alike", alike)
     poor_id = add_family("poor", poor)
+    add_family("Shouting", good)
     assert groups.compare(*groups.find_pair("good", "alike")).verdict == "indistinguishable"
     found = groups.compare(*groups.find_pair("good", poor_id))
     assert found.accuracy == compare_groups(poor, good)
@@ -185,6 +186,8 @@ def test_families_are_compared_by_name(
     for figure in (f"{row['a']:.4f}", f"{row['b']:.4f}", "train.backbone"):
         assert figure in said
         assert figure in page
+    shouting = groups.compare(*groups.find_pair("poor", "Shouting"))
+    assert "Verdict: Shouting is better" in compare_page.families_page(shouting)
     add_family("lone", good[:1])
     add_family("shorter", good[:, 1:])
     with pytest.raises(UserError, match="1 seeds"):
