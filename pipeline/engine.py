@@ -178,6 +178,7 @@ def predict(
     batch_size: int,
     device: torch.device | str = "cpu",
     progress: str | None = None,
+    amp: str = "none",
 ) -> np.ndarray:
     """Classify prepared images, every one of them.
 
@@ -187,15 +188,17 @@ def predict(
         batch_size: Images at once.
         device: Where the classifier is.
         progress: Label of a progress bar; none without.
+        amp: Precision of the net, as ``train.amp`` has it.
 
     Returns:
         Probabilities, float32 (N, K).
     """
     parts = []
+    dtype = AMP_DTYPES.get(amp)
     bar = tqdm(
         total=len(images), desc=progress, unit="img", disable=True if progress is None else None, leave=False
     )
-    with bar:
+    with bar, torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
             parts.append(classifier(batch).cpu())
@@ -205,16 +208,16 @@ def predict(
 
 def evaluate(
     classifier: Classifier, split: Split, batch_size: int, device: torch.device, progress: str | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks | None = None, amp: str = "none",
 ) -> dict[str, float]:  # fmt: skip
-    """Score a split, every sample of it once, whatever the number of ranks.
+    """Score a split, every sample of it once, whatever the number of ranks; ``amp`` as ``predict`` has it.
 
     Returns:
         ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``.
     """
     ranks = ranks or Ranks()
     images = split.images[ranks.rank :: ranks.world]
-    probs = predict(classifier.eval(), images, batch_size, device, progress if ranks.main else None)
+    probs = predict(classifier.eval(), images, batch_size, device, progress if ranks.main else None, amp)
     probs = ranks.gather(probs, len(split))
     if not np.isfinite(probs).all():
         raise UserError(

@@ -268,8 +268,9 @@ def fit(
         candidate = trainer.ema.module if trainer.ema else trainer.model
         ranks.align(candidate)
         classifier = model.Classifier(candidate, recipe).to(trainer.device)
+        # At the precision of training, which takes half the time with bf16; evaluate's scores are in float32.
         scores = engine.evaluate(
-            classifier, val_split, params.batch_size, trainer.device, f"{label} val", ranks
+            classifier, val_split, params.batch_size, trainer.device, f"{label} val", ranks, trainer.amp
         )
         row = {"epoch": progress.epoch + 1, "lr": progress.lr}
         row |= {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in scores.items()}

@@ -265,6 +265,19 @@ def test_scores_count_every_sample_and_equal_scikit_learns(
     }
 
 
+def test_val_is_scored_at_the_precision_of_training(prepared: Prepared, build: Callable[..., Any]) -> None:
+    trainer, recipe = build()
+    classifier, images = model.Classifier(trainer.model, recipe).eval(), prepared.split("val").images
+    seen = []
+    trainer.model.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    exact, rounded = (engine.predict(classifier, images, 8, CPU, amp=amp) for amp in ("none", "bf16"))
+    assert set(seen) == {torch.float32, torch.bfloat16}
+    assert rounded.dtype == np.float32
+    np.testing.assert_allclose(rounded.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(rounded, exact, atol=0.02)
+    assert (rounded != exact).any()
+
+
 def test_evaluating_leaves_the_net_and_the_random_state_as_they_are(
     prepared: Prepared, build: Callable[..., Any]
 ) -> None:
