@@ -36,6 +36,8 @@ PHOTOS = (
     "and takes some other things for faces; the scores below are on what it found."
 )
 
+VIEWS = "An answer, here and as it is served, is the mean over a picture and other views of it: {}."
+
 LIMITS = """\
 - **Apparent expression, not felt emotion.** The labels say what an annotator saw in a face. People smile without
   joy and are sad without showing it; Barrett et al. ("Emotional Expressions Reconsidered", 2019) review how weak
@@ -90,6 +92,7 @@ def render(
         *([AUDIT.format(**bundle["audit"])] if bundle.get("audit") else []),
         "## Scores",
         _scores_table(bundle["metrics"]),
+        *([VIEWS.format(", ".join(bundle["views"]))] if bundle.get("views") else []),
         "The test split was used for these figures only; the weights were picked on the val split. `test_clean` is "
         "test without the images that have a twin, exact or near, in what was trained on.",
         *([_table(list(per_class[0]), [_rounded(row) for row in per_class])] if per_class else []),

@@ -24,6 +24,7 @@ from pipeline.loader import Batch, Loader
 from pipeline.metrics import classification_metrics
 from pipeline.model import Classifier
 from pipeline.trainer import Trainer
+from pipeline.tta import passes
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BAR_INTERVAL_S = 0.5
@@ -185,7 +186,7 @@ def predict(
     Args:
         classifier: In eval mode, on ``device``.
         images: uint8 (N, H, W, C).
-        batch_size: Images at once.
+        batch_size: Images at once, each view of one counted.
         device: Where the classifier is.
         progress: Label of a progress bar; none without.
         amp: Precision of the net, as ``train.amp`` has it.
@@ -195,6 +196,7 @@ def predict(
     """
     parts = []
     dtype = AMP_DTYPES.get(amp)
+    batch_size = max(1, batch_size // passes(classifier.views))
     bar = tqdm(
         total=len(images), desc=progress, unit="img", disable=True if progress is None else None, leave=False
     )

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,7 @@ def evaluate(
     check_match(prepared, sidecar)
     splits = {name: prepared.split(name) for name in ("val", "test")}
     classifier, place = _load_classifier(splits, train_dir, device)
+    classifier.views = params.tta if params.serve_tta else []
     plain = _predict(classifier, splits, params.batch_size, place)
     targets = {name: split.targets for name, split in splits.items()}
     temperature = calibration.fit_temperature(targets["val"], plain["val"])
@@ -105,16 +107,13 @@ def evaluate(
         "test_clean": clean_scores(targets["test"], probs["test"], prepared.leaks("test")),
         "audit": prepared.audit,
     }
-    if params.tta:
-        answers, passes, seconds = tta.predict(
-            classifier, splits["test"].images, params.tta, params.batch_size, place
-        )
-        views = score(targets["test"], calibration.temper(answers, temperature))
-        result["test_tta"] = {"passes": passes} | {
-            name: views[name] for name in ("accuracy", "macro_f1", "nll")
-        }
-        trust["tta"] = {"views": params.tta, "passes": passes}
     test = splits["test"]
+    if params.tta:
+        beside = "test_plain" if params.serve_tta else "test_tta"
+        result[beside], seconds = _score_beside(classifier, test, params, place, temperature)
+        trust["tta"] = {
+            "views": params.tta, "passes": tta.passes(params.tta), "served": params.serve_tta,
+        }  # fmt: skip
     robust = robustness.measure(
         classifier, test, params.corruptions, params.corrupted, params.batch_size, place
     )
@@ -149,9 +148,16 @@ def evaluate(
     print(reports.summary(splits["test"], probs["test"], scores["test"], intervals, prepared.class_names))
     print(reports.trust_text(trust))
     if params.tta:
+        passes, what = (
+            trust["tta"]["passes"],
+            f"the mean over {trust['tta']['passes']} views ({', '.join(params.tta)})",
+        )
+        mean, other = f"{what}, at {passes} forward passes", "the answer to the image alone"
+        if params.serve_tta:
+            print(f"all of this is of {mean}, which is what is served")
         print(
-            f"the mean of {passes} views ({', '.join(params.tta)}): accuracy {result['test_tta']['accuracy']:.4f}, "
-            f"{passes} forward passes, {1e3 * seconds / len(splits['test']):.2f} ms an image"
+            f"{other if params.serve_tta else mean}: accuracy {result[beside]['accuracy']:.4f}, "
+            f"{1e3 * seconds / len(test):.2f} ms an image"
         )
     clean = result["test_clean"]
     if 0 < clean["images"] < len(splits["test"]):
@@ -260,6 +266,21 @@ def _predict(
     return probs
 
 
+def _score_beside(
+    classifier: model.Classifier, test: Split, params: EvaluateParams, place: torch.device, temperature: float
+) -> tuple[dict[str, float], float]:
+    """Some scores of the mean over views, or of the image alone where that mean is what is served; and the seconds."""
+    served = classifier.views
+    classifier.views = [] if served else params.tta
+    start = time.perf_counter()
+    probs = engine.predict(classifier, test.images, params.batch_size, place, progress="views")
+    seconds = time.perf_counter() - start
+    found = score(test.targets, calibration.temper(probs, temperature))
+    passes = tta.passes(classifier.views)
+    classifier.views = served
+    return {"passes": passes} | {name: found[name] for name in ("accuracy", "macro_f1", "nll")}, seconds
+
+
 @contextmanager
 def _replacing(reports_dir: Path) -> Iterator[Path]:
     """Give a folder to write in; its files replace the old ones when all are written, and else none."""
@@ -289,7 +310,7 @@ def log_reports(
     result = json.loads((reports_dir / "metrics.json").read_text(encoding="utf-8"))
     values = {
         f"{part}/{name}": value
-        for part in ("test", "test_clean", "test_tta", "robustness", "audit")
+        for part in ("test", "test_clean", "test_tta", "test_plain", "robustness", "audit")
         for name, value in result.get(part, {}).items()
     }
     files = {

@@ -70,7 +70,10 @@ def export(
     run = _read_json(train_dir / "run.json", "dvc repro train")
     metrics = _read_json(reports_dir / "metrics.json", "dvc repro evaluate")
     trust = _read_json(reports_dir / "calibration.json", "dvc repro evaluate")
-    classifier.temperature = trust["temperature"]  # from here on as it is served
+    classifier.temperature, classifier.views = (
+        trust["temperature"],
+        _views(trust),
+    )  # from here on as it is served
     with _replacing(bundle_dir) as folder:
         state = {name: tensor.clone().contiguous() for name, tensor in classifier.model.state_dict().items()}
         safetensors.torch.save_file(state, folder / "weights.safetensors", {"format": "pt"})
@@ -225,14 +228,15 @@ def describe(
 
     Returns:
         ``digest`` is the sha256 of all that changes an answer: weights, architecture, preprocessing, class
-        names, temperature, the threshold below which the model abstains, the code that decodes pictures and finds
-        faces, and whether there is an int8 version.
+        names, temperature, views that are averaged, the threshold below which the model abstains, the code that
+        decodes pictures and finds faces, and whether there is an int8 version.
     """
     decisive = {key: sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")}
     decisive["stem"] = sidecar.get("stem", {})
     decisive["weights_sha256"] = sidecar["weights_sha256"]
     decisive["calibration"] = {"temperature": trust["temperature"], "ece": trust["ece"]["test"]}
     decisive["abstain"] = trust["abstain"]
+    decisive["views"] = _views(trust)
     code = [Path(module.__file__).read_text(encoding="utf-8") for module in (images, faces)]
     decisive["decoder_sha256"] = hashlib.sha256("".join(code).encode()).hexdigest()
     decisive["int8"] = int8["absent"] is None
@@ -248,6 +252,12 @@ def describe(
         "audit": metrics.get("audit", {}),
         "versions": installed_versions("torch", "timm", "onnx", "onnxruntime"),
     }
+
+
+def _views(trust: dict[str, Any]) -> list[str]:
+    """Views of a picture over which the served answer is the mean, beside the picture itself."""
+    tta = trust.get("tta", {})
+    return tta["views"] if tta.get("served") else []
 
 
 def _write_formats(

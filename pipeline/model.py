@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import pipeline.backbones  # noqa: F401  (registers our nets with timm)
-from pipeline import augment, pretrained, stem
+from pipeline import augment, pretrained, stem, tta
 from pipeline.errors import UserError
 from pipeline.params import TrainParams
 from pipeline.stem import Changes
@@ -146,14 +147,21 @@ class Classifier(nn.Module):
     """A net with its eval preprocessing and softmax: prepared images in, probabilities out.
 
     This is what is evaluated, exported and served, so that all of them see the same arithmetic.
+
+    Attributes:
+        temperature: By which logits are divided.
+        views: Names of ``tta.views``, over which logits are averaged; none: the image alone.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, temperature: float = 1.0) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, temperature: float = 1.0, views: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.model = model
         # Floats before any Resize: the one for bytes rounds to whole greys, in eager mode otherwise than in a graph.
         self.preprocess = augment.build([{"ToDtype": {}}, *recipe.preprocessing["eval"]])
         self.temperature = temperature
+        self.views = views
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify prepared images.
@@ -164,7 +172,12 @@ class Classifier(nn.Module):
         Returns:
             Probabilities, float32 (B, K); each row sums to 1.
         """
-        logits = self.model(self.preprocess(images.permute(0, 3, 1, 2))).float()
+        images = images.permute(0, 3, 1, 2)
+        if self.views:
+            images = torch.cat(tta.views(images, self.views))
+        logits = self.model(self.preprocess(images)).float()
+        if self.views:
+            logits = logits.unflatten(0, (tta.passes(self.views), -1)).mean(0)
         return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
 
 

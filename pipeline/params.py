@@ -199,11 +199,18 @@ class EvaluateParams(Section):
     batch_size: Count
     worst: Annotated[int, Field(ge=0, le=100)]
     tta: list[Literal["flip", "shifts"]]
+    serve_tta: bool
     risk: Annotated[float, Field(gt=0, lt=1)]
     corruptions: list[Literal["brightness", "contrast", "blur", "noise", "jpeg", "rotation", "downscaling"]]
     corrupted: Count | None
     quantiles: Annotated[int, Field(ge=1, le=20)]
     explain: Annotated[int, Field(ge=0, le=100)]
+
+    @model_validator(mode="after")
+    def _check_views(self) -> "EvaluateParams":
+        if self.serve_tta and not self.tta:
+            raise ValueError("serve_tta needs the views to serve, such as tta: [flip]")
+        return self
 
 
 class ExportParams(Section):

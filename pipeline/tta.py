@@ -1,54 +1,35 @@
-"""Test-time augmentation: the mean of a classifier's answers to several views of each image."""
+"""Test-time augmentation: several views of each image, of whose answers the mean is taken."""
 
-import time
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-
-from pipeline import engine
-from pipeline.model import Classifier
+from torch import Tensor
 
 SHIFT = 2  # px
 
 
-def views(images: np.ndarray, names: list[str]) -> list[np.ndarray]:
-    """Return the views of images that are averaged, the images themselves first.
+def views(images: Tensor, names: Sequence[str]) -> list[Tensor]:
+    """The views of images that are averaged, the images themselves first.
 
     Args:
-        images: uint8 (N, H, W, C).
+        images: (B, C, H, W).
         names: Among ``flip`` (left to right) and ``shifts`` (by ``SHIFT`` px to each of four sides; edges go on).
             With both, every shift is flipped, too.
     """
     found = [images]
     if "shifts" in names:
-        height, width = images.shape[1:3]
-        for down, right in ((SHIFT, 0), (-SHIFT, 0), (0, SHIFT), (0, -SHIFT)):
-            rows = (np.arange(height) - down).clip(0, height - 1)
-            columns = (np.arange(width) - right).clip(0, width - 1)
-            found.append(images[:, rows[:, None], columns])
+        found += [_shifted(images, side, by) for side in (2, 3) for by in (SHIFT, -SHIFT)]
     if "flip" in names:
-        found += [view[:, :, ::-1] for view in found]
+        found += [view.flip(3) for view in found]
     return found
 
 
-def predict(
-    classifier: Classifier,
-    images: np.ndarray,
-    names: list[str],
-    batch_size: int,
-    device: torch.device | str = "cpu",
-) -> tuple[np.ndarray, int, float]:
-    """Classify images by the mean probabilities of their views.
+def passes(names: Sequence[str]) -> int:
+    """How many views there are of an image."""
+    return (5 if "shifts" in names else 1) * (2 if "flip" in names else 1)
 
-    Returns:
-        Probabilities, float64 (N, K), the number of views, and the seconds that it took.
-    """
-    start = time.perf_counter()
-    seen = views(np.asarray(images), names)
-    total = sum(
-        engine.predict(classifier, np.ascontiguousarray(view), batch_size, device, progress="views").astype(
-            np.float64
-        )
-        for view in seen
-    )
-    return total / len(seen), len(seen), time.perf_counter() - start
+
+def _shifted(images: Tensor, side: int, by: int) -> Tensor:
+    """Images moved along one side; what comes in repeats the edge."""
+    length = images.shape[side]
+    return images.index_select(side, (torch.arange(length, device=images.device) - by).clamp(0, length - 1))

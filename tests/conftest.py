@@ -109,6 +109,7 @@ evaluate:
   batch_size: 7
   worst: 4
   tta: [flip]
+  serve_tta: false
   risk: 0.2
   corruptions: []
   corrupted: null

@@ -17,7 +17,7 @@ from pipeline import evaluate as stage
 from pipeline import plots
 from pipeline.data import load_prepared
 from pipeline.errors import UserError, stage_main
-from pipeline.model import Recipe, build_model, load_sidecar, save_weights
+from pipeline.model import Recipe, build_model, load_model, load_sidecar, save_weights
 from pipeline.params import EvaluateParams
 
 # Names that a csv reader may take for a missing value, a number or two columns.
@@ -26,7 +26,15 @@ MEAN, STD, SIZE = 0.5, 0.25, 16
 LEAKS = {0, 3, 4, 20}  # test images with a twin in train
 AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
 PARAMS = EvaluateParams(
-    batch_size=7, worst=4, tta=[], risk=0.2, corruptions=[], corrupted=None, quantiles=1, explain=0
+    batch_size=7,
+    worst=4,
+    tta=[],
+    serve_tta=False,
+    risk=0.2,
+    corruptions=[],
+    corrupted=None,
+    quantiles=1,
+    explain=0,
 )
 WHOLE = PARAMS.model_copy(
     update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2}
@@ -310,6 +318,35 @@ def test_run_gets_metrics_files_and_key(workspace: Workspace) -> None:
         "evaluation/figures": [f"{name}.png" for name in FIGURES],
     }
     assert workspace.keys[0] in tags.values()
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize("names", [["flip"], ["shifts"], ["flip", "shifts"]])
+def test_views_are_scored_or_are_the_model(workspace: Workspace, names: list[str], served: bool) -> None:
+    result = workspace.evaluate(PARAMS.model_copy(update={"tta": names, "serve_tta": served}))
+    trust = json.loads((workspace.reports / "calibration.json").read_text())
+    images = np.load(workspace.prepared / "test.npy")
+    framed = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    corners = [(2, 2), (0, 2), (4, 2), (2, 0), (2, 4)] if "shifts" in names else [(2, 2)]
+    seen = [framed[:, top : top + SIZE, left : left + SIZE] for top, left in corners]
+    seen += [view[:, :, ::-1] for view in seen] if "flip" in names else []
+    net = load_model(workspace.trained)[0]
+    with torch.no_grad():
+        each = [net((torch.from_numpy(view.copy()).permute(0, 3, 1, 2) / 255 - MEAN) / STD) for view in seen]
+    answers = {"alone": each[0], "mean": torch.stack(each).mean(0)}
+    assert trust["tta"] == {"views": names, "passes": len(seen), "served": served}
+    beside = result["test_plain" if served else "test_tta"]
+    assert beside["passes"] == (1 if served else len(seen))
+    assert ("test_tta" in result) != ("test_plain" in result)
+    parts = {"mean": result["test"], "alone": beside} if served else {"mean": beside, "alone": result["test"]}
+    targets = np.array([0, 1, 2, 2, 1, 0, 0] * 4)
+    for name, logits in answers.items():
+        probs = (logits.double() / trust["temperature"]).softmax(1).numpy()
+        assert parts[name]["accuracy"] == pytest.approx(reference.accuracy_score(targets, probs.argmax(1)))
+        assert parts[name]["nll"] == pytest.approx(reference.log_loss(targets, probs), abs=1e-4)
+    ((_, values, _, _),) = workspace.logged
+    assert values["test_plain/nll" if served else "test_tta/nll"] == beside["nll"]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline import export, formats, images, model
+from pipeline import costs, export, formats, images, model
 from pipeline.errors import UserError
 from pipeline.params import ExportParams
 from pipeline.serving import Predictor
@@ -167,6 +167,35 @@ def test_every_format_answers_as_the_trained_net(exported: Project) -> None:
     np.testing.assert_allclose(served, expected, atol=1e-4)
     assert [row["label"] for row in rows] == [CLASSES[i] for i in expected.argmax(1)]
     assert [row["abstain"] for row in rows] == (served.max(1) < TRUST["abstain"]["threshold"]).tolist()
+
+
+@pytest.mark.parametrize("views,count", [(["flip"], 2), (["flip", "shifts"], 10)])
+def test_views_that_are_served_are_in_the_graph(project: Project, views: list[str], count: int) -> None:
+    tta = {"views": views, "passes": count, "served": True}
+    (project.reports / "calibration.json").write_text(json.dumps({**TRUST, "tta": tta}))
+    plain = model.load_classifier(project.trained)
+    bundle = project.export()
+    assert bundle["views"] == views
+    assert f"other views of it: {', '.join(views)}" in (project.bundle / "MODEL_CARD.md").read_text()
+    pixels = np.load(project.prepared / "test.npy")
+    mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+    for name, run in (("model.pt2", formats.run_pt2), ("model.onnx", formats.run_onnx)):
+        probs = run(project.bundle / name, pixels)
+        np.testing.assert_allclose(run(project.bundle / name, mirrored), probs, atol=1e-4)
+        if views == ["flip"]:
+            with torch.inference_mode():
+                both = [plain(torch.from_numpy(each)).log() for each in (pixels, mirrored)]
+            expected = (sum(both) / 2 / TRUST["temperature"]).softmax(1).numpy()
+            np.testing.assert_allclose(probs, expected, atol=1e-4)
+    assert bundle["cost"]["flops"] == count * costs.count(plain, SIZE, 1)["flops"]
+    assert (
+        bundle["cost"]["size_bytes"] < 1.2 * (project.bundle / "weights.safetensors").stat().st_size + 40_000
+    )
+    tta["served"] = False
+    (project.reports / "calibration.json").write_text(json.dumps({**TRUST, "tta": tta}))
+    other = project.export()
+    assert other["views"] == []
+    assert other["digest"] != bundle["digest"]
 
 
 def test_what_the_bundle_holds(exported: Project) -> None:

@@ -33,6 +33,7 @@ EXEMPT = {
         "family": "mirrors results too",
         "store": "says where that mirror is",
         "interrupt": "stopped and run again, a training ends alike",
+        "tta": "training sees the image alone",
     },
     "evaluate": {
         "errors": "texts of errors",
@@ -178,7 +179,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
     [
         ("errors", set()), ("images", set()), ("plots", set()), ("backbones", set()),
         ("metrics", set()), ("calibration", set()), ("intervals", {"calibration"}),
-        ("card", set()), ("corruptions", set()), ("slices", {"metrics"}),
+        ("card", set()), ("tta", set()), ("corruptions", set()), ("slices", {"metrics"}),
         ("robustness", {"corruptions", "data", "engine", "metrics", "model"}),
         ("quantize", {"formats"}),
         ("explanations", {"data", "metrics", "model"}), ("formats", set()), ("interrupt", set()), ("decoded", set()),
@@ -219,7 +220,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
         ("pictures", {"archives", "embedded", "errors", "images", "items", "tables", "trees"}), ("scores", {"errors"}),
         ("batch", {"cores", "errors", "images", "pictures", "predict", "scores", "served", "serving"}),
-        ("model", {"augment", "backbones", "errors", "params", "pretrained", "stem"}), ("stem", set()),
+        ("model", {"augment", "backbones", "errors", "params", "pretrained", "stem", "tta"}), ("stem", set()),
         ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
         (
@@ -231,7 +232,7 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("folds", {
             "data", "engine", "errors", "loader", "model", "params", "reports", "suspects", "tracking", "trainer",
         }),
-        ("engine", {"augment", "data", "distributed", "errors", "loader", "metrics", "model", "trainer"}),
+        ("engine", {"augment", "data", "distributed", "errors", "loader", "metrics", "model", "trainer", "tta"}),
     ],
 )  # fmt: skip
 def test_what_lies_below_imports_no_more_than_this(module: str, allowed: set[str]) -> None:

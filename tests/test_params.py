@@ -55,7 +55,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(
 
 def test_a_key_like_no_other_is_refused_with_all_valid_ones(tiny_params: str) -> None:
     message = refusal(tiny_params.replace("  worst: 4", "  worst: 4\n  zzzzzz: 1"))
-    keys = "batch_size, corrupted, corruptions, explain, quantiles, risk, tta, worst"
+    keys = "batch_size, corrupted, corruptions, explain, quantiles, risk, serve_tta, tta, worst"
     assert f"unknown key 'evaluate.zzzzzz'; valid keys: {keys}" in message
 
 
@@ -131,6 +131,7 @@ def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(
             ["train.weights=w.pt", f"train.weights_sha256={'a' * 64}", "train.pretrained=true"],
             "exclude each other",
         ),
+        (["evaluate.tta=[]", "evaluate.serve_tta=true"], "serve_tta needs the views to serve"),
         (["train.schedule.warmup_epochs=3"], "must be less than epochs (3)"),
         (["train.schedule.warmup_epochs=0"], "must be more than 0"),
         (["train.devices=2", "train.device=cuda:1"], "cuda:1 is one device and devices says 2"),

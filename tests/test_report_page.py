@@ -5,7 +5,7 @@ import re
 
 import pytest
 from test_audit_page import Page
-from test_evaluate import CLASS_NAMES, WHOLE, Workspace, workspace  # noqa: F401  (a fixture)
+from test_evaluate import CLASS_NAMES, PARAMS, WHOLE, Workspace, workspace  # noqa: F401  (a fixture)
 
 from pipeline import pages, plots
 
@@ -61,6 +61,13 @@ def test_page_is_one_file_with_every_section(page: tuple[Workspace, str]) -> Non
     assert "Intended use" in read.texts
     assert "Files" not in read.texts
     assert result["run_id"] not in html
+
+
+def test_page_says_that_views_are_served(workspace: Workspace) -> None:  # noqa: F811
+    workspace.evaluate(PARAMS.model_copy(update={"tta": ["flip"], "serve_tta": True}))
+    text = " ".join(Drawn((workspace.reports / "report.html").read_text(encoding="utf-8")).texts)
+    assert "the image alone" in text
+    assert "is the mean over 2 views of an image (flip)" in text
 
 
 def test_page_without_the_optional_parts(workspace: Workspace) -> None:  # noqa: F811
