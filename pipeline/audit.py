@@ -65,11 +65,9 @@ def build_audit(records: Records) -> dict[str, Any]:
         for near twins, and counts only what the exact ones leave: groups of different pictures, pictures beyond
         the first, images without an exact twin over there.
     """
-    readable = records.readable
-    twins, groups = records.twins[readable], records.groups[readable]
-    exact = list(sets_of(twins, readable))
-    near = [members for members in sets_of(groups, readable) if _different(records, members) > 1]
-    exact_leaks, near_leaks = _count_leaks(records.splits[readable], twins, groups)
+    exact, groups = list(sets_of(records.twins)), list(sets_of(records.groups))
+    near = [members for members in groups if _different(records, members) > 1]
+    exact_leaks, near_leaks = _count_leaks(records)
     counts = records.counts()
     in_train = counts["train"].values()
     bad = sorted(records.problems)
@@ -79,8 +77,8 @@ def build_audit(records: Records) -> dict[str, Any]:
         "corrupt": int(np.count_nonzero(records.have("corrupt"))),
         "dropped": len(records.drops),
         **{name: int(np.count_nonzero(records.have(name))) for name in LOOKS},
-        "sizes": _common_sizes(records.sizes[readable]),
-        "conflicting_groups": sum(_conflicting(records, members) for members in sets_of(groups, readable)),
+        "sizes": _common_sizes(records),
+        "conflicting_groups": sum(_conflicting(records, members) for members in groups),
         "imbalance": round(max(in_train) / max(1, min(in_train)), 1),
         "exact": {
             "groups": len(exact),
@@ -130,17 +128,19 @@ def _different(records: Records, members: np.ndarray) -> int:
     return len(np.unique(records.twins[members]))
 
 
-def _common_sizes(sizes: np.ndarray) -> dict[str, int]:
-    """The ten most common sizes, (n, 2), as width and height, and how many have them."""
-    found, counts = np.unique(sizes.astype(np.uint32) @ np.uint32([2**16, 1]), return_counts=True)
-    named = {f"{both % 2**16}x{both >> 16}": int(count) for both, count in zip(found, counts)}
+def _common_sizes(records: Records) -> dict[str, int]:
+    """The ten most common sizes of what can be read, as width and height, and how many have them."""
+    both = records.sizes.view(np.uint32).ravel()  # height and width as one number
+    found, counts = np.unique(both[~records.have("corrupt", "no_face")], return_counts=True)
+    pairs = found.view(np.uint16).reshape(-1, 2)
+    named = {f"{width}x{height}": int(count) for (height, width), count in zip(pairs, counts)}
     return dict(sorted(named.items(), key=lambda item: (-item[1], item[0]))[:10])
 
 
-def _count_leaks(
-    splits: np.ndarray, twins: np.ndarray, groups: np.ndarray
-) -> tuple[dict[str, int], dict[str, int]]:
+def _count_leaks(records: Records) -> tuple[dict[str, int], dict[str, int]]:
     """Images with an exact twin in another split, and those that have near ones only, by ``LEAKS``."""
+    twinned = records.twinned
+    splits, twins, groups = (column[twinned] for column in (records.splits, records.twins, records.groups))
     exact, near = {}, {}
     for name in LEAKS:
         own, other = (splits == SPLITS.index(split) for split in name.split("_in_"))

@@ -8,11 +8,20 @@ _BLOCK, _PART = 2**18, 2**16  # values counted, and rows sorted, at once
 
 
 def count_values(values: np.ndarray, minlength: int = 0) -> np.ndarray:
-    """``np.bincount`` of integers from 0, (n,), which does not copy them all: int32."""
+    """``np.bincount`` of integers, (n,), which does not copy them all and passes over negative ones: int32."""
     counts = np.zeros(max(minlength, int(values.max()) + 1 if len(values) else 0), np.int32)
     for start in range(0, len(values), _BLOCK):
-        np.add.at(counts, values[start : start + _BLOCK], 1)
+        block = values[start : start + _BLOCK]
+        np.add.at(counts, block[block >= 0], 1)
     return counts
+
+
+def repeated(values: np.ndarray) -> np.ndarray:
+    """Where integers from 0, (n,), are of which there are several; -1 stands for none. Ascending, int64 (m,)."""
+    several = np.append(count_values(values) > 1, False)  # the last is that of -1
+    starts = range(0, len(values), _BLOCK)
+    found = [start + np.flatnonzero(several[values[start : start + _BLOCK]]) for start in starts]
+    return np.concatenate([np.empty(0, np.int64), *found])
 
 
 def rows_by_value(values: np.ndarray) -> Iterator[np.ndarray]:

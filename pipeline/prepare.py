@@ -8,6 +8,7 @@ stopped leaves what was there before.
 
 import csv
 import hashlib
+import itertools
 import json
 import shutil
 import signal
@@ -15,7 +16,6 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -212,11 +212,8 @@ def _write_manifest(path: Path, records: Records, listing: Listing) -> None:
 
     The last columns are there only if the source has them.
     """
-    rows, groups = np.full(len(records), -1, np.int32), np.zeros(len(records), np.int32)
-    for split in SPLITS:
-        members = records.members(split)
-        rows[members] = np.arange(len(members))
-    for number, members in enumerate(sets_of(records.groups[records.readable], records.readable), 1):
+    groups = np.zeros(len(records), np.int32)
+    for number, members in enumerate(sets_of(records.groups), 1):
         groups[members] = number
     more: dict[str, Iterable[Any]] = {}
     if listing.merged:
@@ -225,18 +222,19 @@ def _write_manifest(path: Path, records: Records, listing: Listing) -> None:
         more["subject"] = listing.people()
     if records.weights is not None:
         more["weight"] = records.weights
-    columns = (records.labels, records.splits, rows, records.digests, records.marks, groups)
+    columns = (records.labels, records.splits, records.used, records.digests, records.marks, groups)
+    rows = [itertools.count() for _ in SPLITS]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "label", "split", "row", "sha256", "flags", "group", *more])
-        for name, label, split, row, digest, marks, group, *rest in zip(
+        for name, label, split, used, digest, marks, group, *rest in zip(
             listing.files(), *columns, *more.values()
         ):
             own = (
                 name,
                 records.class_names[label],
                 SPLITS[split],
-                row,
+                next(rows[split]) if used else -1,
                 digest.tobytes().hex() if digest.any() else "",
             )
             writer.writerow((*own, flags(marks), group or "", *rest))
@@ -247,7 +245,7 @@ def _write_probe(path: Path, records: Records, listing: Listing, source: Source)
     test = records.members("test")
     labels = range(len(records.class_names))
     by_label = [np.flatnonzero(records.labels[test] == label)[:PROBE_IMAGES] for label in labels]
-    in_turn = [row for turn in zip_longest(*by_label) for row in turn if row is not None]
+    in_turn = [row for turn in itertools.zip_longest(*by_label) for row in turn if row is not None]
     rows = sorted(in_turn[:PROBE_IMAGES])
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for row, file, fetch in zip(

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.listing import SPLITS, Listing
-from pipeline.ordering import count_values, number_groups
+from pipeline.ordering import count_values, number_groups, repeated
 
 # In the order in which the manifest has them; each is a bit of ``Records.marks``.
 FLAGS = {
@@ -104,9 +104,9 @@ class Records:
         return found
 
     @property
-    def readable(self) -> np.ndarray:
-        """Numbers of the images that can be read."""
-        return np.flatnonzero(~self.have("corrupt", "no_face"))
+    def twinned(self) -> np.ndarray:
+        """Numbers of the images that have twins, exact or near ones."""
+        return repeated(self.groups)
 
     @property
     def used(self) -> np.ndarray:
@@ -137,16 +137,14 @@ def flags(marks: int) -> str:
     return ";".join(flag for flag, bit in _BITS.items() if marks & bit)
 
 
-def sets_of(keys: np.ndarray, numbers: np.ndarray) -> Iterator[np.ndarray]:
-    """The sets of two or more ``numbers`` that have one key, in order of their first members.
+def sets_of(keys: np.ndarray) -> Iterator[np.ndarray]:
+    """The sets of two or more numbers that have one key, an integer from 0, in order of their first members.
 
     Args:
-        keys: Integers (n,), from 0.
-        numbers: Ascending, (n,).
+        keys: Of the numbers from 0, (n,); -1 where there is none.
     """
-    common = (count_values(keys) > 1)[keys]
-    keys, numbers = keys[common], numbers[common]
-    order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
-    sets = np.split(numbers[order], starts[1:]) if len(order) else []
+    numbers = repeated(keys)
+    numbers = numbers[np.argsort(keys[numbers], kind="stable")]
+    starts = np.flatnonzero(np.diff(keys[numbers], prepend=-1))
+    sets = np.split(numbers, starts[1:]) if len(numbers) else []
     return iter(sorted(sets, key=lambda members: members[0]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.duplicates import connect, near_pairs
-from pipeline.ordering import count_values
+from pipeline.ordering import count_values, repeated
 from pipeline.pixels import Pixels
 from pipeline.records import TRAIN, Records, sets_of
 
@@ -30,13 +30,14 @@ def find_twins(
     # By digest, so that neither names nor order of the files change what is found.
     if records.twins.max(initial=-1) < 0:
         return
-    labels = _connect_pictures(records, pixels, scratch, progress)
-    twins = records.twins
-    known = twins >= 0
-    records.groups[:] = np.where(known, labels[twins], -1)
-    records.mark(known & (count_values(twins[known]) > 1)[twins], "duplicate")
-    records.mark(known & (count_values(labels) > 1)[records.groups], "near")
-    records.mark(np.flatnonzero(known)[in_conflict(records.groups[known], records.labels[known])], "conflict")
+    groups = np.append(_connect_pictures(records, pixels, scratch, progress), np.int32(-1))
+    for start in range(0, len(records), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        records.groups[block] = groups[records.twins[block]]  # -1, of what cannot be read, stays so
+    twinned = records.twinned
+    records.mark(repeated(records.twins), "duplicate")
+    records.mark(twinned[(count_values(groups) > 1)[records.groups[twinned]]], "near")
+    records.mark(twinned[in_conflict(records.groups[twinned], records.labels[twinned])], "conflict")
 
 
 def _connect_pictures(
@@ -50,7 +51,8 @@ def _connect_pictures(
         images[records.twins[rows]] = rows
     del lit, records.twins  # the search takes the most memory of all; they are quickly numbered again
     missing = np.flatnonzero(images < 0)
-    images = images[images >= 0]
+    if len(missing):  # else it would be a copy for nothing
+        images = images[images >= 0]
     pairs = near_pairs(pixels, images, scratch, progress)
     there = np.ones(len(images) + len(missing), bool)
     there[missing] = False
@@ -93,22 +95,22 @@ def drop_twins(records: Records, duplicates: str, conflicts: str) -> None:
         conflicts: What is done with training images that are twins with different labels: ``drop`` drops them all,
             ``majority`` those whose label is not that of more than half of the set, ``keep`` none.
     """
-    readable = records.readable
-    groups, train = records.groups[readable], records.splits[readable] == TRAIN
+    twinned = records.twinned
+    groups, train = records.groups[twinned], records.splits[twinned] == TRAIN
     if duplicates != "keep":
         near = duplicates == "drop_from_train"
-        keys = groups if near else records.twins[readable]
-        _drop(records, readable[train & np.isin(keys, keys[~train])], "twin of a val or test image")
+        keys = groups if near else records.twins[twinned]
+        _drop(records, twinned[train & np.isin(keys, keys[~train])], "twin of a val or test image")
     if conflicts != "keep":
-        training = records.members("train")
+        training = twinned[train & records.used[twinned]]
         training = training[in_conflict(records.groups[training], records.labels[training])]
-        for members in sets_of(records.groups[training], training):
+        for members in map(training.__getitem__, sets_of(records.groups[training])):
             votes = np.bincount(records.labels[members])
             agreed = conflicts == "majority" and 2 * votes.max() > len(members)
             wrong = members[records.labels[members] != votes.argmax()] if agreed else members
             _drop(records, wrong, "twin with another label")
-    trained_on = records.groups[records.members("train")]
-    records.mark(readable[~train & np.isin(groups, trained_on)], "leak")
+    trained_on = groups[train & records.used[twinned]]
+    records.mark(twinned[~train & np.isin(groups, trained_on)], "leak")
 
 
 def _drop(records: Records, numbers: np.ndarray, why: str) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
 from conftest import Row, records_of
 
 from pipeline.audit import build_audit, headline, look_at, pixel_digest
-from pipeline.ordering import count_values, number_groups, rows_by_value
+from pipeline.ordering import count_values, number_groups, repeated, rows_by_value
 from pipeline.records import FLAGS, Records, bits, flags, sets_of
 
 RNG = np.random.default_rng(3)
@@ -113,13 +114,12 @@ def records() -> Records:
 
 def test_sets_by_hand() -> None:
     made = records()
-    twins = number_groups(made.digests[made.readable])
-    assert twins.tolist() == [0, 0, 0, 1, 1, 2, 3, 4, 5]
-    assert [members.tolist() for members in sets_of(twins, made.readable)] == [[0, 1, 2], [3, 4]]
-    found = sets_of(made.groups[made.readable], made.readable)
-    assert [members.tolist() for members in found] == [[0, 1, 2, 5], [3, 4], [6, 7]]
-    assert list(sets_of(np.empty(0, np.int64), np.empty(0, np.int64))) == []
-    assert [members.tolist() for members in sets_of(np.array([5, 2, 5, 2]), np.arange(4))] == [[0, 2], [1, 3]]
+    assert made.twins.tolist() == [0, 0, 0, 1, 1, 2, 3, 4, 5, -1, -1]
+    assert made.twinned.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert [members.tolist() for members in sets_of(made.twins)] == [[0, 1, 2], [3, 4]]
+    assert [members.tolist() for members in sets_of(made.groups)] == [[0, 1, 2, 5], [3, 4], [6, 7]]
+    assert list(sets_of(np.empty(0, np.int64))) == []
+    assert [members.tolist() for members in sets_of(np.array([5, 2, -1, 5, 2, -1]))] == [[0, 3], [1, 4]]
 
 
 def test_digests_are_numbered_as_python_sorts_them() -> None:
@@ -200,3 +200,11 @@ def test_rows_come_in_the_order_of_their_values(monkeypatch: pytest.MonkeyPatch)
     assert sorted(map(len, parts))[-1] >= 100 > sorted(map(len, parts))[-2]
     assert count_values(values).tolist() == np.bincount(values).tolist()
     assert list(rows_by_value(values[:0])) == []
+
+
+def test_repeated_values_are_found_and_none_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ordering._BLOCK", 64)
+    values = RNG.integers(-1, 300, 400).astype(np.int32)
+    counts = Counter(values[values >= 0].tolist())
+    assert repeated(values).tolist() == [i for i, value in enumerate(values.tolist()) if counts[value] > 1]
+    assert repeated(values[:0]).tolist() == repeated(np.full(3, -1)).tolist() == []

@@ -1,5 +1,6 @@
 """Sets of twins: found in images made for it, and what is then dropped, by hand."""
 
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from conftest import Row, records_of
 from test_duplicates import faces
 
-from pipeline.audit import pixel_digest
+from pipeline.audit import build_audit, pixel_digest
+from pipeline.duplicates import Pairs
 from pipeline.records import Records, flags
 from pipeline.twins import drop_twins, find_twins
 
@@ -80,6 +82,26 @@ def test_neither_order_nor_corrupt_nor_blank_images_change_what_is_found() -> No
 
 def test_no_usable_image() -> None:
     find_twins(records_of([Row("1", "a", "train", problem="empty file")]), np.zeros((1, 48, 48, 1), np.uint8))
+
+
+def test_twins_and_audit_take_a_few_bytes_of_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pipeline.ordering._PART", "pipeline.ordering._BLOCK", "pipeline.twins._BLOCK"):
+        monkeypatch.setattr(name, 2**12)
+    pair = Pairs(np.array([0]), np.array([1]), np.ones(1, np.float32))
+    monkeypatch.setattr("pipeline.twins.near_pairs", lambda *_: pair)
+    peaks = []
+    for count in (100_000, 200_000):
+        rng = np.random.default_rng(0)
+        labels, splits = rng.integers(0, 2, count, np.int16), rng.integers(0, 3, count, np.int8)
+        records = Records(lambda numbers: map(str, numbers), ["a", "b"], labels, splits)
+        records.digests[:] = rng.integers(0, 256, (count, 32), np.uint8)
+        tracemalloc.start()
+        find_twins(records, np.empty(0))
+        drop_twins(records, "drop_from_train", "majority")
+        assert build_audit(records)["near"]["groups"] == 1
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 22 * 100_000
 
 
 # What is dropped. A set is written as label, split and exact twin: "happy train 1".
