@@ -17,7 +17,7 @@ def count_values(values: np.ndarray, minlength: int = 0) -> np.ndarray:
 
 
 def repeated(values: np.ndarray) -> np.ndarray:
-    """Where integers from 0, (n,), are of which there are several; -1 stands for none. Ascending, int64 (m,)."""
+    """The places of those integers from 0, (n,), that are there more than once: ascending, int64 (m,). -1 is none."""
     several = np.append(count_values(values) > 1, False)  # the last is that of -1
     starts = range(0, len(values), _BLOCK)
     found = [start + np.flatnonzero(several[values[start : start + _BLOCK]]) for start in starts]

@@ -104,7 +104,8 @@ def drop_twins(records: Records, duplicates: str, conflicts: str) -> None:
     if conflicts != "keep":
         training = twinned[train & records.used[twinned]]
         training = training[in_conflict(records.groups[training], records.labels[training])]
-        for members in map(training.__getitem__, sets_of(records.groups[training])):
+        for places in sets_of(records.groups[training]):
+            members = training[places]
             votes = np.bincount(records.labels[members])
             agreed = conflicts == "majority" and 2 * votes.max() > len(members)
             wrong = members[records.labels[members] != votes.argmax()] if agreed else members
