@@ -148,17 +148,7 @@ def evaluate(
     print(reports.summary(splits["test"], probs["test"], scores["test"], intervals, prepared.class_names))
     print(reports.trust_text(trust))
     if params.tta:
-        passes, what = (
-            trust["tta"]["passes"],
-            f"the mean over {trust['tta']['passes']} views ({', '.join(params.tta)})",
-        )
-        mean, other = f"{what}, at {passes} forward passes", "the answer to the image alone"
-        if params.serve_tta:
-            print(f"all of this is of {mean}, which is what is served")
-        print(
-            f"{other if params.serve_tta else mean}: accuracy {result[beside]['accuracy']:.4f}, "
-            f"{1e3 * seconds / len(test):.2f} ms an image"
-        )
+        print(reports.views_text(trust["tta"], result[beside], 1e3 * seconds / len(test)))
     clean = result["test_clean"]
     if 0 < clean["images"] < len(splits["test"]):
         print(

@@ -67,6 +67,15 @@ def trust_text(trust: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def views_text(tta: dict[str, Any], beside: dict[str, float], ms: float) -> str:
+    """A sentence on what the mean over views scores, or, where that is the model, the image alone."""
+    mean = f"the mean over {tta['passes']} views ({', '.join(tta['views'])})"
+    scores = f"accuracy {beside['accuracy']:.4f}, {ms:.2f} ms an image"
+    if tta["served"]:
+        return f"all of this is of {mean}, which is what is served\nthe image alone: {scores}"
+    return f"{mean}, at {tta['passes']} forward passes: {scores}"
+
+
 def write_tables(folder: Path, split: Split, probs: np.ndarray, class_names: list[str]) -> None:
     """Write the three csv files of the test split."""
     preds = probs.argmax(axis=1)
