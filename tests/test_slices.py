@@ -99,6 +99,8 @@ def test_subset_keeps_the_classes_shares() -> None:
 class Threshold(torch.nn.Module):
     """Says that a picture is of class 1 if its mean is above 128."""
 
+    views = ()  # as a Classifier has them: the image alone
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         bright = images.float().mean((1, 2, 3)) > 128
         return torch.stack([~bright, bright], 1).float()
