@@ -3,7 +3,7 @@
 Run: python benchmarks/backbones.py [NAME ...]   (after `dvc repro prepare`; needs a quiet machine)
 
 One update is forward, backward and optimizer step on one constant batch, in float32, without augmentation. Nets are as
-timm builds them; `--stem auto` adapts them to small faces, which takes longer.
+timm builds them; `--stem adapt` adapts them to small faces, which takes longer.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="timm names")
-    parser.add_argument("--stem", choices=("keep", "auto"), default="keep", help="(%(default)s)")
+    parser.add_argument("--stem", choices=("keep", "adapt"), default="keep", help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images an update (%(default)s)")
     parser.add_argument("--updates", type=int, default=8, help="timed updates (%(default)s)")
     arguments = parser.parse_args()

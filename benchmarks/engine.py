@@ -15,7 +15,7 @@ from contextlib import suppress
 import torch
 from torch import nn
 
-from pipeline import engine, model
+from pipeline import engine, planning
 from pipeline.data import load_prepared
 from pipeline.engine import Progress
 from pipeline.loader import Loader
@@ -30,7 +30,7 @@ class RoundOver(Exception):
 def start(params: TrainParams) -> tuple[Trainer, Loader]:
     """A trainer at its first update, and its data."""
     prepared = load_prepared()
-    recipe, _ = model.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     device = resolve_device(params.device)
     trainer = build_trainer(params, prepared, recipe, device)
     balanced = params.imbalance.method == "sampling"

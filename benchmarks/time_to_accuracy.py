@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import engine, model
+from pipeline import engine, model, planning
 from pipeline.data import Split, load_prepared
 from pipeline.engine import Progress
 from pipeline.loader import Loader
@@ -49,7 +49,7 @@ def ours(target: float) -> tuple[float, float]:
     """Seconds of training until val accuracy reaches the target, and the accuracy reached."""
     params, prepared = load_params().train, load_prepared()
     device = resolve_device(params.device)
-    recipe, _ = model.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     trainer = build_trainer(params, prepared, recipe, device)
     loader = Loader(prepared.split("train"), params.batch_size, params.seed, device)
     progress, val, accuracy = Progress(), prepared.split("val"), 0.0

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pipeline import engine, model, reports, suspects, tracking
+from pipeline import engine, model, planning, reports, suspects, tracking
 from pipeline.data import Prepared, Split, load_prepared
 from pipeline.engine import Progress
 from pipeline.errors import UserError
@@ -164,7 +164,7 @@ def train_on(params: TrainParams, prepared: Prepared, split: Split, label: str =
     device = resolve_device(params.device)
     set_determinism(params.deterministic, device)
     shared = {item.name: getattr(prepared, item.name) for item in fields(Prepared)}
-    recipe, _ = model.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     trainer = build_trainer(params, _Part(**shared, part=split), recipe, device)
     balanced = params.imbalance.method == "sampling"
     loader = Loader(split, params.batch_size, params.seed, device, balanced)

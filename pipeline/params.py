@@ -126,7 +126,7 @@ class TrainParams(Section):
     weights: str | None
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     input_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)]
-    stem: Literal["auto", "keep"]
+    stem: Literal["auto", "adapt", "keep"]
     transforms: Transforms
     progressive: list[Stretch]
     mixing: Mixing

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from pipeline import engine, model
+from pipeline import engine, planning
 from pipeline.data import Prepared, load_prepared
 from pipeline.errors import UserError
 from pipeline.loader import Loader
@@ -122,7 +122,7 @@ def _updates(params: TrainParams, prepared: Prepared, device: torch.device):
 
 
 def _start(params: TrainParams, prepared: Prepared, device: torch.device) -> tuple[Trainer, Loader]:
-    recipe, _ = model.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     trainer = build_trainer(params, prepared, recipe, device)
     trainer.train_mode()
     balanced = params.imbalance.method == "sampling"

@@ -28,9 +28,6 @@ Changes = dict[str, dict[str, Any] | None]
 SIDE = 3
 # Nets whose maps are all of one size, as vision transformers are, see no finer map before: as many as ours end with.
 SIDE_OF_ONE_SCALE = 6
-# The last halvings could be taken out instead, which costs less: only the layers after them see a larger map. But then
-# no layer sees a finer one, and what tells faces apart at 48 px is fine.
-LATE = False
 # A last map of so few cells a side is refused.
 COLLAPSED = 1
 
@@ -129,7 +126,7 @@ def _note(plain: Fitted, found: Fitted, size: int) -> str:
     would = f"would end in a map of {plain.side}x{plain.side} at" if plain.side else "does not take"
     return (
         f"{would} {size} px as it is, and now ends in a map of {found.side}x{found.side}: {'; '.join(parts)} "
-        "(train.stem: auto)"
+        "(train.stem)"
     )
 
 
@@ -137,7 +134,7 @@ def remedies(size: int, stem: str) -> str:
     """What to do about a map that collapses at a size."""
     larger = max(96, -(-2 * size // 32) * 32)  # most nets halve five times: 96 px end in 3x3
     wider = f"train.input_size to a larger one, such as {larger}"
-    return f"Set train.stem to auto, or {wider}." if stem == "keep" else f"Set {wider}."
+    return f"Set train.stem to adapt, or {wider}." if stem == "keep" else f"Set {wider}."
 
 
 def last_side(model: nn.Module, size: int, in_chans: int) -> int | None:
@@ -190,7 +187,7 @@ def _steps(
 
 
 def _without_a_halving(model: nn.Module, size: int, in_chans: int) -> Changes:
-    """What must change for the first (``LATE``: last) map that is reduced to stay as it is, in all its branches."""
+    """What must change for the first map that is reduced to stay as it is, in all its branches."""
     seen: list[tuple[str, nn.Module, int, int]] = []
     names = {module: name for name, module in model.named_modules()}
 
@@ -214,11 +211,10 @@ def _without_a_halving(model: nn.Module, size: int, in_chans: int) -> Changes:
             handle.remove()
     if not seen:
         return {}
-    chosen = min(side for _, _, side, _ in seen) if LATE else seen[0][2]
     return {
         name: _gentler(module, side, reduced) if isinstance(module, nn.Conv2d) else None
         for name, module, side, reduced in seen
-        if side == chosen
+        if side == seen[0][2]
     }
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 import timm
 import torch
 
-from pipeline import checkpoint, costs, distributed, engine, formats, model, plots
+from pipeline import checkpoint, costs, distributed, engine, formats, model, planning, plots
 from pipeline.data import Prepared, load_prepared
 from pipeline.distributed import Ranks
 from pipeline.engine import Interrupted, Progress
@@ -47,6 +47,7 @@ OUT = Path("models/train")
 RESULT_MODULES = (
     "augment",
     "backbones",
+    "costs",
     "data",
     "distributed",
     "draws",
@@ -59,6 +60,7 @@ RESULT_MODULES = (
     "model",
     "moves",
     "optim",
+    "planning",
     "pretrained",
     "schedule",
     "stem",
@@ -104,7 +106,7 @@ def train(params: Params, stop: StopRequest) -> None:
     ranks = Ranks()
     prepared = load_prepared()
     device = resolve_device(params.train.device, ranks.local)
-    recipe, notes = model.plan(params.train, prepared.class_names, prepared.img_size, prepared.channels)
+    recipe, notes = planning.plan(params.train, prepared.class_names, prepared.img_size, prepared.channels)
     recipe.preprocessing["faces"] = prepared.faces  # who serves the model finds them in the same way
     check_batches(params.train, prepared, ranks)
     if stop:  # torchrun would not hear of it

@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import model, optim
+from pipeline import model, optim, planning
 from pipeline.augment import Augmentation
 from pipeline.data import Prepared
 from pipeline.distributed import Ranks
@@ -120,7 +120,7 @@ def augmentation_notes(augmentation: Augmentation) -> list[str]:
 def check_sizes(net: nn.Module, progressive: list[Stretch], in_chans: int) -> None:
     """Refuse sizes that the net does not take before the epoch that would bring them."""
     for place, stretch in enumerate(progressive):
-        reason = stretch.size and model.run_failure(net, stretch.size, in_chans)
+        reason = stretch.size and planning.run_failure(net, stretch.size, in_chans)
         if reason:
             raise UserError(f"train.progressive.{place}: the net does not take {stretch.size} px ({reason})")
 
@@ -137,7 +137,7 @@ def build_trainer(
     """
     optim.check_optimizer(params.optimizer)
     torch.manual_seed(params.seed)
-    net = model.initial_model(recipe, params)
+    net = planning.initial_model(recipe, params)
     check_sizes(net, params.progressive, recipe.preprocessing["in_chans"])
     frozen = optim.freeze_parts(net, params.freeze)
     memory_format = torch.channels_last if params.channels_last else torch.contiguous_format

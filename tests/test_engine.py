@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, l
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from pipeline import engine, model
+from pipeline import engine, model, planning
 from pipeline.data import Prepared, Split, load_prepared
 from pipeline.engine import Interrupted, Progress
 from pipeline.errors import UserError
@@ -46,7 +46,7 @@ def build(prepared: Prepared) -> Callable[..., tuple[Trainer, model.Recipe]]:
 
     def make(*overrides: str) -> tuple[Trainer, model.Recipe]:
         params = parse_params(apply_overrides(TINY_PARAMS, list(overrides))).train
-        recipe, _ = model.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+        recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
         return build_trainer(params, prepared, recipe, CPU), recipe
 
     return make
@@ -539,7 +539,7 @@ def test_cuda_trains_as_the_cpu_does(
     split, found = prepared.split("train"), []
     for device in (CPU, torch.device("cuda:0")):
         params = parse_params(apply_overrides(TINY_PARAMS, [*PLAIN, "train.lr=0.001", *MIXED])).train
-        recipe, _ = model.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+        recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
         trainer = build_trainer(params, prepared, recipe, device)
         loader = Loader(split, 16, 0, device)
         assert loader.resident == (device.type == "cpu" or part > 0)

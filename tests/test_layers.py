@@ -15,6 +15,7 @@ STAGES = ("prepare", "train", "evaluate", "export")
 TORCH = {"torch", "torchvision", "timm"}
 AUGMENTATION = dict.fromkeys(("draws", "geometry", "kernels", "moves"), "only training augments")
 UPDATES = dict.fromkeys(("loader", "losses", "optim", "schedule", "trainer"), "only training does updates")
+PLAN = dict.fromkeys(("costs", "planning", "pretrained"), "only a training is planned")
 # Imported by a stage, and yet not in its deps: an edit must not run the stage again.
 EXEMPT = {
     "prepare": {
@@ -28,7 +29,6 @@ EXEMPT = {
         "errors": "texts of errors",
         "params": "the values themselves stand in dvc.yaml's params",
         "plots": "a curve's looks must not train anew",
-        "costs": "figures for the tracker",
         "tracking": "mirrors results; `hyojo sync` brings the mirror up to date",
         "family": "mirrors results too",
         "store": "says where that mirror is",
@@ -45,10 +45,10 @@ EXEMPT = {
         "store": "says where that mirror is",
         "interrupt": "how the stage is stopped",
         "checkpoint": "only deletes what train no longer needs",
-        "pretrained": "only training starts from pretrained weights",
         "distributed": "one process evaluates",
         **AUGMENTATION,
         **UPDATES,
+        **PLAN,
     },
     "export": {
         "errors": "texts of errors",
@@ -58,7 +58,6 @@ EXEMPT = {
         "store": "says where that mirror is",
         "latency": "a figure for the tracker",
         "interrupt": "how the stage is stopped",
-        "pretrained": "only training starts from pretrained weights",
         **AUGMENTATION,
     },
 }
@@ -220,17 +219,20 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
         ("pictures", {"archives", "embedded", "errors", "images", "items", "tables", "trees"}), ("scores", {"errors"}),
         ("batch", {"cores", "errors", "images", "pictures", "predict", "scores", "served", "serving"}),
-        ("model", {"augment", "backbones", "errors", "params", "pretrained", "stem", "tta"}), ("stem", set()),
+        ("model", {"augment", "backbones", "errors", "stem", "tta"}), ("stem", set()),
+        ("planning", {"augment", "costs", "errors", "model", "params", "pretrained", "stem"}),
         ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
         (
             "trainer",
             {
-                "augment", "data", "distributed", "errors", "loader", "losses", "model", "optim", "params", "schedule",
+                "augment", "data", "distributed", "errors", "loader", "losses", "model", "optim", "params", "planning",
+                "schedule",
             },
         ),
         ("folds", {
-            "data", "engine", "errors", "loader", "model", "params", "reports", "suspects", "tracking", "trainer",
+            "data", "engine", "errors", "loader", "model", "params", "planning", "reports", "suspects", "tracking",
+            "trainer",
         }),
         ("engine", {"augment", "data", "distributed", "errors", "loader", "metrics", "model", "trainer", "tta"}),
     ],

@@ -13,9 +13,11 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from pipeline import model as hyojo
+from pipeline import planning
 from pipeline.errors import UserError
-from pipeline.model import Classifier, Recipe, load_classifier, load_model, plan, save_weights
+from pipeline.model import Classifier, Recipe, load_classifier, load_model, save_weights
 from pipeline.params import TrainParams, parse_params
+from pipeline.planning import plan
 from tests.conftest import TINY_PARAMS
 
 NAMES = ["angry", "happy", "sad"]
@@ -258,6 +260,6 @@ def test_initial_weights_follow_the_global_seed() -> None:
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn.append(hyojo.initial_model(recipe, train_params()).conv1[0].weight.detach())
+        drawn.append(planning.initial_model(recipe, train_params()).conv1[0].weight.detach())
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

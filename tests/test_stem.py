@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
-from pipeline import costs, explanations, export, formats, model, stem
+from pipeline import costs, explanations, export, formats, model, planning, stem
 from pipeline.errors import UserError
-from pipeline.model import Classifier, Recipe, load_model, plan, save_weights
+from pipeline.model import Classifier, Recipe, load_model, save_weights
 from pipeline.params import TrainParams
+from pipeline.planning import plan
 from tests.test_model import NAMES, train_params
 
 PLAIN = {"num_classes": 3, "in_chans": 1}
@@ -36,9 +37,9 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def auto(backbone: str, size: int = 48, **changes: Any) -> tuple[TrainParams, Recipe, list[str]]:
-    """Params with ``train.stem: auto``, and the plan for grey pictures of a size."""
-    params = train_params(backbone, stem="auto", **changes)
+def adapted(backbone: str, size: int = 48, **changes: Any) -> tuple[TrainParams, Recipe, list[str]]:
+    """Params with ``train.stem: adapt``, and the plan for grey pictures of a size."""
+    params = train_params(backbone, stem="adapt", **changes)
     return params, *plan(params, NAMES, size, 1)
 
 
@@ -87,7 +88,7 @@ def test_the_first_halving_goes_and_every_weight_stays(
     """A map of 3x3 at 48 px where timm's net leaves 2x2 or 1x1; the same names and shapes; weights load strictly."""
     stock = timm.create_model(backbone, **PLAIN)
     assert sides(stock, 48) == (before, before)
-    _, recipe, notes = auto(backbone)
+    _, recipe, notes = adapted(backbone)
     assert {name: change["stride"] for name, change in recipe.stem.items()} == {
         name: [stride, stride] for name, stride in changes.items()
     }
@@ -107,7 +108,7 @@ def test_the_first_halving_goes_and_every_weight_stays(
 
 def test_on_24_px_a_resnet_becomes_that_for_cifar() -> None:
     """Two halvings fewer: the first convolution without stride and no pool after it, as built by hand."""
-    _, recipe, _ = auto("resnet18", 24)
+    _, recipe, _ = adapted("resnet18", 24)
     net = model.build_model(recipe).eval()
     reference = timm.create_model("resnet18", **PLAIN).eval()
     reference.conv1 = nn.Conv2d(1, 64, 7, 1, 3, bias=False)
@@ -119,18 +120,10 @@ def test_on_24_px_a_resnet_becomes_that_for_cifar() -> None:
         assert torch.equal(net(faces), reference(faces))
 
 
-def test_the_last_halving_could_go_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the benchmark compares with: the last stage's convolution and its shortcut, and nothing before them."""
-    monkeypatch.setattr(stem, "LATE", True)
-    _, recipe, _ = auto("resnet18")
-    assert recipe.stem.keys() == {"layer4.0.conv1", "layer4.0.downsample.0"}
-    assert sides(model.build_model(recipe), 48) == (3, 3)
-
-
 def test_patches_come_to_overlap() -> None:
     """ConvNeXt's kernel of 4x4 stays; by 2 it needs a border of 1, by 1 one of 2, which makes 25 of 24."""
     for size, stride, border, side in ((48, 2, 1, 24), (24, 1, 2, 25)):
-        _, recipe, _ = auto("convnext_atto", size)
+        _, recipe, _ = adapted("convnext_atto", size)
         conv = model.build_model(recipe).stem[0]
         faces = torch.randn(1, 1, size, size)
         with torch.no_grad():
@@ -141,7 +134,7 @@ def test_patches_come_to_overlap() -> None:
 
 def test_a_convolution_that_pads_itself_is_left_to_do_so() -> None:
     """TensorFlow's "same": at stride 1 a kernel of 3x3 has a border of 1 on each side."""
-    _, recipe, _ = auto("tf_efficientnet_lite0")
+    _, recipe, _ = adapted("tf_efficientnet_lite0")
     assert recipe.stem == {"conv_stem": {"stride": [1, 1]}}
     conv = model.build_model(recipe).conv_stem
     faces = torch.randn(1, 1, 48, 48)
@@ -160,7 +153,7 @@ def test_nets_of_one_size_are_built_for_the_grid_that_comes(
     backbone: str, added: dict[str, int], side: int
 ) -> None:
     """Patches of half the side; or tables for the larger picture that a stem without stride makes believe."""
-    _, recipe, (said,) = auto(backbone)
+    _, recipe, (said,) = adapted(backbone)
     assert recipe.model_args == PLAIN | added
     net = model.build_model(recipe).eval()
     assert stem.last_side(net, 48, 1) == side
@@ -174,8 +167,8 @@ def test_nets_of_one_size_are_built_for_the_grid_that_comes(
 def test_weights_of_the_stock_net_are_taken_over(tmp_path: Path) -> None:
     """`train.weights` of a net with its strides starts one without, tensor by tensor."""
     state = scrambled(timm.create_model("mobilenetv3_small_100", **PLAIN).state_dict())
-    params, recipe, _ = auto("mobilenetv3_small_100", **store(tmp_path / "w.pt", state))
-    net = model.initial_model(recipe, params)
+    params, recipe, _ = adapted("mobilenetv3_small_100", **store(tmp_path / "w.pt", state))
+    net = planning.initial_model(recipe, params)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     assert net.conv_stem.stride == (1, 1)
@@ -185,8 +178,8 @@ def test_patches_of_a_vision_transformer_are_resampled(tmp_path: Path) -> None:
     """Weights for patches of 16 px start a net with patches of 8, by timm's own resampling; other weights stay."""
     backbone = "vit_tiny_patch16_224"
     state = scrambled(timm.create_model(backbone, **PLAIN).state_dict())
-    params, recipe, _ = auto(backbone, **store(tmp_path / "w.pt", state))
-    found = model.initial_model(recipe, params).state_dict()
+    params, recipe, _ = adapted(backbone, **store(tmp_path / "w.pt", state))
+    found = planning.initial_model(recipe, params).state_dict()
     expected = resample_patch_embed(state["patch_embed.proj.weight"], [8, 8])
     torch.testing.assert_close(found["patch_embed.proj.weight"], expected)
     assert found["pos_embed"].shape == (1, 37, 192)
@@ -201,10 +194,33 @@ def test_patches_of_a_vision_transformer_are_resampled(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_suits_its_input_is_left_alone(backbone: str, size: int) -> None:
     """Large inputs, and our own nets on small ones: no change and no note, whatever ``train.stem`` says."""
-    _, recipe, notes = auto(backbone, size)
     kept, _ = plan(train_params(backbone, stem="keep"), NAMES, size, 1)
-    assert recipe == kept
-    assert (recipe.stem, notes) == ({}, [])
+    for choice in ("adapt", "auto"):
+        recipe, notes = plan(train_params(backbone, stem=choice), NAMES, size, 1)
+        assert recipe == kept
+        assert (recipe.stem, notes) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    "backbone, choice",
+    [("mobilenetv3_small_100", "adapt"), ("resnet18", "keep"), ("vit_tiny_patch16_224", "keep"),
+     ("convnext_atto", "adapt")],
+)  # fmt: skip
+def test_left_to_choose_it_adapts_what_is_cheap_or_would_collapse(backbone: str, choice: str) -> None:
+    """ConvNeXt would end in 1x1; of what ends in more, the large nets stay, and the log says what adapting costs."""
+    recipe, notes = plan(train_params(backbone, stem="auto"), NAMES, 48, 1)
+    chosen, said = plan(train_params(backbone, stem=choice), NAMES, 48, 1)
+    assert recipe == chosen
+    if choice == "adapt":
+        assert notes == said
+        return
+    (note,) = notes
+    here, there = (
+        model.build_model(plan(train_params(backbone, stem=each), NAMES, 48, 1)[0]).eval()
+        for each in ("keep", "adapt")
+    )
+    ratio = np.divide(*(costs.count_flops(net, torch.zeros(1, 1, 48, 48)) for net in (there, here)))
+    assert re.search(rf"train\.stem: adapt\).* needs {ratio:.1f} times the operations", note)
 
 
 def test_keep_leaves_a_net_as_timm_builds_it() -> None:
@@ -221,14 +237,14 @@ def test_keep_leaves_a_net_as_timm_builds_it() -> None:
         ("vit_tiny_patch16_224", 64, {"stem": "keep", "backbone_args": {"patch_size": 64}}, 128),
         ("levit_128s", 48, {"stem": "keep"}, 96),
         # The user's own patch stays, so nothing is left to change.
-        ("vit_tiny_patch16_224", 32, {"stem": "auto", "backbone_args": {"patch_size": 32}}, 96),
+        ("vit_tiny_patch16_224", 32, {"stem": "adapt", "backbone_args": {"patch_size": 32}}, 96),
     ],
 )  # fmt: skip
 def test_a_collapsed_map_is_refused_with_the_remedy(
     backbone: str, size: int, changes: dict[str, Any], larger: int
 ) -> None:
     """One cell for the whole face; and what the message says helps."""
-    remedy = "train.stem to auto, or " if changes["stem"] == "keep" else ""
+    remedy = "train.stem to adapt, or " if changes["stem"] == "keep" else ""
     remedy = rf"Set {remedy}train\.input_size to a larger one, such as {larger}\."
     said = rf"train\.backbone: {backbone} shrinks pictures of {size} px to a map of 1x1, .* {remedy}$"
     with pytest.raises(UserError, match=said):
@@ -239,18 +255,18 @@ def test_a_collapsed_map_is_refused_with_the_remedy(
 
 def test_adapting_comes_before_resizing() -> None:
     """HRNet does not take 48 px as timm builds it; with a halving less it does."""
-    _, recipe, notes = auto("hrnet_w18_small")
+    _, recipe, notes = adapted("hrnet_w18_small")
     assert recipe.preprocessing["input_size"] == 48
     assert recipe.preprocessing["eval"][-1].keys() == {"Normalize"}
     assert notes == [
         "hrnet_w18_small does not take 48 px as it is, and now ends in a map of 3x3: conv1 strides by 1 "
-        "(train.stem: auto)"
+        "(train.stem)"
     ]
 
 
 def test_an_adapted_net_comes_back_from_its_files(tmp_path: Path) -> None:
     """Weights and sidecar hold all; a sidecar from before there was a stem means the net as timm builds it."""
-    _, recipe, _ = auto("convnext_atto", 24)
+    _, recipe, _ = adapted("convnext_atto", 24)
     assert model.recipe_of(json.loads(json.dumps(vars(recipe)))) == recipe
     net = model.build_model(recipe).eval()
     save_weights(tmp_path, net, recipe, {})
@@ -270,7 +286,7 @@ def test_planning_draws_nothing_and_building_is_seeded() -> None:
     """Initial weights are those of the stock net of the same seed, however many nets planning built."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    _, recipe, _ = auto("test_resnet")
+    _, recipe, _ = adapted("test_resnet")
     assert recipe.stem
     assert torch.equal(torch.get_rng_state(), before)
     net = model.build_model(recipe)
@@ -282,7 +298,7 @@ def test_planning_draws_nothing_and_building_is_seeded() -> None:
 @pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
 def test_what_an_answer_takes_is_that_of_twice_the_side(backbone: str) -> None:
     """With a halving less, 48 px cost the operations that the stock net has at 96 px, to the last one."""
-    _, recipe, _ = auto(backbone)
+    _, recipe, _ = adapted(backbone)
     stock, _ = plan(train_params(backbone, stem="keep"), NAMES, 96, 1)
     here, there = (Classifier(model.build_model(each), each).eval() for each in (recipe, stock))
     assert costs.count(here, 48, 1) == costs.count(there, 96, 1)
@@ -316,7 +332,7 @@ def test_a_version_is_another_with_another_stem() -> None:
 )
 def test_adapted_nets_are_exported_and_explained(backbone: str, size: int, wanted: list[str]) -> None:
     """Both formats, from a probe that compares their answers; heat maps of the picture's size."""
-    _, recipe, _ = auto(backbone, size)
+    _, recipe, _ = adapted(backbone, size)
     assert recipe.stem
     classifier = Classifier(model.build_model(recipe), recipe).eval()
     assert formats.probe(classifier, size, 1, wanted, 18) == dict.fromkeys(wanted)
@@ -337,7 +353,7 @@ def test_adapted_nets_are_exported_and_explained(backbone: str, size: int, wante
 def test_every_family_is_adapted_left_or_refused(backbone: str) -> None:
     """Never a traceback; and what comes out gives a row of logits a face, in both modes."""
     try:
-        _, recipe, notes = auto(backbone)
+        _, recipe, notes = adapted(backbone)
     except UserError as error:
         refusal = str(error)
     else:
@@ -349,7 +365,7 @@ def test_every_family_is_adapted_left_or_refused(backbone: str) -> None:
     net = model.build_model(recipe)
     side = stem.last_side(net, size, 1)
     assert side is None or side >= stem.SIDE
-    assert model.run_failure(net, size, 1) == ""
+    assert planning.run_failure(net, size, 1) == ""
     stock = {"img_size"} | set(PLAIN)
     if recipe.stem or set(recipe.model_args) - stock:
         assert any(f"{backbone} would end" in said or f"{backbone} does not take" in said for said in notes)

@@ -446,12 +446,12 @@ def test_weights_of_another_digest_stop_it_before_anything_is_written(project: P
 def test_a_net_is_adapted_to_small_images_and_says_so(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`train.stem: auto` from the plan to the log, the weights that are loaded, and the cost that is tracked."""
+    """`train.stem: adapt` from the plan to the log, the weights that are loaded, and the cost that is tracked."""
     net = ("train.backbone=test_resnet", "train.backbone_args={}", "train.lr=0.01", "train.epochs=2")
-    with pytest.raises(UserError, match=r"Set train\.stem to auto"):
+    with pytest.raises(UserError, match=r"Set train\.stem to adapt"):
         train(*net)
     assert untouched(project)
-    train(*net, "train.stem=auto")
+    train(*net, "train.stem=adapt")
     assert "test_resnet would end in a map of 1x1 at 16 px" in capsys.readouterr().out
     loaded, sidecar = load_model(OUT)
     assert len(sidecar["stem"]) > 1
