@@ -172,17 +172,20 @@ def rest(bundle: Path, pictures: Sequence[bytes], rounds: int, seconds: float, o
         server.wait()
 
 
-def eager(train_dir: Path, img_size: int, channels: int) -> Callable[[bytes], object]:
-    """The trained net in PyTorch, float32, with the same decoding."""
+def eager(train_dir: Path, predictor: Predictor) -> Callable[[bytes], object]:
+    """The trained net in PyTorch, float32, on one thread as well, with the same decoding and the same views."""
     import torch
 
     from pipeline import images, model
 
+    torch.set_num_threads(1)
     classifier = model.load_classifier(train_dir, "cpu").eval()
+    classifier.views = predictor.bundle.get("views", [])
 
     def call(picture: bytes) -> object:
         with torch.inference_mode():
-            return classifier(torch.from_numpy(images.load(picture, img_size, channels)[None])).numpy()
+            image = images.load(picture, predictor.img_size, predictor.channels)
+            return classifier(torch.from_numpy(image[None])).numpy()
 
     return call
 
@@ -235,7 +238,7 @@ def main() -> None:
         scores("served model", [row["label"] for row in predictor.predict_bytes(pictures, False)], truth)
     rest(arguments.bundle, pictures, arguments.rounds, arguments.seconds, arguments.serve)
     if (arguments.train / "weights.pt").exists():
-        call = eager(arguments.train, predictor.img_size, predictor.channels)
+        call = eager(arguments.train, predictor)
         show("eager PyTorch", [timed(call, pictures) for _ in range(arguments.rounds)])
     if arguments.fer_python:
         fer(
