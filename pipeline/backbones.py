@@ -2,10 +2,14 @@
 
 Residual nets (He et al., 2016, https://arxiv.org/abs/1512.03385) that keep a 48 px face's detail: the stem
 does not stride, and three stages end in a map of 6x6 where a stock net would be down to 2x2 or 1x1.
+
+And ``ensemble``, several nets of any one name in timm that learn side by side.
 """
 
 from typing import Any
 
+import timm
+import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, register_model
@@ -97,6 +101,32 @@ class FaceResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+class Ensemble(nn.Module):
+    """Nets of one architecture whose mean logits are the answer (deep ensembles, https://arxiv.org/abs/1612.01474).
+
+    In training each learns from its own part of every batch, as if it were trained alone: an epoch takes the time of
+    one net, and E epochs in batches of B are E / M epochs in batches of B / M for each of M members.
+    """
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.num_classes = members[0].num_classes
+        self.pretrained_cfg = self.default_cfg = members[
+            0
+        ].pretrained_cfg  # where timm looks for mean and std
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """What the first member makes of faces; all members' maps have its shape."""
+        return self.members[0].forward_features(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            parts = zip(self.members, x.tensor_split(len(self.members)))
+            return torch.cat([member(part) for member, part in parts if len(part)])
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
 def _create(name: str, **kwargs: Any) -> nn.Module:
     """Build through timm, so that its arguments and pretrained logic hold here too."""
     cfg = {
@@ -132,3 +162,21 @@ def face_resnet_l(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _create(
         "face_resnet_l", pretrained=pretrained, **{"widths": (64, 128, 256), "depths": (2, 2, 2), **kwargs}
     )
+
+
+@register_model
+def ensemble(
+    pretrained: bool = False, of: str = "face_resnet_m", members: int = 3, **kwargs: Any
+) -> nn.Module:
+    """So many ``members`` of the net ``of`` that name; further arguments are theirs."""
+    if members < 1 or not timm.is_model(of):
+        raise TypeError(
+            f"an ensemble has at least one member, of a name that timm knows, not {members} of {of!r}"
+        )
+    timms = (
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "cache_dir",
+    )  # for this name, which has no weights itself
+    own = {key: value for key, value in kwargs.items() if key not in timms}
+    return Ensemble([timm.create_model(of, pretrained=pretrained, **own) for _ in range(members)])

@@ -1,10 +1,14 @@
 """Our own nets: timm knows them, and they are what their docstrings say."""
 
+import pytest
 import timm
 import torch
 from torch import nn
 
 from pipeline import backbones
+from pipeline.errors import UserError
+from pipeline.planning import plan
+from tests.test_model import NAMES, train_params
 
 
 def test_timm_lists_them_and_builds_them() -> None:
@@ -92,3 +96,72 @@ def test_drop_path_grows_with_depth() -> None:
     model = timm.create_model("face_resnet_s", widths=(8, 8, 8), depths=(1, 1, 1), drop_path_rate=0.2)
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.stages]
     torch.testing.assert_close(torch.tensor(rates), torch.tensor([0.0, 0.1, 0.2]))
+
+
+def build_ensemble(**kwargs: object) -> nn.Module:
+    """Of small nets for grey pictures and four classes."""
+    return timm.create_model("ensemble", of="face_resnet_s", in_chans=1, num_classes=4, **kwargs)
+
+
+def test_an_ensemble_answers_with_the_mean_logits_of_nets_that_began_apart() -> None:
+    """Each member is the net that it is of, and no two start alike."""
+    model = build_ensemble(members=3).eval()
+    faces = torch.randn(5, 1, 24, 24)
+    assert [type(member) for member in model.members] == [backbones.FaceResNet] * 3
+    with torch.no_grad():
+        answers = [member(faces) for member in model.members]
+        torch.testing.assert_close(model(faces), (answers[0] + answers[1] + answers[2]) / 3)
+    assert not torch.equal(answers[0], answers[1])
+    assert not torch.equal(answers[1], answers[2])
+
+
+def test_members_of_an_ensemble_learn_from_their_parts_alone() -> None:
+    """Gradients and batch statistics are those of the members trained by hand, each on its rows."""
+    model = build_ensemble(members=2)
+    alone = [timm.create_model("face_resnet_s", in_chans=1, num_classes=4) for _ in range(2)]
+    for net, member in zip(alone, model.members):
+        net.load_state_dict(member.state_dict())
+    faces, targets = torch.randn(7, 1, 24, 24), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    logits = model.train()(faces)
+    nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+    for net, member, rows in zip(alone, model.members, (slice(0, 4), slice(4, 7))):
+        out = net.train()(faces[rows])
+        torch.testing.assert_close(out, logits[rows])
+        nn.functional.cross_entropy(out, targets[rows], reduction="sum").backward()
+        for own, theirs in zip(net.parameters(), member.parameters()):
+            torch.testing.assert_close(own.grad, theirs.grad)
+        torch.testing.assert_close(net.stem[1].running_mean, member.stem[1].running_mean)
+
+
+def test_a_batch_smaller_than_an_ensemble_leaves_members_out() -> None:
+    model = build_ensemble(members=4).train()
+    assert model(torch.randn(2, 1, 24, 24)).shape == (2, 4)
+    assert [int(member.stem[1].num_batches_tracked) for member in model.members] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"members": 0}, "at least one member.* not 0 of 'face_resnet_m'"),
+        ({"of": "face_resnet_xxl"}, "that timm knows, not 3 of 'face_resnet_xxl'"),
+        ({"off": "face_resnet_s"}, "unexpected keyword argument 'off'"),
+    ],
+)
+def test_an_ensemble_of_nothing_is_refused(arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=rf"train\.backbone_args do not fit ensemble: .*{said}"):
+        plan(train_params("ensemble", backbone_args=arguments), NAMES, 48, 1)
+
+
+def test_an_ensemble_of_stock_nets_is_adapted_member_by_member() -> None:
+    """Stems, and the mean and std of its members."""
+    recipe, _ = plan(
+        train_params("ensemble", stem="adapt", backbone_args={"of": "convnext_atto", "members": 2}),
+        NAMES,
+        48,
+        1,
+    )
+    single, _ = plan(train_params("convnext_atto", stem="adapt"), NAMES, 48, 1)
+    assert recipe.stem == {
+        f"members.{i}.{name}": change for i in (0, 1) for name, change in single.stem.items()
+    }
+    assert recipe.preprocessing == single.preprocessing
