@@ -106,7 +106,7 @@ class Ensemble(nn.Module):
 
     In training each learns from its own part of every batch, as if it were trained alone: an epoch takes the time of
     one net, and E epochs in batches of B are E / M epochs in batches of B / M for each of M members. The loss is a mean
-    over the batch, so a member's gradient is an M-th of what it would be alone: adaptive optimizers and Muon do not mind.
+    over the batch, so a member's gradient is an M-th of what it would be alone; adaptive optimizers do not mind.
     """
 
     def __init__(self, members: list[nn.Module]) -> None:
