@@ -113,9 +113,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.num_classes = members[0].num_classes
-        self.pretrained_cfg = self.default_cfg = members[
-            0
-        ].pretrained_cfg  # where timm looks for mean and std
+        self.pretrained_cfg = members[0].pretrained_cfg  # where timm looks for mean and std
 
     def forward_features(self, x: Tensor) -> Tensor:
         """What the first member makes of faces; all members' maps have its shape."""
@@ -174,10 +172,10 @@ def ensemble(
         raise TypeError(
             f"an ensemble has at least one member, of a name that timm knows, not {members} of {of!r}"
         )
-    timms = (
+    for key in (
         "pretrained_cfg",
         "pretrained_cfg_overlay",
         "cache_dir",
-    )  # for this name, which has no weights itself
-    own = {key: value for key, value in kwargs.items() if key not in timms}
-    return Ensemble([timm.create_model(of, pretrained=pretrained, **own) for _ in range(members)])
+    ):  # of this name, which has no weights
+        kwargs.pop(key, None)
+    return Ensemble([timm.create_model(of, pretrained=pretrained, **kwargs) for _ in range(members)])

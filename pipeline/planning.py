@@ -183,10 +183,7 @@ def _fit_stem(
             runs=lambda net: _runs(net, size, in_chans),
             given=params.backbone_args,
         )  # fmt: skip
-        if params.stem == "adapt" or _is_worth_it(found, adapted, size, in_chans):
-            found = adapted
-        elif adapted.changed:
-            found = replace(found, note=_note_of_cost(found, adapted, size, in_chans))
+        found = adapted if params.stem == "adapt" else _choose(found, adapted, size, in_chans)
     if found.side is not None and 0 < found.side <= stem.COLLAPSED:
         raise UserError(
             f"train.backbone: {params.backbone} shrinks pictures of {size} px to a map of {found.side}x{found.side}, "
@@ -195,26 +192,20 @@ def _fit_stem(
     return found
 
 
-def _is_worth_it(plain: stem.Fitted, adapted: stem.Fitted, size: int, in_chans: int) -> bool:
-    """Whether a net is better adapted than left as it is: it cannot be used so, or is cheap enough adapted."""
-    if plain.side is not None and plain.side <= stem.COLLAPSED:
-        return True
-    flops = _flops(adapted, size, in_chans)
-    return flops is None or flops <= 2 * CHEAP
-
-
-def _note_of_cost(plain: stem.Fitted, adapted: stem.Fitted, size: int, in_chans: int) -> str:
-    """That a net could be adapted, and what that would cost."""
-    ratio = _flops(adapted, size, in_chans) / _flops(plain, size, in_chans)
-    return (
+def _choose(plain: stem.Fitted, adapted: stem.Fitted, size: int, in_chans: int) -> stem.Fitted:
+    """The adapted net if it is cheap or the plain one is of no use; else the plain one, with what adapting costs."""
+    if not adapted.changed or plain.side is None or plain.side <= stem.COLLAPSED:
+        return adapted
+    images = torch.zeros(1, in_chans, size, size)
+    before, after = (costs.count_flops(fitted.model, images) for fitted in (plain, adapted))
+    if before is None or after is None or after <= 2 * CHEAP:
+        return adapted
+    note = (
         f"ends in a map of {plain.side}x{plain.side} at {size} px; adapted to small pictures (train.stem: adapt) it "
-        f"would end in one of {adapted.side}x{adapted.side}, which needs {ratio:.1f} times the operations, and time "
-        "to train"
+        f"would end in one of {adapted.side}x{adapted.side}, which needs {after / before:.1f} times the operations, "
+        "and time to train"
     )
-
-
-def _flops(fitted: stem.Fitted, size: int, in_chans: int) -> int | None:
-    return costs.count_flops(fitted.model, torch.zeros(1, in_chans, size, size))
+    return replace(plain, note=note)
 
 
 def run_failure(model: nn.Module, size: int, in_chans: int) -> str:
