@@ -2,6 +2,7 @@
 
 import difflib
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.params import TrainParams
 
 # Left to choose, nets are adapted that then take no more for an image: multiply-adds, each of two operations. A finer
 # map is worth its cost when there is time to train: in ten minutes of a core it was for small nets, and not for large
-# ones, which had seen FER2013 hardly twice by then (`benchmarks/README.md`).
+# ones, which had seen FER2013 hardly twice by then (`benchmarks/README.md`); they keep a map of more than one cell.
 CHEAP = 50_000_000
 
 
@@ -177,13 +178,12 @@ def _fit_stem(
     in_chans = args["in_chans"]
     found = stem.Fitted(model, args, 0 if fails else stem.last_side(model, size, in_chans))
     if params.stem != "keep":
-        adapted = stem.fit(
-            found, size, in_chans,
-            build=lambda args: timm.create_model(params.backbone, pretrained=False, **args),
-            runs=lambda net: _runs(net, size, in_chans),
-            given=params.backbone_args,
-        )  # fmt: skip
-        found = adapted if params.stem == "adapt" else _choose(found, adapted, size, in_chans)
+        ways = {
+            "build": lambda args: timm.create_model(params.backbone, pretrained=False, **args),
+            "runs": lambda net: _runs(net, size, in_chans),
+        }
+        adapted = stem.fit(found, size, in_chans, given=params.backbone_args, **ways)
+        found = adapted if params.stem == "adapt" else _choose(found, adapted, size, in_chans, ways)
     if found.side is not None and 0 < found.side <= stem.COLLAPSED:
         raise UserError(
             f"train.backbone: {params.backbone} shrinks pictures of {size} px to a map of {found.side}x{found.side}, "
@@ -192,20 +192,26 @@ def _fit_stem(
     return found
 
 
-def _choose(plain: stem.Fitted, adapted: stem.Fitted, size: int, in_chans: int) -> stem.Fitted:
-    """The adapted net if it is cheap or the plain one is of no use; else the plain one, with what adapting costs."""
-    if not adapted.changed or plain.side is None or plain.side <= stem.COLLAPSED:
+def _choose(
+    plain: stem.Fitted, adapted: stem.Fitted, size: int, in_chans: int, ways: dict[str, Callable[..., Any]]
+) -> stem.Fitted:
+    """The adapted net if it is cheap or nothing else runs; else the plain one, rounded up where its map collapses."""
+    if not adapted.changed or not plain.side:
         return adapted
     images = torch.zeros(1, in_chans, size, size)
-    before, after = (costs.count_flops(fitted.model, images) for fitted in (plain, adapted))
-    if before is None or after is None or after <= 2 * CHEAP:
+    after = costs.count_flops(adapted.model, images)
+    if after is None or after <= 2 * CHEAP:
+        return adapted
+    kept = plain if plain.side > stem.COLLAPSED else stem.round_up(plain, size, in_chans, **ways)
+    before = kept and costs.count_flops(kept.model, images)
+    if not before:
         return adapted
     note = (
-        f"ends in a map of {plain.side}x{plain.side} at {size} px; adapted to small pictures (train.stem: adapt) it "
-        f"would end in one of {adapted.side}x{adapted.side}, which needs {after / before:.1f} times the operations, "
-        "and time to train"
+        f"{kept.note or f'ends in a map of {plain.side}x{plain.side} at {size} px'}; adapted to small pictures "
+        f"(train.stem: adapt) it would end in one of {adapted.side}x{adapted.side}, which needs {after / before:.1f} "
+        "times the operations, and time to train"
     )
-    return replace(plain, note=note)
+    return replace(kept, note=note)
 
 
 def run_failure(model: nn.Module, size: int, in_chans: int) -> str:

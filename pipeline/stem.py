@@ -5,6 +5,7 @@ from a mouth. As the ResNets for CIFAR do (He et al., 2016, https://arxiv.org/ab
 convolutions and pools stop striding, which changes the shape of no weight. Which they are is read off the running net,
 whatever its family: all that reduce the earliest map that is reduced, then all that reduce the next, until the last map
 is large enough. Nets built for one size, which have tables of positions, take a smaller patch or a larger grid instead.
+Where that costs too much, a last map can be kept from collapsing by rounding its side up when it is halved.
 
 What was changed is part of a recipe (``Changes``), so that no later stage works it out again.
 """
@@ -19,7 +20,7 @@ import torch
 from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
-# A module's name and its new ``stride`` (and ``padding``, where the old one does not suit it); None: it passes through.
+# A module's name and its new ``stride``, ``padding`` or ``ceil_mode``; None: it passes through.
 Changes = dict[str, dict[str, Any] | None]
 
 # The last map has at least so many cells a side: 3 is the least with a middle. Each further halving that is taken out
@@ -95,6 +96,32 @@ def fit(
     return replace(found, changed=True, note=_note(plain, found, size)) if found is not plain else plain
 
 
+def round_up(
+    plain: Fitted, size: int, in_chans: int, build: Callable[[dict[str, Any]], nn.Module],
+    runs: Callable[[nn.Module], bool],
+) -> Fitted | None:  # fmt: skip
+    """Let the last halving of an odd side make one cell more, not one less: of 3x3 comes 2x2 instead of 1x1.
+
+    Args:
+        plain: The net as timm builds it for this size.
+        size: Side of its input, px.
+        in_chans: Channels of its input.
+        build: Makes a net of such arguments.
+        runs: Whether a net runs at this size.
+
+    Returns:
+        A net with a larger last map; None if there is none to be had so.
+    """
+    changes = plain.changes | _rounded_up(_reductions(plain.model, size, in_chans))
+    if changes == plain.changes:
+        return None
+    found = Fitted(apply(build(plain.model_args), changes), plain.model_args, None, changes, changed=True)
+    found = replace(found, side=last_side(found.model, size, in_chans))
+    if found.side is None or found.side <= plain.side or not runs(found.model):
+        return None
+    return replace(found, note=_note(plain, found, size))
+
+
 def _larger(
     found: Fitted, size: int, in_chans: int, build: Callable[[dict[str, Any]], nn.Module],
     runs: Callable[[nn.Module], bool], given: dict[str, Any],
@@ -118,7 +145,9 @@ def _note(plain: Fitted, found: Fitted, size: int) -> str:
     args = plain.model_args
     parts = [f"{key} {value}" for key, value in found.model_args.items() if value != args.get(key)]
     strides = [
-        f"{name} strides by {max(change['stride'])}" for name, change in found.changes.items() if change
+        f"{name} strides by {max(change['stride'])}" if "stride" in change else f"{name} rounds up"
+        for name, change in found.changes.items()
+        if change
     ]
     dropped = [name for name, change in found.changes.items() if change is None]
     parts += [_some(strides)] if strides else []
@@ -188,6 +217,32 @@ def _steps(
 
 def _without_a_halving(model: nn.Module, size: int, in_chans: int) -> Changes:
     """What must change for the first map that is reduced to stay as it is, in all its branches."""
+    seen = _reductions(model, size, in_chans)
+    return {
+        name: _gentler(module, side, reduced) if isinstance(module, nn.Conv2d) else None
+        for name, module, side, reduced in seen
+        if side == seen[0][2]
+    }
+
+
+def _rounded_up(seen: list[tuple[str, nn.Module, int, int]]) -> Changes:
+    """What must change for the last map that is reduced to be rounded up, in all branches that round it down."""
+    changes: Changes = {}
+    for name, module, side, reduced in seen:
+        wanted = -(-side // _stride(module))
+        if side != seen[-1][2] or reduced >= wanted:
+            continue
+        if isinstance(module, nn.Conv2d):
+            reach = module.dilation[0] * (module.kernel_size[0] - 1) + 1
+            missing = (wanted - 1) * _stride(module) + reach - side
+            changes[name] = {"padding": [-(-missing // 2)] * 2}
+        elif not isinstance(module, BlurPool2d):
+            changes[name] = {"ceil_mode": True}
+    return changes
+
+
+def _reductions(model: nn.Module, size: int, in_chans: int) -> list[tuple[str, nn.Module, int, int]]:
+    """Convolutions and pools with a stride, as they run: name, module, and the side of the map before and after."""
     seen: list[tuple[str, nn.Module, int, int]] = []
     names = {module: name for name, module in model.named_modules()}
 
@@ -209,13 +264,7 @@ def _without_a_halving(model: nn.Module, size: int, in_chans: int) -> Changes:
     finally:
         for handle in handles:
             handle.remove()
-    if not seen:
-        return {}
-    return {
-        name: _gentler(module, side, reduced) if isinstance(module, nn.Conv2d) else None
-        for name, module, side, reduced in seen
-        if side == seen[0][2]
-    }
+    return seen
 
 
 def _gentler(conv: nn.Conv2d, side: int, reduced: int) -> dict[str, Any]:

@@ -60,6 +60,17 @@ def scrambled(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.rand_like(t) if t.is_floating_point() else t + 7 for name, t in state.items()}
 
 
+def dear(note: str) -> float:
+    """How many times the operations adapting takes, by the log."""
+    return float(re.search(r"train\.stem: adapt\) .* needs ([\d.]+) times the operations", note)[1])
+
+
+def cost(of: Recipe, against: Recipe) -> float:
+    """How many times the operations of one net another has at 48 px."""
+    here, there = (model.build_model(each).eval() for each in (of, against))
+    return np.divide(*(costs.count_flops(net, torch.zeros(1, 1, 48, 48)) for net in (there, here)))
+
+
 def store(path: Path, state: dict[str, Tensor]) -> dict[str, str]:
     """Write weights; the params that name them."""
     torch.save(state, path)
@@ -203,11 +214,11 @@ def test_what_suits_its_input_is_left_alone(backbone: str, size: int) -> None:
 
 @pytest.mark.parametrize(
     "backbone, choice",
-    [("mobilenetv3_small_100", "adapt"), ("resnet18", "keep"), ("vit_tiny_patch16_224", "keep"),
-     ("convnext_atto", "adapt")],
+    [("mobilenetv3_small_100", "adapt"), ("regnetx_002", "adapt"), ("levit_128s", "adapt"), ("resnet18", "keep"),
+     ("vit_tiny_patch16_224", "keep")],
 )  # fmt: skip
-def test_left_to_choose_it_adapts_what_is_cheap_or_would_collapse(backbone: str, choice: str) -> None:
-    """ConvNeXt would end in 1x1; of what ends in more, the large nets stay, and the log says what adapting costs."""
+def test_left_to_choose_it_adapts_what_is_cheap(backbone: str, choice: str) -> None:
+    """Large nets stay, and the log says what adapting costs; LeViT's map of 1x1 has no other remedy."""
     recipe, notes = plan(train_params(backbone, stem="auto"), NAMES, 48, 1)
     chosen, said = plan(train_params(backbone, stem=choice), NAMES, 48, 1)
     assert recipe == chosen
@@ -215,12 +226,46 @@ def test_left_to_choose_it_adapts_what_is_cheap_or_would_collapse(backbone: str,
         assert notes == said
         return
     (note,) = notes
-    here, there = (
-        model.build_model(plan(train_params(backbone, stem=each), NAMES, 48, 1)[0]).eval()
-        for each in ("keep", "adapt")
+    assert note.startswith(f"{backbone} ends in a map of ")
+    assert dear(note) == pytest.approx(cost(chosen, adapted(backbone)[1]), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "backbone, changes",
+    [
+        ("convnext_atto", {"stages.3.downsample.1": {"padding": [1, 1]}}),
+        ("densenet121", {"features.transition3.pool": {"ceil_mode": True}}),
+    ],
+)
+def test_a_large_net_keeps_its_last_map_by_rounding_up(backbone: str, changes: dict[str, Any]) -> None:
+    """A map of 3x3 is halved to 2x2, where timm's net drops a row and a column; the weights and the other maps stay."""
+    recipe, (note,) = plan(train_params(backbone, stem="auto"), NAMES, 48, 1)
+    stock = timm.create_model(backbone, **PLAIN).eval()
+    net = model.build_model(recipe).eval()
+    assert (recipe.stem, recipe.model_args) == (changes, PLAIN)
+    assert (sides(stock, 48), sides(net, 48)) == ((1, 1), (2, 2))
+    assert shapes(net) == shapes(stock)
+    net.load_state_dict(stock.state_dict())
+
+    (name,) = changes
+    before = []
+    hook = net.get_submodule(name).register_forward_hook(
+        lambda _, inputs, out: before.append((inputs[0], out))
     )
-    ratio = np.divide(*(costs.count_flops(net, torch.zeros(1, 1, 48, 48)) for net in (there, here)))
-    assert re.search(rf"train\.stem: adapt\).* needs {ratio:.1f} times the operations", note)
+    with torch.no_grad():
+        net(torch.randn(1, 1, 48, 48))
+        hook.remove()
+        ((three, two),) = before
+        layer = stock.get_submodule(name)
+        if backbone == "convnext_atto":
+            expected = layer(F.pad(three, [1] * 4))
+        else:  # what lies beyond the edge does not count
+            expected = layer(F.pad(three, [0, 1, 0, 1])) * torch.tensor([[1.0, 2.0], [2.0, 4.0]])
+    assert three.shape[2:] == (3, 3)
+    torch.testing.assert_close(two, expected)
+
+    assert f"1x1 at 48 px as it is, and now ends in a map of 2x2: {name} rounds up (train.stem)" in note
+    assert dear(note) == pytest.approx(cost(recipe, adapted(backbone)[1]), abs=0.05)
 
 
 def test_keep_leaves_a_net_as_timm_builds_it() -> None:
