@@ -1,12 +1,12 @@
 """Val accuracy of nets after equal training time: as timm builds them, adapted to small faces, and on larger images.
 
-Run: python benchmarks/equal_time.py [NAME ...] --minutes 10 --folder results   (after `dvc repro prepare`)
+Run: python benchmarks/equal_time.py [NAME[:LR] ...] --minutes 10 --folder results   (after `dvc repro prepare`)
 
 All are trained from scratch with the same settings for the same time (see `budget.py`), each in float32 or with bf16
-autocast, whichever is faster for it. Of each net: `as it is` is
-`train.stem: keep` on the prepared images, `adapted` is `train.stem: adapt` on them, and `upsampled` is
-`train.stem: keep` on images resized to `--size`. A net that there is nothing to adapt in is trained once. The points of
-a line are of one training, whose learning rate has fallen to 0 only at the last.
+autocast, whichever is faster for it, and with its own learning rate where one is given. Of each net, `as it is` is
+`train.stem: keep` on the prepared images, `adapted` is `train.stem: adapt`, `upsampled` is `train.stem: keep` on
+images resized to `--size`, and `default` is `train.stem: auto`. What comes to the same net is trained once. The points
+of a line are of one training, whose learning rate has fallen to 0 only at the last.
 """
 
 import argparse
@@ -24,14 +24,16 @@ from matplotlib.figure import Figure
 
 from pipeline import plots
 from pipeline.data import Prepared, load_prepared
+from pipeline.model import Recipe
 from pipeline.params import TrainParams
 
 NAMES = [
     "face_resnet_s", "face_resnet_m", "resnet18", "mobilenetv3_small_100", "tf_efficientnet_lite0", "regnetx_002",
-    "convnext_atto", "vit_tiny_patch16_224",
+    "convnext_atto", "vit_tiny_patch16_224:0.0005",  # which learns nothing at 0.002
 ]  # fmt: skip
-VARIANTS = ("as it is", "adapted", "upsampled")
+VARIANTS = ("as it is", "adapted", "upsampled", "default")
 OURS = r"face_"
+ORANGE = "#E69F00"  # of the same palette as those of plots
 
 
 def main() -> None:
@@ -48,18 +50,24 @@ def main() -> None:
     print(f"|---|---|---|---|---|---|---|{'---|' * len(parts)}")
     trainings: dict[tuple[str, str, int], dict[str, Any]] = {}
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-        for name in arguments.names:
-            plans = []
+        for name, _, lr in (word.partition(":") for word in arguments.names):
+            plans: list[tuple[Recipe, dict[str, Any]]] = []
             for variant in arguments.variants:
                 params = base.model_copy(
-                    update={"backbone": name, "seed": seed, **_change(variant, arguments.size)}
-                )
-                plan = budget.plan(params, prepared)
-                if plan in plans or (variant == "upsampled" and re.match(OURS, name)):
+                    update={
+                        "backbone": name, "seed": seed, "lr": float(lr or arguments.lr),
+                        **_change(variant, arguments.size),
+                    }
+                )  # fmt: skip
+                if variant == "upsampled" and re.match(OURS, name):
                     continue
-                plans.append(plan)
-                done = _train(params, prepared, arguments, parts, f"{name} {variant} {seed}")
+                plan = budget.plan(params, prepared)
+                same = next((done for other, done in plans if other == plan), None)
+                done = same or _train(params, prepared, arguments, parts, f"{name} {variant} {seed}")
                 trainings[name, variant, seed] = done
+                if same:
+                    continue
+                plans.append((plan, done))
                 end = done["marks"][-1]
                 cells = " | ".join(f"{mark['accuracy']:.4f}" for mark in done["marks"])
                 print(
@@ -76,7 +84,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="timm names")
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME[:LR]", help="timm names")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--size", type=int, default=96, help="of the upsampled images, px (%(default)s)")
     parser.add_argument("--points", type=int, default=5, help="of a line (%(default)s)")
@@ -92,6 +100,7 @@ def _change(variant: str, size: int) -> dict[str, Any]:
         "as it is": {"stem": "keep"},
         "adapted": {"stem": "adapt"},
         "upsampled": {"stem": "keep", "input_size": size},
+        "default": {"stem": "auto"},
     }[variant]
 
 
@@ -121,7 +130,7 @@ def _print_table(
 ) -> None:
     """Final accuracy by net and variant."""
     print(f"\n| backbone | {' | '.join(arguments.variants)} |\n|---|{'---|' * len(arguments.variants)}")
-    for name in arguments.names:
+    for name in dict.fromkeys(name for name, *_ in trainings):
         found = {
             variant: [
                 done["marks"][-1]["accuracy"]
@@ -150,11 +159,13 @@ def _draw(trainings: dict[tuple[str, str, int], dict[str, Any]]) -> Figure:
     values = [mark["accuracy"] for done in trainings.values() for mark in done["marks"]]
     gap = max(0.001, (max(values) - min(values)) / 30)
     longest = max(done["marks"][-1]["minutes"] for done in trainings.values())
-    colours = {"as it is": plots.GREY, "adapted": plots.VERMILLION, "upsampled": plots.GREEN}
+    colours = {
+        "as it is": plots.GREY, "adapted": plots.VERMILLION, "upsampled": plots.GREEN, "default": ORANGE
+    }  # fmt: skip
     heights: list[float] = []  # of the names, one above the other
-    for (name, variant, seed), done in sorted(
-        trainings.items(), key=lambda one: one[1]["marks"][-1]["accuracy"]
-    ):
+    # What is the same net under several names is one line, with the first name.
+    lines = {id(done): (key, done) for key, done in reversed(trainings.items())}.values()
+    for (name, variant, seed), done in sorted(lines, key=lambda line: line[1]["marks"][-1]["accuracy"]):
         ours = bool(re.match(OURS, name))
         colour = plots.BLUE if ours else colours[variant]
         minutes = [mark["minutes"] for mark in done["marks"]]
