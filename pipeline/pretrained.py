@@ -1,6 +1,8 @@
 """Weights to start from: a local state_dict, or timm's own from the cache or the hub.
 
-A local file is checked against the digest in params, so that another file is another result.
+A local file is checked against the digest in params, so that another file is another result. A head for other classes
+starts at zero (Dosovitskiy et al., 2021, https://arxiv.org/abs/2010.11929, section 3.2): one that starts at random, as
+timm makes it, sends large gradients without meaning through all layers, which then forget what they knew.
 """
 
 import hashlib
@@ -50,9 +52,10 @@ def from_file(backbone: str, model_args: dict[str, Any], path: str, sha256: str 
         "input_size": (in_chans, *cfg["input_size"][1:]),
     }  # fmt: skip
     try:
-        return timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+        net = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
     except RuntimeError as error:
         raise UserError(f"train.weights: {path} does not fit {backbone}: {error}") from None
+    return _with_new_head(net, classes, model_args)
 
 
 def from_hub(backbone: str, model_args: dict[str, Any]) -> nn.Module:
@@ -71,9 +74,11 @@ def from_hub(backbone: str, model_args: dict[str, Any]) -> nn.Module:
     # The hub's client tries for minutes without a network, so the cache is asked first, with the client offline.
     was_offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
-        return timm.create_model(backbone, pretrained=True, **model_args)
+        net = timm.create_model(backbone, pretrained=True, **model_args)
     except Exception as error:
         log.debug("not in the local cache: %s", error)
+    else:
+        return _with_new_head(net, cfg.num_classes, model_args)
     finally:
         constants.HF_HUB_OFFLINE = was_offline
     if was_offline or not _reachable(constants.ENDPOINT):
@@ -82,7 +87,17 @@ def from_hub(backbone: str, model_args: dict[str, Any]) -> nn.Module:
             f"({constants.ENDPOINT}) cannot be reached. Give a local file instead: train.weights: path/to/state_dict "
             "with train.weights_sha256; or set train.pretrained to false."
         )
-    return timm.create_model(backbone, pretrained=True, **model_args)
+    net = timm.create_model(backbone, pretrained=True, **model_args)
+    return _with_new_head(net, cfg.num_classes, model_args)
+
+
+def _with_new_head(net: nn.Module, classes: int, model_args: dict[str, Any]) -> nn.Module:
+    """Set a head that was made for others than the ``classes`` of the weights to zero. Returns the net."""
+    if classes != model_args["num_classes"]:
+        for name in _names(net.pretrained_cfg.get("classifier")):
+            for parameter in net.get_submodule(name).parameters():
+                nn.init.zeros_(parameter)
+    return net
 
 
 def _read_state(path: str, sha256: str | None) -> dict[str, Tensor]:

@@ -46,14 +46,15 @@ def check_taken_over(net: torch.nn.Module, state: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 def test_colour_weights_for_grey_images(name: str, tmp_path: Path) -> None:
-    """The stem's channels are summed, another head is drawn anew, the rest is as it was."""
+    """The stem's channels are summed, a head for other classes starts at zero, the rest is as it was."""
     state = donor()
     net = pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / name, state))
     check_taken_over(net, state)
     r, g, b = state["conv1.0.weight"].unbind(1)
     torch.testing.assert_close(net.conv1[0].weight.detach(), (r + g + b)[:, None])
     assert net.fc.weight.shape == (3, 96)
-    assert net.fc.weight.abs().max() < 0.5  # the donor's reach to 1
+    assert not net.fc.weight.any()
+    assert not net.fc.bias.any()
 
     # A grey picture, once as one channel and once as three, gives the same map.
     colour = timm.create_model(BACKBONE, num_classes=10)
@@ -85,7 +86,10 @@ def test_a_file_without_a_head_will_do(tmp_path: Path) -> None:
     """Encoders are often shared without one."""
     state = donor()
     shared = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    check_taken_over(pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", shared)), state)
+    net = pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", shared))
+    check_taken_over(net, state)
+    with torch.no_grad():  # all classes are alike to it before it has seen any
+        assert not net.eval()(torch.rand(2, 1, 16, 16)).any()
 
 
 def test_our_own_nets_take_weights_too(tmp_path: Path) -> None:
