@@ -179,6 +179,7 @@ def _draw(trainings: dict[tuple[str, str, int], dict[str, Any]]) -> Figure:
             arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.6, "relpos": (0, 0.5)},
         )  # fmt: skip
     axes.set_xlim(0, 1.5 * longest)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1.01 * longest])
     axes.set_ylim(top=heights[-1] + gap)
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("val accuracy")
