@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from pipeline import engine, model, planning, stem
+from pipeline import engine, maps, model, planning, stem
 from pipeline.data import Prepared
 from pipeline.loader import Batch, Loader
 from pipeline.params import TrainParams, apply_overrides, parse_params, read_text
@@ -133,7 +133,7 @@ def train(
         accuracy = engine.evaluate(classifier, prepared.split("val"), 256, device)["accuracy"]
         found.append(Mark(used / 60, images, accuracy))
     net = trainer.model
-    side = stem.last_side(net, recipe.preprocessing["input_size"], recipe.preprocessing["in_chans"])
+    side = maps.last_side(net, recipe.preprocessing["input_size"], recipe.preprocessing["in_chans"])
     return Training(side, sum(parameter.numel() for parameter in net.parameters()), found)
 
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline import augment, costs, pretrained, stem
+from pipeline import augment, costs, maps, pretrained, stem
 from pipeline.errors import UserError
 from pipeline.model import Recipe, build_model
 from pipeline.params import TrainParams
@@ -176,7 +176,7 @@ def _fit_stem(
 ) -> stem.Fitted:
     """A net that suits its size, as far as params let it; one whose last map collapses is refused."""
     in_chans = args["in_chans"]
-    found = stem.Fitted(model, args, 0 if fails else stem.last_side(model, size, in_chans))
+    found = stem.Fitted(model, args, 0 if fails else maps.last_side(model, size, in_chans))
     if params.stem != "keep":
         ways = {
             "build": lambda args: timm.create_model(params.backbone, pretrained=False, **args),

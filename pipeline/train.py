@@ -56,6 +56,7 @@ RESULT_MODULES = (
     "kernels",
     "loader",
     "losses",
+    "maps",
     "metrics",
     "model",
     "moves",

@@ -219,8 +219,8 @@ def test_no_stage_reaches_another_or_a_command(stage: str) -> None:
         ("decoding", {"audit", "decoded", "faces", "images", "items", "pixels", "records"}),
         ("pictures", {"archives", "embedded", "errors", "images", "items", "tables", "trees"}), ("scores", {"errors"}),
         ("batch", {"cores", "errors", "images", "pictures", "predict", "scores", "served", "serving"}),
-        ("model", {"augment", "backbones", "errors", "stem", "tta"}), ("stem", set()),
-        ("planning", {"augment", "costs", "errors", "model", "params", "pretrained", "stem"}),
+        ("model", {"augment", "backbones", "errors", "stem", "tta"}), ("stem", {"maps"}), ("maps", set()),
+        ("planning", {"augment", "costs", "errors", "maps", "model", "params", "pretrained", "stem"}),
         ("distributed", {"errors", "interrupt"}), ("loader", {"augment", "data"}), ("losses", {"augment", "params"}),
         ("optim", {"errors", "params"}),
         (

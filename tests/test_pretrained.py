@@ -219,6 +219,17 @@ def test_without_a_network_it_is_told_within_seconds() -> None:
     assert constants.HF_HUB_OFFLINE is False
 
 
+def test_a_head_is_new_only_for_other_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From timm's own cache: its 1,000 classes come whole, other classes start alike."""
+    state = donor(num_classes=1000)
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", lambda *_, **__: dict(state))
+    whole = pretrained.from_hub(BACKBONE, {"num_classes": 1000, "in_chans": 3})
+    assert torch.equal(whole.fc.weight, state["fc.weight"])
+    net = pretrained.from_hub(BACKBONE, ARGS)
+    check_taken_over(net, state)
+    assert not net.fc.weight.any()
+
+
 @pytest.mark.usefixtures("offline")
 def test_nobody_is_called_where_the_client_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """``HF_HUB_OFFLINE`` holds, and stays as it was set."""

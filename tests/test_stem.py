@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
-from pipeline import costs, explanations, export, formats, model, planning, stem
+from pipeline import costs, explanations, export, formats, maps, model, planning, stem
 from pipeline.errors import UserError
 from pipeline.model import Classifier, Recipe, load_model, save_weights
 from pipeline.params import TrainParams
@@ -167,7 +167,7 @@ def test_nets_of_one_size_are_built_for_the_grid_that_comes(
     _, recipe, (said,) = adapted(backbone)
     assert recipe.model_args == PLAIN | added
     net = model.build_model(recipe).eval()
-    assert stem.last_side(net, 48, 1) == side
+    assert maps.last_side(net, 48, 1) == side
     assert net(torch.randn(2, 1, 48, 48)).shape == (2, 3)
     assert all(f"{key} {value}" in said for key, value in added.items() if value != 48)
     if backbone == "vit_tiny_patch16_224":
@@ -408,7 +408,7 @@ def test_every_family_is_adapted_left_or_refused(backbone: str) -> None:
         return
     size = recipe.preprocessing["input_size"]
     net = model.build_model(recipe)
-    side = stem.last_side(net, size, 1)
+    side = maps.last_side(net, size, 1)
     assert side is None or side >= stem.SIDE
     assert planning.run_failure(net, size, 1) == ""
     stock = {"img_size"} | set(PLAIN)
