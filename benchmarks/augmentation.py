@@ -24,10 +24,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import augment
-from pipeline.data import load_prepared
-from pipeline.errors import UserError
-from pipeline.images import load
+from pipeline.core.dataset import load_prepared
+from pipeline.core.errors import UserError
+from pipeline.inference.images import load
+from pipeline.train.augment import batched
 
 SIZE = 48
 OURS = [
@@ -88,7 +88,7 @@ def peer(folder: Path, batch_size: int, workers: int) -> Callable[[], float]:
 def ours(faces: np.ndarray, batch_size: int) -> Callable[[], float]:
     """A function that augments faces in batches of random rows and returns img/s."""
     images = torch.from_numpy(faces)
-    augmentation = augment.Augmentation(augment.resolve(OURS, [0.5], [0.25], "OURS"), 0, SIZE, 1)
+    augmentation = batched.Augmentation(batched.resolve(OURS, [0.5], [0.25], "OURS"), 0, SIZE, 1)
     epoch = 0
 
     def measure() -> float:

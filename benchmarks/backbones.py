@@ -14,9 +14,9 @@ import budget
 import torch
 from torch import nn
 
-from pipeline import model
-from pipeline.data import load_prepared
-from pipeline.params import load_params
+from pipeline.core.dataset import load_prepared
+from pipeline.core.params import load_params
+from pipeline.models import model
 
 PEER = "resnet18"
 NAMES = [

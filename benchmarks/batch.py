@@ -21,16 +21,16 @@ from pathlib import Path
 
 import torch
 
-from pipeline.batch import Settings, score
-from pipeline.images import load
-from pipeline.model import load_classifier
-from pipeline.serving import Predictor
+from pipeline.inference.images import load
+from pipeline.inference.predictor import Predictor
+from pipeline.models.model import load_classifier
+from pipeline.serve.batch import Settings, score
 
 ROOT = Path(__file__).resolve().parents[1]
 # The kernel's own high-water mark of this program: `ru_maxrss` would hold that of the benchmark, too.
 _RUN = """
 import sys
-from pipeline.batch import score
+from pipeline.serve.batch import score
 score(*sys.argv[1:])
 with open("/proc/self/status") as status:
     print(*(line.split()[1] for line in status if line.startswith("VmHWM")))

@@ -14,12 +14,13 @@ from unittest import mock
 
 import torch
 
-from pipeline import engine, maps, model, planning, stem
-from pipeline.data import Prepared
-from pipeline.loader import Batch, Loader
-from pipeline.params import TrainParams, apply_overrides, parse_params, read_text
-from pipeline.schedule import LRSchedule
-from pipeline.trainer import build_trainer, resolve_device
+from pipeline.core.dataset import Prepared
+from pipeline.core.params import TrainParams, apply_overrides, parse_params, read_text
+from pipeline.models import maps, model, stem
+from pipeline.train import loop, planning
+from pipeline.train.loader import Batch, Loader
+from pipeline.train.schedule import LRSchedule
+from pipeline.train.trainer import build_trainer, resolve_device
 
 TICKS = 1000  # of the schedule
 WARMUP = 0.2  # part of the time in which the learning rate rises
@@ -90,11 +91,11 @@ def with_quicker_amp(params: TrainParams, prepared: Prepared, updates: int = 8) 
         trainer = build_trainer(chosen, prepared, plan(chosen, prepared), device)
         batches = _endless(Loader(prepared.split("train"), params.batch_size, params.seed, device))
         trainer.train_mode()
-        engine.update(trainer, next(batches)[2], 0, 0)  # allocates
+        loop.update(trainer, next(batches)[2], 0, 0)  # allocates
         start = _now(device)
         for _ in range(updates):
             epoch, step, batch = next(batches)
-            engine.update(trainer, batch, epoch, step)
+            loop.update(trainer, batch, epoch, step)
         seconds[amp] = _now(device) - start
     return params.model_copy(update={"amp": min(seconds, key=seconds.__getitem__)})
 
@@ -123,14 +124,14 @@ def train(
         start = _now(device) - used
         while used < mark * budget:
             epoch, step, batch = next(batches)
-            engine.update(trainer, batch, epoch, step)
+            loop.update(trainer, batch, epoch, step)
             images += len(batch.targets)
             used = _now(device) - start
             while ticks < min(TICKS - 1, int(TICKS * used / budget)):
                 ticks += 1
                 trainer.schedule.step_update(ticks)
         classifier = model.Classifier(trainer.ema.module, recipe).to(device)
-        accuracy = engine.evaluate(classifier, prepared.split("val"), 256, device)["accuracy"]
+        accuracy = loop.evaluate(classifier, prepared.split("val"), 256, device)["accuracy"]
         found.append(Mark(used / 60, images, accuracy))
     net = trainer.model
     side = maps.last_side(net, recipe.preprocessing["input_size"], recipe.preprocessing["in_chans"])

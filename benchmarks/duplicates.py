@@ -27,12 +27,12 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageEnhance
 
-from pipeline.audit import look_at, pixel_digest
-from pipeline.metrics import accuracy_interval
-from pipeline.params import load_params
-from pipeline.prepare import PREPARED, prepare
-from pipeline.records import Records, bits
-from pipeline.twins import find_twins
+from pipeline.core.params import load_params
+from pipeline.metrics.metrics import accuracy_interval
+from pipeline.prepare.audit import look_at, pixel_digest
+from pipeline.prepare.columns import Records, bits
+from pipeline.prepare.stage import PREPARED, prepare
+from pipeline.prepare.twins.mark import find_twins
 
 MAX_SHIFT = 3 / 48  # of the size: 3 px on a face of 48 px
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)

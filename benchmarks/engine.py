@@ -15,12 +15,12 @@ from contextlib import suppress
 import torch
 from torch import nn
 
-from pipeline import engine, planning
-from pipeline.data import load_prepared
-from pipeline.engine import Progress
-from pipeline.loader import Loader
-from pipeline.params import TrainParams, load_params
-from pipeline.trainer import Trainer, build_trainer, resolve_device
+from pipeline.core.dataset import load_prepared
+from pipeline.core.params import TrainParams, load_params
+from pipeline.train import loop, planning
+from pipeline.train.loader import Loader
+from pipeline.train.loop import Progress
+from pipeline.train.trainer import Trainer, build_trainer, resolve_device
 
 
 class RoundOver(Exception):
@@ -56,14 +56,14 @@ def ours(trainer: Trainer, loader: Loader, updates: int) -> float:
     wait(trainer.device)
     begin = time.perf_counter()
     with suppress(RoundOver):
-        engine.train_one_epoch(trainer, loader, progress, after_step)
+        loop.train_one_epoch(trainer, loader, progress, after_step)
     wait(trainer.device)
     return done * loader.batch_size / (time.perf_counter() - begin)
 
 
 def bare(trainer: Trainer, images: torch.Tensor, targets: torch.Tensor, updates: int) -> float:
     """img/s of forward, backward and step on one batch."""
-    dtype = engine.AMP_DTYPES.get(trainer.amp)
+    dtype = loop.AMP_DTYPES.get(trainer.amp)
     trainer.model.train()
     wait(trainer.device)
     begin = time.perf_counter()

@@ -22,10 +22,10 @@ import budget
 import torch
 from matplotlib.figure import Figure
 
-from pipeline import plots
-from pipeline.data import Prepared, load_prepared
-from pipeline.model import Recipe
-from pipeline.params import TrainParams
+from pipeline.core.dataset import Prepared, load_prepared
+from pipeline.core.params import TrainParams
+from pipeline.models.model import Recipe
+from pipeline.reporting import plots
 
 NAMES = [
     "face_resnet_s", "face_resnet_m", "resnet18", "mobilenetv3_small_100", "tf_efficientnet_lite0", "regnetx_002",

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from pipeline.serving import Predictor
+from pipeline.inference.predictor import Predictor
 
 PICTURES, MANY, PARTS = 64, 20, 10
 

@@ -3,10 +3,10 @@
     python benchmarks/seeds.py FOLDER [OTHER]
 
 Each folder has the ``predictions.csv`` of several seeds of one setting, on one test set, as ``evaluate`` writes it.
-Of the first: all pairs of seeds by McNemar's exact test, random disjoint groups of seeds by ``pipeline.grouped``, and
-all ordered pairs by the gate of ``hyojo promote`` as params.yaml sets it, latency and size left aside, all at 5 %. With
-a second folder: groups of the one against groups of the other. Pairs and splits overlap, since they are drawn from the
-same few seeds, so a rate has less behind it than its number of splits.
+Of the first: all pairs of seeds by McNemar's exact test, random disjoint groups of seeds by
+``pipeline.metrics.seed_anova``, and all ordered pairs by the gate of ``hyojo promote`` as params.yaml sets it, latency
+and size left aside, all at 5 %. With a second folder: groups of the one against groups of the other. Pairs and splits
+overlap, since they are drawn from the same few seeds, so a rate has less behind it than its number of splits.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from pipeline import gate
-from pipeline.contenders import Contender, read_predictions
-from pipeline.grouped import compare_groups, mean_interval
-from pipeline.paired import mcnemar
-from pipeline.params import load_params
+from pipeline.core.params import load_params
+from pipeline.experiments import gate
+from pipeline.experiments.contenders import Contender, read_predictions
+from pipeline.metrics.paired import mcnemar
+from pipeline.metrics.seed_anova import compare_groups, mean_interval
 
 LEVEL = 0.05
 

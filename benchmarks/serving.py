@@ -30,8 +30,8 @@ import psutil
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from pipeline.data import PREPARED, load_prepared
-from pipeline.serving import RUNTIMES, Predictor
+from pipeline.core.dataset import PREPARED, load_prepared
+from pipeline.inference.predictor import RUNTIMES, Predictor
 
 FER = """
 import json, sys, time
@@ -176,7 +176,8 @@ def eager(train_dir: Path, predictor: Predictor) -> Callable[[bytes], object]:
     """The trained net in PyTorch, float32, on one thread as well, with the same decoding and the same views."""
     import torch
 
-    from pipeline import images, model
+    from pipeline.inference import images
+    from pipeline.models import model
 
     torch.set_num_threads(1)
     classifier = model.load_classifier(train_dir, "cpu").eval()

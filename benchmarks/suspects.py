@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline import folds
-from pipeline.data import load_prepared
-from pipeline.metrics import accuracy_interval
-from pipeline.params import load_params
-from pipeline.suspects import find_suspects
+from pipeline.core.dataset import load_prepared
+from pipeline.core.params import load_params
+from pipeline.experiments import suspects
+from pipeline.metrics.metrics import accuracy_interval
+from pipeline.metrics.suspects import find_suspects
 
 
 def flip(targets: np.ndarray, classes: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -47,18 +47,18 @@ def main() -> None:
     arguments = parser.parse_args()
     prepared, params = load_prepared(), load_params(arguments.params).train
     epochs = arguments.epochs or params.epochs
-    params, split = folds.shorten(params, epochs), prepared.split("train")
+    params, split = suspects.shorten(params, epochs), prepared.split("train")
     rng = np.random.default_rng(arguments.seed)
     changed = replace(split, targets=flip(split.targets, len(prepared.class_names), arguments.share, rng))
     planted = changed.targets != split.targets
     print(f"{len(split):,} training labels, {planted.sum():,} of them made wrong; {epochs} epochs a net\n")
-    groups = folds.twin_groups(prepared)
+    groups = suspects.twin_groups(prepared)
     ways = {
-        f"{arguments.folds} folds": lambda: folds.held_out_probs(
+        f"{arguments.folds} folds": lambda: suspects.held_out_probs(
             params, prepared, changed, groups, arguments.folds
         ),
-        "one net, its own images": lambda: folds.judge(
-            folds.train_on(params, prepared, changed), params, changed.images
+        "one net, its own images": lambda: suspects.judge(
+            suspects.train_on(params, prepared, changed), params, changed.images
         ),
     }
     print(

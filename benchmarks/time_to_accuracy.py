@@ -24,12 +24,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import engine, model, planning
-from pipeline.data import Split, load_prepared
-from pipeline.engine import Progress
-from pipeline.loader import Loader
-from pipeline.params import load_params
-from pipeline.trainer import build_trainer, resolve_device
+from pipeline.core.dataset import Split, load_prepared
+from pipeline.core.params import load_params
+from pipeline.models import model
+from pipeline.train import loop, planning
+from pipeline.train.loader import Loader
+from pipeline.train.loop import Progress
+from pipeline.train.trainer import build_trainer, resolve_device
 
 TRANSFORM = transforms.Compose(
     [
@@ -56,10 +57,10 @@ def ours(target: float) -> tuple[float, float]:
     start = time.perf_counter()
     for epoch in range(params.epochs):
         progress = Progress(epoch=epoch)
-        engine.train_one_epoch(trainer, loader, progress, lambda: None, f"epoch {epoch + 1}/{params.epochs}")
+        loop.train_one_epoch(trainer, loader, progress, lambda: None, f"epoch {epoch + 1}/{params.epochs}")
         net = trainer.ema.module if trainer.ema else trainer.model
         classifier = model.Classifier(net, recipe).to(device)
-        accuracy = engine.evaluate(classifier, val, params.batch_size, device)["accuracy"]
+        accuracy = loop.evaluate(classifier, val, params.batch_size, device)["accuracy"]
         trainer.schedule.step_epoch(accuracy)
         print(
             f"epoch {epoch + 1}: val accuracy {accuracy:.4f} after {time.perf_counter() - start:.0f} s",

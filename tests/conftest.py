@@ -1,12 +1,9 @@
-"""Shared by the tests: an environment without DVC's and MLflow's variables, and tiny data to train on."""
+"""Shared by the tests: an environment without DVC's and MLflow's variables, and fixtures over ``builders``."""
 
 import contextlib
-import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,224 +12,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 
-import numpy as np
 import pytest
+from builders import FOREIGN, TINY_PARAMS, Items, brightness_graph, forget_store, make_project, write_prepared
 
-from pipeline.items import Item, Source
-from pipeline.listing import SPLITS, Listing
-from pipeline.records import Records
+from pipeline.prepare.catalogue import Listing
+from pipeline.prepare.sources.source import Item
 
 if TYPE_CHECKING:
-    import onnx
     from running import Running
-
-FOREIGN = (
-    "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_ROOT",
-    "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV",
-)  # fmt: skip
-
-# Small enough that a training takes a second; complete, as every recipe is.
-TINY_PARAMS = """\
-prepare:
-  source: data/tiny.zip
-  columns: {}
-  class_map: {}
-  labels: majority
-  group: auto
-  img_size: 16
-  channels: 1
-  val_fraction: 0.1
-  test_fraction: 0.1
-  seed: 0
-  max_bad_fraction: 0.01
-  faces:
-  face_margin: 0.05
-  face_min_size: 32
-  duplicates: drop_from_train
-  conflicts: majority
-
-train:
-  backbone: face_resnet_s   # a comment to keep
-  backbone_args: {widths: [8, 8, 8], depths: [1, 1, 1], stem_width: 8, drop_rate: 0.1}
-  pretrained: false
-  weights: null
-  weights_sha256: null
-  input_size: auto
-  stem: keep
-  transforms:
-    train:
-      - RandomCrop: {size: 16, padding: 2}
-      - RandomHorizontalFlip
-    eval: []
-  progressive: []           # [{epoch: 1, size: 32}, {epoch: 8, size: null}]: smaller images in the first epochs
-  mixing:                   # timm's mixup and cutmix
-    mixup_alpha: 0.0        # 0: none
-    cutmix_alpha: 0.0
-    prob: 1.0               # part of the batches that is mixed
-    switch_prob: 0.5        # part of these that takes cutmix where both are on
-    off_epoch: null         # from this epoch on, no mixing
-  batch_size: 16           # samples of an update, over all devices
-  accumulate: 1             # parts in which a device computes its share of them, to save memory
-  epochs: 3
-  optimizer: sgd
-  lr: 0.4
-  momentum: 0.9
-  weight_decay: 0.0005
-  layer_decay: 1.0          # each earlier layer learns at this part of the next one's rate
-  freeze: []                # modules that stay as they are, such as [stem, stages.0]
-  schedule:
-    name: onecycle
-    warmup_epochs: 1
-    min_lr: 0.0
-    decay_epochs: 2
-    decay_rate: 0.5
-  label_smoothing: 0.1
-  imbalance:
-    method: none            # none, weights (by effective number), sampling (balanced) or logits (adjusted)
-    beta: 0.999             # weights: 0 is none, towards 1 is the inverse of the counts
-    tau: 1.0                # logits: how much of the log prior
-  ema_decay: 0.9
-  grad_clip_norm: 5.0
-  amp: none
-  channels_last: true
-  compile: false            # torch.compile: slow to start, faster after; needs a C++ compiler on the CPU
-  early_stopping:
-    metric: val/accuracy
-    patience: null
-  seed: 0
-  deterministic: false      # CUDA computes alike every time, more slowly; the CPU always does
-  device: cpu
-  devices: 1                # that many processes train together, each on a device of its own
-  sync_bn: false            # several CUDA devices: batch norm sees all of them
-
-evaluate:
-  batch_size: 7
-  worst: 4
-  tta: [flip]
-  serve_tta: false
-  risk: 0.2
-  corruptions: []
-  corrupted: null
-  quantiles: 2
-  explain: 0
-
-export:
-  formats: [pt2]
-  opset: 18
-  tolerance: 0.0001
-  int8_drop: null
-
-promote:
-  rule: better
-  level: 0.05
-  seed_sd: 0.007
-  recall_floor: 0.05
-  ece_rise: 0.02
-  latency_ratio: 2.0
-  size_ratio: 4.0
-"""
-SPLIT_SIZES = {"train": 24, "val": 9, "test": 9}
-CLASS_NAMES = ["angry", "happy", "sad"]
-AUDIT = {"redundant": 3, "conflicting_groups": 1, "test_in_train": 2}
-
-
-def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: int = 0) -> Path:
-    """Write a learnable data set as the prepare stage does: stripes this way, that way, or none."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    lines, digest = ["file,label,split,row,sha256,flags,group"], hashlib.sha256(f"{channels},{seed}".encode())
-    stripes = np.where(np.arange(img_size) % 4 < 2, 70, 0).astype(np.uint8)
-    for split, each in SPLIT_SIZES.items():
-        targets = np.repeat(np.arange(len(CLASS_NAMES)), each)
-        rng.shuffle(targets)
-        images = rng.integers(0, 150, (len(targets), img_size, img_size, channels), dtype=np.uint8)
-        for image, target in zip(images, targets):
-            image += (stripes[:, None, None], stripes[None, :, None], np.uint8(35))[target]
-        np.save(folder / f"{split}.npy", images)
-        digest.update(images.tobytes())
-        for row, target in enumerate(targets):
-            lines.append(f"{split}/{row}.png,{CLASS_NAMES[target]},{split},{row},,,")
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    meta = {
-        "class_names": CLASS_NAMES, "img_size": img_size, "channels": channels, "digest": digest.hexdigest(),
-        "split_digests": dict.fromkeys(SPLIT_SIZES, digest.hexdigest()), "counts": {},
-        "audit": AUDIT,
-    }  # fmt: skip
-    (folder / "classes.json").write_text(json.dumps(meta))
-    return folder
-
-
-class Items(Source):
-    """A source of items that a test gives."""
-
-    form = "given"
-
-    def __init__(self, items: Iterable[Item]) -> None:
-        super().__init__(Path("given"))
-        self._items = list(items)
-
-    def items(self) -> Iterator[Item]:
-        return iter(self._items)
-
-    def fetch(self, places: Iterable[object]) -> Iterator[Callable[[], bytes]]:
-        return ((lambda place=place: str(place).encode()) for place in places)
-
-
-@dataclass
-class Row:
-    """An image as a test writes it down, for ``records_of``."""
-
-    file: str
-    label: str
-    split: str
-    sha256: str = ""
-    group: str = ""
-    size: tuple[int, int] = (0, 0)
-    marks: Iterable[str] = ()
-    problem: str = ""
-    dropped: str = ""
-
-
-def records_of(rows: Sequence[Row], class_names: Sequence[str] = ()) -> Records:
-    """Records of images written down by hand; digests and groups may be any texts."""
-    names = list(class_names) or sorted({row.label for row in rows})
-    labels = np.array([names.index(row.label) for row in rows], np.int16)
-    splits = np.array([SPLITS.index(row.split) for row in rows], np.int8)
-    records = Records(lambda numbers: [rows[i].file for i in numbers], names, labels, splits)
-    groups = sorted({row.group for row in rows if row.group})
-    for i, row in enumerate(rows):
-        records.mark(i, *row.marks)
-        records.sizes[i] = row.size
-        if row.sha256:
-            digest = bytes.fromhex(row.sha256) if len(row.sha256) == 64 else row.sha256.encode().ljust(32)
-            records.digests[i] = np.frombuffer(digest, np.uint8)
-        if row.group:
-            records.groups[i] = groups.index(row.group)
-        if row.problem:
-            records.problems[i] = row.problem
-            records.mark(i, "corrupt")
-        if row.dropped:
-            records.drops[i] = row.dropped
-            records.mark(i, "dropped")
-    return records
-
-
-def forget_store() -> None:
-    """Have the next connection look for its store anew."""
-    for name in FOREIGN:
-        os.environ.pop(name, None)
-    store = sys.modules.get("pipeline.store")
-    if store is not None:
-        store.connect.cache_clear()
-
-
-def make_project(root: Path, database: Path) -> Path:
-    """Write a project: ``.dvc``, ``params.yaml``, prepared data and a copy of an MLflow database."""
-    write_prepared(root / "data" / "prepared")
-    (root / ".dvc").mkdir()
-    (root / "params.yaml").write_text(TINY_PARAMS)
-    (root / "mlflow.db").write_bytes(database.read_bytes())
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -284,7 +71,7 @@ def prepared_dir(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and nothing else: making one takes seconds, copying it none."""
-    from pipeline import store
+    from pipeline.tracking import store
 
     store.configure_mlflow()
     folder = tmp_path_factory.mktemp("store")
@@ -306,56 +93,6 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
     return root
 
 
-def write_predictions(
-    path: Path, targets: np.ndarray, preds: np.ndarray, probs: np.ndarray | None = None
-) -> Path:
-    """Write answers as evaluate does, for classes ``CLASS_NAMES``; 0.6 for what is predicted if there are no probs."""
-    import pandas as pd
-
-    if probs is None:
-        probs = np.full((len(preds), len(CLASS_NAMES)), 0.4 / (len(CLASS_NAMES) - 1))
-        probs[np.arange(len(preds)), preds] = 0.6
-    names = np.array(CLASS_NAMES, dtype=object)
-    table = pd.DataFrame(probs, columns=[f"prob_{name}" for name in CLASS_NAMES])
-    files = [f"test/{row}.png" for row in range(len(targets))]
-    for place, (name, values) in enumerate(
-        {"file": files, "label": names[targets], "predicted": names[preds]}.items()
-    ):
-        table.insert(place, name, values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False)
-    return path
-
-
-def brightness_graph() -> "onnx.ModelProto":
-    """softmax([mean, 255 - mean] / 64) of uint8 images (B, 8, 8, 1)."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
-        helper.make_node("Mul", ["column", "slope"], ["sloped"]),
-        helper.make_node("Add", ["sloped", "offset"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    constants = {
-        "axes": np.array([1, 2, 3], np.int64),
-        "last": np.array([1], np.int64),
-        "slope": np.array([[1 / 64, -1 / 64]], np.float32),
-        "offset": np.array([[0, 255 / 64]], np.float32),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8, 1])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
 @pytest.fixture(scope="session")
 def bright_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import onnx
@@ -373,7 +110,7 @@ def bright_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pyfunc_dir(bright_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pipeline.pyfunc import build_pyfunc
+    from pipeline.tracking.pyfunc import build_pyfunc
 
     dest = tmp_path_factory.mktemp("pyfunc") / "model"
     build_pyfunc(bright_bundle, dest)

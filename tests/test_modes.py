@@ -23,10 +23,10 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from conftest import FOREIGN, TINY_PARAMS, forget_store
+from builders import FOREIGN, TINY_PARAMS, forget_store
 from PIL import Image, ImageDraw
 
-from pipeline import store, sync
+from pipeline.tracking import store, sync
 
 REPO = Path(__file__).resolve().parents[1]
 COPIED = (
@@ -634,7 +634,7 @@ def test_dvc_that_is_killed_leaves_no_trainer(project: Project, shell: str, devi
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
         below = psutil.Process(dvc.pid).children(recursive=True)
-        trainers = [each for each in below if "pipeline.train" in each.cmdline()]
+        trainers = [each for each in below if "pipeline.train.stage" in each.cmdline()]
         assert len(trainers) >= devices
         dvc.kill()
         dvc.wait()

@@ -69,7 +69,7 @@ def test_named_paths_exist() -> None:
 
 
 def test_overrides_name_real_params() -> None:
-    from pipeline.params import apply_overrides, parse_params
+    from pipeline.core.params import apply_overrides, parse_params
 
     overrides = re.findall(r"-S ([\w.]+=[^\s`]+)", README)
     assert overrides

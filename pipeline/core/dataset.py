@@ -1,0 +1,152 @@
+"""Prepared arrays: what ``prepare`` wrote, memory-mapped and checked.
+
+Reads ``data/prepared``: one uint8 array a split, ``manifest.csv`` and ``classes.json``.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.core.errors import UserError
+
+PREPARED = Path("data/prepared")
+_COLUMNS = ("file", "label", "split", "row", "flags", "weight", "root", "subject")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of N images.
+
+    Attributes:
+        images: uint8 (N, H, W, C).
+        targets: Class indices, int64 (N,).
+        files: Their names in the source.
+        soft: The share of each class in people's votes, float32 (N, K), rows summing to 1, where there are votes.
+        weights: How much each image counts in training, float32 (N,), where the source says.
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
+    files: list[str]
+    soft: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The prepared data set; ``split`` opens one of its splits."""
+
+    path: Path
+    class_names: list[str]
+    img_size: int
+    channels: int
+    digest: str
+    split_digests: dict[str, str]
+    audit: dict[str, int] = field(default_factory=dict)  # its headline
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # images by split and class
+    faces: dict[str, Any] | None = None  # how they were cut out of photos; None if the source has faces
+
+    @cached_property
+    def _manifest(self) -> pd.DataFrame:
+        # Labels and file names are text even where they look like numbers or like a missing value.
+        try:
+            manifest = pd.read_csv(
+                self.path / "manifest.csv",
+                dtype=dict.fromkeys(("file", "label", "split", "flags", "root", "subject"), str),
+                usecols=lambda name: name in _COLUMNS,
+                keep_default_na=False,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.path / 'manifest.csv'} cannot be read ({error}). Run `dvc repro prepare` again."
+            ) from None
+        if missing := set(_COLUMNS[:5]) - set(manifest):
+            raise UserError(
+                f"{self.path / 'manifest.csv'} has no columns {sorted(missing)}. Run `dvc repro prepare` again."
+            )
+        return manifest[manifest["row"] >= 0].sort_values("row")
+
+    def split(self, name: str) -> Split:
+        """Open a split without reading its pixels.
+
+        Args:
+            name: ``train``, ``val`` or ``test``.
+
+        Raises:
+            UserError: If the arrays and the manifest do not belong together.
+        """
+        rows = self._manifest[self._manifest["split"] == name]
+        images = self._load(f"{name}.npy", (len(rows), self.img_size, self.img_size, self.channels), np.uint8)
+        if rows["row"].tolist() != list(range(len(rows))):
+            raise UserError(
+                f"{self.path / 'manifest.csv'}: the rows of {name} are not 0 to {len(rows) - 1}, each once. "
+                "Run `dvc repro prepare` again."
+            )
+        index = {label: i for i, label in enumerate(self.class_names)}
+        unknown = set(rows["label"]) - set(index)
+        if unknown:
+            raise UserError(
+                f"{self.path / 'manifest.csv'} has labels that classes.json lacks: {sorted(unknown)}. "
+                "Run `dvc repro prepare` again."
+            )
+        targets = np.array(rows["label"].map(index), dtype=np.int64)
+        soft = None
+        if (self.path / f"{name}_soft.npy").exists():
+            soft = self._load(f"{name}_soft.npy", (len(rows), len(self.class_names)), np.float32)
+        weights = rows["weight"].to_numpy(np.float32) if "weight" in rows else None
+        return Split(images, targets, rows["file"].tolist(), soft, weights)
+
+    def _load(self, file: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """Map an array that must be of that shape and type."""
+        try:
+            array = np.load(self.path / file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{self.path / file} cannot be read ({error}). Run `dvc repro prepare` again."
+            ) from None
+        if array.shape != shape or array.dtype != dtype:
+            raise UserError(
+                f"{self.path / file} holds {array.dtype} {array.shape}, but manifest.csv and classes.json "
+                f"say {np.dtype(dtype)} {shape}. Run `dvc repro prepare` again."
+            )
+        return array
+
+    def leaks(self, name: str) -> np.ndarray:
+        """Which images of the val or test split have a twin among the training images, bool (N,)."""
+        rows = self._manifest[self._manifest["split"] == name]
+        return rows["flags"].str.split(";").map(lambda flags: "leak" in flags).to_numpy(bool)
+
+    def origins(self, name: str) -> dict[str, list[str]]:
+        """Where the images of a split come from: ``root`` and ``subject`` of each, as far as the source has them."""
+        rows = self._manifest[self._manifest["split"] == name]
+        return {column: rows[column].tolist() for column in ("root", "subject") if column in rows}
+
+
+def load_prepared(path: Path | str = PREPARED) -> Prepared:
+    """Open a prepared data set.
+
+    Raises:
+        UserError: If ``prepare`` has not written it.
+    """
+    path = Path(path)
+    try:
+        meta = json.loads((path / "classes.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path / 'classes.json'} not found. Run `dvc repro prepare` first.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path / 'classes.json'} cannot be read ({error}). Run `dvc repro prepare` again."
+        ) from None
+    keys = ("class_names", "img_size", "channels", "digest", "split_digests")
+    if missing := set(keys) - set(meta):
+        raise UserError(f"{path / 'classes.json'} lacks {sorted(missing)}. Run `dvc repro prepare` again.")
+    others = {"audit": meta.get("audit", {}), "counts": meta.get("counts", {}), "faces": meta.get("faces")}
+    return Prepared(path, *(meta[key] for key in keys), **others)

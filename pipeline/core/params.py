@@ -1,0 +1,388 @@
+"""Typed parameters: ``params.yaml`` parsed once into frozen objects, one class a stage.
+
+Reads ``params.yaml`` by YAML 1.2 rules, with the parser that DVC uses, so that both see the same values.
+Every key is required and no other key is accepted: a recipe is complete, and a typo stops every stage.
+"""
+
+import difflib
+import io
+import json
+import os
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.core.errors import UserError
+
+PARAMS_FILE = "params.yaml"
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+# A torchvision v2 transform: its bare name, or one key with its arguments.
+TransformSpec = str | Annotated[dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the file: frozen, strictly typed, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class PrepareParams(Section):
+    """Source images -> packed uint8 arrays."""
+
+    source: Annotated[str, Field(min_length=1)]
+    columns: dict[Literal["path", "label", "split", "group", "weight"], Annotated[str, Field(min_length=1)]]
+    class_map: dict[str, Annotated[str, Field(min_length=1)] | None]
+    labels: Literal["majority", "soft"]
+    group: Annotated[str, Field(min_length=1)] | None
+    img_size: Annotated[int, Field(ge=8, le=1024)]
+    channels: Literal[1, 3]
+    val_fraction: Fraction
+    test_fraction: Fraction
+    seed: int
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
+    faces: Literal["crop"] | None
+    face_margin: Annotated[float, Field(ge=0, le=0.5)]
+    face_min_size: Annotated[int, Field(ge=12, le=4096)]
+    duplicates: Literal["drop_from_train", "drop_exact_from_train", "keep"]
+    conflicts: Literal["drop", "majority", "keep"]
+
+    @property
+    def face_settings(self) -> dict[str, Any] | None:
+        """How faces are looked for and cut out, as ``faces.cut_faces`` takes it; None where they are already."""
+        return {"margin": self.face_margin, "min_size": self.face_min_size} if self.faces else None
+
+    @field_validator("class_map", mode="before")
+    @classmethod
+    def _name_numbers(cls, value: Any) -> Any:
+        """YAML has a number for the key of ``{0: angry}``."""
+        return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
+
+
+class Transforms(Section):
+    """Two lists of torchvision v2 transforms, by name."""
+
+    train: list[TransformSpec]
+    eval: list[TransformSpec]
+
+
+class Schedule(Section):
+    """Learning rate over the run; ``decay_*`` and ``min_lr`` serve the schedules that have them."""
+
+    name: Literal["cosine", "onecycle", "step", "plateau"]
+    warmup_epochs: NonNegative
+    min_lr: NonNegative
+    decay_epochs: Positive
+    decay_rate: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Stretch(Section):
+    """From ``epoch`` (1 is the first) on, images are trained on at ``size`` px; null: the net's input size."""
+
+    epoch: Count
+    size: Annotated[int, Field(ge=8, le=1024)] | None
+
+
+class Mixing(Section):
+    """timm's mixup and cutmix: alphas of the beta distributions (0: none), and how often which."""
+
+    mixup_alpha: NonNegative
+    cutmix_alpha: NonNegative
+    prob: Annotated[float, Field(ge=0, le=1)]
+    switch_prob: Annotated[float, Field(ge=0, le=1)]
+    off_epoch: Count | None
+
+
+class Imbalance(Section):
+    """What is done about rare classes; ``beta`` and ``tau`` serve the methods that have them."""
+
+    method: Literal["none", "weights", "sampling", "logits"]
+    beta: Fraction
+    tau: NonNegative
+
+
+class EarlyStopping(Section):
+    """The val metric that picks the best weights, and after how many epochs without a better one to stop."""
+
+    metric: Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
+    patience: Count | None
+
+
+class TrainParams(Section):
+    """Packed arrays -> weights."""
+
+    backbone: Annotated[str, Field(min_length=1)]
+    backbone_args: dict[str, Any]
+    pretrained: bool
+    weights: str | None
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    input_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)]
+    stem: Literal["auto", "adapt", "keep"]
+    transforms: Transforms
+    progressive: list[Stretch]
+    mixing: Mixing
+    batch_size: Count
+    accumulate: Count
+    epochs: Count
+    optimizer: str
+    lr: Positive
+    momentum: Fraction
+    weight_decay: NonNegative
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    freeze: list[str]
+    schedule: Schedule
+    label_smoothing: Fraction
+    imbalance: Imbalance
+    ema_decay: Fraction
+    grad_clip_norm: Positive | None
+    amp: Literal["none", "bf16", "fp16"]
+    channels_last: bool
+    compile: bool
+    early_stopping: EarlyStopping
+    seed: int
+    deterministic: bool
+    device: str
+    devices: Count
+    sync_bn: bool
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "TrainParams":
+        if (self.weights is None) != (self.weights_sha256 is None):
+            raise ValueError(
+                "weights and weights_sha256 go together: give both (`sha256sum FILE` prints the digest), or neither"
+            )
+        if self.weights and self.pretrained:
+            raise ValueError("weights and pretrained exclude each other: set pretrained to false")
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be less than epochs ({self.epochs})"
+            )
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(
+                f"device {self.device} is one device and devices says {self.devices}: set device to cuda"
+            )
+        if self.batch_size % (2 * self.devices if self.devices > 1 else 1):
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of twice devices ({self.devices})"
+            )
+        if self.batch_size // self.devices % self.accumulate:
+            raise ValueError(
+                f"a device's share of batch_size ({self.batch_size // self.devices}) must be a multiple of accumulate "
+                f"({self.accumulate})"
+            )
+        if (self.mixing.mixup_alpha or self.mixing.cutmix_alpha) and self.batch_size % 2:
+            raise ValueError(
+                f"mixing pairs the samples of a batch: batch_size ({self.batch_size}) must be even"
+            )
+        starts = [stretch.epoch for stretch in self.progressive]
+        if starts != sorted(set(starts)) or (starts and starts[0] != 1):
+            raise ValueError("progressive must begin with epoch 1, and its epochs must rise")
+        if self.schedule.name == "onecycle" and self.schedule.warmup_epochs == 0:
+            raise ValueError(
+                "schedule onecycle rises during schedule.warmup_epochs, which must be more than 0"
+            )
+        return self
+
+
+class EvaluateParams(Section):
+    """Test split -> metrics."""
+
+    batch_size: Count
+    worst: Annotated[int, Field(ge=0, le=100)]
+    tta: list[Literal["flip", "shifts"]]
+    serve_tta: bool
+    risk: Annotated[float, Field(gt=0, lt=1)]
+    corruptions: list[Literal["brightness", "contrast", "blur", "noise", "jpeg", "rotation", "downscaling"]]
+    corrupted: Count | None
+    quantiles: Annotated[int, Field(ge=1, le=20)]
+    explain: Annotated[int, Field(ge=0, le=100)]
+
+    @model_validator(mode="after")
+    def _check_views(self) -> "EvaluateParams":
+        if self.serve_tta and not self.tta:
+            raise ValueError("serve_tta needs the views to serve, such as tta: [flip]")
+        return self
+
+
+class ExportParams(Section):
+    """Weights -> bundle."""
+
+    formats: Annotated[list[Literal["pt2", "onnx"]], Field(min_length=1)]
+    opset: Annotated[int, Field(ge=18)]
+    tolerance: Positive
+    int8_drop: Annotated[float, Field(ge=0, le=1)] | None
+
+
+class PromoteParams(Section):
+    """What a version must hold up to in place of the champion; null: not looked at."""
+
+    rule: Literal["better", "not_worse"]
+    level: Annotated[float, Field(gt=0, le=0.5)]
+    seed_sd: Annotated[float, Field(gt=0, le=0.5)] | None
+    recall_floor: Annotated[float, Field(ge=0, le=1)] | None
+    ece_rise: Annotated[float, Field(ge=0, le=1)] | None
+    latency_ratio: Positive | None
+    size_ratio: Positive | None
+
+
+class Params(Section):
+    """The whole file."""
+
+    prepare: PrepareParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    export: ExportParams
+    promote: PromoteParams
+
+
+def load_params(path: Path | str = PARAMS_FILE) -> Params:
+    """Read and check a parameter file.
+
+    Args:
+        path: A YAML file with the sections ``prepare``, ``train``, ``evaluate``, ``export`` and ``promote``.
+
+    Raises:
+        UserError: Missing or malformed file; unknown, missing, ill-typed or contradictory keys. The
+            message has a line for each, with the nearest valid name.
+    """
+    return parse_params(read_text(path), str(path))
+
+
+def read_text(path: Path | str) -> str:
+    """Text of a parameter file; a missing one is a ``UserError`` that names the remedy."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} not found. Run from the project's root, or write one with `hyojo use recipes/sample.yaml`."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def parse_params(text: str, name: str = PARAMS_FILE) -> Params:
+    """Check the text of a parameter file; ``name`` stands in the messages. Raises ``UserError``."""
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise UserError(f"{name} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name} must hold the sections {', '.join(Params.model_fields)}.")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(item) for item in error.errors())
+        raise UserError(f"{name} is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def apply_overrides(text: str, overrides: list[str]) -> str:
+    """Set ``key=value`` pairs (dotted keys, YAML values) in a parameter file's text, keeping its comments.
+
+    Raises:
+        UserError: A pair without ``=``, a value that is not YAML, or a key whose section does not exist.
+            Whether the key itself is known is for ``parse_params`` to say.
+    """
+    yaml = YAML()
+    yaml.width = 110
+    yaml.preserve_quotes = True
+    try:
+        document = yaml.load(text)
+    except YAMLError as error:
+        raise UserError(f"the text to change is not valid YAML: {error}") from None
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        *sections, leaf = key.strip().split(".")
+        if not equals or not sections:
+            raise UserError(f"{override!r} is not of the form section.key=value, such as train.epochs=10")
+        node = document
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+            if not isinstance(node, dict):
+                raise UserError(f"{override!r}: there is no section {section!r}")
+        try:
+            node[leaf] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as error:
+            raise UserError(f"{override!r}: the value is not valid YAML: {error}") from None
+        # ruamel's place for comments before a block's first entry: left over, it costs a line break further down.
+        if comments := node.ca.items.get(leaf):
+            comments[3] = None
+    if not overrides:
+        return text
+    out = io.StringIO()
+    yaml.dump(document, out)
+    return out.getvalue()
+
+
+def write_params(text: str, path: Path | str = PARAMS_FILE) -> None:
+    """Write a parameter file at one stroke."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def flatten(section: Section, prefix: str) -> dict[str, str]:
+    """Dotted names and printable values of a section, as MLflow wants them; lists become JSON."""
+    flat: dict[str, str] = {}
+    for key, value in section.model_dump().items():
+        flat.update(_flatten_value(value, f"{prefix}.{key}"))
+    return flat
+
+
+def _flatten_value(value: Any, name: str) -> dict[str, str]:
+    # MLflow takes no other names; a class may have any.
+    if isinstance(value, dict) and value and all(key.isidentifier() for key in value):
+        return {k: v for key, item in value.items() for k, v in _flatten_value(item, f"{name}.{key}").items()}
+    return {name: value if isinstance(value, str) else json.dumps(value)}
+
+
+def _explain(item: dict[str, Any]) -> str:
+    """One validation error as a sentence, with the nearest valid name for an unknown key."""
+    # Pydantic adds the name of a union's branch to the location; only what is a key of the file is shown.
+    location = _clean_location(item["loc"])
+    name = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        valid = sorted(_fields_at(location[:-1]))
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+        return f"unknown key {name!r}; {hint}"
+    if item["type"] == "missing":
+        return f"missing key {name!r}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" + ("" if item["type"] == "value_error" else f" (got {item['input']!r})")
+
+
+def _clean_location(location: tuple[int | str, ...]) -> list[str]:
+    """The part of an error's location that stands in the file."""
+    clean: list[str] = []
+    model: Any = Params
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            clean.append(str(part))
+            field = model.model_fields.get(str(part))
+            model = _section_class(field.annotation) if field else None
+        elif isinstance(part, int):
+            clean.append(str(part))
+    return clean
+
+
+def _section_class(annotation: Any) -> Any:
+    """The section class in an annotation, if it has one."""
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return next((found for arg in get_args(annotation) if (found := _section_class(arg))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: Any = Params
+    for part in location:
+        model = _section_class(model.model_fields[part].annotation)
+    return list(model.model_fields)

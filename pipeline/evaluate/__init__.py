@@ -1,0 +1,1 @@
+"""STAGE 3: test split -> scores, tables, report."""

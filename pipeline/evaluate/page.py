@@ -1,0 +1,190 @@
+"""``reports/report.html``: all that evaluate knows of a model, on one page.
+
+It shows faces: the page is a cached out of evaluate and an artifact of the run, and never goes into git.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from pipeline.core.dataset import Prepared, Split
+from pipeline.evaluate import robustness
+from pipeline.evaluate.explanations import Explanation
+from pipeline.evaluate.tables import SCORES
+from pipeline.metrics import calibration, metrics
+from pipeline.reporting import card, html, plots
+
+AUDIT_TITLES = {
+    "redundant": "copies of images, exact and near ones",
+    "conflicting_groups": "sets of twins with different labels",
+    "test_in_train": "test images with a twin in the source's training split",
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the page is made from.
+
+    Attributes:
+        prepared: The data set.
+        sidecar: What ``weights.json`` holds.
+        counts: Images by split and class.
+        history: Rows of ``history.csv``.
+        test: The test split.
+        plain: Its probabilities as the net gives them, floats (N, K).
+        probs: The same at the temperature, which are scored.
+        result: What ``metrics.json`` holds.
+        intervals: Of the scores.
+        trust: What ``calibration.json`` holds.
+        robust: From ``robustness.measure``.
+        slices: From ``slices.tabulate``.
+        method: How the explanations were made.
+        explanations: From ``explanations.explain``.
+        doubted: How many labels of val and test are in doubt.
+        worst: How many mistakes to show.
+    """
+
+    prepared: Prepared
+    sidecar: Mapping[str, Any]
+    counts: Mapping[str, Mapping[str, int]]
+    history: pd.DataFrame
+    test: Split
+    plain: np.ndarray
+    probs: np.ndarray
+    result: Mapping[str, Any]
+    intervals: Mapping[str, tuple[float, float]]
+    trust: Mapping[str, Any]
+    robust: pd.DataFrame
+    slices: pd.DataFrame
+    method: str
+    explanations: list[Explanation]
+    doubted: int
+    worst: int
+
+
+def render(found: Findings) -> str:
+    """Write the page, HTML, the same for the same findings: no times and no places in it."""
+    names, preds = found.prepared.class_names, found.probs.argmax(axis=1)
+    table = metrics.per_class(found.test.targets, preds, names)
+    matrix = metrics.confusion(found.test.targets, preds, len(names))
+    about = {
+        "backbone": found.sidecar["backbone"],
+        "class_names": names,
+        "preprocessing": found.sidecar["preprocessing"],
+        "data_digest": found.prepared.digest,
+        "audit": found.result["audit"],
+        "metrics": {part: found.result[part] for part in ("val", "test", "test_clean")},
+    }
+    rows = [{key: str(value) for key, value in row.items()} for row in table.to_dict("records")]
+    text = card.render(about, found.counts, found.sidecar.get("params", {}), rows)
+    return html.render(
+        "report.html",
+        title="Evaluation",
+        titles=SCORES,
+        audit_titles=AUDIT_TITLES,
+        found=found,
+        names=names,
+        per_class=_with_intervals(table),
+        matrix=matrix.tolist(),
+        slices=[(by, rows.to_dict("records")) for by, rows in found.slices.groupby("by", sort=False)],
+        worse=int(found.slices["worse"].sum()),
+        corruptions=_corruptions(found.robust),
+        clean=robustness.CLEAN,
+        explained=[_explained(item, found, names) for item in found.explanations],
+        mistakes=_mistakes(found, names),
+        wrong=int((preds != found.test.targets).sum()),
+        charts=_charts(found),
+        card=html.from_markdown(text.split("\n", 1)[1], level=2),  # the page has a title of its own
+    )
+
+
+def _with_intervals(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the table by class, with the Wilson interval of the recall; none for a class without images."""
+    rows = table.to_dict("records")
+    for row in rows:
+        right = round(row["recall"] * row["support"])
+        row["interval"] = metrics.accuracy_interval(right, row["support"]) if row["support"] else None
+    return rows
+
+
+def _corruptions(table: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The rows of each corruption, from the weakest to the strongest."""
+    changed = table[table["level"] > 0]
+    return [(name, rows.to_dict("records")) for name, rows in changed.groupby("corruption", sort=False)]
+
+
+def _explained(item: Explanation, found: Findings, names: list[str]) -> dict[str, Any]:
+    """A picture with its heat maps, each for a class."""
+    return {
+        "file": found.test.files[item.row],
+        "actual": names[found.test.targets[item.row]],
+        "right": len(item.maps) == 1,
+        "picture": html.thumbnail(item.picture),
+        "maps": [
+            (names[label], float(found.probs[item.row, label]), html.overlay(item.picture, heat))
+            for label, heat in item.maps.items()
+        ],
+    }
+
+
+def _mistakes(found: Findings, names: list[str]) -> list[dict[str, Any]]:
+    """The mistakes of which the model was surest."""
+    shown = []
+    for row in metrics.worst_mistakes(found.test.targets, found.probs, found.worst):
+        pred, actual = int(found.probs[row].argmax()), int(found.test.targets[row])
+        shown.append(
+            {
+                "picture": html.thumbnail(found.test.images[row]),
+                "file": found.test.files[row],
+                "predicted": names[pred],
+                "actual": names[actual],
+                "sure": float(found.probs[row, pred]),
+                "doubt": float(found.probs[row, actual]),
+            }
+        )
+    return shown
+
+
+def _charts(found: Findings) -> dict[str, Markup]:
+    """The drawings, by name; those that there is nothing for are missing."""
+    targets, trust = found.test.targets, found.trust
+    tables = {
+        "before": calibration.reliability(targets, found.plain),
+        "after": calibration.reliability(targets, found.probs),
+    }
+    ece = trust["ece"]["test"]
+    curve = calibration.risk_coverage(targets, found.probs)
+    drawn = {
+        "reliability": (
+            plots.reliability(tables, trust["temperature"]),
+            "Accuracy against confidence, before and after calibration; the calibration error falls from "
+            f"{ece['before']:.3f} to {ece['after']:.3f}" if ece["after"] <= ece["before"] else
+            "Accuracy against confidence, before and after calibration",
+            4.2,
+        ),
+        "risk": (
+            plots.risk_coverage(curve, trust["abstain"].get("test")),
+            f"Part answered wrongly against part answered; all answered, {curve['risk'].iloc[-1]:.1%} are wrong",
+            3.2,
+        ),
+    }  # fmt: skip
+    if len(found.robust):
+        mean = robustness.headline(found.robust)["mean_corruption_accuracy"]
+        label = f"Accuracy by corruption and strength, {mean:.3f} on average; the table has every number"
+        drawn["robustness"] = (plots.robustness(found.robust), label, 3.8)
+    for name in ("loss", "accuracy") if len(found.history) else ():
+        column = found.history[f"val/{name}"]
+        best = int(found.history["epoch"][column.idxmin() if name == "loss" else column.idxmax()])
+        value = column.min() if name == "loss" else column.max()
+        label = (
+            f"Training and validation {name} by epoch; the best val {name} is {value:.3f}, in epoch {best}"
+        )
+        drawn[name] = (plots.training_curves(found.history, None, [name]), label, 3.0)
+    return {
+        name: Markup(plots.to_svg(figure, name, label, height_in=height))
+        for name, (figure, label, height) in drawn.items()
+    }

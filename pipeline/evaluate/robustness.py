@@ -1,0 +1,95 @@
+"""How much of a classifier's accuracy is left on pictures made worse: ``reports/robustness.csv``."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from pipeline.core.dataset import Split
+from pipeline.evaluate.corruptions import LEVELS, STRENGTHS, corrupt
+from pipeline.metrics.metrics import accuracy_interval
+from pipeline.models.model import Classifier
+from pipeline.train import loop
+
+COLUMNS = ("corruption", "level", "strength", "images", "accuracy", "low", "high")
+CLEAN = "none"  # stands as the corruption of the pictures as they are, in the first row
+
+
+def choose(targets: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
+    """Draw some rows of a split, in which every class has the share that it has in all.
+
+    Args:
+        targets: Class indices, integers (N,).
+        count: How many; None, or more than there are: all.
+        seed: Of the draw.
+
+    Returns:
+        Rows, int64 (M,), rising.
+    """
+    total = len(targets)
+    if count is None or count >= total:
+        return np.arange(total)
+    by_class = np.lexsort((np.random.default_rng(seed).random(total), targets))
+    return np.sort(by_class[(2 * np.arange(count) + 1) * total // (2 * count)])
+
+
+def measure(
+    classifier: Classifier,
+    split: Split,
+    names: list[str],
+    count: int | None,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> pd.DataFrame:
+    """Classify pictures of a split, made worse in several ways at five strengths each.
+
+    Args:
+        classifier: In eval mode, on ``device``.
+        split: The pictures and their classes.
+        names: Of ``corruptions.STRENGTHS``.
+        count: How many pictures; None for all.
+        batch_size: Pictures at once.
+        device: Where the classifier is.
+
+    Returns:
+        ``COLUMNS``, with 95 % Wilson intervals; the pictures as they are come first. No rows without names.
+    """
+    rows = choose(split.targets, count)
+    images, targets = np.asarray(split.images[rows]), split.targets[rows]
+    jobs = [(CLEAN, 0), *((name, level) for name in dict.fromkeys(names) for level in range(1, LEVELS + 1))]
+    lines = []
+    for name, level in tqdm(jobs if names else [], desc="robustness", disable=None, leave=False):
+        seen = images if name == CLEAN else corrupt(images, rows, name, level)
+        right = int((loop.predict(classifier, seen, batch_size, device).argmax(axis=1) == targets).sum())
+        strength = STRENGTHS[name][level - 1] if level else None
+        interval = accuracy_interval(right, len(rows))
+        lines.append((name, level, strength, len(rows), right / len(rows), *interval))
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def headline(table: pd.DataFrame) -> dict[str, Any]:
+    """Return what ``metrics.json`` has of a table that ``measure`` returned and that has rows.
+
+    ``mean_corruption_accuracy`` is over all corruptions and levels, ``clean_accuracy`` that of the same ``images`` as
+    they are.
+    """
+    changed = table["corruption"] != CLEAN
+    return {
+        "mean_corruption_accuracy": float(table["accuracy"][changed].mean()),
+        "clean_accuracy": float(table["accuracy"][~changed].iloc[0]),
+        "images": int(table["images"].iloc[0]),
+    }
+
+
+def describe(table: pd.DataFrame) -> str:
+    """A sentence on a table with rows: the mean, and what costs most at its strongest."""
+    found, names = headline(table), table["corruption"].unique()[1:]
+    last = table[table["level"] == LEVELS]
+    worst = last.loc[last["accuracy"].idxmin()]
+    return (
+        f"pictures made worse ({', '.join(names)}): accuracy {found['mean_corruption_accuracy']:.4f} on average, "
+        f"{found['clean_accuracy']:.4f} as they are; {worst['corruption']} costs most, down to {worst['accuracy']:.4f} "
+        f"({found['images']:,} images)"
+    )

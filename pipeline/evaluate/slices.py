@@ -1,0 +1,121 @@
+"""Where a classifier is worse than elsewhere: ``reports/slices.csv``."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage, stats
+
+from pipeline.metrics.metrics import accuracy_interval
+
+COLUMNS = ("by", "slice", "images", "accuracy", "low", "high", "rest", "p", "worse")
+LEVEL = 0.05
+# Of a column of the manifest: fewer images say too little, and more values are not looked through.
+MIN_IMAGES, MAX_VALUES = 20, 30
+
+
+def brightness(images: np.ndarray) -> np.ndarray:
+    """Mean grey value of pictures, uint8 (N, H, W, C) -> float64 (N,), from 0 to 255."""
+    return np.array([_grey(image).mean() for image in images])
+
+
+def sharpness(images: np.ndarray) -> np.ndarray:
+    """Variance of the Laplacian of pictures, uint8 (N, H, W, C) -> float64 (N,); blurred ones have little.
+
+    J. Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy: a comparative study", 2000.
+    """
+    return np.array([ndimage.laplace(_grey(image), mode="nearest").var() for image in images])
+
+
+def cut(values: np.ndarray, parts: int, names: tuple[str, str]) -> np.ndarray:
+    """Put samples into parts of equal size by a value.
+
+    Args:
+        values: Floats (N,).
+        parts: How many; equal values stay together, so that there may be fewer.
+        names: What the lowest and the highest part are called.
+
+    Returns:
+        A name for each sample, such as ``1 of 4, darkest``; text (N,).
+    """
+    edges = np.quantile(values, np.arange(1, parts) / parts)
+    places = np.searchsorted(edges, values, side="left")
+    ends = {0: f", {names[0]}", parts - 1: f", {names[1]}"}
+    return np.array([f"{place + 1} of {parts}{ends.get(place, '')}" for place in places], object)
+
+
+def tabulate(
+    right: np.ndarray,
+    targets: np.ndarray,
+    class_names: Sequence[str],
+    images: np.ndarray,
+    parts: int,
+    columns: Mapping[str, Iterable[str]],
+) -> pd.DataFrame:
+    """Score a split by class, by columns of the manifest, and by brightness and sharpness.
+
+    Whether a slice is worse than the rest of the split is judged by Fisher's exact test, one-sided. Slices overlap and
+    are many: the p-values are corrected so that of all slices called worse 5 % at most are expected not to be (Y.
+    Benjamini and D. Yekutieli, "The control of the false discovery rate in multiple testing under dependency", 2001).
+
+    Args:
+        right: Which answers are right, bool (N,).
+        targets: Class indices, integers (N,).
+        class_names: The K class names.
+        images: uint8 (N, H, W, C).
+        parts: Parts by brightness and by sharpness; 1 for none.
+        columns: Further values, text (N,), by name; those with ``MIN_IMAGES`` or more are slices, the ``MAX_VALUES``
+            most frequent at most, unless all have the same.
+
+    Returns:
+        ``COLUMNS``: ``by`` what, which ``slice``, ``images`` in it, their ``accuracy`` with its 95 % Wilson interval
+        (``low``, ``high``), the accuracy of the ``rest``, the corrected ``p``, and ``worse``, whether it is below
+        ``LEVEL``. Slices without images are missing.
+    """
+    groups = {"class": (np.array(class_names, object)[targets], list(class_names))}
+    for name, values in columns.items():
+        values = np.array(list(values), object)
+        counts = pd.Series(values[values != ""]).value_counts(sort=False)
+        often = counts[counts >= MIN_IMAGES].sort_values(ascending=False, kind="stable")
+        if len(counts) > 1:
+            groups[name] = (values, sorted(often.index[:MAX_VALUES]))
+    if parts > 1:
+        for name, measured, ends in (
+            ("brightness", brightness, ("darkest", "brightest")),
+            ("sharpness", sharpness, ("blurriest", "sharpest")),
+        ):
+            places = cut(measured(images), parts, ends)
+            groups[name] = (places, sorted(set(places), key=lambda place: int(place.split()[0])))
+    lines = []
+    for name, (values, wanted) in groups.items():
+        for value in wanted:
+            own = values == value
+            if own.any():
+                lines.append((name, value, *_compare(right[own], right[~own])))
+    table = pd.DataFrame(lines, columns=list(COLUMNS[:-1]))
+    table["p"] = stats.false_discovery_control(table["p"], method="by")
+    table["worse"] = table["p"] < LEVEL
+    return table
+
+
+def describe(table: pd.DataFrame) -> list[str]:
+    """A line for each slice that is worse than the rest, the worst first."""
+    worse = table[table["worse"]].sort_values("accuracy", kind="stable")
+    return [
+        f"{row['by']} {row['slice']}: accuracy {row['accuracy']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on "
+        f"{row['images']:,} images, {row['rest']:.4f} on the rest"
+        for row in worse.to_dict("records")
+    ]
+
+
+def _compare(own: np.ndarray, rest: np.ndarray) -> tuple[int, float, float, float, float, float]:
+    """Images, accuracy, its interval, the rest's accuracy (NaN if none) and how likely chance makes it so low."""
+    counts = [[int(part.sum()), int((~part).sum())] for part in (own, rest)]
+    low, high = accuracy_interval(counts[0][0], len(own))
+    p = float(stats.fisher_exact(counts, alternative="less").pvalue) if len(rest) else 1.0
+    return len(own), float(own.mean()), low, high, float(rest.mean()) if len(rest) else np.nan, p
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """Float64 (H, W) of a picture of any channels."""
+    return image.astype(np.float64).mean(axis=2)

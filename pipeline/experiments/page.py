@@ -1,0 +1,183 @@
+"""A comparison to read, of models or of families: as text for the terminal, and as a page.
+
+A page of two models has the pictures that they disagree about.
+
+The pictures are faces: the page is no output of a stage, and never goes into git.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from pipeline.core.dataset import PREPARED, load_prepared
+from pipeline.core.errors import UserError
+from pipeline.experiments.two_families import GroupComparison
+from pipeline.experiments.two_models import Comparison
+from pipeline.metrics.seed_anova import mean_interval
+from pipeline.reporting import html, plots
+
+SHOWN = 24  # of each kind
+CLASS_HEADER = ["recall", "images", "A", "B", "B - A", "95 % interval", "p (Holm)"]
+TITLES = {
+    "fixed": ("Fixed", "A was wrong and B is right."),
+    "broken": ("Broken", "A was right and B is wrong."),
+    "still wrong": ("Still wrong", "Both are wrong; those of which B is surest."),
+}
+
+
+def text(found: Comparison) -> str:
+    """The comparison as aligned text."""
+    blocks = [
+        [f"A  {found.a.name}", f"B  {found.b.name}", "", found.verdict],
+        _table(["", "A", "B", "B - A", "95 % interval"], score_rows(found)),
+        _table(CLASS_HEADER, class_rows(found)),
+        _table(["cost", "A", "B", "B / A"], cost_rows(found)),
+        _table(["params that differ", "A", "B"], [[n, _cut(a), _cut(b)] for n, a, b in found.params]),
+        [", ".join(f"{len(rows):,} {name}" for name, rows in found.samples.items())],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def page(found: Comparison, prepared_dir: Path = PREPARED) -> str:
+    """The comparison as a page, HTML, with pictures if ``prepared_dir`` has those that were compared."""
+    images, missing = _pictures(found, prepared_dir)
+    exhibits = []
+    for name, (title, about) in TITLES.items():
+        rows = found.samples[name]
+        shown = [_face(found, row, images[row]) for row in rows[:SHOWN]] if images is not None else []
+        exhibits.append({"title": title, "about": about, "total": len(rows), "faces": shown})
+    return html.render(
+        "compare.html",
+        title="Two models",
+        found=found,
+        images=len(found.a.targets),
+        scores=score_rows(found),
+        classes=class_rows(found),
+        costs=cost_rows(found),
+        params=found.params,
+        exhibits=exhibits,
+        missing=missing,
+        tiles=[
+            (len(found.samples[name]), title.lower(), name == "broken") for name, (title, _) in TITLES.items()
+        ],
+    )
+
+
+def families_text(found: GroupComparison) -> str:
+    """The comparison of two families as aligned text."""
+    blocks = [
+        found.summary(),
+        _table(CLASS_HEADER, class_rows(found)),
+        _table(["params that differ", "A", "B"], [[n, _cut(a), _cut(b)] for n, a, b in found.params]),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def families_page(found: GroupComparison) -> str:
+    """The comparison of two families as a page, HTML."""
+    scores = {f"{side}: {one.name}": one.right.mean(axis=1) for side, one in (("A", found.a), ("B", found.b))}
+    spreads = {name: mean_interval(values) for name, values in scores.items()}
+    figure = plots.seed_scores(
+        {name: list(values) for name, values in scores.items()},
+        {name: (spread.mean, spread.low, spread.high) for name, spread in spreads.items()},
+        "test accuracy: seeds, mean, 95 % t interval",
+    )
+    return html.render(
+        "families.html",
+        title="Two families of seeds",
+        found=found,
+        lines=found.summary(),
+        figure=Markup(plots.to_svg(figure, "seeds", "test accuracy of each seed", height_in=2)),
+        images=len(found.a.samples),
+        classes=class_rows(found),
+        params=found.params,
+    )
+
+
+def score_rows(found: Comparison) -> list[list[str]]:
+    """Cells of the scores: name, A, B, difference, interval."""
+    return [
+        [name, f"{row['a']:.4f}", f"{row['b']:.4f}", f"{row['difference']:+.4f}", _interval(row)]
+        for name, row in found.scores.items()
+    ]
+
+
+def class_rows(found: Comparison | GroupComparison) -> list[list[str]]:
+    """Cells of the recalls: class, images, A, B, difference, interval, p."""
+    return [
+        [
+            row["class"], f"{row['images']:,}", f"{row['a']:.4f}", f"{row['b']:.4f}", f"{row['difference']:+.4f}",
+            _interval(row), f"{row['p']:.2g}",
+        ]
+        for row in found.classes
+    ]  # fmt: skip
+
+
+def cost_rows(found: Comparison) -> list[list[str]]:
+    """Cells of the costs: name, A, B, ratio; none where neither side has any."""
+    return [
+        [name, _figure(a), _figure(b), "" if ratio is None else f"{ratio:.2f}"]
+        for name, a, b, ratio in found.costs
+        if (a, b) != (None, None)
+    ]
+
+
+def _pictures(found: Comparison, prepared_dir: Path) -> tuple[Any, str]:
+    """The images of the test split, uint8 (N, H, W, C), or None and why they are not there."""
+    try:
+        prepared = load_prepared(prepared_dir)
+        split = prepared.split("test")
+    except UserError:
+        return None, f"{prepared_dir} is not there"
+    digest = found.a.test_digest or found.b.test_digest
+    if split.files != found.a.files or (digest and digest != prepared.split_digests["test"]):
+        return None, f"{prepared_dir} holds another test split now"
+    return split.images, ""
+
+
+def _face(found: Comparison, row: int, image: Any) -> dict[str, Any]:
+    """What is shown of a sample."""
+    names = found.a.class_names
+    answers = [
+        {
+            "label": names[side.preds[row]],
+            "prob": float(side.probs[row, side.preds[row]]),
+            "right": bool(side.right[row]),
+        }
+        for side in (found.a, found.b)
+    ]
+    return {
+        "picture": html.thumbnail(image), "file": found.a.files[row], "label": names[found.a.targets[row]],
+        "answers": answers,
+    }  # fmt: skip
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{row['low']:+.4f} to {row['high']:+.4f}" if "low" in row else ""
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "not recorded"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _cut(value: str, limit: int = 40) -> str:
+    return value if len(value) <= limit else value[: limit - 3] + "..."
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Aligned lines, the first column and text to the left and figures to the right; none without rows."""
+    if not rows:
+        return []
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    numeric = header[1:] and header[0] != "params that differ"
+    return [
+        "  ".join(
+            cell.rjust(width) if i and numeric else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]

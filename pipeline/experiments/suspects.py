@@ -1,0 +1,222 @@
+"""Doubting the training labels: probabilities of every training image from a net that was not trained on it.
+
+A net that was trained on a wrong label may have learnt it by heart. So the training split is cut into folds, twins
+together, and each fold is judged by a net trained on the others. ``hyojo suspects`` runs it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from pipeline.core.dataset import Prepared, Split, load_prepared
+from pipeline.core.errors import UserError
+from pipeline.core.params import TrainParams, flatten, load_params
+from pipeline.evaluate import tables
+from pipeline.metrics import suspects
+from pipeline.models import model
+from pipeline.tracking import runs
+from pipeline.train import loop, planning
+from pipeline.train.loader import Loader
+from pipeline.train.loop import Progress
+from pipeline.train.trainer import build_trainer, resolve_device, set_determinism
+
+REPORT = Path("reports/label_suspects_train.csv")
+SUMMARY, PAGE = REPORT.with_suffix(".json"), REPORT.with_suffix(".html")
+TRAINED = Path("models/train")
+
+
+def doubt_training_labels(folds: int, epochs: int | None) -> str:
+    """Write ``REPORT`` and what is beside it for the project's prepared data and params, and log it all on MLflow.
+
+    Args:
+        folds: Into how many parts the training split is cut.
+        epochs: Of each training; None: ``stage.epochs``.
+
+    Returns:
+        What came of it, in words.
+
+    Raises:
+        UserError: Nothing is prepared, or folds or epochs that cannot be.
+    """
+    params, prepared = load_params().train, load_prepared()
+    params = shorten(params, params.epochs if epochs is None else epochs)
+    split = prepared.split("train")
+    print(f"{folds} nets, {params.epochs} epochs each, on {len(split):,} training images", flush=True)
+    probs = held_out_probs(params, prepared, split, twin_groups(prepared), folds)
+    table = suspects.tabulate({"train": split}, {"train": probs}, prepared.class_names)
+    REPORT.parent.mkdir(exist_ok=True)
+    tables.write_csv(REPORT, table)
+    PAGE.write_text(suspects.render(table, {"train": split}, REPORT.name), encoding="utf-8")
+    accuracy = float((probs.argmax(axis=1) == split.targets).mean())
+    summary = {
+        "data_digest": prepared.digest, "images": len(split), "doubted": len(table), "accuracy": accuracy,
+        "folds": folds, "epochs": params.epochs,
+    }  # fmt: skip
+    SUMMARY.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    log_doubts()
+    return (
+        f"{len(table):,} of {len(split):,} training labels are in doubt, see {PAGE}. On images that they were not "
+        f"trained on, the nets are right on {accuracy:.3f}."
+    )
+
+
+def log_doubts() -> None:
+    """Mirror what is written of doubted training labels on MLflow."""
+    figures = json.loads(SUMMARY.read_text(encoding="utf-8"))
+    digest, params = figures.pop("data_digest"), load_params()
+    flat = flatten(params.prepare, "prepare") | flatten(params.train, "train")
+    metrics = {f"suspects/{name}": value for name, value in figures.items()}
+    runs.log_suspects(TRAINED, digest, flat, metrics, [REPORT, PAGE, SUMMARY])
+
+
+@dataclass(frozen=True)
+class _Part(Prepared):
+    """Prepared data of which some training images are all that is seen."""
+
+    part: Split = field(kw_only=True)
+
+    def split(self, name: str) -> Split:
+        assert name == "train"
+        return self.part
+
+
+def shorten(params: TrainParams, epochs: int) -> TrainParams:
+    """The same training in other many epochs: what is set by epoch moves along.
+
+    Raises:
+        UserError: Not even one epoch.
+    """
+    if epochs < 1:
+        raise UserError(f"--epochs {epochs}: a net wants one at least")
+    ratio = epochs / params.epochs
+
+    def moved(epoch: int) -> int:
+        return 1 + round((epoch - 1) * ratio)
+
+    schedule, mixing = params.schedule, params.mixing
+    stretches = {moved(stretch.epoch): stretch for stretch in params.progressive}
+    return params.model_copy(
+        update={
+            "epochs": epochs,
+            "schedule": schedule.model_copy(
+                update={
+                    "warmup_epochs": schedule.warmup_epochs * ratio,
+                    "decay_epochs": schedule.decay_epochs * ratio,
+                }
+            ),
+            "mixing": mixing.model_copy(update={"off_epoch": mixing.off_epoch and moved(mixing.off_epoch)}),
+            "progressive": [
+                stretch.model_copy(update={"epoch": epoch}) for epoch, stretch in stretches.items()
+            ],
+        }
+    )
+
+
+def twin_groups(prepared: Prepared) -> np.ndarray:
+    """The set of twins that each training image is of, int64 (N,); images without twins are sets of their own."""
+    manifest = pd.read_csv(prepared.path / "manifest.csv", usecols=["split", "row", "group"])
+    rows = manifest[(manifest["split"] == "train") & (manifest["row"] >= 0)].sort_values("row")
+    return rows["group"].fillna(-1 - rows["row"]).to_numpy(np.int64)
+
+
+def cut_folds(targets: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Iterator[np.ndarray]:
+    """Cut images into folds, each with about as many of every class, and no group in two.
+
+    Args:
+        targets: Class indices, integers (N,).
+        groups: The group of each image, integers (N,).
+        folds: How many, 2 at least.
+        seed: Another seed, another cut.
+
+    Yields:
+        The rows of a fold, int64 (n,), ascending.
+
+    Raises:
+        UserError: A class has fewer groups than there are to be folds.
+    """
+    present = np.unique(targets)
+    fewest = min((len(np.unique(groups[targets == target])) for target in present), default=0)
+    if not 2 <= folds <= fewest:
+        raise UserError(
+            f"--folds {folds}: the smallest class has {fewest} different training images, so take 2 to {fewest}"
+        )
+    cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return (held_out for _, held_out in cut.split(targets, targets, groups))
+
+
+def train_on(params: TrainParams, prepared: Prepared, split: Split, label: str = "") -> model.Classifier:
+    """Train as params say, to the last epoch: there is no val split to pick the best by.
+
+    Args:
+        params: The train section. One device is used, whatever ``devices`` says.
+        prepared: What the images are of.
+        split: The images to train on.
+        label: What stands before the progress bar.
+
+    Raises:
+        UserError: Fewer images than ``stage.batch_size``, or the loss diverges.
+    """
+    if len(split) < params.batch_size:
+        raise UserError(
+            f"train.batch_size: {params.batch_size} is more than the {len(split)} images that a net is trained on"
+        )
+    device = resolve_device(params.device)
+    set_determinism(params.deterministic, device)
+    shared = {item.name: getattr(prepared, item.name) for item in fields(Prepared)}
+    recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    trainer = build_trainer(params, _Part(**shared, part=split), recipe, device)
+    balanced = params.imbalance.method == "sampling"
+    loader = Loader(split, params.batch_size, params.seed, device, balanced)
+    for epoch in range(params.epochs):
+        scores = loop.train_one_epoch(
+            trainer, loader, Progress(epoch=epoch), lambda: None, f"{label}epoch {epoch + 1}/{params.epochs}"
+        )
+        loss = params.early_stopping.metric == "val/loss"
+        trainer.schedule.step_epoch(scores["loss" if loss else "accuracy"])
+    net = trainer.ema.module if trainer.ema else trainer.model
+    return model.Classifier(net, recipe).to(device).eval()
+
+
+def judge(classifier: model.Classifier, params: TrainParams, images: np.ndarray) -> np.ndarray:
+    """Probabilities of images, float32 (N, K)."""
+    return loop.predict(classifier, images, params.batch_size, resolve_device(params.device))
+
+
+def held_out_probs(
+    params: TrainParams, prepared: Prepared, split: Split, groups: np.ndarray, folds: int
+) -> np.ndarray:
+    """Judge every image by a net that has seen neither it nor its twins.
+
+    Args:
+        params: The train section, of each net.
+        prepared: What the images are of.
+        split: All images.
+        groups: Sets of twins, integers (N,).
+        folds: Into how many parts they are cut, which is the number of nets.
+
+    Returns:
+        Probabilities, float32 (N, K).
+
+    Raises:
+        UserError: Too many folds for the data, or a training fails.
+    """
+    probs = np.full((len(split), len(prepared.class_names)), np.nan, np.float32)
+    for number, held_out in enumerate(cut_folds(split.targets, groups, folds, params.seed), start=1):
+        rest = np.setdiff1d(np.arange(len(split)), held_out)
+        classifier = train_on(params, prepared, take(split, rest), f"fold {number}/{folds}, ")
+        probs[held_out] = judge(classifier, params, split.images[held_out])
+    return probs
+
+
+def take(split: Split, rows: np.ndarray) -> Split:
+    """Some images of a split, in memory."""
+    soft, weights = (
+        None if values is None else np.array(values[rows]) for values in (split.soft, split.weights)
+    )
+    files = [split.files[row] for row in rows]
+    return Split(np.array(split.images[rows]), split.targets[rows], files, soft, weights)

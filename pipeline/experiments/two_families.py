@@ -1,0 +1,181 @@
+"""Two families of seeds, found by name in MLflow's store, compared by their answers to one test split."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core.errors import UserError
+from pipeline.experiments import contenders
+from pipeline.experiments.two_models import differing
+from pipeline.metrics.paired import holm
+from pipeline.metrics.seed_anova import GroupDifference, compare_groups
+from pipeline.tracking import families
+from pipeline.tracking.store import connect, experiment_id, find_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Group:
+    """A family's answers: ``right`` is bool (S, N), a row a seed; ``samples`` are file and label of each column."""
+
+    name: str
+    run_id: str
+    seeds: list[int]
+    right: np.ndarray
+    samples: list[tuple[str, str]]
+    test_digests: set[str]
+
+
+@dataclass(frozen=True)
+class GroupComparison:
+    """Two families; differences are B's mean over seeds and test images minus A's.
+
+    Attributes:
+        a: The one.
+        b: The other.
+        accuracy: The difference in test accuracy.
+        classes: A row a class with its recalls, their difference with interval, and ``p``, corrected by Holm.
+        params: Rows of name, A's value, B's value, of those that differ.
+    """
+
+    a: Group
+    b: Group
+    accuracy: GroupDifference
+    classes: list[dict[str, Any]]
+    params: list[tuple[str, str, str]]
+
+    @property
+    def verdict(self) -> str:
+        """Which is better, if the interval leaves out zero."""
+        if self.accuracy.p_value >= 1 - LEVEL:
+            return "indistinguishable"
+        return f"{(self.b if self.accuracy.difference > 0 else self.a).name} is better"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        sides = {
+            side: {
+                "name": group.name, "run_id": group.run_id, "seeds": group.seeds,
+                "test_accuracy": group.right.mean(axis=1).tolist(),
+            }
+            for side, group in (("a", self.a), ("b", self.b))
+        }  # fmt: skip
+        return sides | {
+            "samples": len(self.a.samples),
+            "accuracy": asdict(self.accuracy),
+            "classes": self.classes,
+            "params": [dict(zip(("name", "a", "b"), row)) for row in self.params],
+            "verdict": self.verdict,
+        }
+
+    def summary(self) -> list[str]:
+        """What was found of the accuracy, in lines."""
+        found, lines = self.accuracy, []
+        for side, group in (("A", self.a), ("B", self.b)):
+            accuracy = group.right.mean(axis=1)
+            lines.append(
+                f"{side}: {group.name}, {len(accuracy)} seeds: "
+                f"test accuracy {accuracy.mean():.4f} (sd {accuracy.std(ddof=1):.4f})"
+            )
+        lines += [
+            f"B - A: {found.difference:+.4f} (95 % interval {found.low:+.4f} to {found.high:+.4f}, "
+            f"p = {found.p_value:.3g}), "
+            f"over seeds and {len(self.a.samples):,} test images",
+            f"standard error {found.standard_error:.4f}: {found.from_seeds**0.5:.4f} from seeds, "
+            f"{found.from_images**0.5:.4f} from images",
+            f"verdict: {self.verdict}",
+        ]
+        return lines
+
+
+def find_pair(a: str, b: str) -> tuple["Run", "Run"] | None:
+    """The parent runs that two names stand for; None if neither is of a family.
+
+    Args:
+        a: A family's name, or its parent run's id or name.
+        b: Another's.
+
+    Raises:
+        UserError: One is a family and the other is not.
+    """
+    client = connect()
+    found = [_find_family(client, name) for name in (a, b)]
+    if found == [None, None]:
+        return None
+    for name, run in zip((a, b), found):
+        if run is None:
+            raise UserError(f"{name} is no family of seeds, and the other is; `hyojo seeds` makes families.")
+    return found[0], found[1]
+
+
+def compare(a: "Run", b: "Run") -> GroupComparison:
+    """Compare two families.
+
+    Raises:
+        UserError: A family of one seed, a seed without predictions, or other test samples.
+    """
+    client = connect()
+    one, other = _read_group(client, a), _read_group(client, b)
+    if one.samples != other.samples or len(one.test_digests | other.test_digests) > 1:
+        raise UserError(f"{one.name} and {other.name} were not tested on the same samples.")
+    return GroupComparison(
+        one, other, compare_groups(other.right, one.right, LEVEL), _classes(one, other),
+        differing(a.data.params, b.data.params),
+    )  # fmt: skip
+
+
+def _classes(a: Group, b: Group) -> list[dict[str, Any]]:
+    """Recall by class, of those with two test images or more."""
+    labels, rows = np.array([label for _, label in a.samples]), []
+    for name in np.unique(labels):
+        own = labels == name
+        if own.sum() < 2:
+            continue
+        found = compare_groups(b.right[:, own], a.right[:, own], LEVEL)
+        rows.append({
+            "class": str(name), "images": int(own.sum()), "a": float(a.right[:, own].mean()),
+            "b": float(b.right[:, own].mean()), "difference": found.difference, "low": found.low, "high": found.high,
+            "p": found.p_value,
+        })  # fmt: skip
+    for row, p in zip(rows, holm(np.array([row["p"] for row in rows]))):
+        row["p"] = float(p)
+    return rows
+
+
+def _find_family(client: "MlflowClient", name: str) -> "Run | None":
+    run = find_run(client, name) if len(name) == 32 and "'" not in name else None
+    if run is not None:
+        return run if families.is_family(run) else None
+    found = client.search_runs([experiment_id(client)], f"tags.`{families.KIND_TAG}` = 'seeds'")
+    named = [run for run in found if name in (run.data.tags.get(families.NAME_TAG), run.info.run_name)]
+    return named[0] if named else None
+
+
+def _read_group(client: "MlflowClient", parent: "Run") -> Group:
+    """The answers of every member; samples in the order of their names."""
+    name, members = parent.data.tags[families.NAME_TAG], families.members(parent)
+    if len(members) < 2:
+        raise UserError(
+            f"{name} has {len(members)} seeds; what seeds do to a score shows from two on. "
+            "`hyojo seeds` with a larger number adds some."
+        )
+    rows, samples, digests = [], [], set()
+    for seed, run_id in members.items():
+        run = find_run(client, run_id)
+        if run is None:
+            raise UserError(f"seed {seed} of {name}: its run {run_id} is gone. Run `hyojo seeds` again.")
+        found = contenders.of_run(client, run)
+        order = sorted(range(len(found.files)), key=found.files.__getitem__)
+        labels = found.predictions["label"].tolist()
+        samples.append([(found.files[i], labels[i]) for i in order])
+        rows.append(found.right[order])
+        digests |= {found.test_digest} - {None}
+    if any(one != samples[0] for one in samples):
+        raise UserError(f"the seeds of {name} were not tested on the same samples. Run `hyojo seeds` again.")
+    return Group(name, parent.info.run_id, list(members), np.array(rows), samples[0], digests)

@@ -1,0 +1,202 @@
+"""Two contenders on the same test samples: what differs, by how much, and whether that is more than chance."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.errors import UserError
+from pipeline.experiments import gate
+from pipeline.experiments.contenders import Contender
+from pipeline.metrics import metrics
+from pipeline.metrics.calibration import calibration_error
+from pipeline.metrics.paired import difference_interval, holm, macro_f1_interval, mcnemar
+
+LEVEL = 0.05  # below which a difference is called one
+# Titles and metrics.
+COSTS = {
+    "parameters": "cost/parameters",
+    "FLOPs": "cost/flops",
+    "size, MB": "cost/size_mb",
+    "latency, ms": "cost/latency_ms",
+    "training, s": "train/time_s",
+}
+# What a run was made from besides its params.
+ORIGIN = {"training data": "hyojo.data_digest", "git commit": "mlflow.source.git.commit"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is known of two contenders; differences are B minus A.
+
+    Attributes:
+        a: The one.
+        b: The other, with its classes in the order of ``a``.
+        verdict: In a sentence.
+        scores: For each score ``a``, ``b``, ``difference``, and where it was drawn, ``low`` and ``high`` (95 %).
+        test: Of the accuracy: ``p`` (McNemar's exact test), ``p_seeds`` (with the seeds considered, if known),
+            ``gained`` and ``lost`` samples.
+        classes: A row a class with its recalls, their difference with interval, and ``p``, corrected by Holm.
+        params: Rows of name, A's value, B's value, of those that differ.
+        costs: Rows of title, A's figure, B's figure (None: not recorded) and their ratio.
+        samples: Rows of the test split by what became of them: ``fixed``, ``broken``, ``still wrong``.
+    """
+
+    a: Contender
+    b: Contender
+    verdict: str
+    scores: dict[str, dict[str, float]]
+    test: dict[str, float]
+    classes: list[dict[str, Any]]
+    params: list[tuple[str, str, str]]
+    costs: list[tuple[str, float | None, float | None, float | None]]
+    samples: dict[str, np.ndarray]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON; of the samples their files."""
+        return {
+            "a": {"name": self.a.name, "run_id": self.a.run_id, "version": self.a.version},
+            "b": {"name": self.b.name, "run_id": self.b.run_id, "version": self.b.version},
+            "images": len(self.a.targets),
+            "verdict": self.verdict,
+            "scores": self.scores,
+            "test": self.test,
+            "classes": self.classes,
+            "params": [dict(zip(("name", "a", "b"), row)) for row in self.params],
+            "costs": [dict(zip(("name", "a", "b", "ratio"), row)) for row in self.costs],
+            "samples": {name: [self.a.files[row] for row in rows] for name, rows in self.samples.items()},
+        }
+
+
+def compare(a: Contender, b: Contender) -> Comparison:
+    """Compare two contenders sample by sample.
+
+    Raises:
+        UserError: They did not answer the same samples, or know other classes.
+    """
+    b = _paired(a, b)
+    scores = _scores(a, b)
+    test = {
+        "p": mcnemar(b.right, a.right),
+        "gained": int((b.right & ~a.right).sum()),
+        "lost": int((a.right & ~b.right).sum()),
+    }
+    sds = (b.seed_sd, a.seed_sd)
+    if sds != (None, None):
+        test["p_seeds"] = gate.p_value(b.right, a.right, "two-sided", sds, (b.seed_runs, a.seed_runs))
+    samples = {
+        "fixed": np.flatnonzero(~a.right & b.right),
+        "broken": np.flatnonzero(a.right & ~b.right),
+        "still wrong": np.flatnonzero(~a.right & ~b.right),
+    }
+    return Comparison(
+        a, b, describe(scores["accuracy"], test, len(a.targets)), scores, test, _classes(a, b), _params(a, b),
+        _costs(a, b), _ordered(a, b, samples),
+    )  # fmt: skip
+
+
+def describe(accuracy: dict[str, float], test: dict[str, float], images: int) -> str:
+    """Return the verdict on B in a sentence."""
+    points = 100 * accuracy["difference"]
+    found = (
+        f"95 % interval {100 * accuracy['low']:.2f} to {100 * accuracy['high']:.2f}, p = {test['p']:.2g}, "
+        f"{images:,} images"
+    )
+    if test["p"] > LEVEL:
+        return f"Indistinguishable on these {images:,} images: B - A is {points:+.2f} points ({found})."
+    better = "better" if points > 0 else "worse"
+    text = f"B is {better} by {abs(points):.2f} points of accuracy (difference: {found})"
+    if (p := test.get("p_seeds", 0)) > LEVEL:
+        return f"{text}, but no more than another seed might make it (p = {p:.2g})."
+    return f"{text}."
+
+
+def _paired(a: Contender, b: Contender) -> Contender:
+    """``b``, with its classes in the order of ``a``, if the two answered the same samples."""
+    if sorted(a.class_names) != sorted(b.class_names):
+        raise UserError(
+            f"{a.name} and {b.name} know different classes: {', '.join(a.class_names)} and {', '.join(b.class_names)}."
+        )
+    if (a.test_digest and b.test_digest and a.test_digest != b.test_digest) or (
+        a.files != b.files or a.predictions["label"].tolist() != b.predictions["label"].tolist()
+    ):
+        changed = [
+            f"{n} ({ours} and {theirs})" for n, ours, theirs in _params(a, b) if n.startswith("prepare.")
+        ]
+        why = f" Their data were prepared with other params: {', '.join(changed)}." if changed else ""
+        raise UserError(
+            f"{a.name} and {b.name} were tested on different data, so they cannot be compared sample by sample.{why} "
+            "Evaluate both on the same test split."
+        )
+    columns = ["file", "label", "predicted", *(f"prob_{name}" for name in a.class_names)]
+    return b if a.class_names == b.class_names else replace(b, predictions=b.predictions[columns])
+
+
+def _scores(a: Contender, b: Contender) -> dict[str, dict[str, float]]:
+    found = []
+    for side in (a, b):
+        scores = metrics.classification_metrics(side.targets, side.probs)
+        f1 = float(metrics.per_class(side.targets, side.preds, a.class_names)["f1"].mean())
+        ece = calibration_error(side.targets, side.probs)
+        found.append({"accuracy": float(side.right.mean()), "macro-F1": f1, "NLL": scores["nll"], "ECE": ece})
+    table = {
+        name: {"a": ours, "b": found[1][name], "difference": found[1][name] - ours}
+        for name, ours in found[0].items()
+    }
+    intervals = {
+        "accuracy": difference_interval(b.right, a.right),
+        "macro-F1": macro_f1_interval(a.targets, b.preds, a.preds, len(a.class_names)),
+    }
+    for name, (low, high) in intervals.items():
+        table[name] |= {"low": low, "high": high}
+    return table
+
+
+def _classes(a: Contender, b: Contender) -> list[dict[str, Any]]:
+    rows = []
+    for k, name in enumerate(a.class_names):
+        own = a.targets == k
+        if own.any():
+            ours, theirs = b.right[own], a.right[own]
+            low, high = difference_interval(ours, theirs)
+            rows.append({
+                "class": name, "images": int(own.sum()), "a": float(theirs.mean()), "b": float(ours.mean()),
+                "difference": float(ours.mean() - theirs.mean()), "low": low, "high": high, "p": mcnemar(ours, theirs),
+            })  # fmt: skip
+    for row, p in zip(rows, holm(np.array([row["p"] for row in rows]))):
+        row["p"] = float(p)
+    return rows
+
+
+def _params(a: Contender, b: Contender) -> list[tuple[str, str, str]]:
+    ours = a.params | {name: a.tags[tag][:12] for name, tag in ORIGIN.items() if tag in a.tags}
+    theirs = b.params | {name: b.tags[tag][:12] for name, tag in ORIGIN.items() if tag in b.tags}
+    return differing(ours, theirs)
+
+
+def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Rows of name, the one's value and the other's, of those that are not the same; ``-`` where one has none."""
+    names = dict.fromkeys([*ours, *theirs])
+    return [
+        (name, ours.get(name, "-"), theirs.get(name, "-"))
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _costs(a: Contender, b: Contender) -> list[tuple[str, float | None, float | None, float | None]]:
+    rows = []
+    for title, metric in COSTS.items():
+        values = [side.metrics.get(metric) for side in (a, b)]
+        shown = [value if value is not None and math.isfinite(value) else None for value in values]
+        rows.append((title, *shown, shown[1] / shown[0] if shown[0] and shown[1] is not None else None))
+    return rows
+
+
+def _ordered(a: Contender, b: Contender, samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each kind with the most telling first: the largest change of the label's probability, or B's surest mistakes."""
+    every = np.arange(len(a.targets))
+    change = np.abs(b.probs[every, a.targets] - a.probs[every, a.targets])
+    order = {"fixed": change, "broken": change, "still wrong": b.probs[every, b.preds]}
+    return {name: rows[np.argsort(-order[name][rows], kind="stable")] for name, rows in samples.items()}

@@ -1,0 +1,1 @@
+"""STAGE 4: weights -> bundle, parity, int8."""

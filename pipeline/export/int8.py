@@ -1,0 +1,110 @@
+"""An ONNX classifier in 8-bit integers: a quarter of its size, and faster where the CPU multiplies such (VNNI).
+
+Static quantization by ONNX Runtime, after Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference" (2018): the ranges of activations are those seen on calibration images.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.models import formats
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+CALIBRATION_IMAGES = 512
+CHECK_IMAGES = 5000
+BATCH_SIZE = 64
+OPERATORS = ["Conv", "Gemm", "MatMul"]
+
+
+def quantize(source: Path, dest: Path, images: np.ndarray) -> None:
+    """Write an int8 version of an ONNX classifier; preprocessing and softmax stay in floats.
+
+    Weights are quantized by channel, symmetrically; activations to unsigned integers, the kind that ONNX Runtime's
+    integer kernels are fast for.
+
+    Args:
+        source: A file of ``formats.export_onnx``.
+        dest: The file to write.
+        images: Calibration images, uint8 (N, H, W, C), of the training split.
+
+    Raises:
+        Exception: Whatever ONNX Runtime raises for a graph that it can't quantize.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = _batches(images)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {formats.INPUT: batch}
+
+    prepared = dest.with_suffix(".prepared")
+    try:
+        with formats.quiet():
+            # Folds batch norm into the convolutions. Its symbolic shapes are for graphs of several free dimensions.
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            model = onnx.load(str(prepared))
+            quantize_static(
+                model,
+                str(dest),
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=OPERATORS,
+                nodes_to_exclude=_behind_ceiled_pools(model.graph),
+            )
+    finally:
+        prepared.unlink(missing_ok=True)
+
+
+def accuracies(paths: list[Path], images: np.ndarray, targets: np.ndarray) -> list[float]:
+    """Accuracy of ONNX files on the same images.
+
+    Args:
+        paths: The files.
+        images: uint8 (N, H, W, C), N > 0.
+        targets: Class indices, integers (N,).
+    """
+    found = []
+    for path in paths:
+        run = formats.load_onnx(path)
+        preds = np.concatenate([run(batch).argmax(1) for batch in _batches(images)])
+        found.append(float((preds == targets).mean()))
+    return found
+
+
+def sample(count: int, most: int) -> np.ndarray:
+    """Row numbers of at most so many of ``count`` samples, ascending; the same ones every time."""
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
+
+
+def _batches(images: np.ndarray) -> Iterator[np.ndarray]:
+    return (np.ascontiguousarray(images[i : i + BATCH_SIZE]) for i in range(0, len(images), BATCH_SIZE))
+
+
+def _behind_ceiled_pools(graph: "GraphProto") -> list[str]:
+    """Convolutions fed by an average pool that rounds its size up.
+
+    ONNX Runtime 1.32 runs such a pool in integers when what follows is quantized, and gets its border wrong: of a net
+    of ours 6 % of the answers changed, against 1 % without it.
+    """
+    pools = {
+        output
+        for node in graph.node
+        if node.op_type == "AveragePool"
+        for attribute in node.attribute
+        if attribute.name == "ceil_mode" and attribute.i
+        for output in node.output
+    }
+    return [node.name for node in graph.node if node.op_type == "Conv" and node.input[0] in pools]

@@ -1,0 +1,1 @@
+"""Bytes -> pixels -> faces -> probabilities; ships inside every served model as one folder."""

@@ -1,0 +1,53 @@
+"""How long a model takes for an answer, as it is served."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.inference import predictor
+
+WARM_UP = 10
+ROUNDS = 200
+LIMIT_S = 3.0  # of measuring, for each model; slow ones get fewer rounds
+
+
+def open_model(bundle_dir: Path, img_size: int, channels: int) -> Callable[[], np.ndarray]:
+    """Load what a bundle is served from; returns a function that classifies one image, of noise.
+
+    Args:
+        bundle_dir: Holds the exported graph.
+        img_size: Height and width of its images, px.
+        channels: Of them, 1 or 3.
+    """
+    run = predictor.load_graph(bundle_dir)
+    shape = (1, img_size, img_size, channels)
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return lambda: run(image)
+
+
+def measure_ms(models: Sequence[Callable[[], object]], rounds: int = ROUNDS) -> list[float]:
+    """Time models against each other in this process, in turns, so that whatever else the machine does hits all.
+
+    Args:
+        models: Functions that give one answer each.
+        rounds: How often each is asked at most.
+
+    Returns:
+        The median time of an answer of each, ms.
+    """
+    for model in models:
+        for _ in range(WARM_UP):
+            model()
+    taken: list[list[float]] = [[] for _ in models]
+    deadline = time.perf_counter() + LIMIT_S * len(models)
+    for _ in range(rounds):
+        for model, times in zip(models, taken):
+            start = time.perf_counter()
+            model()
+            times.append(1e3 * (time.perf_counter() - start))
+        if time.perf_counter() > deadline:
+            break
+    return [statistics.median(times) for times in taken]

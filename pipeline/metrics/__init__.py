@@ -1,0 +1,1 @@
+"""Pure functions of answers: scores, calibration, intervals, paired tests, seeds; no I/O and no torch."""

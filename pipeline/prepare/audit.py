@@ -1,0 +1,150 @@
+"""What is wrong with the source, image by image, and the counts of it all."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from pipeline.prepare.catalogue import SPLITS
+from pipeline.prepare.columns import Records, sets_of
+
+# Standard deviation in grey levels below which a picture shows nothing. JPEG noise on a plain area stays
+# below 2; the flattest real face of FER2013 has 42, and a face in fog about 10.
+BLANK_STD = 2.0
+# Exposure: this part of a picture's pixels is in the darkest or in the brightest quarter of the range.
+EXPOSED_FRACTION, DARK_LEVEL, BRIGHT_LEVEL = 0.95, 64, 191
+# Made square, a picture whose sides differ more than this shows a face out of shape.
+MAX_ASPECT = 1.5
+_SAMPLE_PX = 256  # blankness and exposure are judged on every n-th pixel of a larger picture
+
+LEAKS = ("test_in_train", "val_in_train", "test_in_val")
+LOOKS = ("blank", "dark", "bright", "enlarged", "stretched")
+
+
+def pixel_digest(image: np.ndarray) -> str:
+    """SHA-256 of an image's shape and pixels, uint8 (H, W, C): equal for twins in different file formats."""
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()
+
+
+def look_at(image: np.ndarray, img_size: int) -> frozenset[str]:
+    """Which of ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` a picture is.
+
+    Args:
+        image: As decoded, uint8 (H, W, C).
+        img_size: Side to which it will be resized, px.
+    """
+    height, width, _ = image.shape
+    sample = image[:: 1 + height // _SAMPLE_PX, :: 1 + width // _SAMPLE_PX]
+    found = {
+        "blank": (sample.std(axis=(0, 1)) < BLANK_STD).all(),
+        "dark": (sample < DARK_LEVEL).mean() >= EXPOSED_FRACTION,
+        "bright": (sample > BRIGHT_LEVEL).mean() >= EXPOSED_FRACTION,
+        "enlarged": min(height, width) < img_size,
+        "stretched": max(height, width) > MAX_ASPECT * min(height, width),
+    }
+    return frozenset(name for name, applies in found.items() if applies)
+
+
+def build_audit(records: Records) -> dict[str, Any]:
+    """Count what ``reports/audit.json`` holds.
+
+    Args:
+        records: All images, with their final splits, twins and drops.
+
+    Returns:
+        ``images`` (all files in class folders), ``splits.<split>.<class>`` (those in the arrays), ``corrupt`` and
+        ``dropped`` (left out), ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` (kept), ``sizes``
+        (the ten most common, as ``<width>x<height>``), ``imbalance`` (the largest class of train over the
+        smallest), ``exact``, ``leaks`` and ``near`` (see below), and ``bad_files`` with name and reason.
+
+        ``exact`` is about images with equal pixels: ``groups`` of them, ``redundant`` images beyond the first of
+        each, ``conflicting_groups`` with more than one label. ``leaks.<a>_in_<b>`` counts images of split a
+        with an exact twin in split b, as the source has them: what is dropped counts too. ``near`` has the same
+        for near twins, and counts only what the exact ones leave: groups of different pictures, pictures beyond
+        the first, images without an exact twin over there.
+    """
+    exact, groups = list(sets_of(records.twins)), list(sets_of(records.groups))
+    near = [members for members in groups if _different(records, members) > 1]
+    exact_leaks, near_leaks = _count_leaks(records)
+    counts = records.counts()
+    in_train = counts["train"].values()
+    bad = sorted(records.problems)
+    return {
+        "images": len(records),
+        "splits": counts,
+        "corrupt": int(np.count_nonzero(records.have("corrupt"))),
+        "dropped": len(records.drops),
+        **{name: int(np.count_nonzero(records.have(name))) for name in LOOKS},
+        "sizes": _common_sizes(records),
+        "conflicting_groups": sum(_conflicting(records, members) for members in groups),
+        "imbalance": round(max(in_train) / max(1, min(in_train)), 1),
+        "exact": {
+            "groups": len(exact),
+            "redundant": sum(map(len, exact)) - len(exact),
+            "conflicting_groups": sum(_conflicting(records, members) for members in exact),
+        },
+        "leaks": exact_leaks,
+        "near": {
+            "groups": len(near),
+            "redundant": sum(_different(records, members) for members in near) - len(near),
+            "conflicting_groups": sum(_conflicting(records, members) for members in near),
+            "leaks": near_leaks,
+        },
+        "bad_files": [
+            {"file": file, "reason": records.problems[i]} for i, file in zip(bad, records.files(bad))
+        ],
+    }
+
+
+def count_faces(records: Records) -> dict[str, int]:
+    """How many photos show no face (``none``), and how many show ``several``."""
+    names = {"none": "no_face", "several": "several_faces"}
+    return {name: int(np.count_nonzero(records.have(flag))) for name, flag in names.items()}
+
+
+def headline(audit: dict[str, Any]) -> dict[str, int]:
+    """Three figures that say how far a score on these data can be trusted.
+
+    Returns:
+        ``redundant`` (copies in the data, exact and near ones), ``conflicting_groups`` (sets of twins with more
+        than one label) and ``test_in_train`` (test images with a twin in the source's training split).
+    """
+    return {
+        "redundant": audit["exact"]["redundant"] + audit["near"]["redundant"],
+        "conflicting_groups": audit["conflicting_groups"],
+        "test_in_train": audit["leaks"]["test_in_train"] + audit["near"]["leaks"]["test_in_train"],
+    }
+
+
+def _conflicting(records: Records, members: np.ndarray) -> bool:
+    """Whether twins have different labels."""
+    return len(np.unique(records.labels[members])) > 1
+
+
+def _different(records: Records, members: np.ndarray) -> int:
+    """How many different pictures there are among twins."""
+    return len(np.unique(records.twins[members]))
+
+
+def _common_sizes(records: Records) -> dict[str, int]:
+    """The ten most common sizes of what can be read, as width and height, and how many have them."""
+    both = records.sizes.view(np.uint32).ravel()  # height and width as one number
+    found, counts = np.unique(both[~records.have("corrupt", "no_face")], return_counts=True)
+    pairs = found.view(np.uint16).reshape(-1, 2)
+    named = {f"{width}x{height}": int(count) for (height, width), count in zip(pairs, counts)}
+    return dict(sorted(named.items(), key=lambda item: (-item[1], item[0]))[:10])
+
+
+def _count_leaks(records: Records) -> tuple[dict[str, int], dict[str, int]]:
+    """Images with an exact twin in another split, and those that have near ones only, by ``LEAKS``."""
+    twinned = records.twinned
+    splits, twins, groups = (column[twinned] for column in (records.splits, records.twins, records.groups))
+    exact, near = {}, {}
+    for name in LEAKS:
+        own, other = (splits == SPLITS.index(split) for split in name.split("_in_"))
+        has_exact, has_any = (np.isin(keys[own], keys[other]) for keys in (twins, groups))
+        exact[name] = int(np.count_nonzero(has_exact))
+        near[name] = int(np.count_nonzero(has_any & ~has_exact))
+    return exact, near

@@ -1,0 +1,235 @@
+"""Every item of a source, in a SQLite file beside the arrays while they are made.
+
+Names, classes, splits, people and places stand there in order of name, so that memory does not grow with the
+source: only numbers are kept of each image.
+"""
+
+import json
+import re
+import sqlite3
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.errors import UserError
+from pipeline.prepare.sources.labels import name_classes
+from pipeline.prepare.sources.source import Item, Source
+
+SPLITS = ("train", "val", "test")
+# Nobody else reads the file, and nobody needs it after a crash.
+_TABLES = """
+    PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -4000; PRAGMA temp_store = FILE;
+    CREATE TABLE items (
+        file TEXT PRIMARY KEY, label TEXT, split INT, place TEXT, subject TEXT, weight REAL, votes TEXT, root TEXT
+    ) WITHOUT ROWID;
+    CREATE TABLE classes (label TEXT PRIMARY KEY, class INT) WITHOUT ROWID;
+    CREATE TABLE subjects (rank INTEGER PRIMARY KEY, name TEXT UNIQUE);
+    CREATE TABLE images (
+        number INTEGER PRIMARY KEY, file TEXT, class INT, split INT, place TEXT, subject INT, weight REAL, votes TEXT,
+        root TEXT
+    );
+"""
+_NUMBER = """
+    BEGIN;
+    INSERT INTO subjects (name) SELECT DISTINCT subject FROM items WHERE subject IS NOT NULL ORDER BY subject;
+    INSERT INTO images
+        SELECT ROW_NUMBER() OVER (ORDER BY file) - 1, file, classes.class, split, place, rank, weight, votes, root
+        FROM items CROSS JOIN classes USING (label) LEFT JOIN subjects ON name = subject
+        WHERE classes.class IS NOT NULL ORDER BY file;
+    DROP TABLE items;
+    COMMIT;
+"""
+
+
+class Listing:
+    """A source's items, numbered from 0 in order of name.
+
+    Args:
+        folder: Where the file is made; who makes the folder removes it.
+        source: Its items are listed here, once.
+        class_map: As in ``stage.class_map``.
+        group: As in ``stage.group``.
+
+    Attributes:
+        path: Of the source.
+        class_names: The K classes, sorted.
+        count: The number of items, N.
+        given: Splits that the source has; what it gives none is of train.
+        left_out: Items that are not listed, counted by the reason.
+        subjects: Number of different people, 0 if they are not known.
+        merged: Whether the source is several ones.
+        soft: Whether there are votes.
+
+    Raises:
+        UserError: Labels, splits, people or names do not allow to train; the message says what to do.
+    """
+
+    class_names: list[str]
+
+    def __init__(
+        self, folder: Path, source: Source, class_map: Mapping[str, str | None], group: str | None
+    ) -> None:
+        self.path = source.path
+        self._base = sqlite3.connect(folder / "listing.db", isolation_level=None)
+        self._base.executescript(_TABLES)
+        self._add(source, group)
+        self.left_out = Counter(source.left_out)
+        self._name(source, class_map)
+        self._base.executescript(_NUMBER)
+        self.count: int = self._one("SELECT COUNT(*) FROM images")
+        self.subjects: int = self._one("SELECT COUNT(DISTINCT subject) FROM images")
+        self.merged = bool(self._one("SELECT COUNT(root) FROM images"))
+        self.soft = bool(self._one("SELECT COUNT(votes) FROM images"))
+        self.given = {SPLITS[split] for (split,) in self._base.execute("SELECT DISTINCT split FROM images")}
+        self._check_classes()
+        self._check_subjects(group)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._base.close()
+
+    def numbers(self, column: str, dtype: Any) -> np.ndarray | None:
+        """A column, (N,), None if it is empty: ``class``, ``split``, ``subject`` (-1: not known) or ``weight``."""
+        if not self._one(f"SELECT COUNT({column}) FROM images"):
+            return None
+        blank = {"subject": -1, "weight": 1}.get(column)
+        rows = self._base.execute(f"SELECT {column} FROM images ORDER BY number")
+        return np.fromiter((blank if value is None else value for (value,) in rows), dtype, self.count)
+
+    def files(self, numbers: Iterable[int] | None = None) -> Iterator[str]:
+        """Names of all items, or of those with certain numbers."""
+        return self._column("file", numbers)
+
+    def places(self, numbers: Iterable[int] | None = None) -> Iterator[Any]:
+        """Where the source has its items, likewise."""
+        return map(json.loads, self._column("place", numbers))
+
+    def roots(self) -> Iterator[str | None]:
+        """Which of several merged sources each item comes from; all None if there is only one."""
+        return self._column("root", None)
+
+    def people(self) -> Iterator[str | None]:
+        """Whom each item shows, None if that is not known."""
+        query = "SELECT name FROM images LEFT JOIN subjects ON rank = subject ORDER BY images.number"
+        return (name for (name,) in self._base.execute(query))
+
+    def shares(self, numbers: np.ndarray) -> np.ndarray:
+        """The share of each class in the votes on some items, float32 (n, K); without votes its own class has all."""
+        shares = np.zeros((len(numbers), len(self.class_names)), np.float32)
+        for share, votes, own in zip(shares, self._column("votes", numbers), self._column("class", numbers)):
+            for label, count in json.loads(votes or "{}").items():
+                if (number := self._classes[label]) is not None:
+                    share[number] += count
+            if not share.any():
+                share[own] = 1
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    def _one(self, query: str) -> Any:
+        return self._base.execute(query).fetchone()[0]
+
+    def _column(self, column: str, numbers: Iterable[int] | None) -> Iterator[Any]:
+        if numbers is None:
+            return (value for (value,) in self._base.execute(f"SELECT {column} FROM images ORDER BY number"))
+        query = f"SELECT {column} FROM images WHERE number = ?"
+        return (self._base.execute(query, (int(number),)).fetchone()[0] for number in numbers)
+
+    def _add(self, source: Source, group: str | None) -> None:
+        """Write down all items as the source has them."""
+        find = _subject_finder(group)
+        last = ""
+
+        def rows() -> Iterator[tuple[Any, ...]]:
+            nonlocal last
+            for item in source.items():
+                last = item.file
+                yield (
+                    item.file, _composed(item.label), SPLITS.index(item.split or "train"),
+                    json.dumps(item.place), find(item), item.weight, json.dumps(item.votes) if item.votes else None,
+                    item.root,
+                )  # fmt: skip
+
+        way = "INSERT OR REPLACE" if source.later_wins else "INSERT"
+        try:
+            with self._base:
+                self._base.execute("BEGIN")
+                self._base.executemany(f"{way} INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows())
+        except sqlite3.IntegrityError:
+            raise UserError(f"prepare.source: {self.path} names {last!r} twice. Take one out.") from None
+        if not self._one("SELECT COUNT(*) FROM items"):
+            raise UserError(f"prepare.source: {self.path} has no labelled images.")
+
+    def _name(self, source: Source, class_map: Mapping[str, str | None]) -> None:
+        """Settle the classes."""
+        counts = dict(self._base.execute("SELECT label, COUNT(*) FROM items GROUP BY label"))
+        empty = {(split or "train", _composed(label)) for split, label in source.empty}
+        others = {*(label for _, label in empty), *source.vote_labels}
+        names = name_classes(counts, class_map, source.numbers_are_names, others, self.path)
+        self._empty = {(split, name) for split, label in empty if (name := names[label]) is not None}
+        self.class_names = sorted({name for label in counts if (name := names[label]) is not None})
+        index = {name: i for i, name in enumerate(self.class_names)}
+        self._classes = {label: index.get(name or "") for label, name in names.items()}
+        self._base.executemany("INSERT INTO classes VALUES (?, ?)", self._classes.items())
+        for label, count in counts.items():
+            if names[label] is None:
+                self.left_out[f"prepare.class_map: {label}"] += count
+
+    def _check_classes(self) -> None:
+        """Refuse splits that lack a class, and sources that lack a train split."""
+        pairs = self._base.execute("SELECT DISTINCT split, class FROM images")
+        found = {(SPLITS[split], self.class_names[number]) for split, number in pairs}
+        splits = {split for split, _ in found | self._empty}
+        if "train" not in splits:
+            raise UserError(
+                f"prepare.source: {self.path} has {' and '.join(sorted(splits))} but no train split. Add one."
+            )
+        for split in sorted(splits):
+            for name in sorted({name for _, name in found | self._empty}):
+                if (split, name) not in found:
+                    where = f" in split {split!r}" if len(splits) > 1 else ""
+                    raise UserError(
+                        f"prepare.source: {self.path} has no files of class {name!r}{where}. Add some, or remove "
+                        "the class everywhere, as prepare.class_map can."
+                    )
+
+    def _check_subjects(self, group: str | None) -> None:
+        """Refuse a person in two of the source's own splits, and a way to find people that finds none."""
+        if group not in (None, "auto") and not self.subjects:
+            raise UserError(
+                f"prepare.group: {group!r} is no column of a table in {self.path}, nor a pattern in any file's "
+                f"name, such as {next(self.files())!r}."
+            )
+        both = "SELECT name FROM images JOIN subjects ON rank = subject GROUP BY rank HAVING COUNT(DISTINCT split) > 1"
+        people = [name for (name,) in self._base.execute(f"{both} ORDER BY name")]
+        if people:
+            raise UserError(
+                f"prepare.group: {len(people)} of {self.subjects} groups are in more than one of the source's own "
+                f"splits: {', '.join(people[:10])}. Put each into one split, take the splits away to have them cut "
+                "here, or set prepare.group to null."
+            )
+
+
+def _composed(label: str) -> str:
+    """The same letter may come composed from one system and decomposed from another."""
+    return unicodedata.normalize("NFC", label)
+
+
+def _subject_finder(group: str | None) -> Callable[[Item], str | None]:
+    """Who is in an item: by its column, or by a pattern in its name."""
+    try:
+        pattern = None if group in (None, "auto") else re.compile(group)
+    except re.error:
+        pattern = None  # a column may have such a name
+
+    def find(item: Item) -> str | None:
+        subject = item.group
+        if subject is None and pattern:
+            # A pattern with a slash in it is about the folders too.
+            match = pattern.search(item.file if "/" in pattern.pattern else item.file.rpartition("/")[2])
+            subject = (match[1] if pattern.groups else match[0]) if match else None
+        return f"{item.root}/{subject}" if subject and item.root else subject or None
+
+    return find if group else lambda _: None

@@ -1,0 +1,150 @@
+"""What is known of every image, by column: numbers only, some fifty bytes an image, 32 of them a hash."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.prepare.catalogue import SPLITS, Listing
+from pipeline.prepare.ordering import count_values, number_groups, repeated
+
+# In the order in which the manifest has them; each is a bit of ``Records.marks``.
+FLAGS = {
+    "corrupt": "cannot be read, left out",
+    "no_face": "a photo in which no face was found, left out",
+    "several_faces": "a photo with several faces, of which the largest was taken",
+    "blank": "all of it has nearly one colour",
+    "dark": "nearly all of it is in the darkest quarter of the range",
+    "bright": "nearly all of it is in the brightest quarter of the range",
+    "enlarged": "smaller than prepare.img_size",
+    "stretched": "far from square",
+    "duplicate": "another image has the same pixels",
+    "near": "another image shows the same picture, changed",
+    "conflict": "such an image has another label",
+    "leak": "val or test image whose twin is trained on",
+    "dropped": "left out of training",
+}
+_BITS = {flag: 1 << i for i, flag in enumerate(FLAGS)}
+TRAIN = SPLITS.index("train")
+
+
+class Records:
+    """N images in order of name, and what became of them.
+
+    Attributes:
+        files: Gives the names of images by their numbers.
+        source: What holds them, for messages.
+        class_names: The K classes.
+        labels: Numbers of their classes, int16 (N,).
+        splits: Numbers of their splits in ``SPLITS``, int8 (N,).
+        subjects: Numbers of the people they show, -1 where not known, int32 (N,); None if none is known.
+        weights: How much they count in training, float32 (N,), or None.
+        digests: SHA-256 of their pixels at full size, uint8 (N, 32); zeros where a file cannot be read.
+        sizes: Height and width at full size, px, at most 65535, uint16 (N, 2).
+        marks: Bits of ``FLAGS``, uint16 (N,).
+        problems: Why a file cannot be read or used, by its number.
+        drops: Why an image is left out of training, by its number.
+    """
+
+    def __init__(
+        self,
+        files: Callable[[Iterable[int]], Iterable[str]],
+        class_names: list[str],
+        labels: np.ndarray,
+        splits: np.ndarray,
+        subjects: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        source: str = "The source",
+    ) -> None:
+        self.files, self.class_names, self.source = files, class_names, source
+        self.labels, self.splits, self.subjects, self.weights = labels, splits, subjects, weights
+        self.digests = np.zeros((len(labels), 32), np.uint8)
+        self.sizes = np.zeros((len(labels), 2), np.uint16)
+        self.marks = np.zeros(len(labels), np.uint16)
+        self.problems: dict[int, str] = {}
+        self.drops: dict[int, str] = {}
+
+    @classmethod
+    def of(cls, listing: Listing) -> "Records":
+        """Records of all that is listed, of which nothing has been seen yet."""
+        columns = {"class": np.int16, "split": np.int8, "subject": np.int32, "weight": np.float32}
+        found = (listing.numbers(*column) for column in columns.items())
+        return cls(listing.files, listing.class_names, *found, source=str(listing.path))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def mark(self, numbers: np.ndarray | int, *names: str) -> None:
+        """Set flags."""
+        self.marks[numbers] |= bits(names)
+
+    def have(self, *names: str) -> np.ndarray:
+        """Which images have one of these flags, bool (N,)."""
+        return self.marks & bits(names) != 0
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """Numbers of their sets of twins, exact and near ones, in order of the smallest digest in each, int32 (N,).
+
+        To be filled in; -1 where a file cannot be read.
+        """
+        return np.full(len(self), -1, np.int32)
+
+    @cached_property
+    def twins(self) -> np.ndarray:
+        """Numbers of the digests in their order, the same for exact twins, int32 (N,); -1 where a file cannot be read.
+
+        To be asked for when all files have been.
+        """
+        found = number_groups(self.digests)
+        unknown = self.have("corrupt", "no_face")
+        if unknown.any():  # they have the first number
+            found -= 1
+            found[unknown] = -1
+        return found
+
+    @property
+    def twinned(self) -> np.ndarray:
+        """Numbers of the images that have twins, exact or near ones."""
+        return repeated(self.groups)
+
+    @property
+    def used(self) -> np.ndarray:
+        """Which images go into the arrays, bool (N,)."""
+        return ~self.have("corrupt", "no_face", "dropped")
+
+    def members(self, split: str) -> np.ndarray:
+        """Numbers of the images in a split's array, in its order."""
+        return np.flatnonzero((self.splits == SPLITS.index(split)) & self.used)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images in the arrays by split and class."""
+        size, used = len(self.class_names), self.used
+        found = {
+            split: count_values(self.labels[used & (self.splits == number)], size)
+            for number, split in enumerate(SPLITS)
+        }
+        return {split: dict(zip(self.class_names, map(int, counts))) for split, counts in found.items()}
+
+
+def bits(names: Iterable[str]) -> int:
+    """The bits of some flags."""
+    return sum(_BITS[name] for name in names)
+
+
+def flags(marks: int) -> str:
+    """The flags whose bits are set, joined by ``;``."""
+    return ";".join(flag for flag, bit in _BITS.items() if marks & bit)
+
+
+def sets_of(keys: np.ndarray) -> Iterator[np.ndarray]:
+    """The sets of two or more numbers that have one key, an integer from 0, in order of their first members.
+
+    Args:
+        keys: Of the numbers from 0, (n,); -1 where there is none.
+    """
+    numbers = repeated(keys)
+    numbers = numbers[np.argsort(keys[numbers], kind="stable")]
+    starts = np.flatnonzero(np.diff(keys[numbers], prepend=-1))
+    sets = np.split(numbers, starts[1:]) if len(numbers) else []
+    return iter(sorted(sets, key=lambda members: members[0]))

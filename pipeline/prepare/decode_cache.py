@@ -1,0 +1,139 @@
+"""Pictures as they were decoded before, in ``.hyojo/decoded/``, found by the digest of their files' bytes.
+
+A source that grew, or was prepared before in another arrangement, is decoded only where it is new. The folder
+may be deleted at any time.
+"""
+
+import hashlib
+import json
+import sqlite3
+import struct
+import sys
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+MAX_BYTES = 2**34  # 16 GiB; a larger cache is begun anew
+_KEPT_FILES = 4  # one for each setting, the last used ones
+_CHECKSUM = 4  # bytes
+_HEADER = struct.Struct("<32s3L")
+
+
+class Decoded(NamedTuple):
+    """A picture and what was seen in it before it was resized.
+
+    Attributes:
+        pixels: uint8 (S, S, C).
+        digest: SHA-256 of its pixels at full size.
+        size: Height and width at full size, px.
+        marks: Bits of ``columns.FLAGS``.
+    """
+
+    pixels: np.ndarray
+    digest: bytes
+    size: tuple[int, int]
+    marks: int
+
+
+class Cache:
+    """Decoded pictures on disk; may be used from several threads, and by several processes.
+
+    Trouble with the file switches it off with a word on stderr: it only ever saves time.
+
+    Args:
+        folder: Where its files are, one for each setting; None for a cache that keeps nothing.
+        settings: All that a decoded picture depends on besides its bytes.
+        shape: Of its pixels, (S, S, C).
+    """
+
+    def __init__(self, folder: Path | None, settings: Sequence[str], shape: tuple[int, int, int]) -> None:
+        self._shape = shape
+        self._lock = threading.Lock()
+        self._base: sqlite3.Connection | None = None
+        if folder:
+            name = hashlib.sha256(json.dumps([*settings, shape]).encode()).hexdigest()[:16]
+            try:
+                self._base = _open(folder, folder / f"{name}.db")
+            except (OSError, sqlite3.Error) as error:
+                self._give_up(error)
+
+    def get(self, key: bytes) -> Decoded | None:
+        """A picture, by the digest of its file's bytes, if it was decoded before."""
+        with self._lock:
+            if not self._base:
+                return None
+            try:
+                found = self._base.execute("SELECT value FROM decoded WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return None
+        return self._unpack(found[0]) if found else None
+
+    def put(self, new: Mapping[bytes, Decoded]) -> None:
+        """Keep pictures, by the digests of their files' bytes."""
+        rows = [(key, self._pack(decoded)) for key, decoded in new.items()]
+        with self._lock:
+            if not self._base:
+                return
+            try:
+                with self._base:
+                    self._base.executemany("INSERT OR REPLACE INTO decoded VALUES (?, ?)", rows)
+            except sqlite3.Error as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._base:
+            self._base.close()
+
+    def _pack(self, decoded: Decoded) -> bytes:
+        rest = _HEADER.pack(decoded.digest, *decoded.size, decoded.marks) + decoded.pixels.tobytes()
+        return zlib.crc32(rest).to_bytes(_CHECKSUM, "little") + rest
+
+    def _unpack(self, value: bytes) -> Decoded | None:
+        """A picture, None if its bytes are damaged."""
+        rest = value[_CHECKSUM:]
+        if zlib.crc32(rest) != int.from_bytes(value[:_CHECKSUM], "little"):
+            return None
+        digest, height, width, marks = _HEADER.unpack_from(rest)
+        pixels = np.frombuffer(rest, np.uint8, offset=_HEADER.size).reshape(self._shape)
+        return Decoded(pixels, digest, (height, width), marks)
+
+    def _give_up(self, error: Exception) -> None:
+        print(f"warning: the cache of decoded pictures is not used ({error})", file=sys.stderr)
+        if self._base:
+            self._base.close()
+        self._base = None
+
+
+def _open(folder: Path, path: Path) -> sqlite3.Connection:
+    """Open or make a cache; those not used lately are deleted, and one that is damaged or too large begun anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    others = sorted(folder.glob("*.db"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for old in [file for file in others if file != path][_KEPT_FILES - 1 :]:
+        _delete(old)
+    if path.exists() and path.stat().st_size > MAX_BYTES:
+        _delete(path)
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError:
+        _delete(path)
+        return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    base = sqlite3.connect(path, timeout=60, check_same_thread=False)
+    # What a crash of the machine may spoil is told by the checksums.
+    base.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -4000;")
+    base.execute("CREATE TABLE IF NOT EXISTS decoded (key BLOB PRIMARY KEY, value BLOB)")
+    path.touch()
+    return base
+
+
+def _delete(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

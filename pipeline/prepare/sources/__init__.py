@@ -1,0 +1,1 @@
+"""Every form in which labelled faces come, and how each is read."""

@@ -1,0 +1,169 @@
+"""FER2013's CSV, in its three public spellings, and the votes of FER+ -> labelled pictures.
+
+    emotion,pixels,Usage            fer2013.csv
+    emotion, Usage, pixels          icml_face_data.csv, blanks included
+    emotion,pixels                  the challenge's train.csv
+
+Pixels stand as grey values with blanks between; a row becomes a PGM picture. FER+ (Barsoum et al., "Training
+deep networks for facial expression recognition with crowd-sourced label distribution", ICMI 2016) has ten
+people's votes for each row of FER2013, in the same order, in ``fer2013new.csv``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.errors import UserError
+from pipeline.inference.images import ImageError
+from pipeline.prepare.sources.labels import FER_NAMES, FERPLUS_NAMES
+from pipeline.prepare.sources.source import Item, Source, read_split
+from pipeline.prepare.sources.table import MAX_LINE, CsvTable, Table, read_label
+
+_PIXELS = "pixels"
+_NO_FACE = ("unknown", "NF")
+
+
+def holds_pixels(table: Table) -> bool:
+    """Whether a table is a CSV with pictures as text."""
+    return isinstance(table, CsvTable) and _PIXELS in table.columns
+
+
+def holds_votes(table: Table) -> bool:
+    """Whether a table has the columns of FER+."""
+    return {*FERPLUS_NAMES, *_NO_FACE} <= set(table.columns)
+
+
+class FerCsv(Source):
+    """A CSV of pixels; its lines are read where they stand, and not all at once.
+
+    Args:
+        path: What ``stage.source`` names.
+        table: The CSV.
+        votes: FER+'s table for it, or None.
+        soft: Whether votes are passed on, or only what most of them say.
+        given: Columns by role.
+    """
+
+    numbers_are_names = False
+
+    def __init__(
+        self, path: Path, table: CsvTable, votes: Table | None, soft: bool, given: Mapping[str, str]
+    ) -> None:
+        super().__init__(path)
+        self.form = "FER2013's CSV" + (
+            f" with FER+'s votes, {'soft' if soft else 'majority'} labels" if votes else ""
+        )
+        self._table, self._votes, self._soft = table, votes, soft
+        self.vote_labels = FERPLUS_NAMES.values() if votes and soft else ()
+        roles = table.roles({role: given[role] for role in ("label", "split") if role in given}, None)
+        if "label" not in roles:
+            raise UserError(
+                f"{table.path} has pixels but no emotions, as the challenge's test.csv: there is nothing to learn "
+                "from it. Give fer2013.csv, icml_face_data.csv or train.csv; pictures without labels are for "
+                "`hyojo predict`."
+            )
+        self._at = {role: table.columns.index(roles[role]) for role in ("label", "split") if role in roles}
+        self._at[_PIXELS] = table.columns.index(_PIXELS)
+        self._file = table.path.open("rb")
+
+    def items(self) -> Iterator[Item]:
+        votes = self._read_votes() if self._votes else None
+        for index, (place, cells) in enumerate(self._rows()):
+            where = f"{self._table.path}, line {place[2]}"
+            label = read_label(cells[self._at["label"]], FER_NAMES, where)
+            split = read_split(cells[self._at["split"]], where) if "split" in self._at else None
+            shares = None
+            if votes:
+                voted_split, counts = next(votes, (None, {}))
+                if not counts or voted_split != split:
+                    raise UserError(
+                        f"{where}: the row of {self._votes.path.name} for it is missing or of another split. Both "
+                        "files must hold the same rows in the same order: fetch them again."
+                    )
+                found, shares = judge(counts, self._soft)
+                if found is None:
+                    self.left_out["FER+: unknown, no face, or no majority"] += 1
+                    continue
+                label = found
+            yield Item(f"fer{index:07d}.pgm", label, split, place, votes=shares if self._soft else None)
+        if votes and next(votes, None):
+            raise UserError(
+                f"{self._votes.path}: more rows than {self._table.path.name} has. Fetch both again."
+            )
+
+    def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
+        for offset, length, number in places:
+            self._file.seek(offset)
+            yield partial(self._picture, self._file.read(length), number)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _rows(self) -> Iterator[tuple[list[int], list[str]]]:
+        """Offset, length and number of every line after the first, and its cells but for the pixels."""
+        self._file.seek(0)
+        offset = number = 0
+        while line := self._file.readline(MAX_LINE):
+            place = [offset, len(line), number := number + 1]
+            offset += len(line)
+            if number > 1 and line.strip():
+                cells = self._cells(line, number)
+                cells[self._at[_PIXELS]] = b""
+                yield place, [cell.decode("utf-8", "replace") for cell in cells]
+
+    def _cells(self, line: bytes, number: int) -> list[bytes]:
+        """The cells of a line; in this format no cell has a delimiter in it."""
+        cells = [cell.strip(b'" \t\r\n') for cell in line.split(self._table.delimiter.encode())]
+        if len(cells) != len(self._table.columns):
+            raise UserError(
+                f"{self._table.path}, line {number}: {len(cells)} cells, but the first line has "
+                f"{len(self._table.columns)}. Mend the line, or fetch the file again."
+            )
+        return cells
+
+    def _picture(self, line: bytes, number: int) -> bytes:
+        """The PGM picture in a line."""
+        text = self._cells(line, number)[self._at[_PIXELS]]
+        # With nothing else in it, numpy reads it to its end.
+        pixels = np.fromstring(text, np.int64, sep=" ") if not text.translate(None, b"0123456789 ") else None
+        if pixels is None or pixels.max(initial=0) > 255:
+            raise ImageError(f"line {number}: pixels that are not whole numbers from 0 to 255")
+        side = isqrt(len(pixels))
+        if not side or side * side != len(pixels):
+            raise ImageError(f"line {number}: {len(pixels)} pixels, which make no square")
+        return b"P5 %d %d 255\n" % (side, side) + pixels.astype(np.uint8).tobytes()
+
+    def _read_votes(self) -> Iterator[tuple[str | None, dict[str, float]]]:
+        """Split and votes of every row of FER+."""
+        names = [*FERPLUS_NAMES, *_NO_FACE]
+        usage = self._votes.roles({}, None).get("split")
+        for where, cells in self._votes.rows([*([usage] if usage else []), *names]):
+            split = read_split(cells[0], where) if usage else None
+            counts = cells[1:] if usage else cells
+            if not all(count.isdecimal() for count in counts):
+                raise UserError(f"{where}: votes that are not whole numbers. Fetch the file again.")
+            yield split, dict(zip(names, map(int, counts)))
+
+
+def judge(counts: Mapping[str, float], soft: bool) -> tuple[str | None, dict[str, float]]:
+    """What people's votes on a picture come to.
+
+    Single votes count as slips. The picture is left out if most votes are for no class, and, unless labels are
+    soft, if no class has more than half of the votes.
+
+    Args:
+        counts: Votes by FER+'s names.
+        soft: Whether a majority is not needed.
+
+    Returns:
+        The class with most votes, None if the picture is left out, and the votes by class.
+    """
+    counts = {name: count for name, count in counts.items() if count > 1}
+    top = max(counts, key=lambda name: (counts[name], name in _NO_FACE), default="NF")
+    if top in _NO_FACE or (not soft and 2 * counts[top] <= sum(counts.values())):
+        return None, {}
+    return FERPLUS_NAMES[top], {FERPLUS_NAMES[name]: n for name, n in counts.items() if name in FERPLUS_NAMES}

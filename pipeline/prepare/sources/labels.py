@@ -1,0 +1,109 @@
+"""Names of classes: what sources call them, and what ``stage.class_map`` makes of that."""
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from pipeline.core.errors import UserError
+
+# What FER2013's numbers stand for, in their order, and the columns of FER+ that are faces, in theirs.
+FER_NAMES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+FERPLUS_NAMES = {
+    "neutral": "neutral", "happiness": "happy", "surprise": "surprise", "sadness": "sad", "anger": "angry",
+    "disgust": "disgust", "fear": "fear", "contempt": "contempt",
+}  # fmt: skip
+# By these, a level of folders is known to be the classes and not people or data sets.
+EXPRESSIONS = frozenset(
+    {
+        "afraid", "anger", "angry", "annoyance", "annoyed", "bored", "boredom", "calm", "contempt", "contemptuous",
+        "disgust", "disgusted", "embarrassed", "embarrassment", "excited", "excitement", "fear", "fearful",
+        "happiness", "happy", "joy", "joyful", "laughing", "natural", "neutral", "sad", "sadness", "scared", "sleepy",
+        "smile", "smiling", "sorrow", "surprise", "surprised", "unhappy", "worried",
+    }
+)  # fmt: skip
+MAX_CLASSES = 1000
+CLASS_FOLDERS = (
+    "Class folders go one a class (happy/a.png, sad/b.png, ...), either directly or inside split folders "
+    "(train/happy/a.png, val/happy/b.png, test/happy/c.png)."
+)
+
+
+def fold(label: str) -> str:
+    """What two spellings of one label have in common: letters composed, no case, no blanks around."""
+    return unicodedata.normalize("NFC", label).strip().casefold()
+
+
+def is_number(label: str) -> bool:
+    """Whether a label is a whole number."""
+    return re.fullmatch(r"-?[0-9]+", label.strip()) is not None
+
+
+def name_classes(
+    labels: Iterable[str],
+    class_map: Mapping[str, str | None],
+    numbers_are_names: bool = True,
+    others: Iterable[str] = (),
+    source: object = "the source",
+) -> dict[str, str | None]:
+    """Settle the class of every label.
+
+    Labels that differ in case only are one class; if it is spelt in several ways, it goes by lower case.
+
+    Args:
+        labels: All labels of the source, as it spells them, in composed letters (NFC).
+        class_map: A class for a label, in any case; None leaves its images out. Others keep their name.
+        numbers_are_names: Whether a whole number may stay the name of its class.
+        others: Labels that no image may have as its own: empty folders, and what votes may be for.
+        source: Stands in the messages.
+
+    Returns:
+        For each label, the others too, its class or None.
+
+    Raises:
+        UserError: The map names a label that is not there; a number has no name; fewer than two classes are left,
+            or more than ``MAX_CLASSES``.
+    """
+    labels = set(labels)
+    spellings: dict[str, set[str]] = {}
+    for label in labels | set(others):
+        spellings.setdefault(fold(label), set()).add(label)
+    mapped = {fold(key): value for key, value in class_map.items()}
+    for key in class_map:
+        if fold(key) not in spellings:
+            raise UserError(f"prepare.class_map: {source} has no label {key!r}{_nearest(key, spellings)}")
+    unnamed = sorted((key for key in spellings if is_number(key) and key not in mapped), key=int)
+    if unnamed and not numbers_are_names:
+        raise UserError(
+            f"prepare.source: the labels of {source} are numbers ({', '.join(unnamed[:10])}). Say what they stand for, "
+            f"such as prepare.class_map: {{{unnamed[0]}: angry, ...}}; null leaves a label out."
+        )
+    # A class goes by its name in the map, also for labels that come to the same by themselves.
+    given: dict[str, str] = {}
+    for name in filter(None, class_map.values()):
+        given.setdefault(fold(name), unicodedata.normalize("NFC", name))
+    classes: dict[str, str | None] = {}
+    for key, ways in spellings.items():
+        target = mapped.get(key, key)
+        own = key if len(ways) > 1 else min(ways)
+        classes |= dict.fromkeys(ways, None if target is None else given.get(fold(target), own))
+    names = sorted({name for label, name in classes.items() if label in labels and name is not None})
+    if len(names) < 2:
+        left = f"only one class, {names[0]!r}" if names else "no class left"
+        hint = f" {CLASS_FOLDERS}" if numbers_are_names else ""
+        after = " after prepare.class_map" if class_map else ""
+        raise UserError(f"prepare.source: {source} has {left}{after}; it takes two.{hint}")
+    if len(names) > MAX_CLASSES:
+        raise UserError(
+            f"prepare.source: {source} has {len(names)} different labels, such as {', '.join(names[:3])}: no classes. "
+            "Name the right column in prepare.columns, or give a folder for each class."
+        )
+    return classes
+
+
+def _nearest(key: str, spellings: Mapping[str, set[str]]) -> str:
+    """A hint at what was meant."""
+    near = difflib.get_close_matches(fold(key), spellings, n=1)
+    if near:
+        return f"; did you mean {min(spellings[near[0]])!r}?"
+    return f"; it has {', '.join(sorted(min(ways) for ways in spellings.values())[:20])}."

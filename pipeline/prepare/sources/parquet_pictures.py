@@ -1,0 +1,92 @@
+"""Parquet with the pictures in it, as Hugging Face's datasets store them -> labelled pictures.
+
+    train-00000-of-00002.parquet, train-00001-of-00002.parquet, test-00000-of-00001.parquet
+
+A picture is a struct of ``bytes`` and ``path``, or plain binary; a label is a name, or a number whose name stands
+in the file's metadata. Files are named after their split, or lie in a folder that is.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.core.errors import UserError
+from pipeline.inference.images import ImageError
+from pipeline.prepare.sources.source import Item, Source, printable, read_split, split_name
+from pipeline.prepare.sources.table import ROLES, ParquetTable, read_label, read_weight
+
+
+def picture_column(table: ParquetTable, given: Mapping[str, str]) -> str | None:
+    """The column that holds pictures, or None."""
+    asked = given.get("path")
+    return next((name for name in table.columns if asked in (None, name) and table.holds_bytes(name)), None)
+
+
+class Embedded(Source):
+    """Parquet files with pictures in them, read from start to end."""
+
+    form = "Parquet with pictures in it"
+    numbers_are_names = False
+
+    def __init__(
+        self, path: Path, tables: Sequence[ParquetTable], given: Mapping[str, str], group: str | None
+    ) -> None:
+        super().__init__(path)
+        self._tables = tables
+        self._pictures = [str(picture_column(table, given)) for table in tables]
+        others = {role: column for role, column in given.items() if role != "path"}
+        self._roles = [table.roles(others, group) for table in tables]
+        for table, roles, picture in zip(tables, self._roles, self._pictures):
+            if "label" not in roles:
+                raise UserError(
+                    f"{table.path}: no column of labels (looked for {', '.join(ROLES['label'])}; there are "
+                    f"{', '.join(table.columns)}). Name it in prepare.columns.label; pictures without labels are for "
+                    "`hyojo predict`."
+                )
+            roles.pop("path", None)
+            if table.has_inner(picture, "path"):
+                roles["path"] = f"{picture}.path"
+
+    def items(self) -> Iterator[Item]:
+        for number, (table, roles) in enumerate(zip(self._tables, self._roles)):
+            name = table.path.relative_to(self.path).as_posix() if self.path.is_dir() else table.path.name
+            own_split = _split_of(PurePosixPath(name))
+            labels = table.names(roles["label"])
+            places = ([number, group, row] for group, rows in enumerate(table.groups) for row in range(rows))
+            rows = table.rows(list(roles.values()))
+            for i, ((where, cells), place) in enumerate(zip(rows, places)):
+                cell = dict(zip(roles, cells))
+                own_name = PurePosixPath(cell.get("path", "").replace("\\", "/")).name
+                yield Item(
+                    printable([name, f"{i:07d}" + (f"-{own_name}" if own_name else "")]),
+                    read_label(cell["label"], labels, where),
+                    read_split(cell.get("split", ""), where) or own_split,
+                    place, group=cell.get("group") or None, weight=read_weight(cell.get("weight", ""), where),
+                )  # fmt: skip
+
+    def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
+        for (number, group), run in groupby(places, key=lambda place: tuple(place[:2])):
+            table, picture = self._tables[number], self._pictures[number]
+            column = f"{picture}.bytes" if table.has_inner(picture, "bytes") else picture
+            at, rows = -1, table.values(column, group)
+            for *_, row in run:
+                # In order of name, so that rows only ever lie ahead.
+                data = next(islice(rows, row - at - 1, None))
+                at = row
+                yield partial(_bytes, data)
+
+
+def _bytes(data: bytes | None) -> bytes:
+    """A picture's bytes, if its row has any."""
+    if data is None:
+        raise ImageError("no bytes in its row")
+    return data
+
+
+def _split_of(name: PurePosixPath) -> str | None:
+    """The split that a file is named after (``train-00000-of-00002``), or the nearest folder around it."""
+    own = split_name(re.split(r"[-.]", name.name)[0])
+    return own or next(filter(None, map(split_name, reversed(name.parts[:-1]))), None)

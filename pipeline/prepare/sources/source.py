@@ -1,0 +1,140 @@
+"""What every form of source gives: a stream of labelled items, and the bytes of each on demand."""
+
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.core.errors import UserError
+
+_SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev", "development", "publictest"),
+    "test": ("test", "testing", "tst", "privatetest"),
+}
+_SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
+_SPLIT_SUFFIX = re.compile(r"(set|data|dataset|images?|imgs?|split|faces|labels?|list)$")
+_SHOWN = 20
+
+LOOKED_FOR = (
+    "Looked for: class folders, with or without split folders around them, in a folder or in a zip or tar archive "
+    "(.zip, .tar, .tar.gz, .tar.bz2, .tar.xz); a folder of several of these; a folder of pictures with a table of them "
+    "(.csv, .tsv, .parquet, with columns of paths and labels); FER2013's CSV (columns emotion and pixels), alone or in "
+    "a folder with FER+'s fer2013new.csv; Parquet with pictures in it."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One labelled picture.
+
+    Attributes:
+        file: Its name, which no other item of the source has.
+        label: As the source spells it.
+        split: ``train``, ``val`` or ``test``, None where the source does not say.
+        place: Where ``Source.read`` finds its bytes; of the types that JSON has.
+        group: The person it shows, or whatever must not be in two splits.
+        weight: How much it counts in training.
+        votes: How many people gave it each label.
+        root: Which of several merged sources it comes from.
+    """
+
+    file: str
+    label: str
+    split: str | None
+    place: Any
+    group: str | None = None
+    weight: float | None = None
+    votes: Mapping[str, float] | None = None
+    root: str | None = None
+
+
+class Source(ABC):
+    """An opened source: a context manager.
+
+    Attributes:
+        path: What was opened.
+        form: What it was taken for, in words.
+        numbers_are_names: Whether a label that is a number may stay the name of its class.
+        later_wins: Of two items with one name the later counts; else a second one is an error.
+        empty: Class folders without files, as split and label.
+        vote_labels: Labels that votes may be for.
+        left_out: Items that a rule leaves out, counted by the rule. Complete after ``items``.
+        ignored: The first files that belong to no item, and
+        ignored_count: how many there are. Complete after ``items``.
+    """
+
+    form: str
+    numbers_are_names = True
+    later_wins = False
+    vote_labels: Iterable[str] = ()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.empty: set[tuple[str | None, str]] = set()
+        self.left_out: Counter[str] = Counter()
+        self.ignored: list[str] = []
+        self.ignored_count = 0
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """All items, without their bytes, one at a time.
+
+        Raises:
+            UserError: What the source says cannot be used; the message names file and row.
+        """
+
+    @abstractmethod
+    def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
+        """For each place a function that returns the picture file's bytes, to be called once, in any thread.
+
+        Args:
+            places: Places of items, in order of the items' names.
+
+        Raises:
+            ImageError: (The function does.) They cannot be read, or are damaged.
+            UserError: They are not to be trusted.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Nothing can be read afterwards."""
+
+    def ignore(self, file: str) -> None:
+        """Count a file that belongs to no item."""
+        self.ignored_count += 1
+        if len(self.ignored) < _SHOWN:
+            self.ignored.append(file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def split_name(name: str) -> str | None:
+    """``train``, ``val`` or ``test`` for a usual name of a split, else None."""
+    name = re.sub(r"[\W_]", "", name.lower())
+    return _SPLIT_OF.get(name) or _SPLIT_OF.get(_SPLIT_SUFFIX.sub("", name))
+
+
+def read_split(cell: str, where: str) -> str | None:
+    """The split that a cell of a table names, None for an empty one; ``where`` is for the message."""
+    if not cell.strip():
+        return None
+    if split := split_name(cell):
+        return split
+    raise UserError(
+        f"{where}: {cell.strip()!r} is no split. Use train, val and test, or Training, PublicTest and PrivateTest."
+    )
+
+
+def printable(parts: Iterable[str]) -> str:
+    """A path that can be written as UTF-8 even where the file system's name cannot."""
+    return "/".join(parts).encode("utf-8", "backslashreplace").decode("utf-8")

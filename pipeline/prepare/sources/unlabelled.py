@@ -1,0 +1,309 @@
+"""Pictures without labels, however many: in a folder, a zip or tar archive, or a table, in an order that stays.
+
+    faces/a.png, faces/b/c.jpg        faces.zip, faces.tar.gz
+    photos.parquet, shards/*.parquet  with the pictures in them, or with a column of paths, as .csv and .tsv may have
+
+Files are picked by their suffix and come in order of name, members of an archive as the archive has them, and rows
+as the table has them. What is listed stands in a SQLite file, so that memory does not grow with the source.
+"""
+
+import hashlib
+import json
+import sqlite3
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from pipeline.core.errors import UserError
+from pipeline.inference.images import ImageError, suffixes
+from pipeline.prepare.sources.archive import Archive
+from pipeline.prepare.sources.class_folders import Folder, archive_kind, open_archive
+from pipeline.prepare.sources.parquet_pictures import picture_column
+from pipeline.prepare.sources.source import printable
+from pipeline.prepare.sources.table import ParquetTable, Table, open_table
+
+Fetch = Callable[[], bytes]
+FORMS = (
+    "Give a folder of pictures, a zip or tar archive of them, Parquet (a file or a folder of these) with pictures in "
+    "it, or a table (.parquet, .csv, .tsv) with a column of paths."
+)
+_TABLES = (".csv", ".tsv", ".parquet")
+
+
+class Pictures(ABC):
+    """An opened source of pictures: a context manager.
+
+    Attributes:
+        count: How many there are.
+        digest: SHA-256 of what is listed; another one means other pictures, or another order.
+        passed_over: Files that are no pictures by their suffix.
+    """
+
+    count: int
+    digest: str
+    passed_over = 0
+
+    @abstractmethod
+    def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
+        """Name of each picture from number ``start`` on, and a function that reads it, once, in any thread.
+
+        The function raises ``ImageError`` for a picture that cannot be read.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nothing can be read afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Reader(Protocol):
+    """Reads a picture at a place, in any thread; raises ``ImageError``."""
+
+    def read(self, place: Any) -> bytes:
+        """The file's bytes."""
+
+    def close(self) -> None:
+        """Nothing can be read afterwards."""
+
+
+def open_pictures(path: Path | str, column: str | None = None) -> Pictures:
+    """Open a source of whatever form.
+
+    Args:
+        path: A folder, an archive, or a table.
+        column: Of a table, where its pictures or their paths are; None: found by its usual names.
+
+    Raises:
+        UserError: There are no pictures, or the source cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist. {FORMS}")
+    try:
+        if path.is_dir():
+            return _open_folder(path, column)
+        if table := open_table(path):
+            return _open_table(path, table, column)
+        if archive_kind(path):
+            return _open_archive(path)
+    except UserError as error:  # the readers were made for the prepare stage
+        raise UserError(str(error).removeprefix("prepare.source: ")) from error
+    raise UserError(f"{path} is of no known form. {FORMS}")
+
+
+class Listed(Pictures):
+    """Pictures each at a place of its own.
+
+    Args:
+        reader: Reads them; closed with this.
+        files: Name and place, of the types that JSON has, of each.
+        ordered: Whether their order stays; else they are sorted by name.
+    """
+
+    def __init__(self, reader: Reader, files: Iterable[tuple[str, Any]], ordered: bool) -> None:
+        self._reader = reader
+        self._folder = tempfile.TemporaryDirectory(prefix="hyojo-pictures-")
+        self._base = sqlite3.connect(Path(self._folder.name) / "listing.db", isolation_level=None)
+        try:
+            # The sorter of ORDER BY works on disk, and nobody needs the file after a crash.
+            self._base.executescript(
+                "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; "
+                "PRAGMA temp_store = FILE; CREATE TABLE found (file TEXT, place TEXT);"
+            )
+            self._base.execute("BEGIN")
+            self._base.executemany(
+                "INSERT INTO found VALUES (?, ?)", ((file, json.dumps(place)) for file, place in files)
+            )
+            self._base.execute("COMMIT")
+            order = "rowid" if ordered else "file, place"
+            self._base.executescript(
+                f"CREATE TABLE pictures AS SELECT file, place FROM found ORDER BY {order}; DROP TABLE found;"
+            )
+            self.count = self._base.execute("SELECT COUNT(*) FROM pictures").fetchone()[0]
+            digest = hashlib.sha256()
+            for file, place in self._base.execute("SELECT file, place FROM pictures ORDER BY rowid"):
+                digest.update(f"{file}\0{place}\n".encode())
+            self.digest = digest.hexdigest()
+        except BaseException:
+            self.close()
+            raise
+
+    def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
+        rows = self._base.execute("SELECT file, place FROM pictures WHERE rowid > ? ORDER BY rowid", (start,))
+        return ((file, partial(self._reader.read, json.loads(place))) for file, place in rows)
+
+    def close(self) -> None:
+        self._base.close()
+        self._folder.cleanup()
+        self._reader.close()
+
+
+class Shards(Pictures):
+    """Parquet files with the pictures in them, read from start to end.
+
+    Names are as in the prepared manifest: the file, and the row, with the picture's own name if the row has one.
+    """
+
+    def __init__(self, root: Path, tables: list[ParquetTable], columns: list[str]) -> None:
+        self._shards = list(zip([_name_of(table.path, root) for table in tables], tables, columns))
+        self.count = sum(sum(table.groups) for table in tables)
+        listed = [
+            (name, column, table.path.stat().st_size, table.groups) for name, table, column in self._shards
+        ]
+        self.digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+    def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
+        for name, table, column in self._shards:
+            row = 0
+            bytes_in = f"{column}.bytes" if table.has_inner(column, "bytes") else column
+            for group, rows in enumerate(table.groups):
+                if start >= rows:
+                    start, row = start - rows, row + rows
+                    continue
+                names: Iterator[str | None] = iter([None] * rows)
+                if table.has_inner(column, "path"):
+                    names = table.values(f"{column}.path", group)
+                pairs = islice(zip(names, table.values(bytes_in, group)), start, None)
+                row, start = row + start, 0
+                for own, data in pairs:
+                    own = (own or "").replace("\\", "/").rpartition("/")[2]
+                    yield printable([name, f"{row:07d}" + (f"-{own}" if own else "")]), partial(_given, data)
+                    row += 1
+
+    def close(self) -> None:
+        """Files are open only while they are read."""
+
+
+class _Beside(Folder):
+    """Files by the paths that a table has, from its folder on or absolute."""
+
+    def read(self, place: str) -> bytes:
+        if not place:
+            raise ImageError("no path in its row")
+        return super().read(place)
+
+
+class _Members:
+    """Members of an archive; one that lies about its size spoils only its own row."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.read_member, self.close = archive.read, archive.close
+
+    def read(self, place: Any) -> bytes:
+        try:
+            return self.read_member(place)
+        except UserError:
+            raise ImageError("unpacks to more than its archive says") from None
+
+
+def _open_folder(path: Path, column: str | None) -> Pictures:
+    """Pictures in a folder and those in it; if there are none, its Parquet files."""
+    known, others, shards = suffixes(), 0, []
+
+    def files() -> Iterator[tuple[str, str]]:
+        nonlocal others
+        for parts, place in folder.members():
+            if place is None:
+                continue
+            suffix = Path(parts[-1]).suffix.lower()
+            if suffix in known:
+                yield printable(parts), place
+            else:
+                others += 1
+                if suffix == ".parquet":
+                    shards.append(path / place)
+
+    folder = Folder(path)
+    found = Listed(folder, files(), ordered=False)
+    found.passed_over = others
+    if found.count:
+        return found
+    found.close()
+    if not shards:
+        raise UserError(
+            f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp). {FORMS}"
+        )
+    tables = [ParquetTable(shard) for shard in sorted(shards)]
+    columns = [_embedded_in(table, column) for table in tables]
+    for table, name in zip(tables, columns):
+        if name is None:
+            raise UserError(
+                f"{table.path} has no column with pictures in it. Give a table of paths by itself, or take it out "
+                "of the folder."
+            )
+    return _checked(path, Shards(path, tables, list(map(str, columns))))
+
+
+def _open_archive(path: Path) -> Pictures:
+    """Pictures in an archive."""
+    known, others = suffixes(), 0
+
+    def files() -> Iterator[tuple[str, Any]]:
+        nonlocal others
+        for parts, member in archive.members():
+            if member is None:
+                continue
+            if Path(parts[-1]).suffix.lower() in known:
+                yield printable(parts), member
+            else:
+                others += 1
+
+    archive = open_archive(path)
+    found = Listed(_Members(archive), files(), ordered=True)
+    found.passed_over = others
+    return _checked(path, found)
+
+
+def _open_table(path: Path, table: Table, column: str | None) -> Pictures:
+    """Pictures in a table, or those whose paths it has."""
+    if column is not None and column not in table.columns:
+        raise UserError(f"--column: {path} has no column {column!r}: it has {', '.join(table.columns[:20])}.")
+    if isinstance(table, ParquetTable) and (inside := _embedded_in(table, column)):
+        return _checked(path, Shards(path, [table], [inside]))
+    paths = column or table.roles({}, None).get("path")
+    if paths is None:
+        raise UserError(
+            f"{path} has neither pictures in it nor a column of paths by a usual name, among "
+            f"{', '.join(table.columns[:20])}. Name it by --column."
+        )
+    rows = (cell for _, (cell,) in table.rows([paths]))
+    return _checked(
+        path, Listed(_Beside(path.parent), ((printable([cell]), cell) for cell in rows), ordered=True)
+    )
+
+
+def _embedded_in(table: ParquetTable, column: str | None) -> str | None:
+    """The column that holds pictures, if the one asked for does."""
+    return picture_column(table, {"path": column} if column else {})
+
+
+def _checked(path: Path, found: Pictures) -> Pictures:
+    """What was opened, if there is anything in it."""
+    if not found.count:
+        found.close()
+        raise UserError(f"{path} holds no pictures. {FORMS}")
+    return found
+
+
+def _name_of(file: Path, root: Path) -> str:
+    """A shard's name within its source."""
+    return file.relative_to(root).as_posix() if root.is_dir() else file.name
+
+
+def _given(data: bytes | None) -> bytes:
+    """A picture's bytes, if its row has any."""
+    if data is None:
+        raise ImageError("no bytes in its row")
+    return data

@@ -1,0 +1,1 @@
+"""Copies of a picture, exact and near: found, and marked."""

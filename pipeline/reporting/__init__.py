@@ -1,0 +1,1 @@
+"""How things look: figures, HTML, model card, templates; no result hangs on it."""

@@ -1,0 +1,1 @@
+"""Answers for others: HTTP server, page, batch file, files on disk."""

@@ -1,0 +1,222 @@
+"""Very many pictures -> a Parquet file of expression probabilities, for ``hyojo batch``.
+
+Pictures are read, decoded and classified by several threads, a batch each, and their answers are taken in order:
+memory grows with none of it, and what comes out does not depend on how many threads there were. A run that was killed
+goes on behind the last finished part, to the same file.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from pipeline.core import cores
+from pipeline.core.errors import UserError
+from pipeline.inference.images import ImageError
+from pipeline.inference.predictor import served_file
+from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
+from pipeline.serve import locate
+from pipeline.serve.files import Predict, load_predictor
+from pipeline.serve.scores_file import Row, Scores
+
+# Packages whose version may change a score in its last digits.
+_DECIDING = ("numpy", "onnxruntime", "pillow")
+
+
+class Model(NamedTuple):
+    """A loaded model, and what its answers are like."""
+
+    predict: Predict
+    class_names: list[str]
+    faces: bool
+    digest: str
+
+
+class Settings(NamedTuple):
+    """How a run goes.
+
+    Attributes:
+        batch_size: Pictures that a thread takes at a time.
+        chunk: Pictures of a part: what is lost at most when the run is killed, and a row group of the file.
+        workers: Threads; None: one a core.
+        faces: Whether faces are looked for; None: as the model was trained.
+        column: Of a table, where its pictures or their paths are; None: by its usual name.
+        restart: Whether to begin anew.
+        runtime: One of ``predictor.RUNTIMES``; None: the first that the model has a file for.
+    """
+
+    batch_size: int = 64
+    chunk: int = 8192
+    workers: int | None = None
+    faces: bool | None = None
+    column: str | None = None
+    restart: bool = False
+    runtime: str | None = None
+
+
+DEFAULTS = Settings()
+
+
+class Result(NamedTuple):
+    """What was scored.
+
+    Attributes:
+        pictures: How many there are.
+        rows: Of the file: one a picture, or one a face.
+        errors: Rows that are errors.
+        passed_over: Files of the source that are no pictures by their suffix.
+        scored: Pictures that this run scored, and
+        seconds: the time it took for them.
+    """
+
+    pictures: int
+    rows: int
+    errors: int
+    passed_over: int
+    scored: int
+    seconds: float
+
+
+def score(source: Path | str, out: Path | str, model: Path | str, settings: Settings = DEFAULTS) -> Result:
+    """Score all pictures of a source; shows progress on a terminal.
+
+    Args:
+        source: As ``unlabelled.open_pictures`` takes it.
+        out: The Parquet file to make.
+        model: A bundle folder, or a model URI of MLflow.
+        settings: How.
+
+    Returns:
+        What was scored; a bad picture is an error of its own row.
+
+    Raises:
+        UserError: The source, the model, the settings or what lies at ``out`` does not allow it; the message says why.
+    """
+    if not 1 <= settings.batch_size <= settings.chunk:
+        raise UserError("batch wants 1 <= --batch-size <= --chunk.")
+    if settings.workers is not None and settings.workers < 1:
+        raise UserError("batch wants at least 1 of --workers.")
+    workers = settings.workers or cores.available()
+    with open_pictures(source, settings.column) as pictures:
+        loaded = load_model(model, settings.faces, settings.runtime)
+        made_of = {
+            "source": pictures.digest,
+            "model": loaded.digest,
+            "faces": loaded.faces,
+            "batch_size": settings.batch_size,
+            "chunk": settings.chunk,
+            **{name: importlib.metadata.version(name) for name in _DECIDING},
+        }
+        with Scores(Path(out), made_of, loaded.class_names, loaded.faces, settings.restart) as scores:
+            return _score(pictures, loaded, scores, settings, workers)
+
+
+def load_model(model: Path | str, faces: bool | None, runtime: str | None = None) -> Model:
+    """Load a bundle, or a registered version, of which the files are fetched first: an alias may move meanwhile.
+
+    Raises:
+        UserError: If there is no such bundle or model, or not the file that the runtime wants.
+    """
+    found = locate.locate(str(model), runtime)
+    place = str(found.path) if found.path == found.bundle else found.path.resolve().as_uri()
+    # Each worker runs a batch of its own; with more threads inside the graph they would only wait for each other.
+    predict = load_predictor(place, faces, threads=1, runtime=runtime)
+    text = (found.bundle / "bundle.json").read_bytes()
+    digest = hashlib.sha256(text + served_file(found.bundle, runtime)[1].read_bytes())
+    bundle = json.loads(text)
+    look = bool(bundle["preprocessing"].get("faces")) if faces is None else faces
+    return Model(predict, bundle["class_names"], look, digest.hexdigest())
+
+
+def _score(pictures: Pictures, model: Model, scores: Scores, settings: Settings, workers: int) -> Result:
+    """Score what is not scored yet, part by part, and finish the file."""
+    start = time.monotonic()
+    rows = errors = scored = 0
+    if scores.finished:
+        told = scores.summary()
+        return Result(pictures.count, told["rows"], told["errors"], pictures.passed_over, 0, 0.0)
+    for number in range(scores.parts):
+        found, bad = scores.rows(number)
+        rows, errors = rows + found, errors + bad
+    done = min(scores.parts * settings.chunk, pictures.count)
+    with tqdm(total=pictures.count, initial=done, unit="img", disable=None, smoothing=0.05) as bar:
+        part: list[Row] = []
+        at = done
+        for count, answers in _answers(pictures.stream(done), model.predict, settings, workers):
+            part += answers
+            at, scored = at + count, scored + count
+            errors += sum(row["error"] is not None for row in answers)
+            rows += len(answers)
+            bar.update(count)
+            if at % settings.chunk == 0 or at == pictures.count:
+                scores.write(part)
+                part = []
+    scores.finish({"pictures": pictures.count, "rows": rows, "errors": errors})
+    return Result(pictures.count, rows, errors, pictures.passed_over, scored, time.monotonic() - start)
+
+
+def _answers(
+    stream: Iterator[tuple[str, Fetch]], predict: Predict, settings: Settings, workers: int
+) -> Iterator[tuple[int, list[Row]]]:
+    """Batches in order: the number of pictures, and their rows. Only a few are under way at a time."""
+    stop = threading.Event()
+    waiting: deque[Future[tuple[int, list[Row]]]] = deque()
+    with ThreadPoolExecutor(workers, "batch") as pool:
+        try:
+            for batch in _batches(stream, settings):
+                waiting.append(pool.submit(_score_batch, batch, predict, stop))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _batches(stream: Iterator[tuple[str, Fetch]], settings: Settings) -> Iterator[list[tuple[str, Fetch]]]:
+    """Batches, none of which reaches from one part into the next: then they are the same however often it stopped."""
+    left = settings.chunk
+    while batch := list(islice(stream, min(settings.batch_size, left))):
+        yield batch
+        left = left - len(batch) or settings.chunk
+
+
+def _score_batch(
+    batch: Sequence[tuple[str, Fetch]], predict: Predict, stop: threading.Event
+) -> tuple[int, list[Row]]:
+    """Read, decode and classify; the number of pictures, and their rows."""
+    if stop.is_set():
+        return 0, []
+    contents = [_read(fetch) for _, fetch in batch]
+    answers = iter(predict([data for data in contents if isinstance(data, bytes)]))
+    rows: list[Row] = []
+    for (file, _), data in zip(batch, contents):
+        answer: dict[str, Any] = _unreadable(data) if isinstance(data, str) else next(answers)
+        rows += [{"file": file, "error": None, **face} for face in answer.get("faces") or [answer]]
+    return len(batch), rows
+
+
+def _read(fetch: Fetch) -> bytes | str:
+    """A picture's file, or why it can't be read."""
+    try:
+        return fetch()
+    except ImageError as error:
+        return str(error)
+    except MemoryError:
+        return "too large for the memory"
+
+
+def _unreadable(reason: str) -> Row:
+    """The answer for a picture that couldn't be read."""
+    return {"label": None, "probabilities": None, "abstain": None, "error": reason}

@@ -1,0 +1,166 @@
+"""Which model a server serves: a bundle folder or a registered version, found and loaded as MLflow's pyfunc."""
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import UserError
+from pipeline.inference import predictor
+from pipeline.tracking import registry, store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.pyfunc import PyFuncModel
+
+PREFIX = "models:/"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that was found.
+
+    Attributes:
+        title: What people call it: ``hyojo version 3 (champion)``, or the name of the bundle's folder. Clients see it,
+            so it is no path.
+        path: The folder that is loaded: MLflow's model, or the bundle.
+        bundle: The folder with ``bundle.json``; ``path`` itself for a bundle.
+    """
+
+    title: str
+    path: Path
+    bundle: Path
+
+    def describe(self) -> dict[str, Any]:
+        """What ``bundle.json`` holds."""
+        return json.loads((self.bundle / "bundle.json").read_text(encoding="utf-8"))
+
+    def card(self) -> str:
+        """The model card, Markdown; empty if there is none."""
+        path = self.bundle / "MODEL_CARD.md"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def locate(model: str, runtime: str | None = None) -> Located:
+    """Find a model, and look whether it can be run.
+
+    Args:
+        model: A bundle folder, the number of a version, or a URI: ``models:/hyojo@champion``, ``models:/hyojo/3``,
+            ``runs:/<run id>/model``, or that of a folder.
+        runtime: One of ``predictor.RUNTIMES``; None: whichever the model has a file for.
+
+    Raises:
+        UserError: There is none, it lacks the file that the runtime wants, or that runtime is not installed.
+    """
+    if runtime == "torch" and importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "--runtime torch needs torch, which is not installed here: pip install torch, or --runtime onnx."
+        )
+    found = _registered(model) if model.startswith(PREFIX) or model.isdecimal() else _folder(model)
+    wanted = predictor.RUNTIMES if runtime is None else {runtime: predictor.RUNTIMES[runtime]}
+    if not any((found.bundle / file).exists() for file in wanted.values()):
+        there = [name for name, file in predictor.RUNTIMES.items() if (found.bundle / file).exists()]
+        remedy = f"It can be served with --runtime {' or '.join(there)}. " if there else ""
+        raise UserError(
+            f"{found.title} holds no {' and no '.join(wanted.values())}. {remedy}A registered version holds one file, "
+            "and the int8 one if there is one; the bundle folder has every format in export.formats."
+        )
+    return found
+
+
+def open_model(found: Located, **config: Any) -> "PyFuncModel":
+    """Load a model that was found.
+
+    Args:
+        found: From ``locate``.
+        config: As in ``predictor.CONFIG``; a version that was registered before it could be told minds none of it.
+    """
+    if found.path == found.bundle:
+        from pipeline.tracking.pyfunc import open_bundle
+
+        return open_bundle(found.bundle, **config)
+    store.configure_mlflow()
+    import mlflow.pyfunc
+
+    return mlflow.pyfunc.load_model(str(found.path), model_config=config)
+
+
+def _folder(model: str) -> Located:
+    """A bundle's folder, or that of a model as MLflow keeps it; fetched if a URI says where it is."""
+    path = Path(model)
+    if ":/" in model and not path.exists():
+        path = _fetch(model)
+    inside = path / "artifacts" / "bundle"
+    if (path / "MLmodel").exists() and (inside / "bundle.json").exists():
+        return Located(path.resolve().name, path, inside)
+    if not (path / "bundle.json").exists():
+        raise UserError(
+            f"{model} is no bundle: bundle.json is missing. `dvc repro` makes one in models/bundle; a registered "
+            "version is given by its number or as models:/hyojo@champion."
+        )
+    return Located(path.resolve().name, path, path)
+
+
+def _fetch(uri: str) -> Path:
+    """The files behind a URI of MLflow's."""
+    _client()
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{uri} can't be fetched: {str(error).splitlines()[0]}") from None
+
+
+def _registered(model: str) -> Located:
+    """A version in the registry, downloaded if it isn't on this machine."""
+    client = _client()
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = f"{PREFIX}{registry.MODEL}/{model}" if model.isdecimal() else model
+    try:
+        name, _, alias = uri.removeprefix(PREFIX).partition("@")
+        if alias:
+            version = client.get_model_version_by_alias(name, alias)
+        else:
+            name, _, number = name.partition("/")
+            version = client.get_model_version(name, number)
+        champion = client.get_registered_model(version.name).aliases.get(registry.CHAMPION) == version.version
+    except MlflowException:
+        raise UserError(_missing(client, uri)) from None
+    try:
+        path = Path(mlflow.artifacts.download_artifacts(f"{PREFIX}{version.name}/{version.version}"))
+    except (MlflowException, OSError):
+        path = Path("missing")
+    title = f"{version.name} version {version.version}{' (champion)' if champion else ''}"
+    if not (path / "artifacts" / "bundle" / "bundle.json").exists():
+        raise UserError(
+            f"the files of {title} are not where the registry says. If the project was moved, `hyojo sync --relocate` "
+            "mends that; after a clone and `dvc pull`, `hyojo sync` does."
+        )
+    return Located(title, path, path / "artifacts" / "bundle")
+
+
+def _missing(client: "MlflowClient", uri: str) -> str:
+    """Why there is no such version."""
+    numbers = sorted(int(version.version) for version in registry.versions(client))
+    if not numbers:
+        return f"{uri}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
+    if uri == f"{PREFIX}{registry.MODEL}@{registry.CHAMPION}":
+        return f"{registry.MODEL} has no champion. `hyojo promote` makes one of version {', '.join(map(str, numbers))}."
+    return f"{uri}: there is no such version; {registry.MODEL} has {', '.join(map(str, numbers))}."
+
+
+def _client() -> "MlflowClient":
+    """A client of the project's store; a tracking server that is named needs no project around."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if "://" in uri and not uri.startswith(store.SQLITE):
+        store.configure_mlflow()
+        import mlflow
+
+        return mlflow.MlflowClient()
+    return store.connect()

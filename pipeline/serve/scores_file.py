@@ -1,0 +1,226 @@
+"""The table that ``hyojo batch`` writes: in parts while it is made, one Parquet file when it is finished.
+
+Parts lie in ``<out>.parts/`` beside it, each whole or not there, so that a run that is killed goes on behind the
+last of them. The finished file takes its name only when all is in it; then the parts are gone.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.core.errors import UserError
+
+SIDES = ("left", "top", "width", "height")
+_NOTE = b"hyojo"  # key of the file's metadata that says what was scored
+_REMEDY = "Give another --out, or --restart to score anew."
+Row = dict[str, Any]
+
+
+class Scores:
+    """The table in the making; a context manager that holds its lock.
+
+    Args:
+        path: Of the finished file.
+        settings: What its content depends on, in words that JSON has; a run under others is refused.
+        class_names: The K classes.
+        faces: Whether there is a row a face, with its box.
+        restart: Whether to throw away what is there.
+
+    Attributes:
+        parts: How many are finished.
+        finished: Whether the file itself is.
+
+    Raises:
+        UserError: What is there was made under other settings, or something else lies there; another process is at
+            it; the folder cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], class_names: Sequence[str], faces: bool, restart: bool
+    ) -> None:
+        import pyarrow as pa
+
+        self.path = path
+        self._folder = path.with_name(f"{path.name}.parts")
+        self._classes = list(class_names)
+        self._settings = dict(settings)
+        number, boxes = pa.float32(), [(side, pa.int32()) for side in SIDES] if faces else []
+        self._schema = pa.schema(
+            [
+                ("file", pa.string()), *boxes, ("label", pa.string()), ("probability", number),
+                *((f"prob_{name}", number) for name in class_names), ("abstain", pa.bool_()), ("error", pa.string()),
+            ]
+        )  # fmt: skip
+        self._lock = self._acquire()
+        try:
+            if restart:
+                self._clear()
+                path.unlink(missing_ok=True)
+            self.finished = path.exists() and self._is_ours()
+            self.parts = 0 if self.finished else self._resume()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def rows(self, number: int) -> tuple[int, int]:
+        """How many rows a finished part has, and how many of them are errors."""
+        import pyarrow.parquet as pq
+
+        errors = pq.read_table(self._part(number), columns=["error"]).column("error")
+        return len(errors), len(errors) - errors.null_count
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write the next part: an answer of ``predictor.Predictor``, with ``file``, and ``box`` if there are, a row."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        probs = [row["probabilities"] or {} for row in rows]
+        boxes = [row.get("box") or (None,) * len(SIDES) for row in rows]
+        columns: dict[str, Any] = {
+            name: [row[name] for row in rows] for name in ("file", "label", "abstain", "error")
+        }
+        columns |= {side: [box[i] for box in boxes] for i, side in enumerate(SIDES)}
+        columns["probability"] = [given.get(label) for given, label in zip(probs, columns["label"])]
+        columns |= {f"prob_{name}": [given.get(name) for given in probs] for name in self._classes}
+        table = pa.table(
+            [pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema
+        )
+        with self._replacing(self._part(self.parts)) as scratch:
+            pq.write_table(table, scratch, compression="zstd", row_group_size=max(1, len(rows)))
+        self.parts += 1
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Put all parts into one file, a row group each, and give it its name.
+
+        Args:
+            summary: Goes into the file's metadata, with the settings.
+        """
+        import pyarrow.parquet as pq
+
+        note = {**self._settings, **summary}
+        schema = self._schema.with_metadata({_NOTE: json.dumps(note, sort_keys=True).encode()})
+        with (
+            self._replacing(self.path) as scratch,
+            pq.ParquetWriter(scratch, schema, compression="zstd") as file,
+        ):
+            for number in range(self.parts):
+                table = pq.read_table(self._part(number)).replace_schema_metadata(schema.metadata)
+                file.write_table(table, row_group_size=max(1, len(table)))
+        self.finished = True
+        self._clear()
+
+    def summary(self) -> dict[str, Any]:
+        """What ``finish`` was given; of a finished file."""
+        return {key: value for key, value in (_note(self.path) or {}).items() if key not in self._settings}
+
+    def __enter__(self) -> "Scores":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Path(self._lock.lock_file).unlink(
+            missing_ok=True
+        )  # while it is held, so that nobody holds one that is gone
+        self._lock.release()
+
+    def _acquire(self) -> FileLock:
+        """Keep others away."""
+        if self.path.is_dir():
+            raise UserError(
+                f"--out: {self.path} is a folder. Give the name of a file, such as {self.path}/scores.parquet."
+            )
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"--out: another process is writing {self.path}. Wait for it, or give another --out."
+            ) from None
+        except OSError as error:
+            raise UserError(f"--out: {self.path} cannot be written ({error.strerror}).") from None
+        return lock
+
+    def _is_ours(self) -> bool:
+        """Whether the finished file is what this run would make; raises ``UserError`` otherwise."""
+        note = _note(self.path)
+        if note is None:
+            raise UserError(f"--out: {self.path} exists, and `hyojo batch` did not make it. {_REMEDY}")
+        self._compare(self.path, note)
+        self._clear()  # killed right after the file had got its name
+        return True
+
+    def _resume(self) -> int:
+        """The number of parts that are there."""
+        plan = self._folder / "settings.json"
+        with self._writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+        if not plan.exists():
+            with self._replacing(plan) as scratch:
+                scratch.write_text(json.dumps(self._settings), encoding="utf-8")
+        self._compare(self._folder, json.loads(plan.read_text(encoding="utf-8")))
+        number = 0
+        while self._part(number).exists() and self._is_whole(self._part(number)):
+            number += 1
+        return number
+
+    def _is_whole(self, part: Path) -> bool:
+        """Whether a part can be read; a machine that lost power may have lost a part of it."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_schema(part).equals(self._schema)
+        except (pa.ArrowException, OSError):
+            return False
+
+    def _compare(self, what: Path, made_with: Mapping[str, Any]) -> None:
+        """Refuse what was made under other settings."""
+        other = [name for name, value in self._settings.items() if made_with.get(name) != value]
+        if other:
+            raise UserError(f"--out: {what} was made with other {', '.join(other)}. {_REMEDY}")
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"{number:08d}.parquet"
+
+    def _clear(self) -> None:
+        """Remove the parts, those that are read first last: what is left when this is killed starts at 0."""
+        if self._folder.exists():
+            (self._folder / "settings.json").unlink(missing_ok=True)
+            shutil.rmtree(self._folder)
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"--out: {path} cannot be written ({error.strerror or error}). What is finished is kept: make room and "
+                "run again."
+            ) from None
+
+    @contextlib.contextmanager
+    def _replacing(self, path: Path) -> Iterator[Path]:
+        """A scratch file that takes the name of ``path`` once it is whole and on the disk."""
+        scratch = path.with_name(f".{path.name}.tmp")
+        with self._writing(path):
+            yield scratch
+            with scratch.open("rb") as file:
+                os.fsync(file.fileno())
+            scratch.replace(path)
+
+
+def _note(path: Path) -> dict[str, Any] | None:
+    """What a finished file says of itself; None if it is none of ours."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return json.loads((pq.read_schema(path).metadata or {})[_NOTE])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return None

@@ -1,0 +1,194 @@
+"""``hyojo serve``: MLflow's scoring app, behind ``guard``, under uvicorn, with a page for people beside it.
+
+The app is the one that ``mlflow models serve`` runs, so its paths behave alike. What is added is a start that is
+quicker, threads and processes that fit the machine, and limits on what a client can ask for.
+"""
+
+import gc
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline.core import cores
+from pipeline.core.errors import UserError
+from pipeline.serve import locate
+from pipeline.serve.guard import MB, Guard, Limits
+
+# Rows that a request can't be answered for in this time get an error; MLflow itself would give up on it later.
+BUDGET_S, TIMEOUT_S = 60, 600
+STOP_S = 30  # in which requests under way are answered when the server is told to stop
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is served: the options of ``hyojo serve``, with nothing left open."""
+
+    found: locate.Located
+    host: str
+    port: int
+    workers: int
+    threads: int
+    runtime: str | None
+    page: bool
+    max_mb: float
+
+
+def serve(
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 5001,
+    workers: int = 1,
+    threads: int | None = None,
+    runtime: str | None = None,
+    page: bool = True,
+    max_mb: float = 32,
+) -> None:
+    """Serve a model until SIGINT or SIGTERM; requests under way are answered first.
+
+    Args:
+        model: As in ``locate.locate``.
+        host: Address to listen on.
+        port: Port to listen on; 0: a free one.
+        workers: Processes.
+        threads: Of each, that work on requests; None: the cores of this machine that each has.
+        runtime: As in ``locate.locate``.
+        page: Whether there is the page for people.
+        max_mb: Largest request, MiB.
+
+    Raises:
+        UserError: No such model, the port is taken, or an option makes no sense.
+    """
+    if workers < 1 or (threads is not None and threads < 1) or max_mb <= 0:
+        raise UserError("--workers and --threads have to be 1 or more, and --max-mb above 0")
+    listener = _listen(host, port)
+    found = locate.locate(model, runtime)
+    threads = threads or max(1, cores.available() // workers)
+    options = Options(found, host, listener.getsockname()[1], workers, threads, runtime, page, max_mb)
+    if workers == 1:
+        _run_one(options, listener)
+    else:
+        _run_many(options, listener)
+
+
+def build_app(options: Options) -> Guard:
+    """The model, loaded and warm, behind its app and its guard."""
+    os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", str(TIMEOUT_S))
+    # Requests are what is done at once, so each is computed by one thread, as are the faces in it.
+    model = locate.open_model(options.found, runtime=options.runtime, threads=1, seconds=BUDGET_S)
+    from mlflow.pyfunc import scoring_server
+
+    from pipeline.inference import predictor
+    from pipeline.tracking import pyfunc
+
+    predictor.tame_server()
+    app = scoring_server.init(model)
+    knows_faces = "faces" in str(model.metadata.get_params_schema())
+    picture = pyfunc.example_picture(options.found.describe()["preprocessing"])
+    for faces in (False, True) if knows_faces else (None,):  # the nets that find faces are loaded too
+        model.predict({predictor.COLUMN: [picture]}, params=None if faces is None else {"faces": faces})
+    files: Mapping[str, tuple[bytes, str]] = {}
+    if options.page:
+        from pipeline.serve import page as webpage
+
+        files = webpage.files(options.found, knows_faces, int(options.max_mb * MB))
+    # To look for garbage among all that was loaded would hold up requests for a tenth of a second.
+    gc.collect()
+    gc.freeze()
+    return Guard(app, files, options.threads, Limits(body=int(options.max_mb * MB)))
+
+
+def _run_one(options: Options, listener: socket.socket) -> None:
+    """Serve in this process."""
+    import uvicorn
+
+    # uvicorn raises the signal anew once it has stopped; that the server was told to stop is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    app = build_app(options)
+    server = uvicorn.Server(_config(app, options))
+    started = server.startup
+
+    async def startup(sockets: list[socket.socket] | None = None) -> None:
+        await started(sockets)
+        _announce(options)
+
+    server.startup = startup
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[listener])
+
+
+def _run_many(options: Options, listener: socket.socket) -> None:
+    """Serve in processes of which this one is the parent; one that dies is replaced."""
+    from uvicorn.supervisors import Multiprocess
+
+    class Workers(Multiprocess):
+        def init_processes(self) -> None:
+            super().init_processes()
+            ready = [process.wait_until_ready(60, self.should_exit) for process in self.processes]
+            if all(ready) and not self.signal_queue:
+                _announce(options)
+
+    config = _config(partial(_worker_app, options), options)
+    config.factory = True
+    Workers(config, sockets=[listener]).run()
+
+
+def _worker_app(options: Options) -> Guard:
+    """The app of a worker; one that can't be made ends the server, where uvicorn would try again for ever."""
+    from uvicorn.config import STARTUP_FAILURE
+
+    try:
+        return build_app(options)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(STARTUP_FAILURE)
+
+
+def _config(app: object, options: Options) -> "object":
+    import uvicorn
+
+    return uvicorn.Config(
+        app, workers=options.workers, log_level="warning", access_log=False, ws="none", server_header=False,
+        timeout_keep_alive=75, timeout_graceful_shutdown=STOP_S, timeout_worker_healthcheck=60, backlog=2048,
+    )  # fmt: skip
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, before anything slow is done."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With the protocol named, asyncio switches Nagle's algorithm off; else a small answer waits 40 ms for an ACK.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except socket.gaierror:
+        raise UserError(f"--host {host} is no address of this machine.") from None
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"port {port} on {host} can't be had: {reason}. Choose another with --port."
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _announce(options: Options) -> None:
+    """Say on stdout that requests are answered from now on, and where."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    what = "page and REST" if options.page else "REST"
+    processes = f", {options.workers} processes" if options.workers > 1 else ""
+    print(
+        f"Serving {options.found.title} on http://{host}:{options.port} ({what}; {options.threads} threads{processes})",
+        flush=True,
+    )
+
+
+def _stop(*_: object) -> None:
+    """Told to stop before the start was over."""
+    sys.exit(0)

@@ -1,0 +1,1 @@
+"""MLflow's mirror of what the stages wrote, and DVC's experiments."""

@@ -1,0 +1,197 @@
+"""DVC's experiments as a program needs them: run one in a temporary copy, read its files, put its run back.
+
+Files are read from git's refs, where DVC keeps an experiment's commit: no checkout, no change to the work tree.
+"""
+
+import hashlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline.core.errors import UserError
+from pipeline.core.signals import StopRequest
+
+# Longest wait, after Ctrl-C, for DVC and the stage to end by themselves: a checkpoint is written meanwhile.
+GRACE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A finished experiment: its name and the commit that DVC keeps it in."""
+
+    name: str
+    commit: str
+    root: Path
+
+    def text(self, path: str) -> str:
+        """What a file of the experiment holds that git has, such as ``dvc.lock``; empty if it has none."""
+        # From the project on, which need not be the top of the repository.
+        return git(self.root, "show", f"{self.commit}:./{path}") or ""
+
+    def lock(self) -> dict[str, Any]:
+        """Stages of its ``dvc.lock``."""
+        return (YAML(typ="safe").load(self.text("dvc.lock")) or {}).get("stages", {})
+
+
+def git(root: Path, *arguments: str) -> str | None:
+    """What git prints; None where it fails or is missing."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, errors="replace", timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def check_repository(root: Path) -> None:
+    """Refuse a project that DVC can make no experiments in.
+
+    Raises:
+        UserError: It is no git repository, or one without a commit.
+    """
+    if git(root, "rev-parse", "HEAD") is None:
+        raise UserError(
+            f"{root} is no git repository with a commit, and DVC keeps experiments in git. "
+            'Run `git init && git add -A && git commit -m "Project"` there first.'
+        )
+
+
+def find_experiments(root: Path) -> dict[str, Experiment]:
+    """All experiments of the repository by name; of two of one name, the one on the current commit, or any."""
+    head = (git(root, "rev-parse", "HEAD") or "").strip()
+    found: dict[str, Experiment] = {}
+    for line in (
+        git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
+    ).splitlines():
+        commit, ref = line.split(" ", 1)
+        parts = ref.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
+        if len(parts) != 5 or len(parts[2]) != 2 or len(parts[3]) != 38:
+            continue
+        if parts[4] not in found or parts[2] + parts[3] == head:
+            found[parts[4]] = Experiment(parts[4], commit, root)
+    return found
+
+
+def remove_experiment(root: Path, name: str) -> None:
+    """Forget an experiment, on whatever commit; what it computed stays in DVC's cache."""
+    for line in (git(root, "for-each-ref", "--format=%(refname)", "refs/exps") or "").splitlines():
+        if line.split("/")[-1] == name and len(line.split("/")) == 5:
+            git(root, "update-ref", "-d", line)
+
+
+def run_experiment(
+    root: Path,
+    name: str,
+    overrides: list[str],
+    variables: dict[str, str],
+    stop: StopRequest,
+) -> int:
+    """Run the stages up to evaluate as an experiment, in a temporary copy of the project.
+
+    Args:
+        root: The project's.
+        name: Of the experiment.
+        overrides: In Hydra's grammar, as ``dvc exp run -S`` takes them.
+        variables: Added to the environment.
+        stop: Once it is set, DVC is waited for, and ended if it takes long.
+
+    Returns:
+        DVC's exit status.
+    """
+    command = [sys.executable, "-m", "dvc", "exp", "run", "evaluate", "--temp", "--name", name]
+    for override in overrides:
+        command += ["-S", override]
+    print(f"$ dvc {shlex.join(command[3:])}", flush=True)
+    environment = os.environ | variables
+    # Stages are started by name: `python` must be this one.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    process, waited_s = subprocess.Popen(command, cwd=root, env=environment), 0.0
+    while True:
+        try:
+            return process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            if stop:
+                # Ctrl-C has reached DVC too; a SIGTERM to this process alone has not, and DVC ends its stage with it.
+                waited_s += 0.5
+                if waited_s >= GRACE_S or stop.signal != signal.SIGINT:
+                    process.terminate()
+
+
+def check_source(root: Path, source: str) -> None:
+    """Refuse a source that a temporary copy of the project would lack.
+
+    Raises:
+        UserError: Neither git nor DVC has it, or it leads out of the project by a relative path.
+    """
+    path = Path(source)
+    if path.is_absolute():
+        return
+    by_dvc = any((root / f"{place}.dvc").is_file() for place in (path, *path.parents) if place.name)
+    if ".." in path.parts or not (by_dvc or git(root, "ls-files", "--", source)):
+        raise UserError(
+            f"prepare.source: seeds are trained in a temporary copy of the project, which would lack {source}: neither "
+            f"git nor DVC has it. Run `dvc add {source}`, or give its absolute path."
+        )
+
+
+def file_digest(path: Path) -> str:
+    """The MD5 by which DVC knows a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def restore_run(experiment: Experiment) -> None:
+    """Rebuild the MLflow run of an experiment that this store lacks, from DVC's cache and git.
+
+    Its files are put into a scratch folder of the project, where ``hyojo sync`` reads them as it reads a work tree's.
+
+    Raises:
+        UserError: DVC's cache lacks them.
+    """
+    scratch_root = experiment.root / ".hyojo"
+    scratch_root.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="restore-", dir=scratch_root) as folder:
+        for path in (
+            "params.yaml",
+            "dvc.lock",
+            "reports/metrics.json",
+            "reports/per_class.csv",
+            "reports/confusion.csv",
+        ):
+            (Path(folder) / path).parent.mkdir(exist_ok=True)
+            (Path(folder) / path).write_text(experiment.text(path), encoding="utf-8", newline="")
+        outs = [
+            out["path"]
+            for stage in ("train", "evaluate")
+            for out in experiment.lock().get(stage, {}).get("outs", [])
+            if not (Path(folder) / out["path"]).exists()
+        ]
+        for out in outs:
+            command = ["dvc", "get", "-q", str(experiment.root), out, "--rev", experiment.commit, "-o", out]
+            done = subprocess.run(
+                [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise UserError(
+                    f"{experiment.name}: DVC cannot give {out} ({done.stderr.strip().splitlines()[-1:]}). "
+                    "Run `dvc pull` first, if a remote has it."
+                )
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", "sync"],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "DVC_EXP_NAME": experiment.name},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise UserError(f"{experiment.name}: its run could not be rebuilt: {done.stderr.strip()}")

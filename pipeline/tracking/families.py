@@ -1,0 +1,174 @@
+"""A family of seeds in MLflow: a parent run whose children differ by ``stage.seed`` alone.
+
+DVC's experiments are the truth; the parent names its members by the ids that files know them by, so that a run
+rebuilt elsewhere finds back to it. mlflow is imported inside functions: it is slow.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.core.errors import UserError
+from pipeline.tracking.store import RUN_ID_TAG, experiment_id, find_run, project_lock
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+KIND_TAG = "hyojo.kind"
+NAME_TAG = "hyojo.seeds.name"
+KEY_TAG = "hyojo.seeds.key"
+# JSON: seed -> the id that DVC's files know its run by.
+MEMBERS_TAG = "hyojo.seeds.members"
+# Environment of a stage: the parent of whatever run it opens.
+PARENT_VARIABLE = "HYOJO_PARENT_RUN"
+
+
+@dataclass
+class Member:
+    """One seed that was trained and evaluated.
+
+    Attributes:
+        seed: Its ``stage.seed``.
+        experiment: DVC's name of it.
+        run_id: The id that its files know its MLflow run by.
+        figures: Headline metrics, such as ``test_accuracy``.
+    """
+
+    seed: int
+    experiment: str
+    run_id: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def environment_tags() -> dict[str, str]:
+    """Tags of a run that a stage opens on behalf of a family; none otherwise."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    return {PARENT_TAG: parent} if parent else {}
+
+
+def parent_tags(client: "MlflowClient", run_id: str) -> dict[str, str]:
+    """Tags that lead a rebuilt run back to the family that names it; none if no family does."""
+    for parent in _families(client):
+        if run_id in members(parent).values():
+            return {PARENT_TAG: parent.info.run_id}
+    return {}
+
+
+def members(parent: "Run") -> dict[int, str]:
+    """Seeds of a parent run with the ids that files know their runs by."""
+    return {int(seed): run_id for seed, run_id in json.loads(parent.data.tags.get(MEMBERS_TAG, "{}")).items()}
+
+
+def is_family(run: "Run") -> bool:
+    """Whether a run is the parent of a family of seeds."""
+    return run.data.tags.get(KIND_TAG) == "seeds"
+
+
+def open_family(client: "MlflowClient", name: str, key: str, params: dict[str, str]) -> "Run":
+    """The parent run of this name, made if there is none.
+
+    Args:
+        client: Of the store.
+        name: Of the family.
+        key: Digest of the settings that its seeds share.
+        params: These settings, flattened.
+
+    Raises:
+        UserError: The name belongs to a family of other settings.
+    """
+    from mlflow.entities import Param
+
+    with project_lock("seeds"):
+        for parent in _families(client):
+            if parent.data.tags.get(NAME_TAG) == name:
+                if parent.data.tags.get(KEY_TAG) != key:
+                    raise UserError(
+                        f"--name {name}: seeds of that name were trained with other params. Choose another name."
+                    )
+                client.update_run(parent.info.run_id, "RUNNING")
+                return parent
+        tags = {
+            KIND_TAG: "seeds", NAME_TAG: name, KEY_TAG: key, "mlflow.source.name": "hyojo seeds",
+            "mlflow.source.type": "PROJECT",
+        }  # fmt: skip
+        parent = client.create_run(
+            experiment_id(client), tags=tags, run_name=f"{params['train.backbone']} {name}"
+        )
+        client.set_tag(parent.info.run_id, RUN_ID_TAG, parent.info.run_id)
+        client.log_batch(parent.info.run_id, params=[Param(key, value) for key, value in params.items()])
+        return client.get_run(parent.info.run_id)
+
+
+def tie(client: "MlflowClient", parent_id: str, run_id: str) -> bool:
+    """Make a run, or the training that it is an evaluation of, a child of the parent.
+
+    A run has one parent: what is in another family already stays there, and is a member here by name alone.
+
+    Args:
+        client: Of the store.
+        parent_id: The parent's id in this store.
+        run_id: The id that files know the child by.
+
+    Returns:
+        Whether the store has the run.
+    """
+    run = find_run(client, run_id)
+    if run is None:
+        return False
+    top = run
+    while (above := top.data.tags.get(PARENT_TAG)) and above != parent_id:
+        found = find_run(client, above)
+        if found is None:  # a parent that was deleted
+            break
+        if is_family(found):
+            return True
+        top = found
+    if top.data.tags.get(PARENT_TAG) != parent_id:
+        client.set_tag(top.info.run_id, PARENT_TAG, parent_id)
+    return True
+
+
+def publish(
+    client: "MlflowClient",
+    parent_id: str,
+    found: list[Member],
+    metrics: dict[str, float],
+    files: list[Path],
+    note: str,
+    status: str,
+) -> None:
+    """Put a family's summary onto its parent run; the members are tied to it first.
+
+    Args:
+        client: Of the store.
+        parent_id: The parent's id in this store.
+        found: All members.
+        metrics: Such as ``seeds/test_accuracy_mean``.
+        files: Logged in the folder ``seeds``.
+        note: The run's description, Markdown.
+        status: FINISHED, FAILED or KILLED.
+    """
+    from mlflow.entities import Metric
+
+    for member in found:
+        tie(client, parent_id, member.run_id)
+    client.set_tag(parent_id, MEMBERS_TAG, json.dumps({str(member.seed): member.run_id for member in found}))
+    client.set_tag(parent_id, NOTE_TAG, note)
+    known, now = client.get_run(parent_id).data.metrics, int(time.time() * 1000)
+    new = [Metric(key, value, now, 0) for key, value in metrics.items() if known.get(key) != value]
+    if new:
+        client.log_batch(parent_id, metrics=new)
+    for path in files:
+        client.log_artifact(parent_id, str(path), "seeds")
+    client.set_terminated(parent_id, status)
+
+
+def _families(client: "MlflowClient") -> "list[Run]":
+    """All parents of seeds, newest first."""
+    return list(client.search_runs([experiment_id(client)], f"tags.`{KIND_TAG}` = 'seeds'"))

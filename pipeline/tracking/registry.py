@@ -1,0 +1,256 @@
+"""The model registry: versions of the bundle, and which of them is ``champion``.
+
+A version is a bundle by its digest: registering the same bundle again makes no other. The alias ``champion`` moves
+only through the gate of ``promotion``, and back. mlflow is imported inside functions: it is slow.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import UserError
+from pipeline.tracking.runs import BUNDLE_TAG, TEST_DIGEST_TAG, bundle_costs
+from pipeline.tracking.store import SQLITE, connect, find_run, project_lock
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+MODEL = "hyojo"
+CHAMPION = "champion"
+BUNDLE = Path("models/bundle")
+# On the registered model: the versions that were champion, oldest first, the present one last.
+FORMER_TAG = "hyojo.champions"
+DECISION_TAG = "hyojo.decision"
+PARITY_TAG = "hyojo.parity"
+# The name of a registered model that stands for the right to move the alias, where a store serves several machines.
+LOCK = "hyojo.promotion"
+LOCK_STALE_S, LOCK_WAIT_S = 60.0, 90.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did: the version concerned, whether anything changed, a sentence for people, and if it refused."""
+
+    version: int
+    changed: bool
+    message: str
+    refused: bool = False
+
+
+class MovedError(Exception):
+    """The alias is not where it was when a decision was made; ``champion`` is the version that has it now."""
+
+    def __init__(self, champion: int | None) -> None:
+        super().__init__(champion)
+        self.champion = champion
+
+
+def has_model(bundle_dir: Path = BUNDLE) -> bool:
+    """Whether the bundle's MLflow run is in this store and holds the model; if not, ``hyojo sync`` puts it there."""
+    return _run_with_model(connect(), _read_bundle(bundle_dir)) is not None
+
+
+def register(bundle_dir: Path = BUNDLE) -> Outcome:
+    """Make a version of a bundle, unless there is one; the first version ever becomes champion.
+
+    Args:
+        bundle_dir: What export wrote.
+
+    Raises:
+        UserError: No bundle, or its run has no model (``hyojo sync`` puts it there).
+    """
+    bundle = _read_bundle(bundle_dir)
+    client = connect()
+    with project_lock("registry"):
+        registered = versions(client)
+        same = [version for version in registered if version.tags.get("hyojo.digest") == bundle["digest"]]
+        if same:
+            known = max(same, key=lambda version: int(version.version))
+            number = int(known.version)
+            # What an older version of this program did not record yet.
+            for name, value in _tags(bundle, _run_with_model(client, bundle)).items():
+                if name not in known.tags:
+                    client.set_model_version_tag(MODEL, known.version, name, value)
+            return Outcome(number, False, f"This bundle is version {number} of {MODEL} already.")
+        run = _run_with_model(client, bundle)
+        if run is None:
+            raise UserError(
+                "the bundle's MLflow run is not in this store, or lacks the model. Run `hyojo sync` first."
+            )
+        if not registered:
+            _create_model(client)
+        created = client.create_model_version(
+            MODEL,
+            source=f"{run.info.artifact_uri}/model",
+            run_id=run.info.run_id,
+            tags=_tags(bundle, run),
+            description=f"{bundle['backbone']}, test accuracy {bundle['metrics']['test']['accuracy']:.4f}",
+        )
+        number = int(created.version)
+        if version_with_alias(client, CHAMPION) is not None:
+            message = f"Registered version {number} of {MODEL}. `hyojo promote {number}` makes it champion."
+            return Outcome(number, True, message)
+        crown(client, number, None)
+        client.set_model_version_tag(MODEL, str(number), DECISION_TAG, "champion: the first version")
+        return Outcome(number, True, f"Registered version {number} of {MODEL}; the first, so it is champion.")
+
+
+def rollback() -> Outcome:
+    """Make the former champion champion again.
+
+    Raises:
+        UserError: There was none before.
+    """
+    client = connect()
+    with project_lock("registry"):
+        existing = {int(item.version) for item in versions(client)}
+        present = champion_number(client) if existing else None
+        history = _history(client) if existing else []
+        if present in history:
+            history = history[: len(history) - 1 - history[::-1].index(present)]
+        former = [number for number in history if number in existing and number != present]
+        if not former:
+            raise UserError("there is no former champion to go back to.")
+        try:
+            crown(client, former[-1], present, former[:-1])
+        except MovedError as moved:
+            raise UserError(
+                f"version {moved.champion} became champion meanwhile; nothing was changed."
+            ) from None
+        message = (
+            f"Version {former[-1]} is champion again, in place of {present}. Restart servers to load it."
+        )
+        return Outcome(former[-1], True, message)
+
+
+def champion_number(client: "MlflowClient") -> int | None:
+    """Which version is champion."""
+    version = version_with_alias(client, CHAMPION)
+    return None if version is None else int(version.version)
+
+
+def crown(
+    client: "MlflowClient", number: int, expected: int | None, history: list[int] | None = None
+) -> None:
+    """Move the alias, if it is where it was when that was decided, and remember who had it.
+
+    Args:
+        client: Of the store; the caller holds the project's lock.
+        number: The new champion.
+        expected: The version that has the alias, as far as the caller knows.
+        history: The champions before ``number``, oldest first; None: those there were, and ``expected``.
+
+    Raises:
+        MovedError: Another version has it, before or after; the alias is left as it is.
+    """
+    with _alone(client):
+        if (present := champion_number(client)) != expected:
+            raise MovedError(present)
+        if history is None:
+            history = _history(client)
+            history += [expected] if expected is not None and history[-1:] != [expected] else []
+        client.set_registered_model_alias(MODEL, CHAMPION, str(number))
+        client.set_registered_model_tag(MODEL, FORMER_TAG, json.dumps([*history, number]))
+        if (present := champion_number(client)) != number:  # moved by hand, or by who knows no lock
+            raise MovedError(present)
+
+
+@contextmanager
+def _alone(client: "MlflowClient") -> Iterator[None]:
+    """Exclude other machines from moving the alias; a store in a file needs no more than the project's lock.
+
+    MLflow has no compare-and-set, but of two clients that make a model of one name only one succeeds.
+    """
+    if os.environ.get("MLFLOW_TRACKING_URI", SQLITE).startswith(SQLITE):
+        yield
+        return
+    from mlflow.exceptions import MlflowException
+
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            client.create_registered_model(LOCK, description="Somebody promotes a version; gone in a moment.")
+            break
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or time.monotonic() > deadline:
+                raise
+        try:
+            held_s = time.time() - client.get_registered_model(LOCK).creation_timestamp / 1000
+            if held_s > LOCK_STALE_S:  # whoever held it was killed
+                client.delete_registered_model(LOCK)
+        except MlflowException:  # released meanwhile
+            continue
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        client.delete_registered_model(LOCK)
+
+
+def _tags(bundle: dict[str, Any], run: "Run | None") -> dict[str, str]:
+    """What a version says of itself."""
+    tags = {
+        "hyojo.digest": bundle["digest"],
+        TEST_DIGEST_TAG: bundle["test_digest"],
+        "hyojo.data_digest": bundle["data_digest"],
+        "hyojo.weights_sha256": bundle["weights_sha256"],
+        "hyojo.backbone": bundle["backbone"],
+        "test.accuracy": repr(bundle["metrics"]["test"]["accuracy"]),
+        "test.macro_f1": repr(bundle["metrics"]["test"]["macro_f1"]),
+    }
+    if bundle.get("parity"):
+        tags[PARITY_TAG] = "passed"
+    recorded = {k: v for k, v in run.data.metrics.items() if k.startswith("cost/")} if run else {}
+    return tags | {k.replace("/", "."): repr(v) for k, v in (recorded | bundle_costs(bundle)).items()}
+
+
+def _read_bundle(bundle_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((bundle_dir / "bundle.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{bundle_dir / 'bundle.json'} not found. Run `dvc repro` first.") from None
+
+
+def _run_with_model(client: "MlflowClient", bundle: dict[str, Any]) -> "Run | None":
+    """The bundle's run, if it holds this very bundle."""
+    run = find_run(client, bundle["run_id"])
+    return run if run is not None and run.data.tags.get(BUNDLE_TAG) == bundle["digest"] else None
+
+
+def versions(client: "MlflowClient") -> "list[ModelVersion]":
+    """All versions that there are."""
+    return list(client.search_model_versions(f"name = '{MODEL}'"))
+
+
+def version_with_alias(client: "MlflowClient", alias: str) -> "ModelVersion | None":
+    """The version that has an alias, if one has."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(MODEL, alias)
+    except MlflowException:
+        return None
+
+
+def _create_model(client: "MlflowClient") -> None:
+    """Make the registered model, unless an earlier one has lost all its versions."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(
+            MODEL, description="Facial expressions: see each version's MODEL_CARD.md"
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _history(client: "MlflowClient") -> list[int]:
+    return json.loads(client.get_registered_model(MODEL).tags.get(FORMER_TAG, "[]"))

@@ -1,0 +1,1 @@
+"""Batched augmentation, drawn from counters."""

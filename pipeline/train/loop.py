@@ -1,0 +1,229 @@
+"""The training engine: ``train_one_epoch`` and ``evaluate``.
+
+Every epoch's order of samples, every sample's augmentation and every step's draws of dropout follow from seed,
+epoch, step and sample alone, so an epoch can be entered at any step.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from pipeline.core.dataset import Split
+from pipeline.core.errors import UserError
+from pipeline.metrics.metrics import classification_metrics
+from pipeline.models.model import Classifier
+from pipeline.models.views import passes
+from pipeline.train.augment.batched import sample_seed
+from pipeline.train.distributed import Ranks
+from pipeline.train.loader import Batch, Loader
+from pipeline.train.trainer import Trainer
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BAR_INTERVAL_S = 0.5
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; the progress made so far is in ``Progress``."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: ``step`` counts the updates done in ``epoch``, which began with the rate ``lr``.
+
+    The sums are over these updates, and over this rank's samples.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    lr: float = 0.0
+    samples: int = 0
+    loss_sum: float | Tensor = 0.0
+    correct: int | Tensor = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def summed(self, ranks: Ranks) -> "Progress":
+        """The same with the sums over all ranks, each of which must call this."""
+        return replace(
+            self,
+            samples=int(ranks.total(self.samples)),
+            loss_sum=ranks.total(self.loss_sum),
+            correct=ranks.total(self.correct),
+        )
+
+
+def train_one_epoch(
+    trainer: Trainer, loader: Loader, progress: Progress, after_step: Callable[[], None], label: str = ""
+) -> dict[str, float]:
+    """Train from ``progress.step`` to the end of ``progress.epoch``.
+
+    Args:
+        trainer: Net and optimizer; updated in place.
+        loader: Training images and targets.
+        progress: Updated in place after every step.
+        after_step: Called after every step; it may raise ``Interrupted``.
+        label: What stands before the progress bar.
+
+    Returns:
+        ``loss`` and ``accuracy`` over the epoch's samples, as trained on.
+
+    Raises:
+        UserError: The loss is no longer finite.
+    """
+    ranks, epoch = trainer.ranks, progress.epoch
+    trainer.train_mode()
+    trainer.updates = epoch * loader.steps + progress.step
+    start, first, shown = time.monotonic(), progress.samples, 0.0
+    batch_size = min(loader.batch_size, len(loader.split))
+    bar = tqdm(
+        total=loader.steps * batch_size, initial=progress.step * batch_size,
+        desc=label, unit="img", leave=False, disable=None if ranks.main else True,
+    )  # fmt: skip
+    with bar:
+        positions = ranks.positions(loader.batch_size)
+        for batch in loader.batches(epoch, progress.step, positions):
+            loss_sum, correct = update(trainer, batch, epoch, progress.step)
+            progress.step += 1
+            progress.samples += len(batch.targets)
+            # Sums stay on the device: reading one would wait for it.
+            progress.loss_sum = progress.loss_sum + loss_sum
+            progress.correct = progress.correct + correct
+            trainer.schedule.step_update(trainer.updates)
+            bar.update(len(batch.targets) * ranks.world)
+            if not bar.disable and time.monotonic() - shown > BAR_INTERVAL_S:
+                shown = time.monotonic()
+                rate = (progress.samples - first) * ranks.world / (shown - start)
+                bar.set_postfix_str(
+                    f"loss {float(progress.loss_sum) / progress.samples:.3f}, "
+                    f"accuracy {int(progress.correct) / progress.samples:.3f}, {rate:.0f} img/s",
+                    refresh=False,
+                )
+            after_step()
+    whole = progress.summed(ranks)
+    loss, accuracy = float(whole.loss_sum) / whole.samples, float(whole.correct) / whole.samples
+    if not np.isfinite(loss):
+        raise UserError(
+            f"the training loss is {loss} in epoch {progress.epoch + 1}: lower train.lr, set train.grad_clip_norm "
+            "(1.0, say) or train.amp to bf16 or none"
+        )
+    return {"loss": loss, "accuracy": accuracy}
+
+
+def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    """Augmented images (B, C, H, W) of a batch and what they are to be told as: int64 (B,) or float (B, K)."""
+    images = trainer.augmentation(batch.images, batch.numbers, epoch)
+    size = trainer.size_in(epoch)
+    if size is not None and size != images.shape[-1]:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    targets = batch.targets if batch.soft is None else batch.soft
+    if trainer.mixer.active(epoch):
+        if batch.soft is None:
+            targets = F.one_hot(targets, trainer.mixer.num_classes).float()
+        images, targets = trainer.mixer(images, targets, epoch, step)
+    return images.to(memory_format=trainer.memory_format), targets
+
+
+def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns the sum of the losses () and the number of right answers (), on the device."""
+    images, targets = _prepare(trainer, batch, epoch, step)
+    _seed_draws(sample_seed(trainer.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, trainer.device)
+    dtype = AMP_DTYPES.get(trainer.amp)
+    net = trainer.wrapped or trainer.model
+    size = len(images) // trainer.accumulate if len(images) % trainer.accumulate == 0 else len(images)
+    starts = range(0, len(images), size)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=trainer.device)
+    correct = torch.zeros((), dtype=torch.int64, device=trainer.device)
+    for begin in starts:
+        part = slice(begin, begin + size)
+        # Ranks exchange gradients once an update, not once a part.
+        waits = isinstance(net, DistributedDataParallel) and begin != starts[-1]
+        with net.no_sync() if waits else nullcontext():
+            with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
+                logits = net(images[part])
+            weights = None if batch.weights is None else batch.weights[part]
+            loss = trainer.criterion(logits.float(), targets[part], weights)
+            trainer.scaler.scale(loss / len(starts)).backward()
+        loss_sum += loss.detach() * size
+        correct += (logits.detach().argmax(1) == batch.targets[part]).sum()
+    if trainer.grad_clip_norm is not None:
+        trainer.scaler.unscale_(trainer.optimizer)
+        nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.grad_clip_norm)
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.updates += 1
+    if trainer.ema is not None:
+        trainer.ema.update(trainer.model, step=trainer.updates)
+    return loss_sum, correct
+
+
+def _seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what dropout and stochastic depth draw from."""
+    # Not torch.manual_seed: that also records a stack trace for every device, at 20 times the cost.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier,
+    images: np.ndarray,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+    amp: str = "none",
+) -> np.ndarray:
+    """Classify prepared images, every one of them.
+
+    Args:
+        classifier: In eval mode, on ``device``.
+        images: uint8 (N, H, W, C).
+        batch_size: Images at once, each view of one counted.
+        device: Where the classifier is.
+        progress: Label of a progress bar; none without.
+        amp: Precision of the net, as ``stage.amp`` has it.
+
+    Returns:
+        Probabilities, float32 (N, K).
+    """
+    parts = []
+    dtype = AMP_DTYPES.get(amp)
+    batch_size = max(1, batch_size // passes(classifier.views))
+    bar = tqdm(
+        total=len(images), desc=progress, unit="img", disable=True if progress is None else None, leave=False
+    )
+    with bar, torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+            parts.append(classifier(batch).cpu())
+            bar.update(len(batch))
+    return torch.cat(parts).numpy()
+
+
+def evaluate(
+    classifier: Classifier, split: Split, batch_size: int, device: torch.device, progress: str | None = None,
+    ranks: Ranks | None = None, amp: str = "none",
+) -> dict[str, float]:  # fmt: skip
+    """Score a split, every sample of it once, whatever the number of ranks; ``amp`` as ``predict`` has it.
+
+    Returns:
+        ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``.
+    """
+    ranks = ranks or Ranks()
+    images = split.images[ranks.rank :: ranks.world]
+    probs = predict(classifier.eval(), images, batch_size, device, progress if ranks.main else None, amp)
+    probs = ranks.gather(probs, len(split))
+    if not np.isfinite(probs).all():
+        raise UserError(
+            "the net's val probabilities are not finite: lower train.lr or set train.grad_clip_norm"
+        )
+    scores = classification_metrics(split.targets, probs)
+    return {"loss": scores.pop("nll"), **scores}

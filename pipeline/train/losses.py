@@ -1,0 +1,94 @@
+"""The training loss: cross-entropy on hard, soft or mixed targets, with a remedy for rare classes."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor, nn
+
+from pipeline.core.params import Imbalance, Mixing
+from pipeline.train.augment.batched import sample_seed
+
+
+def class_weights(counts: np.ndarray, beta: float) -> np.ndarray:
+    """Weights by the effective number of samples (Cui et al., 2019, https://arxiv.org/abs/1901.05555).
+
+    Args:
+        counts: Training samples of each class, int (K,).
+        beta: 0 weighs all classes alike; towards 1 the weights go to the inverse of the counts.
+
+    Returns:
+        float64 (K,), scaled so that their mean over the training samples is 1; 0 for a class without samples.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    effective = (1 - beta**counts) / (1 - beta)
+    weights = np.divide(1.0, effective, out=np.zeros_like(effective), where=counts > 0)
+    return weights * counts.sum() / (weights * counts).sum()
+
+
+class TrainingLoss(nn.Module):
+    """Mean cross-entropy of a batch, in nats."""
+
+    def __init__(self, counts: np.ndarray, label_smoothing: float, imbalance: Imbalance) -> None:
+        """Prepare the loss.
+
+        Args:
+            counts: Training samples of each class, int (K,).
+            label_smoothing: Part of the target spread evenly over all classes.
+            imbalance: ``weights`` weighs the classes; ``logits`` adds tau times the log prior to the logits,
+                in training alone (Menon et al., 2021, https://arxiv.org/abs/2007.07314).
+        """
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        weights = prior = None
+        if imbalance.method == "weights":
+            weights = torch.from_numpy(class_weights(counts, imbalance.beta)).float()
+        if imbalance.method == "logits":
+            # A class without samples counts as one, or its logit would be minus infinity.
+            shares = np.maximum(counts, 1) / np.maximum(counts, 1).sum()
+            prior = torch.from_numpy(imbalance.tau * np.log(shares)).float()
+        self.register_buffer("class_weights", weights)
+        self.register_buffer("prior", prior)
+
+    def forward(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Loss () of logits (B, K) for targets int64 (B,) or float (B, K), with weights of the samples (B,)."""
+        if self.prior is not None:
+            logits = logits + self.prior
+        losses = F.cross_entropy(
+            logits, targets, self.class_weights, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return (losses if weights is None else losses * weights).mean()
+
+
+class Mixer:
+    """timm's mixup and cutmix, with draws that follow from seed, epoch and step alone.
+
+    A batch is mixed with itself turned round, so the sample at place ``p`` with the one at ``B - 1 - p``.
+    """
+
+    def __init__(self, mixing: Mixing, num_classes: int, seed: int) -> None:
+        self.mixing, self.num_classes, self.seed = mixing, num_classes, seed
+        self.alphas = {"mixup_alpha": mixing.mixup_alpha, "cutmix_alpha": mixing.cutmix_alpha}
+
+    def active(self, epoch: int) -> bool:
+        """Whether a zero-based epoch is mixed."""
+        return any(self.alphas.values()) and (
+            self.mixing.off_epoch is None or epoch + 1 < self.mixing.off_epoch
+        )
+
+    def __call__(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mix images (B, C, H, W), in place, and targets float (B, K); B is even."""
+        # As its own classes, the samples come back as the rows that say who was mixed with whom.
+        mixup = Mixup(
+            **self.alphas, prob=self.mixing.prob, switch_prob=self.mixing.switch_prob, label_smoothing=0.0,
+            num_classes=len(images),
+        )  # fmt: skip
+        state = np.random.get_state()
+        np.random.seed(
+            sample_seed(self.seed, epoch, -3 - 2 * step) % 2**32
+        )  # timm draws from numpy's global generator
+        try:
+            images, parts = mixup(images, torch.arange(len(images), device=images.device))
+        finally:
+            np.random.set_state(state)
+        return images, parts @ targets

@@ -1,0 +1,77 @@
+"""timm's optimizers: parameter groups, layer-wise learning rates, frozen parts."""
+
+import difflib
+import inspect
+
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.utils import freeze
+from torch import nn
+from torch.optim import Optimizer
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import TrainParams
+
+
+def check_optimizer(name: str) -> None:
+    """Raise ``UserError`` with the nearest name if timm has no such optimizer."""
+    known = list_optimizers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"timm has {', '.join(known)}"
+        raise UserError(f"train.optimizer: timm has no optimizer {name!r}; {hint}")
+
+
+def freeze_parts(net: nn.Module, names: list[str]) -> list[nn.Module]:
+    """Keep parts of a net as they are: no gradients here, and eval mode in the engine (batch statistics stay).
+
+    Args:
+        net: Changed in place.
+        names: Modules by their dotted names, such as ``stages.0``.
+
+    Returns:
+        These modules.
+
+    Raises:
+        UserError: No such module, or nothing is left to train.
+    """
+    modules = dict(net.named_modules())
+    for name in names:
+        if name not in modules or not name:
+            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+            hint = (
+                f"did you mean {', '.join(near)}?"
+                if near
+                else f"it has {', '.join(n for n in modules if n and '.' not in n)}"
+            )
+            raise UserError(f"train.freeze: the net has no module {name!r}; {hint}")
+    if names:
+        freeze(net, names, include_bn_running_stats=False)
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise UserError("train.freeze: no parameter is left to train")
+    return [modules[name] for name in names]
+
+
+def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:
+    """Timm's optimizer of that name; torch's fused kernels where there are any.
+
+    Raises:
+        UserError: Settings that the optimizer does not take.
+    """
+    check_optimizer(params.optimizer)
+    fused = (
+        "fused" in inspect.signature(get_optimizer_class(params.optimizer, bind_defaults=False)).parameters
+    )
+    try:
+        return create_optimizer_v2(
+            net,
+            opt=params.optimizer,
+            lr=params.lr,
+            weight_decay=params.weight_decay,
+            momentum=params.momentum,
+            layer_decay=params.layer_decay if params.layer_decay < 1 else None,
+            **({"fused": True} if fused else {}),
+        )
+    except (TypeError, ValueError, RuntimeError) as error:  # sgd is Nesterov's, for one, and wants a momentum
+        raise UserError(
+            f"train.optimizer: {params.optimizer} does not take these settings: {error}"
+        ) from None

@@ -1,0 +1,253 @@
+"""What a training starts from: how a backbone takes some data, and the weights that it has then."""
+
+import difflib
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import TrainParams
+from pipeline.models import costs, maps, stem
+from pipeline.models.model import Recipe, build_model
+from pipeline.train import pretrained
+from pipeline.train.augment import batched
+
+# Left to choose, nets are adapted that then take no more for an image: multiply-adds, each of two operations. A finer
+# map is worth its cost when there is time to train: in ten minutes of a core it was for small nets, and not for large
+# ones, which had seen FER2013 hardly twice by then (`benchmarks/README.md`); they keep a map of more than one cell.
+CHEAP = 50_000_000
+
+
+def check_backbone(name: str) -> None:
+    """Raise ``UserError`` with the nearest names if timm knows no such architecture, or no such weights of it."""
+    architecture = name.split(".")[0]
+    if timm.is_model(architecture):
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError:
+            tags = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or architecture
+            raise UserError(f"train.backbone: timm has no model {name!r}; these it has: {tags}") from None
+        return
+    near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` has them all"
+    raise UserError(f"train.backbone: timm has no model {name!r}; {hint}")
+
+
+def plan(
+    params: TrainParams, class_names: list[str], img_size: int, channels: int
+) -> tuple[Recipe, list[str]]:
+    """Work out, before any training, how this backbone takes this data.
+
+    Args:
+        params: The train section.
+        class_names: The K classes, in the order of the logits.
+        img_size: Side of the prepared images, px.
+        channels: 1 or 3.
+
+    Returns:
+        The recipe, and sentences for the log about what was adapted.
+
+    Raises:
+        UserError: Unknown backbone or transform, a size that the backbone cannot take, or one of which it leaves a
+            map of one cell.
+    """
+    check_backbone(params.backbone)
+    notes: list[str] = []
+    specs = params.transforms
+    # Channels may change on the way (Grayscale to 3); a first pass with stand-in statistics tells how many come.
+    in_chans, eval_size = _shape_after(specs.eval, img_size, channels, "train.transforms.eval")
+    train_chans, train_size = _shape_after(specs.train, img_size, channels, "train.transforms.train")
+    if train_chans != in_chans:
+        raise UserError(
+            f"train.transforms: train gives {train_chans} channel(s) and eval {in_chans}; they must be the same"
+        )
+    if eval_size is None:
+        raise UserError("train.transforms.eval: the size of its images varies; evaluation must not be random")
+    wanted = eval_size if params.input_size == "auto" else params.input_size
+    sizes = [wanted]
+    if params.input_size == "auto":
+        sizes = _candidate_sizes(params.backbone, wanted)
+    model_args = dict(params.backbone_args) | {"num_classes": len(class_names), "in_chans": in_chans}
+    size, fitted = _first_that_fits(params, model_args, sizes)
+    if size != wanted:
+        notes.append(f"{params.backbone} does not take {wanted} px; images are resized to {size} px")
+    if fitted.note:
+        notes.append(f"{params.backbone} {fitted.note}")
+    probe = fitted.model
+
+    mean, std = _statistics(probe, in_chans)
+    resolved = {}
+    for split, own_size in (("train", train_size), ("eval", eval_size)):
+        where = f"train.transforms.{split}"
+        resolved[split] = batched.resolve(getattr(specs, split), mean, std, where)
+        fits = own_size == size or (
+            own_size is not None
+            and params.input_size == "auto"
+            and size == wanted
+            and _runs(probe, own_size, in_chans)
+        )
+        if not fits:
+            resolved[split].append({"Resize": {"size": [size, size]}})
+    _check_deterministic(batched.build(resolved["eval"]), img_size, channels)
+    preprocessing = {
+        "img_size": img_size, "channels": channels, "input_size": size, "in_chans": in_chans,
+        "mean": mean, "std": std, **resolved,
+    }  # fmt: skip
+    return Recipe(params.backbone, fitted.model_args, class_names, preprocessing, fitted.changes), notes
+
+
+def initial_model(recipe: Recipe, params: TrainParams) -> nn.Module:
+    """Build the net that training starts from: random, timm's pretrained weights, or a local state_dict.
+
+    Raises:
+        UserError: Weights that cannot be had, do not match their digest or do not fit; with the remedy.
+    """
+    if params.weights:
+        net = pretrained.from_file(recipe.backbone, recipe.model_args, params.weights, params.weights_sha256)
+    elif params.pretrained:
+        net = pretrained.from_hub(recipe.backbone, recipe.model_args)
+    else:
+        return build_model(recipe)
+    return stem.apply(net, recipe.stem)
+
+
+def _shape_after(specs: list, img_size: int, channels: int, where: str) -> tuple[int, int | None]:
+    """Channels and side of what a transform list makes of a prepared image; the side is None if it varies."""
+    transform = batched.build(batched.resolve(specs, [0.5], [0.5], where), where)
+    out_channels, height, width = batched.output_shape(transform, img_size, channels, where)
+    if height != width:
+        raise UserError(f"{where} gives images of {height}x{width}; they must be square")
+    return out_channels, height
+
+
+def _statistics(model: nn.Module, in_chans: int) -> tuple[list[float], list[float]]:
+    """Mean and std of timm's data config, for the channels at hand."""
+    cfg = timm.data.resolve_data_config({}, model=model)
+    mean, std = list(cfg["mean"]), list(cfg["std"])
+    if len(mean) != in_chans:
+        mean, std = ([sum(values) / len(values)] * in_chans for values in (mean, std))
+    return mean, std
+
+
+def _candidate_sizes(backbone: str, wanted: int) -> list[int]:
+    """Sizes to try, nearest first: the wanted one, multiples of 32 around it, the backbone's own."""
+    multiples = sorted(range(32, 513, 32), key=lambda size: (abs(size - wanted), -size))[:4]
+    cfg = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    own = cfg.input_size[-1] if cfg else 224
+    return list(dict.fromkeys([wanted, *multiples, own]))
+
+
+def _first_that_fits(
+    params: TrainParams, model_args: dict[str, Any], sizes: list[int]
+) -> tuple[int, stem.Fitted]:
+    """The first size at which the backbone can be built and run, and the net for it."""
+    state = torch.get_rng_state()
+    failure = ""
+    try:
+        for size in sizes:
+            # Nets with position tables or windows are built for the size; the others refuse the argument.
+            for args in ({**model_args, "img_size": size}, model_args):
+                try:
+                    model = timm.create_model(params.backbone, pretrained=False, **args)
+                except TypeError as error:
+                    if "img_size" in str(error) and "img_size" in args:
+                        continue
+                    raise UserError(f"train.backbone_args do not fit {params.backbone}: {error}") from None
+                except Exception as error:  # timm's nets refuse sizes with errors of every kind
+                    failure = f"{type(error).__name__}: {error}"
+                    continue
+                failure = run_failure(model, size, model_args["in_chans"])
+                fitted = _fit_stem(params, args, size, model, bool(failure))
+                if not failure or fitted.changed:
+                    return size, fitted
+    finally:
+        torch.set_rng_state(state)
+    raise UserError(
+        f"train.backbone: {params.backbone} takes none of these sizes: {', '.join(map(str, sizes))} px ({failure}). "
+        "Set train.input_size to one that it takes, or choose another backbone."
+    )
+
+
+def _fit_stem(
+    params: TrainParams, args: dict[str, Any], size: int, model: nn.Module, fails: bool
+) -> stem.Fitted:
+    """A net that suits its size, as far as params let it; one whose last map collapses is refused."""
+    in_chans = args["in_chans"]
+    found = stem.Fitted(model, args, 0 if fails else maps.last_side(model, size, in_chans))
+    if params.stem != "keep":
+        ways = {
+            "build": lambda args: timm.create_model(params.backbone, pretrained=False, **args),
+            "runs": lambda net: _runs(net, size, in_chans),
+        }
+        adapted = stem.fit(found, size, in_chans, given=params.backbone_args, **ways)
+        found = adapted if params.stem == "adapt" else _choose(found, adapted, size, in_chans, ways)
+    if found.side is not None and 0 < found.side <= stem.COLLAPSED:
+        raise UserError(
+            f"train.backbone: {params.backbone} shrinks pictures of {size} px to a map of {found.side}x{found.side}, "
+            f"in which no place of a face is left. {stem.remedies(size, params.stem)}"
+        )
+    return found
+
+
+def _choose(
+    plain: stem.Fitted, adapted: stem.Fitted, size: int, in_chans: int, ways: dict[str, Callable[..., Any]]
+) -> stem.Fitted:
+    """The adapted net if it is cheap or nothing else runs; else the plain one, rounded up where its map collapses."""
+    if not adapted.changed or not plain.side:
+        return adapted
+    images = torch.zeros(1, in_chans, size, size)
+    after = costs.count_flops(adapted.model, images)
+    if after is None or after <= 2 * CHEAP:
+        return adapted
+    kept = plain if plain.side > stem.COLLAPSED else stem.round_up(plain, size, in_chans, **ways)
+    before = kept and costs.count_flops(kept.model, images)
+    if not before:
+        return adapted
+    note = (
+        f"{kept.note or f'ends in a map of {plain.side}x{plain.side} at {size} px'}; adapted to small pictures "
+        f"(train.stem: adapt) it would end in one of {adapted.side}x{adapted.side}, which needs {after / before:.1f} "
+        "times the operations, and time to train"
+    )
+    return replace(kept, note=note)
+
+
+def run_failure(model: nn.Module, size: int, in_chans: int) -> str:
+    """Why a net cannot run on images of a size, in train and in eval mode; empty if it can."""
+    images = torch.zeros(2, in_chans, size, size)
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for mode in (True, False):
+                out = model.train(mode)(images)
+                if not isinstance(out, Tensor) or out.ndim != 2:
+                    return "it does not return one row of logits a sample"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(statistics[name])
+    return ""
+
+
+def _runs(model: nn.Module, size: int, in_chans: int) -> bool:
+    return not run_failure(model, size, in_chans)
+
+
+def _check_deterministic(transform: nn.Module, img_size: int, channels: int) -> None:
+    """Refuse eval transforms that draw."""
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (channels, img_size, img_size), dtype=torch.uint8)
+    first = transform(image)
+    same = all(torch.equal(first, transform(image)) for _ in range(batched.SHAPE_DRAWS))
+    torch.set_rng_state(state)
+    if not same:
+        raise UserError(
+            "train.transforms.eval: evaluation must not be random; use CenterCrop for RandomCrop, say"
+        )

@@ -1,0 +1,122 @@
+"""Learning-rate schedules: timm's cosine and step, torch's one-cycle and plateau, behind one interface."""
+
+from typing import Any
+
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from pipeline.core.params import Schedule
+
+# The warm-up starts at this part of the learning rate.
+WARMUP_START = 0.04
+
+
+def _rising_part(warmup_updates: int, total_updates: int) -> float:
+    """Part of a one-cycle run in which the learning rate rises; never the single update on which torch divides by 0."""
+    rising = min(max(warmup_updates, 2), total_updates - 1)
+    return rising / total_updates if rising > 1 else 0.0
+
+
+class LRSchedule:
+    """Steps once an update (cosine, step, one-cycle; plateau while it warms up) or once an epoch (plateau)."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        lr: float,
+        epochs: int,
+        updates_per_epoch: int,
+        mode: str,
+    ) -> None:
+        """Attach a schedule to an optimizer.
+
+        Args:
+            optimizer: Its groups' learning rates are driven from here on.
+            schedule: The params.
+            lr: The highest learning rate.
+            epochs: Epochs of the run.
+            updates_per_epoch: Optimizer steps in each.
+            mode: ``max`` or ``min``: which way the watched val metric is better (plateau).
+        """
+        self.name = schedule.name
+        self.total_updates = epochs * updates_per_epoch
+        warmup_updates = round(schedule.warmup_epochs * updates_per_epoch)
+        warmup: dict[str, Any] = {
+            "warmup_t": warmup_updates,
+            "warmup_lr_init": lr * WARMUP_START,
+            "t_in_epochs": False,
+            "warmup_prefix": True,  # a decay counts from the end of the warm-up
+        }
+        if self.name == "cosine":
+            self.scheduler = CosineLRScheduler(
+                optimizer,
+                t_initial=max(1, self.total_updates - warmup_updates),
+                lr_min=schedule.min_lr,
+                **warmup,
+            )
+        elif self.name == "step":
+            self.scheduler = StepLRScheduler(
+                optimizer,
+                decay_t=schedule.decay_epochs * updates_per_epoch,
+                decay_rate=schedule.decay_rate,
+                **warmup,
+            )
+        elif self.name == "plateau":
+            self.scheduler = ReduceLROnPlateau(
+                optimizer,
+                mode,
+                factor=schedule.decay_rate,
+                patience=round(schedule.decay_epochs),
+                min_lr=schedule.min_lr,
+            )
+            self.optimizer, self.lr = optimizer, lr
+            self.updates, self.warmup_updates = 0, warmup_updates
+            self._warm_up()
+        else:
+            self.scheduler = OneCycleLR(
+                optimizer,
+                max_lr=[lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups],
+                total_steps=max(2, self.total_updates),
+                pct_start=_rising_part(warmup_updates, max(2, self.total_updates)),
+                div_factor=1 / WARMUP_START,
+                cycle_momentum=False,
+            )
+
+    def step_update(self, updates: int) -> None:
+        """Set the learning rate for the next update; ``updates`` are done."""
+        if self.name == "onecycle":
+            if updates < self.total_updates:
+                self.scheduler.step()
+        elif self.name == "plateau":
+            self.updates = updates
+            self._warm_up()
+        else:
+            self.scheduler.step_update(updates)
+
+    def step_epoch(self, metric: float) -> None:
+        """Tell the schedule that an epoch is done, with this val metric."""
+        if self.name == "plateau" and self.updates > self.warmup_updates:
+            self.scheduler.step(metric)
+
+    def _warm_up(self) -> None:
+        """Plateau: the rate of the warm-up's next update, in a straight line up to the highest."""
+        if self.updates <= self.warmup_updates:
+            part = self.updates / self.warmup_updates if self.warmup_updates else 1.0
+            for group in self.optimizer.param_groups:
+                scale = group.get("lr_scale", 1.0)  # layer-wise decay
+                group["lr"] = self.lr * scale * (WARMUP_START + (1 - WARMUP_START) * part)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint; plain numbers only."""
+        if self.name == "plateau":
+            inner = self.scheduler.state_dict()
+            return {key: value for key, value in inner.items() if isinstance(value, int | float | list)}
+        if self.name == "onecycle":
+            return {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count}
+        return {}  # a function of the number of updates alone
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave; the optimizer restores the learning rate itself."""
+        self.scheduler.__dict__.update(state)

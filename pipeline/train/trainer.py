@@ -1,0 +1,191 @@
+"""What an update needs, built as the train section says: net, loss, optimizer, schedule and what goes with them."""
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.core.dataset import Prepared
+from pipeline.core.errors import UserError
+from pipeline.core.params import Stretch, TrainParams
+from pipeline.models import model
+from pipeline.train import optim, planning
+from pipeline.train.augment.batched import Augmentation
+from pipeline.train.distributed import Ranks
+from pipeline.train.loader import steps_per_epoch
+from pipeline.train.losses import Mixer, TrainingLoss
+from pipeline.train.schedule import LRSchedule
+
+
+@dataclass
+class Trainer:
+    """What an update needs: net, loss, optimizer and what goes with them."""
+
+    model: nn.Module
+    criterion: TrainingLoss
+    optimizer: torch.optim.Optimizer
+    schedule: LRSchedule
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    augmentation: Augmentation
+    mixer: Mixer
+    device: torch.device
+    amp: str
+    memory_format: torch.memory_format
+    grad_clip_norm: float | None
+    accumulate: int
+    seed: int
+    progressive: list[Stretch] = field(default_factory=list)
+    frozen: list[nn.Module] = field(default_factory=list)
+    ranks: Ranks = field(default_factory=Ranks)
+    wrapped: nn.Module | None = None  # the net as trained, where that is not the net itself (several ranks)
+    updates: int = 0  # done so far, over all epochs
+
+    def train_mode(self) -> None:
+        """Put the net into train mode, but for its frozen parts."""
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+
+    def size_in(self, epoch: int) -> int | None:
+        """Side of the images in a zero-based epoch, px; None: as the transforms give them."""
+        sizes = [stretch.size for stretch in self.progressive if stretch.epoch <= epoch + 1]
+        return sizes[-1] if sizes else None
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """Turn ``stage.device`` into a device; ``auto`` takes CUDA when there is one.
+
+    Args:
+        name: As torch names devices, or ``auto``.
+        local_rank: Which of this machine's CUDA devices, where the name does not say.
+
+    Raises:
+        UserError: No such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"train.device: {name!r} is not to be had here ({reason}); set auto or cpu") from None
+    return device
+
+
+def check_batches(params: TrainParams, prepared: Prepared, ranks: Ranks) -> None:
+    """Refuse batches that cannot be shared out or mixed."""
+    world, samples = max(params.devices, ranks.world), len(prepared.split("train"))
+    # More ranks than train.devices says, where torchrun was started by hand: params could not check that.
+    if world > 1 and (params.batch_size % (2 * world) or params.batch_size // world % params.accumulate):
+        raise UserError(
+            f"train.batch_size: {params.batch_size} must be a multiple of twice the {world} ranks, and a rank's share "
+            f"of it a multiple of train.accumulate ({params.accumulate})"
+        )
+    if world > len(prepared.split("val")):
+        raise UserError(f"train.devices: {world} ranks are more than the val samples")
+    if samples >= params.batch_size:
+        return
+    if world > 1:
+        raise UserError(f"train.batch_size: {params.batch_size} is more than the {samples} training samples")
+    if samples % 2 and (params.mixing.mixup_alpha or params.mixing.cutmix_alpha):
+        raise UserError(
+            f"train.mixing pairs samples, and the only batch has {samples}: lower train.batch_size"
+        )
+
+
+def set_determinism(wanted: bool, device: torch.device) -> None:
+    """Have CUDA compute alike every time, at some cost in speed; the CPU always does."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not wanted
+
+
+def augmentation_notes(augmentation: Augmentation) -> list[str]:
+    """What a user should know about how the train transforms run."""
+    if not augmentation.per_sample:
+        return []
+    names = ", ".join(augmentation.per_sample)
+    return [f"train.transforms.train runs image by image through torchvision: no batched kernel for {names}"]
+
+
+def check_sizes(net: nn.Module, progressive: list[Stretch], in_chans: int) -> None:
+    """Refuse sizes that the net does not take before the epoch that would bring them."""
+    for place, stretch in enumerate(progressive):
+        reason = stretch.size and planning.run_failure(net, stretch.size, in_chans)
+        if reason:
+            raise UserError(f"train.progressive.{place}: the net does not take {stretch.size} px ({reason})")
+
+
+def build_trainer(
+    params: TrainParams, prepared: Prepared, recipe: model.Recipe, device: torch.device,
+    ranks: Ranks | None = None,
+) -> Trainer:  # fmt: skip
+    """Net, loss, optimizer, schedule and the rest, as params say.
+
+    Raises:
+        UserError: An unknown optimizer (with the nearest name), weights that cannot be had, or sizes of images that
+            the net does not take.
+    """
+    optim.check_optimizer(params.optimizer)
+    torch.manual_seed(params.seed)
+    net = planning.initial_model(recipe, params)
+    check_sizes(net, params.progressive, recipe.preprocessing["in_chans"])
+    frozen = optim.freeze_parts(net, params.freeze)
+    memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
+    net = net.to(device, memory_format=memory_format)
+    optimizer = optim.build_optimizer(net, params)
+    split = prepared.split("train")
+    counts = np.bincount(split.targets, minlength=len(prepared.class_names))
+    mode = "min" if params.early_stopping.metric == "val/loss" else "max"
+    preprocessing = recipe.preprocessing
+    return Trainer(
+        model=net,
+        criterion=TrainingLoss(counts, params.label_smoothing, params.imbalance).to(device),
+        optimizer=optimizer,
+        schedule=LRSchedule(
+            optimizer,
+            params.schedule,
+            params.lr,
+            params.epochs,
+            steps_per_epoch(len(split), params.batch_size),
+            mode,
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
+        ema=ModelEmaV3(net, decay=params.ema_decay, use_warmup=True) if params.ema_decay else None,
+        augmentation=Augmentation(
+            preprocessing["train"], params.seed, preprocessing["img_size"], preprocessing["channels"]
+        ),
+        mixer=Mixer(params.mixing, len(prepared.class_names), params.seed),
+        device=device,
+        amp=params.amp,
+        memory_format=memory_format,
+        grad_clip_norm=params.grad_clip_norm,
+        accumulate=params.accumulate,
+        seed=params.seed,
+        progressive=params.progressive,
+        frozen=frozen,
+        ranks=ranks or Ranks(),
+    )
+
+
+def wrap(trainer: Trainer, params: TrainParams) -> None:
+    """Compile the net and have it exchange gradients, as params say; its state_dict keeps its names."""
+    if params.sync_bn and trainer.ranks.world > 1 and trainer.device.type == "cuda":
+        trainer.model = convert_sync_batchnorm(
+            trainer.model
+        )  # timm's: torch's would lose its fused activations
+    if params.compile:
+        trainer.model.compile(dynamic=False)
+    if trainer.ranks.world > 1:
+        device_ids = [trainer.device.index] if trainer.device.type == "cuda" else None
+        trainer.wrapped = DistributedDataParallel(trainer.model, device_ids=device_ids)

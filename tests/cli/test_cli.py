@@ -1,0 +1,274 @@
+"""The command line: quick help, recipes, exit codes, and answers that other programs can read."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline import cli
+from pipeline.experiments import promotion
+from pipeline.tracking import registry
+
+COMMANDS = ("use", "seeds", "predict", "register", "compare", "promote", "rollback", "serve", "ui", "sync")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "mlflow",
+    "pandas",
+    "numpy",
+    "sklearn",
+    "matplotlib",
+    "onnx",
+    "pydantic",
+)
+
+
+def hyojo(*arguments: str) -> int:
+    """Run a command in this process; returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["hyojo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_help_of_each_command_loads_nothing_heavy() -> None:
+    # One process for all: each help is printed, and then the modules are counted.
+    script = f"""
+import contextlib, sys
+from pipeline import cli
+for command in [[], *([name] for name in {COMMANDS!r})]:
+    sys.argv = ["hyojo", *command, "--help"]
+    with contextlib.suppress(SystemExit):
+        cli.main()
+print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert done.stdout.count("usage: hyojo") == 1 + len(COMMANDS)
+    for name in COMMANDS:
+        assert f"usage: hyojo {name}" in done.stdout
+
+
+def test_commands_are_those_that_the_help_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hyojo("--help") == 0
+    overview = capsys.readouterr().out
+    assert [name for name in COMMANDS if f"    {name} " in overview] == list(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["predict"], ["promote", "best"], ["predict", "x", "--json", "--csv"]]
+)
+def test_misuse_ends_with_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert hyojo(*arguments) == 2
+    assert "usage: hyojo" in capsys.readouterr().err
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, tiny_params: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe and an older params.yaml, which is the working directory."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tiny.yaml").write_text(tiny_params)
+    (tmp_path / "params.yaml").write_text("older: true\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_use_writes_the_recipe(workshop: Path, tiny_params: str) -> None:
+    assert hyojo("use", "recipes/tiny.yaml") == 0
+    assert yaml.safe_load((workshop / "params.yaml").read_text()) == yaml.safe_load(tiny_params)
+    assert "# a comment to keep" in (workshop / "params.yaml").read_text()
+
+
+def test_use_leaves_out_what_a_recipe_gave(workshop: Path, tiny_params: str) -> None:
+    (workshop / "recipes" / "tiny.yaml").write_text("# It gave 0.7\n# in an hour.\n" + tiny_params)
+    assert hyojo("use", "recipes/tiny.yaml") == 0
+    assert (workshop / "params.yaml").read_text() == tiny_params
+    (workshop / "params.yaml").write_text("# mine\n" + tiny_params)
+    assert hyojo("use", "params.yaml", "train.epochs=7") == 0
+    assert (workshop / "params.yaml").read_text().startswith("# mine\n")
+
+
+def test_use_takes_overrides(workshop: Path, tiny_params: str) -> None:
+    overrides = [
+        "train.epochs=7",
+        "train.schedule.name=cosine",
+        "prepare.source=data/my faces",
+        "train.lr=1e-2",
+    ]
+    assert hyojo("use", "recipes/tiny.yaml", *overrides) == 0
+    expected = yaml.safe_load(tiny_params)
+    expected["train"]["epochs"] = 7
+    expected["train"]["schedule"]["name"] = "cosine"
+    expected["prepare"]["source"] = "data/my faces"
+    written = yaml.safe_load((workshop / "params.yaml").read_text())
+    assert float(written["train"].pop("lr")) == 0.01
+    del expected["train"]["lr"]
+    assert written == expected
+    assert (workshop / "recipes" / "tiny.yaml").read_text() == tiny_params
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["recipes/tiny.yaml", "train.epoch=7"], "epochs"),
+        (["recipes/tiny.yaml", "train.epochs=seven"], "train.epochs"),
+        (["recipes/tiny.yaml", "train.epochs"], "train.epochs"),
+        (["recipes/tiny.yaml", "train.schedule.name=cosin"], "train.schedule.name"),
+        (["recipes/huge.yaml"], "recipes/huge.yaml"),
+        (["params.yaml"], "older"),
+    ],
+)
+def test_use_refuses_and_leaves_params_as_they_are(
+    workshop: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hyojo("use", *arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert said in printed.err
+    assert "Traceback" not in printed.err
+    assert (workshop / "params.yaml").read_text() == "older: true\n"
+    assert sorted(path.name for path in workshop.iterdir()) == ["params.yaml", "recipes"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (registry.Outcome(2, True, "Version 2 is champion: not lower."), 0),
+        (registry.Outcome(2, False, "Version 2 is champion already."), 0),
+        (
+            registry.Outcome(2, False, "Refused: version 2 is worse.", refused=True),
+            1,
+        ),
+    ],
+)
+def test_promote_tells_by_its_status(
+    outcome: registry.Outcome,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(promotion, "promote", lambda *given: asked.append(given) or outcome)
+    assert hyojo("promote", "2") == status
+    assert hyojo("promote", "--force", "--reason", "the demo") == status
+    assert asked == [(2, False, None), (None, True, "the demo")]
+    assert capsys.readouterr().out.splitlines() == [outcome.message] * 2
+
+
+@pytest.mark.parametrize("command", [["register"], ["promote"], ["rollback"], ["sync"]])
+def test_commands_that_find_nothing_say_what_to_do(
+    project: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hyojo(*command) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert "`dvc repro`" in said or "`hyojo register`" in said or "no former champion" in said
+
+
+def test_outside_a_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hyojo("sync", "--relocate") == 1
+    assert "not inside a Hyojo project" in capsys.readouterr().err
+
+
+def test_relocate_in_place_changes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hyojo("sync", "--relocate") == 0
+    assert capsys.readouterr().out.startswith("0 ")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle that tells bright pictures from dark ones, beside one of each and a broken one."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Reshape", ["mean", "flat"], ["column"]),
+        helper.make_node("Mul", ["column", "slope"], ["sloped"]),
+        helper.make_node("Add", ["sloped", "offset"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = {
+        "axes": np.array([1, 2, 3], np.int64),
+        "flat": np.array([-1, 1], np.int64),
+        "slope": np.array([[1 / 64, -1 / 64]], np.float32),
+        "offset": np.array([[0, 255 / 64]], np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8, 1])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    folder = tmp_path / "models" / "bundle"
+    folder.mkdir(parents=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, folder / "model.onnx")
+    described = {"class_names": ["bright", "dark"], "preprocessing": {"img_size": 8, "channels": 1}}
+    (folder / "bundle.json").write_text(json.dumps(described))
+    (tmp_path / "faces").mkdir()
+    Image.new("RGB", (30, 20), "white").save(tmp_path / "faces" / "a.png")
+    Image.new("L", (9, 9), 0).save(tmp_path / "faces" / "b.jpg")
+    (tmp_path / "faces" / "c.png").write_bytes(b"no picture")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+LABELS = {"faces/a.png": "bright", "faces/b.jpg": "dark", "faces/c.png": None}
+# Softmax of (255 / 64, 0): what the bundle is for pure white, worked by hand.
+SURE = 1 / (1 + np.exp(-255 / 64))
+
+
+@pytest.mark.usefixtures("bundle")
+def test_predict_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hyojo("predict", "faces") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:2]] == [["faces/a.png", "bright"], ["faces/b.jpg", "dark"]]
+    assert lines[0].split()[2] == f"{SURE:.3f}"
+    assert "faces/c.png" in lines[2]
+    assert "error" in lines[2]
+
+
+@pytest.mark.usefixtures("bundle")
+def test_predict_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hyojo("predict", "--json", "faces") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["file"]: row["label"] for row in rows} == LABELS
+    assert rows[0]["probabilities"] == pytest.approx({"bright": SURE, "dark": 1 - SURE}, abs=1e-5)
+    assert [bool(row["error"]) for row in rows] == [False, False, True]
+
+
+@pytest.mark.usefixtures("bundle")
+def test_predict_prints_csv(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hyojo("predict", "faces/a.png", "faces/b.jpg", "faces/c.png", "--csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["file"]: row["label"] or None for row in rows} == LABELS
+    assert float(rows[0]["prob_bright"]) == pytest.approx(SURE, abs=1e-5)
+    assert rows[2]["error"]
+
+
+@pytest.mark.usefixtures("bundle")
+def test_predict_fails_only_when_nothing_could_be_classified(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hyojo("predict", "faces/c.png") == 1
+    assert "faces/c.png" in capsys.readouterr().out
+    assert hyojo("predict", "nowhere.png") == 1
+    assert "nowhere.png does not exist" in capsys.readouterr().err
+    assert hyojo("predict", "faces", "--model", "models/none") == 1
+    assert "models/none is no bundle" in capsys.readouterr().err

@@ -1,0 +1,310 @@
+"""Params are refused before any work when anything in them is off, and read as DVC reads them."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from dvc.utils.serialize import load_yaml
+from ruamel.yaml import YAML
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import apply_overrides, flatten, load_params, parse_params
+
+ROOT = Path(__file__).parents[2]
+RECIPES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+def refusal(text: str) -> str:
+    """The message with which a params text is refused."""
+    with pytest.raises(UserError) as caught:
+        parse_params(text)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_loads_with_the_values_that_dvc_sees(path: Path) -> None:
+    params = load_params(path)
+    assert params.model_dump() == load_yaml(str(path))
+
+
+@pytest.mark.parametrize(
+    "old, new, key, nearest",
+    [
+        ("prepare:\n", "prepar:\n", "prepar", "prepare"),
+        ("  img_size: 16", "  image_size: 16", "prepare.image_size", "img_size"),
+        ("  epochs: 3", "  epoch: 3", "train.epoch", "epochs"),
+        ("  batch_size: 16", "  batchsize: 16", "train.batchsize", "batch_size"),
+        ("    warmup_epochs: 1", "    warm_up_epochs: 1", "train.schedule.warm_up_epochs", "warmup_epochs"),
+        ("    patience: null", "    patence: null", "train.early_stopping.patence", "patience"),
+        ("    eval: []", "    evl: []", "train.transforms.evl", "eval"),
+        ("  worst: 4", "  worts: 4", "evaluate.worts", "worst"),
+        ("  opset: 18", "  opsett: 18", "export.opsett", "opset"),
+    ],
+)
+def test_a_misspelt_key_is_refused_with_the_nearest_name(
+    tiny_params: str, old: str, new: str, key: str, nearest: str
+) -> None:
+    assert tiny_params.count(old) == 1
+    message = refusal(tiny_params.replace(old, new))
+    assert f"unknown key '{key}'; did you mean '{nearest}'?" in message
+    # The right key is missing then, and that is told too.
+    assert f"missing key '{'.'.join([*key.split('.')[:-1], nearest])}'" in message
+
+
+def test_a_key_like_no_other_is_refused_with_all_valid_ones(tiny_params: str) -> None:
+    message = refusal(tiny_params.replace("  worst: 4", "  worst: 4\n  zzzzzz: 1"))
+    keys = "batch_size, corrupted, corruptions, explain, quantiles, risk, serve_tta, tta, worst"
+    assert f"unknown key 'evaluate.zzzzzz'; valid keys: {keys}" in message
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("prepare.img_size", "48.0"),
+        ("prepare.img_size", "'48'"),
+        ("prepare.img_size", "7"),
+        ("prepare.img_size", "2000"),
+        ("prepare.channels", "2"),
+        ("prepare.val_fraction", "1.0"),
+        ("prepare.val_fraction", "-0.1"),
+        ("prepare.source", "''"),
+        ("train.epochs", "0"),
+        ("train.epochs", "true"),
+        ("train.epochs", "10 epochs"),
+        ("train.lr", "1e-3x"),
+        ("train.lr", "0"),
+        ("train.lr", ".inf"),
+        ("train.lr", ".nan"),
+        ("train.weight_decay", ".inf"),
+        ("train.pretrained", "yes"),  # YAML 1.2: a word
+        ("train.pretrained", "1"),
+        ("train.input_size", "large"),
+        ("train.amp", "off"),
+        ("train.amp", "float16"),
+        ("train.schedule", "cosine"),
+        ("train.schedule.name", "cosin"),
+        ("train.schedule.decay_rate", "1.0"),
+        ("train.transforms.train", "RandomCrop"),
+        ("train.transforms.train", "[3]"),
+        ("train.transforms.train", "[{RandomCrop: 16}]"),
+        ("train.transforms.train", "[{RandomCrop: {size: 16}, Resize: {size: 16}}]"),
+        ("train.early_stopping.metric", "val/acc"),
+        ("train.early_stopping.patience", "0"),
+        ("train.accumulate", "0"),
+        ("train.devices", "0"),
+        ("train.layer_decay", "0"),
+        ("train.layer_decay", "1.5"),
+        ("train.freeze", "stem"),
+        ("train.mixing.mixup_alpha", "-0.1"),
+        ("train.mixing.prob", "1.5"),
+        ("train.mixing.off_epoch", "0"),
+        ("train.imbalance.method", "focal"),
+        ("train.imbalance.beta", "1.0"),
+        ("train.imbalance.tau", "-1"),
+        ("train.progressive", "[{epoch: 0, size: 16}]"),
+        ("train.progressive", "[{epoch: 1, size: 4}]"),
+        ("train.compile", "1"),
+        ("train.weights_sha256", "abc"),
+        ("evaluate.worst", "101"),
+        ("export.formats", "[]"),
+        ("export.formats", "[tflite]"),
+        ("export.opset", "17"),
+        ("export.tolerance", "0"),
+    ],
+)
+def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(
+    tiny_params: str, key: str, value: str
+) -> None:
+    message = refusal(apply_overrides(tiny_params, [f"{key}={value}"]))
+    assert f"\n  {key}" in message
+    assert "function" not in message  # no internals of the checking library in the path
+
+
+@pytest.mark.parametrize(
+    "overrides, part",
+    [
+        (["train.weights=w.pt"], "weights and weights_sha256 go together"),
+        ([f"train.weights_sha256={'a' * 64}"], "weights and weights_sha256 go together"),
+        (
+            ["train.weights=w.pt", f"train.weights_sha256={'a' * 64}", "train.pretrained=true"],
+            "exclude each other",
+        ),
+        (["evaluate.tta=[]", "evaluate.serve_tta=true"], "serve_tta needs the views to serve"),
+        (["train.schedule.warmup_epochs=3"], "must be less than epochs (3)"),
+        (["train.schedule.warmup_epochs=0"], "must be more than 0"),
+        (["train.devices=2", "train.device=cuda:1"], "cuda:1 is one device and devices says 2"),
+        (["train.devices=3"], "batch_size (16) must be a multiple of twice devices (3)"),
+        (["train.accumulate=3"], "batch_size (16) must be a multiple of accumulate (3)"),
+        (["train.accumulate=16", "train.devices=2"], "batch_size (8) must be a multiple of accumulate (16)"),
+        (["train.batch_size=15", "train.mixing.cutmix_alpha=1.0"], "batch_size (15) must be even"),
+        (["train.progressive=[{epoch: 2, size: 16}]"], "must begin with epoch 1"),
+        (["train.progressive=[{epoch: 1, size: 16}, {epoch: 1, size: 12}]"], "its epochs must rise"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused(tiny_params: str, overrides: list[str], part: str) -> None:
+    assert part in refusal(apply_overrides(tiny_params, overrides))
+
+
+def test_a_key_given_twice_is_refused(tiny_params: str) -> None:
+    assert "duplicate key" in refusal(tiny_params.replace("  epochs: 3", "  epochs: 3\n  epochs: 4"))
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("", "must hold the sections"),
+        ("- a\n- b\n", "must hold the sections"),
+        ("prepare: {", "not valid YAML"),
+        ("a: 1\n--- \nb: 2\n", "not valid YAML"),
+        ("a: !!python/object:os.system {}\n", "not valid YAML"),
+        ("1: 2\n", "1: Keys should be strings"),
+        ("prepare: 3\n", "prepare:"),
+        ("prepare: null\n", "prepare:"),
+    ],
+)
+def test_text_that_is_no_params_file_is_refused(text: str, part: str) -> None:
+    assert part in refusal(text)
+
+
+def test_a_missing_or_unreadable_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="hyojo use"):
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_params(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"prepare: \xe9\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_params(tmp_path / "latin.yaml")
+
+
+def test_params_cannot_be_changed(tiny_params: str) -> None:
+    params = parse_params(tiny_params)
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.epochs = 5  # type: ignore[misc]
+
+
+TRICKY = [
+    "1e-3", "1E3", "1.e-3", "-0.0", "on", "off", "yes", "no", "y", "true", "True", "0o7", "07", "0x1F", "1_000", "~",
+    "null", "Null", ".inf", "1:30", "2020-01-01", "'1'", "+5", "0b11", "1e3.5", "12e03",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scalar", TRICKY)
+def test_scalars_mean_what_they_mean_to_dvc(tiny_params: str, tmp_path: Path, scalar: str) -> None:
+    # backbone_args takes any value, so the parsed one can be seen; a float elsewhere shows as its type.
+    text = tiny_params.replace("backbone_args: {", f"backbone_args: {{probe: {scalar}, ")
+    (tmp_path / "params.yaml").write_text(text)
+    theirs = load_yaml(str(tmp_path / "params.yaml"))["train"]["backbone_args"]["probe"]
+    ours = load_params(tmp_path / "params.yaml").train.backbone_args["probe"]
+    assert (type(ours), str(ours)) == (type(theirs), str(theirs))
+
+
+def test_a_small_learning_rate_in_scientific_notation_is_a_number(tiny_params: str) -> None:
+    assert parse_params(tiny_params.replace("lr: 0.4", "lr: 1e-3")).train.lr == 0.001
+
+
+def test_overrides_change_what_they_name_and_keep_the_comments(tiny_params: str) -> None:
+    text = apply_overrides(
+        tiny_params,
+        [
+            "train.backbone=resnet18",
+            "train.lr=1e-4",
+            "train.weights=null",
+            "train.transforms.eval=[{CenterCrop: {size: 12}}]",
+            "export.formats=[onnx, pt2]",
+        ],
+    )
+    assert "backbone: resnet18" in text
+    assert "# a comment to keep" in text
+    before, after = parse_params(tiny_params), parse_params(text)
+    assert after.train.lr == 1e-4
+    assert after.train.transforms.eval == [{"CenterCrop": {"size": 12}}]
+    assert after.export.formats == ["onnx", "pt2"]
+    changed = {"backbone", "lr", "transforms"}
+    assert after.train.model_dump(exclude=changed) == before.train.model_dump(exclude=changed)
+    assert after.prepare == before.prepare
+    # What is written is read back alike by DVC's parser.
+    assert YAML(typ="safe", pure=True).load(text) == after.model_dump()
+
+
+def test_no_overrides_leave_the_text_as_it_is(tiny_params: str) -> None:
+    assert apply_overrides(tiny_params, []) == tiny_params
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.epochs",
+        "epochs=3",
+        "=3",
+        "",
+        "trian.epochs=3",
+        "train.schedul.name=cosine",
+        "train.lr.x=3",
+        "train.transforms.train.0=Resize",
+        "train.epochs=[1",
+        "train.epochs=a: b: c",
+    ],
+)
+def test_an_override_that_makes_no_sense_is_refused(tiny_params: str, override: str) -> None:
+    with pytest.raises(UserError) as caught:
+        apply_overrides(tiny_params, [override])
+    assert override in str(caught.value)
+
+
+def test_overrides_of_broken_text_are_refused() -> None:
+    with pytest.raises(UserError):
+        apply_overrides("a: [", ["train.epochs=3"])
+    with pytest.raises(UserError):
+        apply_overrides("", ["train.epochs=3"])
+
+
+def test_an_unknown_key_set_by_an_override_is_refused_when_parsed(tiny_params: str) -> None:
+    assert "did you mean 'epochs'?" in refusal(apply_overrides(tiny_params, ["train.epocs=3"]))
+
+
+def test_flatten_names_every_value_once(tiny_params: str) -> None:
+    flat = flatten(parse_params(tiny_params).train, "train")
+    assert flat["train.backbone"] == "face_resnet_s"
+    assert flat["train.schedule.name"] == "onecycle"
+    assert flat["train.lr"] == "0.4"
+    assert flat["train.backbone_args.widths"] == "[8, 8, 8]"
+    assert flat["train.weights"] == "null"
+    assert flat["train.transforms.eval"] == "[]"
+    assert all(isinstance(value, str) for value in flat.values())
+    assert not math.isnan(float(flat["train.momentum"]))
+
+
+def test_class_map_takes_numbers_and_any_name(tiny_params: str) -> None:
+    text = apply_overrides(tiny_params, ["prepare.class_map={0: angry, 'happy (1)': joy, 2: null}"])
+    prepare = parse_params(text).prepare
+    assert prepare.class_map == {"0": "angry", "happy (1)": "joy", "2": None}
+    # Names of MLflow's parameters cannot have parentheses.
+    assert json.loads(flatten(prepare, "prepare")["prepare.class_map"]) == prepare.class_map
+    plain = parse_params(apply_overrides(tiny_params, ["prepare.class_map={anger: angry}"])).prepare
+    assert flatten(plain, "prepare")["prepare.class_map.anger"] == "angry"
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("prepare.columns={paht: x}", "paht"),
+        ("prepare.columns={path: ''}", "prepare.columns: String should have at least 1 character"),
+        ("prepare.class_map={anger: 1}", "prepare.class_map: Input should be a valid string (got 1)"),
+        ("prepare.class_map=[anger]", "prepare.class_map"),
+        ("prepare.labels=hard", "'majority' or 'soft'"),
+        ("prepare.group=''", "prepare.group"),
+    ],
+)
+def test_sources_params_that_cannot_be(tiny_params: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_params(apply_overrides(tiny_params, [override]))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_list_may_be_emptied_in_every_recipe(path: Path) -> None:
+    changed = parse_params(apply_overrides(path.read_text(), ["train.progressive=[]"]))
+    expected = load_params(path).model_dump()
+    expected["train"]["progressive"] = []
+    assert changed.model_dump() == expected

@@ -1,0 +1,88 @@
+"""The page of an evaluation: parsed as a browser would, and held against the files beside it."""
+
+import json
+import re
+
+import pytest
+
+from pipeline.reporting import html as pages
+from pipeline.reporting import plots
+from tests.evaluate.test_stage import CLASS_NAMES, PARAMS, WHOLE, Workspace, workspace  # noqa: F401  (a fixture)
+from tests.prepare.test_page import Page
+
+SECTIONS = [
+    "scores", "classes", "confusion", "calibration", "abstention", "robustness", "slices", "explanations", "mistakes",
+    "data", "training", "card",
+]  # fmt: skip
+
+
+class Drawn(Page):
+    """A page with drawings, in which tags may end themselves."""
+
+    VOID = (*Page.VOID, "hr")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+
+@pytest.fixture
+def page(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[Workspace, str]:  # noqa: F811
+    monkeypatch.setattr(plots, "save", lambda figure, path: path.write_bytes(b""))
+    workspace.evaluate(WHOLE.model_copy(update={"tta": ["flip"]}))
+    return workspace, (workspace.reports / "report.html").read_text(encoding="utf-8")
+
+
+def test_page_is_one_file_with_every_section(page: tuple[Workspace, str]) -> None:
+    space, html = page
+    read = Drawn(html)
+    assert read.values("section", "id") == SECTIONS
+    assert read.values("a", "href")[: len(SECTIONS)] == [f"#{name}" for name in SECTIONS]
+    # Nothing is fetched: pictures are inside, and drawings refer to what is inside.
+    assert not {tag for tag, _, _ in read.attributes} & {"script", "link", "iframe", "object", "image"}
+    assert all(source.startswith("data:image/jpeg;base64,") for source in read.values("img", "src"))
+    assert not re.search(r"@import|https?:", html)
+    assert all(target.startswith("url(#") for target in re.findall(r"url\([^)]*", html))
+    # Accessible: everything seen has words, ids are there once, tables have headers with a scope.
+    assert len(read.values("img", "alt")) == len(read.values("img", "src")) > 0
+    assert all(read.values("img", "alt"))
+    assert len(read.values("svg", "aria-label")) == 5
+    assert all(read.values("svg", "aria-label"))
+    ids = [value for _, name, value in read.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert "col" in read.values("th", "scope")
+    assert "row" in read.values("th", "scope")
+    assert "prefers-color-scheme: dark" in html
+    result = json.loads((space.reports / "metrics.json").read_text())
+    for value in (
+        result["test"]["accuracy"],
+        result["robustness"]["mean_corruption_accuracy"],
+        result["test_tta"]["macro_f1"],
+    ):
+        assert f"{value:.3f}" in " ".join(read.texts)
+    assert "Intended use" in read.texts
+    assert "Files" not in read.texts
+    assert result["run_id"] not in html
+
+
+def test_page_says_that_views_are_served(workspace: Workspace) -> None:  # noqa: F811
+    workspace.evaluate(PARAMS.model_copy(update={"tta": ["flip"], "serve_tta": True}))
+    text = " ".join(Drawn((workspace.reports / "report.html").read_text(encoding="utf-8")).texts)
+    assert "the image alone" in text
+    assert "is the mean over 2 views of an image (flip)" in text
+
+
+def test_page_without_the_optional_parts(workspace: Workspace) -> None:  # noqa: F811
+    workspace.evaluate()
+    read = Drawn((workspace.reports / "report.html").read_text(encoding="utf-8"))
+    assert read.values("section", "id") == [
+        name for name in SECTIONS if name not in ("robustness", "explanations")
+    ]
+    assert set(CLASS_NAMES) <= set(read.texts)
+
+
+def test_markdown_never_becomes_markup() -> None:
+    html = pages.from_markdown("# A <script>\n\n| a | b |\n| --- | --- |\n| <b>1</b> | 2 |\n", level=2)
+    assert "<h2>" in html
+    assert "<td>" in html
+    assert "<script" not in html
+    assert "<b>" not in html

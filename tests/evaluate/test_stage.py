@@ -1,0 +1,470 @@
+"""The stage on a tiny data set with a real net: its files against scikit-learn, timm and each other."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn import metrics as reference
+
+from pipeline.core.dataset import load_prepared
+from pipeline.core.errors import UserError, stage_main
+from pipeline.core.params import EvaluateParams
+from pipeline.evaluate import stage
+from pipeline.models.model import Recipe, build_model, load_model, load_sidecar, save_weights
+from pipeline.reporting import plots
+
+# Names that a csv reader may take for a missing value, a number or two columns.
+CLASS_NAMES = ["1", "NA", "sad, or not"]
+MEAN, STD, SIZE = 0.5, 0.25, 16
+LEAKS = {0, 3, 4, 20}  # test images with a twin in train
+AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
+PARAMS = EvaluateParams(
+    batch_size=7,
+    worst=4,
+    tta=[],
+    serve_tta=False,
+    risk=0.2,
+    corruptions=[],
+    corrupted=None,
+    quantiles=1,
+    explain=0,
+)
+WHOLE = PARAMS.model_copy(
+    update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2}
+)
+SCORES = ["accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "top2", "auroc"]
+FIGURES = ["confusion_matrix", "per_class", "reliability", "risk_coverage", "worst_mistakes"]
+
+
+def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" * 64) -> Path:
+    """Write a prepared data set as the prepare stage does."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for split, targets in labels.items():
+        # Coarse patterns: to a net with pooling, pictures of pure noise are all alike.
+        coarse = rng.integers(0, 256, size=(len(targets), 4, 4, 1), dtype=np.uint8)
+        images = coarse.repeat(SIZE // 4, axis=1).repeat(SIZE // 4, axis=2)
+        np.save(folder / f"{split}.npy", images)
+        for row, target in enumerate(targets):
+            name = CLASS_NAMES[target]
+            leak = split == "test" and row in LEAKS
+            flags, group = ("duplicate;leak", "1") if leak else ("", "")
+            rows.append((f'{split}/{name}/a "face", {row} 顔.png', name, split, row, "0" * 64, flags, group))
+    rows.append(("broken.png", "1", "test", -1, "", "corrupt", ""))
+    columns = ["file", "label", "split", "row", "sha256", "flags", "group"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
+    meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": digest, "counts": {}}
+    meta["audit"] = AUDIT
+    meta["split_digests"] = dict.fromkeys(("train", "val", "test"), digest)
+    (folder / "classes.json").write_text(json.dumps(meta))
+    return folder
+
+
+def make_trained(folder: Path) -> Path:
+    """Write a small random net as the train stage does."""
+    folder.mkdir()
+    resolved = [{"ToDtype": {}}, {"Normalize": {"mean": [MEAN], "std": [STD]}}]
+    preprocessing = {
+        "img_size": SIZE, "channels": 1, "input_size": SIZE, "in_chans": 1, "mean": [MEAN], "std": [STD],
+        "train": resolved, "eval": resolved,
+    }  # fmt: skip
+    model_args = {"num_classes": 3, "in_chans": 1, "widths": [8, 8, 8]}
+    torch.manual_seed(0)
+    recipe = Recipe("face_resnet_s", model_args, CLASS_NAMES, preprocessing)
+    model = build_model(recipe)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+        # Centred answers: a random head gives every face the same class.
+        model.fc.bias -= model.eval()(
+            torch.randn(64, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        ).mean(0)
+    save_weights(folder, model, recipe, {"data_digest": "d" * 64})
+    (folder / "run.json").write_text(json.dumps({"run_id": "run-of-train", "formats": {}}))
+    (folder / "history.csv").write_text(
+        "epoch,lr,train/loss,train/accuracy,val/loss,val/accuracy\n1,0.1,1.1,0.3,1.2,0.2\n2,0.0,1.0,0.4,1.1,0.3\n"
+    )
+    return folder
+
+
+class Workspace:
+    """The three folders of the stage, and what it asked of tracking."""
+
+    def __init__(self, root: Path) -> None:
+        labels = {"train": [0, 1, 2], "val": [0, 1, 2] * 3, "test": [0, 1, 2, 2, 1, 0, 0] * 4}
+        self.prepared = make_prepared(root / "prepared", labels)
+        self.trained = make_trained(root / "trained")
+        self.reports = root / "reports"
+        self.keys: list[str] = []
+        self.logged: list[tuple[str, dict[str, float], dict[str, list[Path]], dict[str, str]]] = []
+
+    def evaluate(self, params: EvaluateParams = PARAMS) -> dict[str, Any]:
+        """Run the stage."""
+        return stage.evaluate(params, "cpu", self.prepared, self.trained, self.reports)
+
+    def digests(self) -> dict[str, str]:
+        """The sha256 of every report."""
+        files = sorted(path for path in self.reports.rglob("*") if path.is_file())
+        return {
+            str(path.relative_to(self.reports)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        }
+
+    def predictions(self) -> pd.DataFrame:
+        """``predictions.csv`` with its names as text."""
+        text = dict.fromkeys(["file", "label", "predicted"], str)
+        return pd.read_csv(self.reports / "predictions.csv", dtype=text, keep_default_na=False)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Tiny data and net, with tracking replaced by a record of its calls."""
+    space = Workspace(tmp_path)
+
+    def evaluation_run(train_dir: Path, key: str) -> str:
+        space.keys.append(key)
+        return json.loads((Path(train_dir) / "run.json").read_text())["run_id"]
+
+    def log_evaluation(
+        train_dir: Path, run_id: str, values: dict, files: dict[str, list[Path]], tags: dict
+    ) -> None:
+        assert all(path.is_file() for paths in files.values() for path in paths)
+        space.logged.append((run_id, values, files, tags))
+
+    monkeypatch.setattr(stage.runs, "evaluation_run", evaluation_run)
+    monkeypatch.setattr(stage.runs, "log_evaluation", log_evaluation)
+    return space
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty files: drawing them is most of the stage's time here."""
+    monkeypatch.setattr(plots, "save", lambda figure, path: path.write_bytes(b""))
+
+
+def plain_probs(workspace: Workspace, split: str) -> np.ndarray:
+    """Probabilities worked out with timm and NumPy alone, without our preprocessing and batching."""
+    sidecar = load_sidecar(workspace.trained)
+    net = timm.create_model(sidecar["backbone"], **sidecar["model_args"])
+    net.load_state_dict(torch.load(workspace.trained / "weights.pt", weights_only=True))
+    images = np.load(workspace.prepared / f"{split}.npy").astype(np.float32).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = net.eval()(torch.from_numpy((images / 255 - MEAN) / STD)).double().numpy()
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_predictions_hold_every_sample_and_its_probabilities(workspace: Workspace) -> None:
+    workspace.evaluate()
+    table = workspace.predictions()
+    split = load_prepared(workspace.prepared).split("test")
+    assert list(table.columns) == ["file", "label", "predicted", "prob_1", "prob_NA", "prob_sad, or not"]
+    assert table["file"].tolist() == split.files
+    assert len(table) == 28
+    assert table["label"].tolist() == [CLASS_NAMES[target] for target in split.targets]
+    expected = plain_probs(workspace, "test")
+    assert len(set(expected.argmax(axis=1))) > 1  # the test would prove little with one answer for all
+    np.testing.assert_allclose(table.filter(like="prob_"), expected, atol=1e-5)
+    assert table["predicted"].tolist() == [CLASS_NAMES[pred] for pred in expected.argmax(axis=1)]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_metrics_follow_from_the_predictions(workspace: Workspace) -> None:
+    returned = workspace.evaluate()
+    table = workspace.predictions()
+    written = json.loads((workspace.reports / "metrics.json").read_text())
+    assert written == returned
+    actual, predicted = table["label"], table["predicted"]
+    test = written["test"]
+    assert test["accuracy"] == pytest.approx(reference.accuracy_score(actual, predicted))
+    assert test["balanced_accuracy"] == pytest.approx(reference.balanced_accuracy_score(actual, predicted))
+    f1 = reference.f1_score(actual, predicted, labels=CLASS_NAMES, average="macro", zero_division=0)
+    assert test["macro_f1"] == pytest.approx(f1)
+    nll = [-np.log(row[f"prob_{row['label']}"]) for _, row in table.iterrows()]
+    assert test["nll"] == pytest.approx(np.mean(nll), rel=1e-5)
+    val_targets = load_prepared(workspace.prepared).split("val").targets
+    val_preds = plain_probs(workspace, "val").argmax(axis=1)
+    assert written["val"]["accuracy"] == pytest.approx(np.mean(val_targets == val_preds))
+    val_f1 = reference.f1_score(val_targets, val_preds, labels=[0, 1, 2], average="macro", zero_division=0)
+    assert written["val"]["macro_f1"] == pytest.approx(val_f1)
+    assert written["run_id"] == "run-of-train"
+    assert {name: list(part) for name, part in written.items() if name != "run_id"} == {
+        "val": ["accuracy", "macro_f1"],
+        "test": SCORES,
+        "test_clean": ["images", *SCORES],
+        "audit": ["redundant", "conflicting_groups", "test_in_train"],
+    }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_clean_scores_are_those_without_the_twins(workspace: Workspace, tmp_path: Path) -> None:
+    result = workspace.evaluate()
+    assert result["audit"] == AUDIT
+    table = workspace.predictions().drop(index=sorted(LEAKS))
+    clean = result["test_clean"]
+    assert clean["images"] == len(table) == 24
+    assert clean["accuracy"] == pytest.approx(reference.accuracy_score(table["label"], table["predicted"]))
+    f1 = reference.f1_score(
+        table["label"], table["predicted"], labels=CLASS_NAMES, average="macro", zero_division=0
+    )
+    assert clean["macro_f1"] == pytest.approx(f1)
+    nll = [-np.log(row[f"prob_{row['label']}"]) for _, row in table.iterrows()]
+    assert clean["nll"] == pytest.approx(np.mean(nll), rel=1e-5)
+    assert result["test"]["accuracy"] != clean["accuracy"]
+    workspace.prepared = make_prepared(tmp_path / "none", {"train": [0], "val": [2], "test": [1]})
+    assert workspace.evaluate()["test_clean"] == {"images": 0}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_labels_in_doubt_are_listed(workspace: Workspace) -> None:
+    workspace.evaluate()
+    text = dict.fromkeys(["file", "split", "label", "suggested"], str)
+    table = pd.read_csv(workspace.reports / "label_suspects.csv", dtype=text, keep_default_na=False)
+    assert len(table)
+    prepared = load_prepared(workspace.prepared)
+    for line in table.to_dict("records"):
+        split, probs = prepared.split(line["split"]), plain_probs(workspace, line["split"])[line["row"]]
+        assert line["file"] == split.files[line["row"]]
+        assert line["label"] == CLASS_NAMES[split.targets[line["row"]]] != line["suggested"]
+        assert line["prob_label"] == pytest.approx(probs[split.targets[line["row"]]], abs=1e-5)
+        assert line["prob_suggested"] == pytest.approx(probs[CLASS_NAMES.index(line["suggested"])], abs=1e-5)
+    html = (workspace.reports / "label_suspects.html").read_text(encoding="utf-8")
+    assert html.count("<img ") == len(table)
+
+
+def test_tables_and_pictures(workspace: Workspace) -> None:
+    workspace.evaluate()
+    table = workspace.predictions()
+    pairs = pd.read_csv(workspace.reports / "confusion.csv", dtype=str, keep_default_na=False)
+    assert list(pairs.columns) == ["actual", "predicted"]
+    assert pairs["actual"].tolist() == table["label"].tolist()
+    assert pairs["predicted"].tolist() == table["predicted"].tolist()
+    classes = pd.read_csv(workspace.reports / "per_class.csv", dtype={"class": str}, keep_default_na=False)
+    assert list(classes.columns) == ["class", "precision", "recall", "f1", "support"]
+    assert classes["class"].tolist() == CLASS_NAMES
+    assert classes["support"].tolist() == [12, 8, 8]
+    for name, size in [("confusion_matrix", 300), ("per_class", 300), ("worst_mistakes", 300)]:
+        with Image.open(workspace.reports / "figures" / f"{name}.png") as picture:
+            assert min(picture.size) >= size
+
+
+def test_again_gives_the_same_bytes_and_leaves_nothing_else(workspace: Workspace) -> None:
+    workspace.evaluate(WHOLE)
+    first = workspace.digests()
+    assert set(first) == {
+        "metrics.json", "per_class.csv", "confusion.csv", "predictions.csv",
+        "label_suspects.csv", "label_suspects.html",
+        *(f"figures/{name}.png" for name in [*FIGURES, "robustness"]),
+        "calibration.json", "intervals.json", "robustness.csv", "slices.csv", "report.html",
+    }  # fmt: skip
+    (workspace.reports / "audit.json").write_text("{}")  # another stage's
+    (workspace.reports / "figures" / "stale.png").write_text("of an older version")
+    workspace.evaluate(WHOLE)
+    assert (workspace.reports / "audit.json").read_text() == "{}"
+    (workspace.reports / "audit.json").unlink()
+    assert workspace.digests() == first
+    assert not list(workspace.reports.glob(".*"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_batch_size_does_not_change_the_scores(workspace: Workspace) -> None:
+    small = workspace.evaluate(PARAMS.model_copy(update={"batch_size": 1, "worst": 0}))
+    large = workspace.evaluate(PARAMS.model_copy(update={"batch_size": 1000, "worst": 100}))
+    assert small["test"] == pytest.approx(large["test"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_key_tells_weights_data_and_params_apart(workspace: Workspace) -> None:
+    workspace.evaluate()
+    workspace.evaluate()
+    workspace.evaluate(PARAMS.model_copy(update={"batch_size": 7, "worst": 3}))
+    first, again, other = workspace.keys
+    assert first == again != other
+    keys = {stage.evaluation_key(weights, PARAMS, data) for weights in "ab" for data in "ab"}
+    assert len(keys) == 4
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_run_gets_metrics_files_and_key(workspace: Workspace) -> None:
+    result = workspace.evaluate()
+    ((run_id, values, files, tags),) = workspace.logged
+    assert run_id == "run-of-train"
+    parts = ("test", "test_clean", "audit")
+    assert values == {f"{part}/{name}": value for part in parts for name, value in result[part].items()}
+    names = {folder: sorted(path.name for path in paths) for folder, paths in files.items()}
+    assert names == {
+        "evaluation": [
+            "calibration.json",
+            "confusion.csv",
+            "intervals.json",
+            "label_suspects.csv",
+            "label_suspects.html",
+            "metrics.json",
+            "per_class.csv",
+            "predictions.csv",
+            "report.html",
+            "robustness.csv",
+            "slices.csv",
+        ],
+        "evaluation/figures": [f"{name}.png" for name in FIGURES],
+    }
+    assert workspace.keys[0] in tags.values()
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize("names", [["flip"], ["shifts"], ["flip", "shifts"]])
+def test_views_are_scored_or_are_the_model(workspace: Workspace, names: list[str], served: bool) -> None:
+    result = workspace.evaluate(PARAMS.model_copy(update={"tta": names, "serve_tta": served}))
+    trust = json.loads((workspace.reports / "calibration.json").read_text())
+    images = np.load(workspace.prepared / "test.npy")
+    framed = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    corners = [(2, 2), (0, 2), (4, 2), (2, 0), (2, 4)] if "shifts" in names else [(2, 2)]
+    seen = [framed[:, top : top + SIZE, left : left + SIZE] for top, left in corners]
+    seen += [view[:, :, ::-1] for view in seen] if "flip" in names else []
+    net = load_model(workspace.trained)[0]
+    with torch.no_grad():
+        each = [net((torch.from_numpy(view.copy()).permute(0, 3, 1, 2) / 255 - MEAN) / STD) for view in seen]
+    answers = {"alone": each[0], "mean": torch.stack(each).mean(0)}
+    assert trust["tta"] == {"views": names, "passes": len(seen), "served": served}
+    beside = result["test_plain" if served else "test_tta"]
+    assert beside["passes"] == (1 if served else len(seen))
+    assert ("test_tta" in result) != ("test_plain" in result)
+    parts = {"mean": result["test"], "alone": beside} if served else {"mean": beside, "alone": result["test"]}
+    targets = np.array([0, 1, 2, 2, 1, 0, 0] * 4)
+    for name, logits in answers.items():
+        probs = (logits.double() / trust["temperature"]).softmax(1).numpy()
+        assert parts[name]["accuracy"] == pytest.approx(reference.accuracy_score(targets, probs.argmax(1)))
+        assert parts[name]["nll"] == pytest.approx(reference.log_loss(targets, probs), abs=1e-4)
+    ((_, values, _, _),) = workspace.logged
+    assert values["test_plain/nll" if served else "test_tta/nll"] == beside["nll"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_accuracy_under_corruptions_is_logged(workspace: Workspace) -> None:
+    result = workspace.evaluate(WHOLE)
+    table = pd.read_csv(workspace.reports / "robustness.csv", keep_default_na=False)
+    assert len(table) == 1 + 2 * 5
+    assert set(table["images"]) == {20} == {result["robustness"]["images"]}
+    mean = result["robustness"]["mean_corruption_accuracy"]
+    assert mean == pytest.approx(table["accuracy"][1:].mean())
+    ((_, values, files, _),) = workspace.logged
+    assert values["robustness/mean_corruption_accuracy"] == mean
+    assert "robustness.png" in [path.name for path in files["evaluation/figures"]]
+
+
+def test_failure_leaves_the_old_reports(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.evaluate()
+    before = workspace.digests()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(plots, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        workspace.evaluate(PARAMS.model_copy(update={"batch_size": 7, "worst": 1}))
+    assert workspace.digests() == before
+    assert len(workspace.logged) == 1
+
+
+@pytest.mark.parametrize(
+    "key,value,sides",
+    [
+        ("class_names", ["1", "NA"], ["['1', 'NA']", "sad, or not"]),
+        ("class_names", ["NA", "1", "sad, or not"], ["['NA', '1'", "['1', 'NA'"]),
+        ("img_size", 20, ["20", "16"]),
+        ("channels", 3, ["has 3", "trained on 1"]),
+    ],
+)
+def test_data_of_another_model_are_refused_before_any_work(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, key: str, value: object, sides: list[str]
+) -> None:
+    meta = json.loads((workspace.prepared / "classes.json").read_text())
+    (workspace.prepared / "classes.json").write_text(json.dumps(meta | {key: value}))
+    monkeypatch.delattr(stage.model, "load_classifier")
+    with pytest.raises(UserError) as caught:
+        workspace.evaluate()
+    for part in [key, "dvc repro train", *sides]:
+        assert part in str(caught.value)
+    assert not workspace.reports.exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_data_that_were_not_trained_on_are_pointed_out(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.evaluate()
+    assert "warning" not in capsys.readouterr().err
+    meta = json.loads((workspace.prepared / "classes.json").read_text())
+    (workspace.prepared / "classes.json").write_text(json.dumps(meta | {"digest": "e" * 64}))
+    workspace.evaluate()
+    assert "not the data that the model was trained on" in capsys.readouterr().err
+
+
+def test_diverged_weights_are_explained(workspace: Workspace) -> None:
+    sidecar = load_sidecar(workspace.trained)
+    recipe = Recipe(*(sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")))
+    model = build_model(recipe)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    save_weights(workspace.trained, model, recipe, {})
+    with pytest.raises(UserError, match=r"9 of 9 val images.*diverged.*train\.lr"):
+        workspace.evaluate()
+
+
+@pytest.mark.parametrize("test,support", [([1], [0, 1, 0]), ([0, 0, 2], [2, 0, 1])])
+def test_few_images_and_missing_classes(
+    workspace: Workspace, tmp_path: Path, test: list[int], support: list
+) -> None:
+    workspace.prepared = make_prepared(tmp_path / "few", {"train": [0], "val": [2], "test": test})
+    result = workspace.evaluate()
+    assert 0 <= result["test"]["accuracy"] <= 1
+    assert pd.read_csv(workspace.reports / "per_class.csv")["support"].tolist() == support
+    assert len(workspace.predictions()) == len(test)
+
+
+def test_empty_split_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    workspace.prepared = make_prepared(tmp_path / "empty", {"train": [0], "val": [1], "test": []})
+    with pytest.raises(UserError, match=r"test split is empty.*prepare\.test_fraction"):
+        workspace.evaluate()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_summary_shows_scores_and_recalls(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    result = workspace.evaluate()
+    shown = capsys.readouterr().out
+    assert f"{result['test']['accuracy']:.4f}  (95 % interval" in shown
+    assert f"{result['test']['macro_f1']:.4f}" in shown
+    table = workspace.predictions()
+    for name in CLASS_NAMES:
+        own = table[table["label"] == name]
+        recall = (own["predicted"] == name).mean()
+        (line,) = [line for line in shown.splitlines() if line.strip().startswith(f"{name} ")]
+        assert line.split()[-2:] == [f"{recall:.4f}", str(len(own))]
+
+
+def test_missing_inputs_say_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = (Path(stage.__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for folder, remedy in [("data/prepared", "dvc repro prepare"), ("models/train", "dvc repro train")]:
+        with pytest.raises(SystemExit) as caught:
+            stage_main(stage.main)
+        assert caught.value.code == 1
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert remedy in message
+        (tmp_path / folder).parent.mkdir()
+        make_prepared(tmp_path / folder, {"train": [0], "val": [0], "test": [0]})

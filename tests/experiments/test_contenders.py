@@ -1,0 +1,176 @@
+"""Contenders: whatever a model is called by, the same run with its own answers is found, or the names there are."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from builders import CLASS_NAMES, write_predictions
+
+from pipeline.core.errors import UserError
+from pipeline.experiments import contenders
+from pipeline.tracking.store import connect, experiment_id
+
+TARGETS = np.array([0, 1, 2, 0, 1, 2])
+PREDS = np.array([0, 1, 2, 0, 0, 1])
+
+
+def make_run(name: str = "", preds: np.ndarray = PREDS, evaluated: bool = True, **tags: str) -> str:
+    """Make an MLflow run as the pipeline does; the keys of ``tags`` have _ for a dot."""
+    client = connect()
+    made = {key.replace("_", "."): value for key, value in tags.items()}
+    run_id = client.create_run(experiment_id(client), run_name=name, tags=made).info.run_id
+    if evaluated:
+        client.log_artifact(
+            run_id, str(write_predictions(Path("scratch/predictions.csv"), TARGETS, preds)), "evaluation"
+        )
+        client.set_tag(run_id, "hyojo.evaluation", "k")
+        client.set_tag(run_id, "hyojo.test_digest", "7" * 64)
+    client.log_param(run_id, "train.lr", "0.1")
+    client.log_metric(run_id, "test/accuracy", float((preds == TARGETS).mean()))
+    return run_id
+
+
+def register(run_id: str, test_digest: str = "7" * 64) -> None:
+    client = connect()
+    if not client.search_registered_models("name = 'hyojo'"):
+        client.create_registered_model("hyojo")
+    client.create_model_version("hyojo", "runs:/x", run_id, tags={"hyojo.test_digest": test_digest})
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(UserError) as caught:
+        contenders.find(name)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("project")
+def test_a_run_comes_with_all_that_is_compared() -> None:
+    run_id = make_run("face_resnet_s wide")
+    found = contenders.find(run_id)
+    assert (found.run_id, found.params, found.test_digest) == (run_id, {"train.lr": "0.1"}, "7" * 64)
+    assert found.class_names == CLASS_NAMES
+    assert found.metrics["test/accuracy"] == pytest.approx(4 / 6)
+    assert found.targets.tolist() == TARGETS.tolist()
+    assert found.preds.tolist() == PREDS.tolist()
+    assert found.right.tolist() == [True] * 4 + [False] * 2
+    assert found.probs.shape == (6, 3)
+    assert found.probs.argmax(axis=1).tolist() == PREDS.tolist()
+    assert (found.version, found.seed_sd) == (None, None)
+
+
+@pytest.mark.usefixtures("project")
+def test_every_kind_of_name_finds_its_own_run() -> None:
+    first = make_run("face_resnet_s", hyojo_dvc_exp_name="x")
+    second = make_run("face_resnet_s wide")
+    client = connect()
+    client.set_tag(first, "hyojo.dvc.exp_name", "odd-exp")
+    register(first)
+    register(second, "8" * 64)
+    client.set_registered_model_alias("hyojo", "champion", "2")
+    for name in (first, first[:9], "odd-exp", "1", "v1", "models:/hyojo/1", "face_resnet_s"):
+        assert contenders.find(name).run_id == first, name
+    for name in ("face_resnet_s wide", "2", "champion", "@champion", "models:/hyojo@champion"):
+        assert contenders.find(name).run_id == second, name
+    assert contenders.find("v2").version == 2
+    assert contenders.find("v2").test_digest == "8" * 64  # what the version says of itself
+    assert "odd-exp" in contenders.find(first).name
+
+
+@pytest.mark.usefixtures("project")
+def test_ambiguous_names_are_refused_with_the_ids() -> None:
+    first, second = make_run("twin"), make_run("twin")
+    message = refusal("twin")
+    assert first in message
+    assert second in message
+    # One that was never evaluated does not make a name ambiguous.
+    only = make_run("lone")
+    make_run("lone", evaluated=False)
+    assert contenders.find("lone").run_id == only
+
+
+@pytest.mark.usefixtures("project")
+def test_unknown_names_are_answered_with_those_there_are() -> None:
+    register(make_run())
+    for name in ("nothing", "9", "@nobody", "v9", "it's", "0000000000", "-x", "models:/hyojo@nobody"):
+        message = refusal(name)
+        assert "there is no version" in message
+        assert "Versions: 1." in message
+    assert "models:/hyojo@ALIAS" in refusal("models:/other/1")
+
+
+@pytest.mark.usefixtures("project")
+def test_a_run_without_predictions_is_refused_with_a_remedy() -> None:
+    assert "hyojo sync" in refusal(make_run(evaluated=False))
+
+
+def test_the_workspace(project: Path) -> None:
+    assert "dvc repro evaluate" in refusal(".")
+    run_id = make_run()
+    write_predictions(project / "reports" / "predictions.csv", TARGETS, TARGETS)
+    metrics = {"run_id": run_id, "test": {"accuracy": 1.0}, "test_clean": {"images": 6}}
+    (project / "reports" / "metrics.json").write_text(json.dumps(metrics))
+    found = contenders.find(".")
+    assert (found.name, found.run_id, found.test_digest) == ("workspace", run_id, "7" * 64)
+    assert found.right.all()  # the files are the truth, whatever the run has
+    assert found.metrics["test/accuracy"] == 1.0
+    # Of a run that this store lacks, the files are still there.
+    (project / "reports" / "metrics.json").write_text(json.dumps(metrics | {"run_id": "f" * 32}))
+    assert contenders.find(".").right.all()
+
+
+def test_dvc_experiments_and_revisions_name_the_run_of_their_metrics(project: Path) -> None:
+    run_id = make_run("some name")
+
+    def git(*args: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
+        done = subprocess.run(
+            ["git", *identity, *args], cwd=project, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    (project / "reports").mkdir()
+    (project / "reports" / "metrics.json").write_text(json.dumps({"run_id": run_id}))
+    git("add", "reports")
+    git("commit", "-qm", "one")
+    commit = git("rev-parse", "HEAD")
+    git("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/broad-bets", commit)
+    for name in ("broad-bets", "HEAD", commit):
+        assert contenders.find(name).run_id == run_id, name
+    assert "Experiments: broad-bets." in refusal("broad-bet")
+    (project / "reports" / "metrics.json").write_text(json.dumps({"run_id": "f" * 32}))
+    git("commit", "-qam", "two")
+    assert "which this store lacks" in refusal("HEAD")
+
+
+@pytest.mark.usefixtures("project")
+def test_the_spread_over_seeds_comes_from_the_parent_of_the_seeds() -> None:
+    client = connect()
+    parent = client.create_run(experiment_id(client), tags={"hyojo.kind": "seeds"}).info.run_id
+    client.log_metric(parent, "seeds/test_accuracy_sd", 0.007)
+    seeds = [make_run(mlflow_parentRunId=parent) for _ in range(3)]
+    for run_id in seeds:
+        client.set_tag(run_id, "mlflow.parentRunId", parent)
+    # An evaluation of its own, with other params, of one of these trainings.
+    child = make_run()
+    client.set_tag(child, "mlflow.parentRunId", seeds[0])
+    for run_id in (seeds[1], child):
+        found = contenders.find(run_id)
+        assert (found.seed_sd, found.seed_runs) == (0.007, 3)
+    client.delete_tag(parent, "hyojo.kind")
+    assert contenders.find(child).seed_sd is None
+
+
+def test_names_of_classes_stay_text_and_odd_tables_are_refused() -> None:
+    odd = pd.DataFrame({"file": ["1", "NA"], "label": ["1", "NA"], "predicted": ["NA", "NA"]})
+    table = odd.assign(prob_1=[0.1, 0.2], prob_NA=[0.9, 0.8])
+    read = contenders.read_predictions(table.to_csv(index=False).encode(), "x")
+    assert read["label"].tolist() == ["1", "NA"]
+    for wrong in (odd, table.drop(columns="file"), table.iloc[:0], table.drop(columns="prob_NA")):
+        with pytest.raises(UserError, match="predictions of run 7"):
+            contenders.read_predictions(wrong.to_csv(index=False).encode(), "run 7")
+    with pytest.raises(UserError, match="cannot be read"):
+        contenders.read_predictions(b"", "x")

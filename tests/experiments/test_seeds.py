@@ -1,0 +1,202 @@
+"""Families of seeds, with a stubbed runner for the bookkeeping; ``test_modes`` has one that DVC itself trains."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline import cli
+from pipeline.core.errors import UserError
+from pipeline.experiments import page as compare_page
+from pipeline.experiments import seeds, two_families
+from pipeline.metrics.seed_anova import compare_groups
+from pipeline.tracking import dvc_experiments, families
+from pipeline.tracking.store import connect, experiment_id, find_run
+
+
+def git(*arguments: str, stdin: str | None = None) -> str:
+    identity = ["-c", "user.name=T", "-c", "user.email=t@example.org"]
+    done = subprocess.run(
+        ["git", *identity, *arguments], capture_output=True, text=True, check=True, input=stdin
+    )
+    return done.stdout.strip()
+
+
+class Runner:
+    """Does what DVC leaves behind: an MLflow run, and a commit with record and scores under an experiment's ref."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.failing: set[str] = set()
+        self.stopping: str | None = None
+
+    def __call__(
+        self, root: Path, name: str, overrides: list[str], variables: dict[str, str], stop: object
+    ) -> int:
+        self.asked.append(name)
+        if name in self.failing:
+            return 1
+        if name == self.stopping:
+            stop.signal = 15
+            return 1
+        seed = int(overrides[-1].removeprefix("++train.seed="))
+        client = connect()
+        run = client.create_run(experiment_id(client), run_name=name)
+        client.set_tag(run.info.run_id, "hyojo.run_id", run.info.run_id)
+        client.log_metric(run.info.run_id, "train/time_s", 10.0 + seed)
+        params = yaml.safe_load(Path("params.yaml").read_text())
+        params["train"]["seed"] = seed
+        dep = {"path": "code.py", "md5": dvc_experiments.file_digest(root / "code.py")}
+        stages = {
+            stage: {"deps": [dep], "params": {"params.yaml": {stage: params[stage]}}, "outs": []}
+            for stage in seeds.STAGES
+        }
+        scores = {"accuracy": 0.5 + seed / 100, "macro_f1": 0.4}
+        files = {
+            "dvc.lock": yaml.safe_dump({"stages": stages}),
+            "metrics.json": json.dumps({"run_id": run.info.run_id, "val": scores, "test": scores}),
+        }
+        blobs = {path: git("hash-object", "-w", "--stdin", stdin=text) for path, text in files.items()}
+        reports = git("mktree", stdin=f"100644 blob {blobs['metrics.json']}\tmetrics.json\n")
+        top = f"100644 blob {blobs['dvc.lock']}\tdvc.lock\n040000 tree {reports}\treports\n"
+        head = git("rev-parse", "HEAD")
+        commit = git("commit-tree", git("mktree", stdin=top), "-p", head, "-m", name)
+        git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
+        return 0
+
+
+@pytest.fixture
+def runner(project: Path) -> Runner:
+    (project / "data" / "tiny.zip").write_bytes(b"zip")
+    (project / "code.py").write_text("1\n")
+    git("init", "-q")
+    git("add", "params.yaml", "code.py", "data/tiny.zip")
+    git("commit", "-qm", "A project")
+    return Runner()
+
+
+def parents() -> list[object]:
+    client = connect()
+    return list(client.search_runs([experiment_id(client)], "tags.`hyojo.kind` = 'seeds'"))
+
+
+def test_a_family_goes_on_where_it_stopped(runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    runner.failing, runner.stopping = {"fam-1"}, "fam-3"
+    assert seeds.train_seeds(5, name="fam", runner=runner) == 128 + 15
+    assert runner.asked == ["fam-0", "fam-1", "fam-2", "fam-3"]
+    assert parents()[0].info.status == "KILLED"
+    runner.asked, runner.failing, runner.stopping = [], set(), None
+    assert seeds.train_seeds(5, name="fam", runner=runner) == 0
+    assert runner.asked == ["fam-1", "fam-3", "fam-4"]
+    (parent,) = parents()
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["seeds/n"] == 5
+    assert parent.data.metrics["seeds/test_accuracy_mean"] == pytest.approx(0.52)
+    assert parent.data.metrics["seeds/test_accuracy_sd"] == pytest.approx(0.0158114, abs=1e-6)
+    assert parent.data.metrics["seeds/train_time_s_mean"] == pytest.approx(12)
+    members = families.members(parent)
+    assert list(members) == [0, 1, 2, 3, 4]
+    for run_id in members.values():
+        assert find_run(connect(), run_id).data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert families.parent_tags(connect(), run_id) == {"mlflow.parentRunId": parent.info.run_id}
+    paths = {item.path for item in connect().list_artifacts(parent.info.run_id, "seeds")}
+    assert paths == {"seeds/seeds.csv", "seeds/seeds.png"}
+    assert "fam: 5 seeds (0, 1, 2, 3, 4)" in capsys.readouterr().out
+    (Path("code.py")).write_text("2\n")  # what was trained before says nothing about today's code
+    runner.asked = []
+    assert seeds.train_seeds(2, name="fam", runner=runner) == 0
+    assert runner.asked == ["fam-0", "fam-1"]
+    assert parents()[0].data.metrics["seeds/n"] == 2
+
+
+def test_a_name_stands_for_one_setting(runner: Runner) -> None:
+    seeds.train_seeds(1, name="fam", runner=runner)
+    with pytest.raises(UserError, match="other params"):
+        seeds.train_seeds(1, overrides=["train.lr=0.2"], name="fam", runner=runner)
+    seeds.train_seeds(1, overrides=["train.lr=0.2"], runner=runner)
+    assert len(parents()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"count": 0}, "1 to"),
+        ({"count": 1, "overrides": ["train.seed=3"]}, "--start"),
+        ({"count": 1, "name": "a b"}, "--name"),
+        ({"count": 1, "overrides": ["prepare.source=data/none.zip"]}, "dvc add data/none.zip"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(runner: Runner, arguments: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        seeds.train_seeds(**arguments, runner=runner)
+    assert runner.asked == []
+
+
+@pytest.mark.usefixtures("project")
+def test_outside_git() -> None:
+    with pytest.raises(UserError, match="git init"):
+        seeds.train_seeds(1)
+
+
+def add_family(name: str, right: np.ndarray) -> str:
+    """A family whose seeds answered so, bool (S, N); the samples stand in another order in every run."""
+    client = connect()
+    parent = families.open_family(client, name, name, {"train.backbone": name}).info.run_id
+    found = []
+    for seed, row in enumerate(right):
+        run_id = client.create_run(experiment_id(client)).info.run_id
+        client.set_tag(run_id, "hyojo.test_digest", "7" * 64)
+        lines = [
+            f"{i}.png,x,{'x' if good else 'y'},{float(good)},{float(not good)}" for i, good in enumerate(row)
+        ]
+        text = "\n".join(["file,label,predicted,prob_x,prob_y", *(lines[seed:] + lines[:seed])])
+        client.log_text(run_id, text, "evaluation/predictions.csv")
+        found.append(families.Member(seed, f"{name}-{seed}", run_id))
+    families.publish(client, parent, found, {}, [], "", "FINISHED")
+    return parent
+
+
+@pytest.mark.usefixtures("project")
+def test_families_are_compared_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    good, alike, poor = (rng.random((3, 60)) < chance for chance in (0.9, 0.9, 0.2))
+    add_family("good", good)
+    add_family("alike", alike)
+    poor_id = add_family("poor", poor)
+    add_family("Shouting", good)
+    assert two_families.compare(*two_families.find_pair("good", "alike")).verdict == "indistinguishable"
+    found = two_families.compare(*two_families.find_pair("good", poor_id))
+    assert found.accuracy == compare_groups(poor, good)
+    monkeypatch.setattr(sys, "argv", ["hyojo", "compare", "good", "poor"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "verdict: good is better" in said
+    (row,) = found.classes  # all samples are of one class
+    assert row["difference"] == found.accuracy.difference
+    assert row["p"] == found.accuracy.p_value
+    assert found.params == [("train.backbone", "good", "poor")]
+    page = Path("reports/compare.html").read_text()
+    assert "Verdict: good is better" in page
+    assert "<svg" in page
+    for figure in (f"{row['a']:.4f}", f"{row['b']:.4f}", "train.backbone"):
+        assert figure in said
+        assert figure in page
+    shouting = two_families.compare(*two_families.find_pair("poor", "Shouting"))
+    assert "Verdict: Shouting is better" in compare_page.families_page(shouting)
+    add_family("lone", good[:1])
+    add_family("shorter", good[:, 1:])
+    with pytest.raises(UserError, match="1 seeds"):
+        two_families.compare(*two_families.find_pair("good", "lone"))
+    with pytest.raises(UserError, match="same samples"):
+        two_families.compare(*two_families.find_pair("good", "shorter"))
+    with pytest.raises(UserError, match="no family"):
+        two_families.find_pair("good", "champion")
+    assert two_families.find_pair("champion", "3") is None

@@ -1,0 +1,216 @@
+"""Doubting training labels: folds, what each net sees, and the command."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from builders import TINY_PARAMS
+
+from pipeline import cli
+from pipeline.core.dataset import Prepared, load_prepared
+from pipeline.core.errors import UserError
+from pipeline.core.params import apply_overrides, parse_params
+from pipeline.experiments import suspects
+from pipeline.tracking import store
+from pipeline.tracking.runs import TrainingRun
+from pipeline.tracking.sync import sync
+
+
+@pytest.fixture
+def prepared(prepared_dir: Path) -> Prepared:
+    """The tiny data set, opened."""
+    return load_prepared(prepared_dir)
+
+
+def test_every_image_is_in_one_fold_and_twins_are_in_the_same() -> None:
+    rng = np.random.default_rng(0)
+    targets, groups = rng.integers(0, 3, 300), rng.integers(0, 120, 300)
+    cut = list(suspects.cut_folds(targets, groups, 4, seed=0))
+    assert sorted(np.concatenate(cut)) == list(range(300))
+    for held_out in cut:
+        assert not set(groups[held_out]) & set(np.delete(groups, held_out))
+        counts = np.bincount(targets[held_out], minlength=3)
+        assert np.abs(counts - np.bincount(targets) / 4).max() < 10
+    assert any(
+        (a != b).any()
+        for a, b in zip(cut, suspects.cut_folds(targets, groups, 4, seed=1))
+        if len(a) == len(b)
+    )
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_too_many_folds_are_refused(count: int) -> None:
+    targets, groups = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 1, 2, 3, 4, 5, 6, 6])
+    with pytest.raises(UserError, match="the smallest class has 3 different training images, so take 2 to 3"):
+        suspects.cut_folds(targets, groups, count, 0)
+
+
+def test_twins_by_the_manifest(prepared: Prepared) -> None:
+    path = prepared.path / "manifest.csv"
+    manifest = pd.read_csv(path, dtype={"group": object})
+    manifest["group"] = ""
+    training = manifest.index[manifest["split"] == "train"]
+    manifest.loc[training[[2, 5]], "group"] = "7"
+    manifest.sample(frac=1, random_state=0).to_csv(path, index=False)
+    groups = suspects.twin_groups(prepared)
+    rows = manifest.loc[training[[2, 5]], "row"].to_numpy()
+    assert groups[rows].tolist() == [7, 7]
+    assert len(np.unique(groups)) == len(training) - 1
+
+
+def test_a_shorter_training_keeps_its_shape() -> None:
+    changes = [
+        "train.epochs=12",
+        "train.schedule={name: step, warmup_epochs: 3, min_lr: 0.0, decay_epochs: 6, decay_rate: 0.1}",
+        "train.progressive=[{epoch: 1, size: 12}, {epoch: 7, size: null}]", "train.mixing.off_epoch=10",
+    ]  # fmt: skip
+    params = parse_params(apply_overrides(TINY_PARAMS, changes)).train
+    short = suspects.shorten(params, 4)
+    assert (short.epochs, short.schedule.warmup_epochs, short.schedule.decay_epochs) == (4, 1, 2)
+    assert [stretch.epoch for stretch in short.progressive] == [1, 3]
+    assert short.mixing.off_epoch == 4
+    assert suspects.shorten(params, 12) == params
+    assert [stretch.size for stretch in suspects.shorten(params, 1).progressive] == [None]
+    with pytest.raises(UserError, match="one at least"):
+        suspects.shorten(params, 0)
+
+
+def test_no_net_sees_what_it_judges(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, split = parse_params(TINY_PARAMS).train, prepared.split("train")
+    seen, judged = [], []
+    monkeypatch.setattr(
+        suspects, "train_on", lambda _params, _prepared, part, _label: seen.append(set(part.files))
+    )
+
+    def judge(_net: None, _params: object, images: np.ndarray) -> np.ndarray:
+        judged.append(images)
+        return np.full((len(images), 3), 1 / 3)
+
+    monkeypatch.setattr(suspects, "judge", judge)
+    probs = suspects.held_out_probs(params, prepared, split, np.arange(len(split)), 3)
+    assert np.isfinite(probs).all()
+    by_image = {image.tobytes(): file for image, file in zip(split.images, split.files)}
+    for files, images in zip(seen, judged, strict=True):
+        assert files | {by_image[image.tobytes()] for image in images} == set(split.files)
+        assert not files & {by_image[image.tobytes()] for image in images}
+
+
+def test_wrong_labels_are_found_by_real_training(prepared: Prepared) -> None:
+    params = parse_params(apply_overrides(TINY_PARAMS, ["train.epochs=6"])).train
+    split = prepared.split("train")
+    targets = split.targets.copy()
+    wrong = np.arange(0, len(split), len(split) // 4)[:4]
+    targets[wrong] = (targets[wrong] + 1) % len(prepared.class_names)
+    spoilt = replace(split, targets=targets)
+    probs = suspects.held_out_probs(params, prepared, spoilt, np.arange(len(split)), 3)
+    own = probs[np.arange(len(split)), targets]
+    assert own[wrong].mean() < np.delete(own, wrong).mean()
+    again = suspects.held_out_probs(params, prepared, spoilt, np.arange(len(split)), 3)
+    np.testing.assert_array_equal(probs, again)
+
+
+def test_the_command(
+    prepared: Prepared, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    (project / "params.yaml").write_text(TINY_PARAMS)
+    shutil.rmtree(project / "data", ignore_errors=True)
+    (project / "data").mkdir()
+    (project / "data" / "prepared").symlink_to(prepared.path)
+    monkeypatch.setattr(sys, "argv", ["hyojo", "suspects", "--folds", "2", "--epochs", "1"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    table = pd.read_csv("reports/label_suspects_train.csv")
+    assert set(table["split"]) <= {"train"}
+    page = Path("reports/label_suspects_train.html").read_text(encoding="utf-8")
+    assert "training images have a label that the model doubts" in page
+    assert "label_suspects_train.csv has" in page
+    assert f"{len(table):,} of " in capsys.readouterr().out
+    ((_, figures, files),) = logged()
+    assert figures["suspects/doubted"] == len(table)
+    assert figures["suspects/images"] == len(prepared.split("train"))
+    assert files == FILES
+
+
+# MLflow
+
+
+@pytest.fixture
+def doubted(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which the command has been run, but for MLflow."""
+    monkeypatch.chdir(project)
+    Path("params.yaml").write_text(TINY_PARAMS)
+    suspects.REPORT.parent.mkdir(exist_ok=True)
+    suspects.REPORT.write_text("file,split\n")
+    suspects.PAGE.write_text("<p>")
+    figures = {"images": 40, "doubted": 7, "accuracy": 0.5, "folds": 2, "epochs": 1}
+    suspects.SUMMARY.write_text(json.dumps({"data_digest": "d" * 64} | figures))
+    return project
+
+
+def logged() -> list[tuple[str, dict[str, float], set[str]]]:
+    """Runs with doubts on them: how each came to be, the figures, and the files."""
+    client = store.connect()
+    found = []
+    for run in client.search_runs([store.experiment_id(client)]):
+        figures = {name: value for name, value in run.data.metrics.items() if name.startswith("suspects/")}
+        files = {item.path for item in client.list_artifacts(run.info.run_id, "suspects")}
+        found += [(run.data.tags["mlflow.source.name"], figures, files)] if figures or files else []
+    return found
+
+
+FIGURES = {
+    "suspects/images": 40, "suspects/doubted": 7, "suspects/accuracy": 0.5, "suspects/folds": 2, "suspects/epochs": 1,
+}  # fmt: skip
+FILES = {f"suspects/label_suspects_train.{suffix}" for suffix in ("csv", "html", "json")}
+
+
+@pytest.mark.parametrize("digest, source", [("d" * 64, "dvc.yaml"), ("e" * 64, "hyojo suspects")])
+def test_doubts_are_logged_beside_the_model_that_learnt_these_data(
+    doubted: Path, digest: str, source: str
+) -> None:
+    flat = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s"}
+    run = TrainingRun(flat, {"hyojo.data_digest": digest})
+    run.finish("FINISHED")
+    suspects.TRAINED.mkdir(parents=True)
+    (suspects.TRAINED / "run.json").write_text(json.dumps({"run_id": run.run_id}))
+    (suspects.TRAINED / "weights.json").write_text(json.dumps({"data_digest": digest}))
+    suspects.log_doubts()
+    suspects.log_doubts()
+    assert logged() == [(source, FIGURES, FILES)]
+
+
+def test_doubts_without_any_model_have_a_run(doubted: Path) -> None:
+    suspects.log_doubts()
+    assert logged() == [("hyojo suspects", FIGURES, FILES)]
+    client = store.connect()
+    (run,) = client.search_runs([store.experiment_id(client)])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.backbone"] == "face_resnet_s"
+
+
+def test_a_server_that_is_away_costs_nothing(
+    doubted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    suspects.log_doubts()
+    assert "warning: MLflow: logging the suspects failed" in capsys.readouterr().err
+
+
+def test_sync_makes_up_for_it(doubted: Path) -> None:
+    suspects.TRAINED.mkdir(parents=True)
+    flat = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s"}
+    sidecar = {"data_digest": "d" * 64, "weights_sha256": "e" * 64, "params": flat}
+    (suspects.TRAINED / "weights.json").write_text(json.dumps(sidecar))
+    (suspects.TRAINED / "history.csv").write_text("epoch,train/loss\n1,0.5\n")
+    (suspects.TRAINED / "run.json").write_text(json.dumps({"run_id": "a" * 32}))
+    assert sync()[-1] == "doubted training labels of reports/label_suspects_train.json"
+    assert sync()
+    assert logged() == [("dvc.yaml", FIGURES, FILES)]

@@ -1,0 +1,114 @@
+"""Probing: the fastest settings are found and written, and a range test finds where the loss falls."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from builders import TINY_PARAMS
+
+from pipeline import cli
+from pipeline.core.errors import UserError
+from pipeline.core.params import apply_overrides, load_params, parse_params
+from pipeline.experiments import tuning
+from pipeline.train import loop
+
+
+def hyojo(*arguments: str) -> int:
+    """Run a command in this process; returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["hyojo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def slow_unless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time as it were if only float32 in contiguous layout were fast, and batches of 32 better still."""
+
+    def updates(params, *_):
+        while True:
+            good = params.amp == "none" and not params.channels_last
+            yield params.batch_size / (100 if not good else 400 if params.batch_size == 32 else 300)
+
+    monkeypatch.setattr(tuning, "_updates", updates)
+
+
+@pytest.mark.usefixtures("project", "slow_unless")
+def test_the_fastest_settings_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path("params.yaml").read_text()
+    assert hyojo("probe", "--seconds", "0.01", "--dry-run") == 0
+    assert Path("params.yaml").read_text() == text
+    assert hyojo("probe", "--seconds", "0.01") == 0
+    expected = apply_overrides(text, ["train.amp=none", "train.channels_last=false", "train.batch_size=32"])
+    assert load_params() == parse_params(expected)
+    assert "# a comment to keep" in Path("params.yaml").read_text()
+    out = capsys.readouterr().out
+    assert "train.lr (0.4) was chosen for batches of 16" in out
+    assert hyojo("probe", "--seconds", "0.01") == 0
+    assert "has the fastest settings already" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("project", "slow_unless")
+def test_the_batch_size_can_be_kept() -> None:
+    assert hyojo("probe", "--seconds", "0.01", "--keep-batch-size") == 0
+    train = load_params().train
+    assert (train.amp, train.channels_last, train.batch_size) == ("none", False, 16)
+
+
+@pytest.mark.usefixtures("project")
+def test_real_updates_are_measured_and_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = loop.update
+
+    def fail_in_bf16(trainer, *rest):
+        if trainer.amp == "bf16":
+            raise RuntimeError("no such instruction\nand a stack")
+        return update(trainer, *rest)
+
+    monkeypatch.setattr(loop, "update", fail_in_bf16)
+    chosen, measured = tuning.fastest_settings(load_params().train, seconds=0.2)
+    assert chosen["amp"] == "none"
+    for found in measured:
+        if found.settings["amp"] == "bf16":
+            assert (found.rate, found.failure) == (0.0, "no such instruction")
+        else:
+            assert found.updates >= 1
+            assert 0 < found.low <= found.rate <= found.high
+    assert {found.settings["batch_size"] for found in measured} == {8, 16, 32, 64}
+
+
+def test_nothing_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="dvc repro prepare"):
+        tuning.fastest_settings(parse_params(TINY_PARAMS).train)
+
+
+@pytest.mark.usefixtures("project")
+def test_a_range_test_ends_where_the_loss_diverges(capsys: pytest.CaptureFixture[str]) -> None:
+    params = load_params().train.model_copy(update={"grad_clip_norm": None, "ema_decay": 0.0})
+    curve = tuning.lr_range(params, 1e-3, 1e6, 120)
+    assert len(curve) < 120
+    np.testing.assert_allclose(np.diff(np.log(curve["lr"])), np.log(1e9) / 119)
+    # pandas' exponential average, corrected for its start, is the same quantity.
+    finite = curve[np.isfinite(curve["loss"])]
+    np.testing.assert_allclose(finite["smoothed"], finite["loss"].ewm(alpha=0.1).mean())
+    assert hyojo("lr-range", "--from", "1e-3", "--to", "10", "--updates", "40") == 0
+    assert Path("reports/lr_range.png").read_bytes().startswith(b"\x89PNG")
+    assert "train.lr is 0.4" in capsys.readouterr().out
+
+
+def test_the_suggestion_is_the_steepest_fall() -> None:
+    lr = np.geomspace(1e-4, 1, 81)
+    loss = 2 - 1 / (1 + np.exp(-3 * np.log(lr / 0.01)))  # a step down whose middle is at 0.01
+    curve = pd.DataFrame({"lr": lr, "loss": loss, "smoothed": loss})
+    assert tuning.suggested_lr(curve) == pytest.approx(0.01, rel=0.01)
+    with pytest.raises(UserError, match="falls at no rate"):
+        tuning.suggested_lr(curve.assign(smoothed=np.linspace(1, 2, 81)))
+
+
+@pytest.mark.parametrize("arguments", [["--from", "1", "--to", "0.1"], ["--from", "0"], ["--updates", "5"]])
+def test_senseless_ranges_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert hyojo("lr-range", *arguments) != 0
+    assert "0 < --from < --to" in capsys.readouterr().err

@@ -1,0 +1,131 @@
+"""Comparing two contenders: figures against scikit-learn, a verdict that knows chance, the right pictures."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import CLASS_NAMES, SPLIT_SIZES, write_predictions
+from sklearn.metrics import f1_score, recall_score
+
+from pipeline import cli
+from pipeline.core.dataset import load_prepared
+from pipeline.core.errors import UserError
+from pipeline.experiments import contenders, page
+from pipeline.experiments.contenders import Contender
+from pipeline.experiments.two_models import compare
+
+
+@pytest.fixture
+def pair(project: Path) -> tuple[Contender, Contender]:
+    """Two contenders on the test split of the project; each errs where the other need not."""
+    split = load_prepared().split("test")
+    digest = load_prepared().split_digests["test"]
+    found = []
+    for seed, (name, accuracy) in enumerate({"old": 0.4, "new": 0.9}.items()):
+        rng = np.random.default_rng(seed)
+        preds = np.where(rng.random(len(split)) < accuracy, split.targets, (split.targets + 1) % 3)
+        path = write_predictions(project / f"{name}.csv", split.targets, preds)
+        table = contenders.read_predictions(path.read_bytes(), name)
+        table["file"] = split.files
+        params = {"train.lr": str(seed), "train.epochs": "3", "prepare.img_size": "16"}
+        costs = {"cost/parameters": 1000.0 * (seed + 1), "train/time_s": 5.0}
+        found.append(Contender(name, f"{seed}" * 32, params, costs, {}, table, digest))
+    return found[0], found[1]
+
+
+def test_figures_are_those_of_scikit_learn(pair: tuple[Contender, Contender]) -> None:
+    old, new = pair
+    found = compare(old, new)
+    assert found.scores["accuracy"]["difference"] == pytest.approx(new.right.mean() - old.right.mean())
+    for side, contender in (("a", old), ("b", new)):
+        expected = f1_score(contender.targets, contender.preds, average="macro")
+        assert found.scores["macro-F1"][side] == pytest.approx(expected)
+        recalls = recall_score(contender.targets, contender.preds, average=None)
+        assert [row[side] for row in found.classes] == pytest.approx(recalls.tolist())
+    for score in ("accuracy", "macro-F1"):
+        row = found.scores[score]
+        assert row["low"] <= row["difference"] <= row["high"]
+    assert found.params == [("train.lr", "0", "1")]
+    assert found.costs[0] == ("parameters", 1000.0, 2000.0, 2.0)
+    assert found.costs[1] == ("FLOPs", None, None, None)
+    counts = {name: len(rows) for name, rows in found.samples.items()}
+    assert counts["fixed"] - counts["broken"] == new.right.sum() - old.right.sum()
+    assert counts["broken"] + counts["still wrong"] == (~new.right).sum()
+
+
+def test_the_verdict(pair: tuple[Contender, Contender]) -> None:
+    old, new = pair
+    assert re.match(r"B is better by \d+\.\d\d points of accuracy", compare(old, new).verdict)
+    assert compare(new, old).verdict.startswith("B is worse by")
+    same = compare(old, old)
+    assert same.verdict.startswith("Indistinguishable on these 27 images: B - A is +0.00 points")
+    varied = compare(old, replace(new, seed_sd=0.5, seed_runs=4))
+    assert "no more than another seed might make it" in varied.verdict
+
+
+def test_classes_in_another_order_are_the_same_classes(pair: tuple[Contender, Contender]) -> None:
+    old, new = pair
+    columns = ["file", "label", "predicted", *(f"prob_{name}" for name in reversed(CLASS_NAMES))]
+    turned = replace(new, predictions=new.predictions[columns])
+    assert compare(old, turned).as_dict() == compare(old, new).as_dict()
+
+
+def test_what_cannot_be_paired_is_refused(pair: tuple[Contender, Contender]) -> None:
+    old, new = pair
+    other = replace(new, test_digest="8" * 64, params=new.params | {"prepare.img_size": "32"})
+    with pytest.raises(UserError, match=r"different data.*prepare.img_size \(16 and 32\)"):
+        compare(old, other)
+    with pytest.raises(UserError, match="different data"):
+        compare(old, replace(new, test_digest=None, predictions=new.predictions.iloc[1:]))
+    renamed = new.predictions.replace("sad", "sorry").rename(columns={"prob_sad": "prob_sorry"})
+    with pytest.raises(UserError, match="different classes: angry, happy, sad and angry, happy, sorry"):
+        compare(old, replace(new, predictions=renamed))
+
+
+def test_the_text_and_json_say_it_all(pair: tuple[Contender, Contender]) -> None:
+    found = compare(*pair)
+    text = page.text(found)
+    assert found.verdict in text
+    for said in ("macro-F1", "angry", "train.lr", "parameters", "2.00", "fixed", "still wrong"):
+        assert said in text
+    assert "train.epochs" not in text
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["images"] == 27
+
+
+def test_the_page_has_pictures_only_of_the_data_that_were_compared(pair: tuple[Contender, Contender]) -> None:
+    old, new = pair
+    found = compare(old, new)
+    html = page.page(found)
+    assert html.count("data:image/jpeg") == sum(min(24, len(rows)) for rows in found.samples.values())
+    assert len(old.targets) == 3 * SPLIT_SIZES["test"]
+    assert not re.search(r'(src|href)="(?!data:)', html)  # self-contained
+    other = [replace(side, test_digest="8" * 64) for side in pair]
+    html = page.page(compare(*other))
+    assert "data:image/jpeg" not in html
+    assert "another test split" in html
+    assert "is not there" in page.page(found, Path("nowhere"))
+
+
+def test_the_command(
+    pair: tuple[Contender, Contender],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(contenders, "find", dict(zip(("old", "new"), pair)).__getitem__)
+
+    def hyojo(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["hyojo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    assert "reports/compare.html" in hyojo("compare", "old", "new")
+    assert (project / "reports" / "compare.html").exists()
+    assert json.loads(hyojo("compare", "old", "new", "--json"))["a"]["name"] == "old"
+    hyojo("compare", "old", "new", "--html", "elsewhere/page.html")
+    assert "B is better" in (project / "elsewhere" / "page.html").read_text()

@@ -1,0 +1,184 @@
+"""The int8 version of a classifier: near the float one, offered only where it costs little accuracy, and served."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import pipeline.models.backbones  # noqa: F401  (registers our nets with timm)
+from pipeline.core.dataset import load_prepared
+from pipeline.core.errors import UserError
+from pipeline.export import int8, stage
+from pipeline.inference.predictor import RUNTIMES, Predictor
+from pipeline.models import formats, model
+from pipeline.serve import batch, locate
+from pipeline.tracking.pyfunc import build_pyfunc, example_picture
+
+INT8 = RUNTIMES["int8"]
+SIZE, CLASSES = 28, ["happy", "neutral", "sad"]
+
+
+def smooth(count: int, seed: int) -> np.ndarray:
+    """Images with structure, uint8 (N, S, S, 1)."""
+    coarse = torch.rand(count, 1, 5, 5, generator=torch.Generator().manual_seed(seed))
+    images = torch.nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bicubic").clamp(0, 1)
+    return (255 * images).byte().permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds ``model.onnx``, of a net whose last pool rounds 7 px up to 4, and ``prepared`` data that it labelled."""
+    folder = tmp_path_factory.mktemp("int8")
+    torch.manual_seed(0)
+    preprocessing = {"eval": [{"ToDtype": {}}, {"Normalize": {"mean": [0.5], "std": [0.25]}}]}
+    arguments = {"num_classes": 3, "in_chans": 1, "widths": [16, 32, 64], "depths": [1, 1, 1]}
+    net = timm.create_model("face_resnet_s", **arguments).train()
+    images = smooth(700, 0)
+    with torch.no_grad():
+        inputs = (torch.from_numpy(images[:256]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+        for _ in range(20):  # statistics for batch norm
+            net(inputs)
+        logits = net.eval()(inputs)
+        net.fc.weight.mul_(2 / logits.std(0)[:, None])  # answers that differ, and no class that is rare
+        net.fc.bias.sub_(net(inputs).mean(0))
+    recipe = model.Recipe("face_resnet_s", arguments, CLASSES, preprocessing)
+    classifier = model.Classifier(net, recipe)
+    formats.export_onnx(classifier, torch.from_numpy(images[:2]), folder / "model.onnx", 18)
+    write_prepared(folder / "prepared", formats.run_onnx(folder / "model.onnx", images).argmax(1), images)
+    return folder
+
+
+def write_prepared(path: Path, targets: np.ndarray, images: np.ndarray) -> None:
+    """The first 300 as train, the others as val."""
+    path.mkdir()
+    np.save(path / "train.npy", images[:300])
+    np.save(path / "val.npy", images[300:])
+    with (path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "split", "row", "sha256", "flags"])
+        for i, target in enumerate(targets):
+            split, row = ("train", i) if i < 300 else ("val", i - 300)
+            writer.writerow([f"{i}.png", CLASSES[target], split, row, "", ""])
+    classes = {"class_names": CLASSES, "img_size": SIZE, "channels": 1, "digest": "d", "counts": {}}
+    (path / "classes.json").write_text(json.dumps(classes | {"split_digests": {}}))
+
+
+@pytest.fixture(scope="module")
+def offered(folder: Path) -> dict:
+    return stage.offer_int8(load_prepared(folder / "prepared"), folder, 0.1)
+
+
+def test_it_answers_nearly_as_the_float_one(folder: Path, offered: dict) -> None:
+    """Labels are what the float net answers, so that accuracy is how often both agree."""
+    assert offered["absent"] is None
+    assert (offered["images"], offered["float_accuracy"]) == (400, 1.0)
+    val = np.load(folder / "prepared" / "val.npy")
+    expected = formats.run_onnx(folder / "model.onnx", val)
+    assert min(np.bincount(expected.argmax(1), minlength=3)) > 10
+    for size in (1, 7, 400):
+        got = formats.run_onnx(folder / INT8, val[:size])
+        assert np.abs(got - expected[:size]).mean() < 0.06  # 0.28 where the pool's border is wrong
+    assert offered["accuracy"] == pytest.approx((got.argmax(1) == expected.argmax(1)).mean())
+    assert offered["accuracy"] >= 0.9
+    sizes = [(folder / name).stat().st_size for name in ("model.onnx", INT8)]
+    assert offered["size_bytes"] == sizes[1] < 0.4 * sizes[0]
+    assert b"/tmp" not in (folder / INT8).read_bytes()
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", INT8, "prepared"}
+
+
+def test_equal_models_give_equal_bytes(folder: Path, offered: dict, tmp_path: Path) -> None:
+    images = np.load(folder / "prepared" / "train.npy")
+    int8.quantize(
+        folder / "model.onnx", tmp_path / "again", images[int8.sample(300, int8.CALIBRATION_IMAGES)]
+    )
+    assert (tmp_path / "again").read_bytes() == (folder / INT8).read_bytes()
+
+
+def test_what_costs_accuracy_is_left_out(
+    folder: Path, offered: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An int8 net that answers at random costs most of the accuracy; one that can't be made costs nothing else."""
+    prepared = load_prepared(folder / "prepared")
+    (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
+
+    def blind(source: Path, dest: Path, images: np.ndarray) -> None:
+        quantize_really(source, dest, np.zeros_like(images))
+
+    quantize_really = int8.quantize
+    monkeypatch.setattr(int8, "quantize", blind)
+    found = stage.offer_int8(prepared, tmp_path, 0.05)
+    assert found["accuracy"] < 0.9
+    assert (
+        found["absent"] == f"it costs {1 - found['accuracy']:.4f} of accuracy, and export.int8_drop is 0.05"
+    )
+
+    def fail(source: Path, dest: Path, images: np.ndarray) -> None:
+        dest.write_bytes(b"half")
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(int8, "quantize", fail)
+    assert stage.offer_int8(prepared, tmp_path, 0.05) == {"absent": "RuntimeError: no such operator"}
+    assert stage.offer_int8(prepared, tmp_path, None) == {"absent": "export.int8_drop is null"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    (tmp_path / "model.onnx").unlink()
+    assert "model.onnx, which is absent" in stage.offer_int8(prepared, tmp_path, 0.05)["absent"]
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path, offered: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("served") / "bundle"
+    bundle.mkdir()
+    for name in ("model.onnx", INT8):
+        (bundle / name).write_bytes((folder / name).read_bytes())
+    preprocessing = {"img_size": SIZE, "channels": 1}
+    (bundle / "bundle.json").write_text(json.dumps({"class_names": CLASSES, "preprocessing": preprocessing}))
+    (bundle / "MODEL_CARD.md").write_text("card")
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def registered(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dest = tmp_path_factory.mktemp("registered") / "model"
+    build_pyfunc(bundle, dest)
+    return dest
+
+
+def test_it_is_served_on_demand_only(bundle: Path, registered: Path) -> None:
+    """From a bundle and from what MLflow holds alike; the answers are those of the file itself."""
+    import pandas as pd
+
+    png = example_picture({"img_size": SIZE})
+    answers = {}
+    for runtime in (None, "onnx", "int8"):
+        (row,) = Predictor(bundle, runtime).predict_values([png])
+        for place in (bundle, registered):
+            opened = locate.open_model(locate.locate(str(place), runtime), runtime=runtime)
+            assert opened.predict(pd.DataFrame({"image": [png]})) == [row]
+        answers[runtime] = row["probabilities"]
+    assert answers[None] == answers["onnx"] != answers["int8"]
+
+
+def test_batch_scores_with_it(bundle: Path, registered: Path, tmp_path: Path) -> None:
+    import pandas as pd
+    from PIL import Image
+
+    (tmp_path / "faces").mkdir()
+    images = smooth(20, 5)
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(tmp_path / "faces" / f"{i:02d}.png")
+    expected = formats.run_onnx(bundle / INT8, images)
+    for place in (bundle, registered):
+        out = tmp_path / f"{place.name}.parquet"
+        batch.score(tmp_path / "faces", out, str(place), batch.Settings(runtime="int8"))
+        got = pd.read_parquet(out)[[f"prob_{name}" for name in CLASSES]].to_numpy()
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    (bundle / INT8).rename(tmp_path / "away")
+    try:
+        with pytest.raises(UserError, match=r"no model\.int8\.onnx.*--runtime onnx"):
+            batch.score(tmp_path / "faces", tmp_path / "x.parquet", bundle, batch.Settings(runtime="int8"))
+    finally:
+        (tmp_path / "away").rename(bundle / INT8)

@@ -1,0 +1,409 @@
+"""Export: a bundle whose formats agree with the trained model on real bytes, or none; and what goes to MLflow."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import ExportParams
+from pipeline.export import stage
+from pipeline.inference import images
+from pipeline.inference.predictor import Predictor
+from pipeline.models import costs, formats, model
+
+INT8 = {"absent": "not asked for"}
+SIZE, CLASSES = 32, ["angry", "happy", "sad|blue"]
+COUNTS = {"train": {"angry": 5, "happy": 6, "sad|blue": 7}, "val": {"angry": 1}, "test": {"happy": 9}}
+
+
+def params(**changes: object) -> ExportParams:
+    return ExportParams(
+        **{"formats": ["onnx", "pt2"], "opset": 18, "tolerance": 1e-4, "int8_drop": None, **changes}
+    )
+
+
+def write_prepared(folder: Path) -> None:
+    """Nine test pictures of other sizes and modes than the prepared ones, and their bytes in probe.zip."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    with zipfile.ZipFile(folder / "probe.zip", "w") as archive:
+        for row in range(9):
+            buffer = io.BytesIO()
+            mode, fmt = [("L", "png"), ("RGB", "jpeg"), ("RGB", "webp")][row % 3]
+            picture = Image.fromarray(rng.integers(0, 30 + 25 * row, (50, 40), dtype=np.uint8)).convert(mode)
+            picture.save(buffer, fmt)
+            archive.writestr(f"{row:06d}.{fmt}", buffer.getvalue())
+            rows.append(images.load(buffer.getvalue(), SIZE, 1))
+    np.save(folder / "test.npy", np.stack(rows))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "split", "row", "sha256", "flags"])
+        writer.writerows([f"{row}.png", "happy", "test", row, "", ""] for row in range(9))
+    digests = {name: name[0] * 64 for name in COUNTS}
+    classes = {"class_names": CLASSES, "img_size": SIZE, "channels": 1, "digest": "d" * 64, "counts": COUNTS}
+    classes["split_digests"] = digests
+    (folder / "classes.json").write_text(json.dumps(classes))
+
+
+def write_trained(folder: Path) -> None:
+    """A small net, untrained but with statistics of its own, as train writes it."""
+    folder.mkdir()
+    transform = [
+        {"ToDtype": {"dtype": "float32", "scale": True}},
+        {"Resize": {"size": [28, 28]}},
+        {"Normalize": {"mean": [0.5], "std": [0.25]}},
+    ]
+    preprocessing = {
+        "img_size": SIZE, "channels": 1, "input_size": 28, "in_chans": 1, "mean": [0.5], "std": [0.25],
+        "train": transform, "eval": transform,
+    }  # fmt: skip
+    arguments = {"num_classes": 3, "in_chans": 1, "widths": [8, 8], "depths": [1, 1], "stem_width": 8}
+    recipe = model.Recipe("face_resnet_s", arguments, CLASSES, preprocessing)
+    torch.manual_seed(0)
+    net = model.build_model(recipe)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        net.fc.bias.zero_()
+    flat = {
+        "prepare.source": "/home/somebody/fer2013.zip",
+        "train.backbone": "face_resnet_s",
+        "train.lr": 0.1,
+    }
+    model.save_weights(folder, net, recipe, {"data_digest": "d" * 64, "params": flat})
+    (folder / "run.json").write_text(json.dumps({"run_id": "r1", "formats": {"pt2": None, "onnx": None}}))
+
+
+TRUST = {
+    "temperature": 1.5,
+    "ece": {"test": {"before": 0.1, "after": 0.02}},
+    "abstain": {"risk": 0.2, "threshold": 0.4, "test": {"coverage": 0.6, "risk": 0.19}},
+}
+
+
+def write_reports(folder: Path) -> None:
+    folder.mkdir()
+    test = {"accuracy": 0.5, "macro_f1": 0.25, "balanced_accuracy": 0.4, "nll": 1.2345678}
+    metrics = {"val": {"accuracy": 0.5, "macro_f1": 0.5}, "test": test, "run_id": "r2"}
+    metrics["test_clean"] = {"images": 3300, "accuracy": 0.48765}
+    metrics["audit"] = {"redundant": 1234, "conflicting_groups": 56, "test_in_train": 289}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "calibration.json").write_text(json.dumps(TRUST))
+    (folder / "per_class.csv").write_text(
+        "class,precision,recall,f1,support\nangry,0.123456,0.5,0.2,7\nsad|blue,1.0,1.0,1.0,2\n"
+    )
+
+
+class Project:
+    """The folders that the stage reads and writes, and what it logged."""
+
+    def __init__(self, root: Path) -> None:
+        self.prepared, self.trained, self.reports = root / "prepared", root / "train", root / "reports"
+        self.bundle = root / "bundle"
+        write_prepared(self.prepared)
+        write_trained(self.trained)
+        write_reports(self.reports)
+        self.logged: list[tuple[str, set[str]]] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def log(self, run_id: str, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float]) -> None:
+        self.logged.append((run_id, {path.name for path in pyfunc_dir.rglob("*")}))
+        self.metrics.append(metrics)
+
+    def export(self, **changes: object) -> dict:
+        return stage.export(params(**changes), self.prepared, self.trained, self.reports, self.bundle)
+
+    def pictures(self) -> list[bytes]:
+        with zipfile.ZipFile(self.prepared / "probe.zip") as archive:
+            return [archive.read(name) for name in archive.namelist()]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("exported"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage.runs, "log_bundle", project.log)
+        project.export()
+    return project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    project = Project(tmp_path)
+    monkeypatch.setattr(stage.runs, "log_bundle", project.log)
+    return project
+
+
+def read_bundle(project: Project) -> dict:
+    return json.loads((project.bundle / "bundle.json").read_text())
+
+
+def test_every_format_answers_as_the_trained_net(exported: Project) -> None:
+    """Held against the plain timm net with the arithmetic of the preprocessing written out here."""
+    net, _ = model.load_model(exported.trained)
+    pixels = np.load(exported.prepared / "test.npy")
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    x = torch.nn.functional.interpolate(x, (28, 28), mode="bilinear", antialias=True)
+    with torch.inference_mode():
+        expected = (net((x - 0.5) / 0.25) / TRUST["temperature"]).softmax(1).numpy()
+    assert np.ptp(expected, axis=0).max() > 0.02  # the pictures can be told apart
+    for size in (1, 4, 9):
+        for run in (formats.run_pt2, formats.run_onnx):
+            name = "model.pt2" if run is formats.run_pt2 else "model.onnx"
+            np.testing.assert_allclose(run(exported.bundle / name, pixels[:size]), expected[:size], atol=1e-4)
+    rows = Predictor(exported.bundle).predict_bytes(exported.pictures())
+    served = np.array([[row["probabilities"][name] for name in CLASSES] for row in rows])
+    np.testing.assert_allclose(served, expected, atol=1e-4)
+    assert [row["label"] for row in rows] == [CLASSES[i] for i in expected.argmax(1)]
+    assert [row["abstain"] for row in rows] == (served.max(1) < TRUST["abstain"]["threshold"]).tolist()
+
+
+@pytest.mark.parametrize("views,count", [(["flip"], 2), (["flip", "shifts"], 10)])
+def test_views_that_are_served_are_in_the_graph(project: Project, views: list[str], count: int) -> None:
+    tta = {"views": views, "passes": count, "served": True}
+    (project.reports / "calibration.json").write_text(json.dumps({**TRUST, "tta": tta}))
+    plain = model.load_classifier(project.trained)
+    bundle = project.export()
+    assert bundle["views"] == views
+    assert f"other views of it: {', '.join(views)}" in (project.bundle / "MODEL_CARD.md").read_text()
+    pixels = np.load(project.prepared / "test.npy")
+    mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+    for name, run in (("model.pt2", formats.run_pt2), ("model.onnx", formats.run_onnx)):
+        probs = run(project.bundle / name, pixels)
+        np.testing.assert_allclose(run(project.bundle / name, mirrored), probs, atol=1e-4)
+        if views == ["flip"]:
+            with torch.inference_mode():
+                both = [plain(torch.from_numpy(each)).log() for each in (pixels, mirrored)]
+            expected = (sum(both) / 2 / TRUST["temperature"]).softmax(1).numpy()
+            np.testing.assert_allclose(probs, expected, atol=1e-4)
+    assert bundle["cost"]["flops"] == count * costs.count(plain, SIZE, 1)["flops"]
+    assert (
+        bundle["cost"]["size_bytes"] < 1.2 * (project.bundle / "weights.safetensors").stat().st_size + 40_000
+    )
+    tta["served"] = False
+    (project.reports / "calibration.json").write_text(json.dumps({**TRUST, "tta": tta}))
+    other = project.export()
+    assert other["views"] == []
+    assert other["digest"] != bundle["digest"]
+
+
+def test_what_the_bundle_holds(exported: Project) -> None:
+    names = {path.name for path in exported.bundle.iterdir()}
+    assert names == {"weights.safetensors", "model.pt2", "model.onnx", "bundle.json", "MODEL_CARD.md"}
+    assert not list(exported.bundle.parent.glob(".*"))
+    net, sidecar = model.load_model(exported.trained)
+    weights = safetensors.torch.load_file(exported.bundle / "weights.safetensors")
+    assert weights.keys() == net.state_dict().keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items())
+    bundle = read_bundle(exported)
+    assert bundle["class_names"] == CLASSES
+    assert bundle["preprocessing"] == sidecar["preprocessing"]
+    assert (
+        bundle["weights_sha256"] == hashlib.sha256((exported.trained / "weights.pt").read_bytes()).hexdigest()
+    )
+    assert bundle["formats"] == {"pt2": None, "onnx": None}
+    assert (bundle["run_id"], bundle["data_digest"], bundle["test_digest"]) == ("r2", "d" * 64, "t" * 64)
+    assert bundle["metrics"]["test"]["balanced_accuracy"] == 0.4
+    assert bundle["metrics"]["test_clean"] == {"images": 3300, "accuracy": 0.48765}
+    assert bundle["versions"]["onnx"] == onnx.__version__
+    assert bundle["parity"] == {"formats": ["pt2", "onnx"], "pictures": 9, "tolerance": 1e-4}
+    assert bundle["cost"]["parameters"] == sum(parameter.numel() for parameter in net.parameters())
+    assert bundle["cost"]["size_bytes"] == (exported.bundle / "model.onnx").stat().st_size
+
+
+def test_model_card(exported: Project) -> None:
+    text = (exported.bundle / "MODEL_CARD.md").read_text()
+    for expected in (
+        "fer2013.zip", "no licence", "Article 5(1)(f)", "not felt emotion", "bias", "Intended use",
+        "| happy | 6 | 0 | 9 |", "| **all** | 18 | 1 | 9 |", "| test | nll | 1.2346 |",
+        "| angry | 0.123 | 0.500 | 0.200 | 7 |", "sad\\|blue", "| lr | `0.1` |",
+        "| test_clean | images | 3300 |", "| test_clean | accuracy | 0.4876 |", "1234 redundant", "56 sets", "289 test",
+    ):  # fmt: skip
+        assert expected in text
+    assert "somebody" not in text
+
+
+def test_equal_inputs_give_equal_bytes(exported: Project, project: Project) -> None:
+    project.export()
+    for path in exported.bundle.iterdir():
+        assert path.read_bytes() == (project.bundle / path.name).read_bytes(), path.name
+
+
+def test_what_goes_to_mlflow(exported: Project, tmp_path: Path) -> None:
+    ((run_id, names),) = exported.logged
+    assert run_id == "r2"
+    assert {"serving.py", "images.py", "model.onnx", "bundle.json", "MODEL_CARD.md", "MLmodel"} <= names
+    assert not names & {"model.pt2", "weights.safetensors"}  # one copy of the weights
+    (metrics,) = exported.metrics
+    assert 0 < metrics["cost/latency_ms"] < 1000
+
+
+def test_the_logged_model_answers_its_own_example(exported: Project, tmp_path: Path) -> None:
+    stage.build_pyfunc(exported.bundle, tmp_path / "model")
+    assert mlflow.active_run() is None
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    example = loaded.input_example
+    picture = Image.open(io.BytesIO(base64.b64decode(example["image"][0])))
+    assert picture.size == (SIZE, SIZE)
+    (row,) = loaded.predict(example)
+    assert row["error"] is None
+    assert row["label"] in CLASSES
+
+
+def test_pt2_is_served_where_onnx_is_absent(project: Project, tmp_path: Path) -> None:
+    run = {"run_id": "r1", "formats": {"pt2": None, "onnx": "no such operator"}}
+    (project.trained / "run.json").write_text(json.dumps(run))
+    project.export()
+    assert not (project.bundle / "model.onnx").exists()
+    assert read_bundle(project)["formats"] == {"pt2": None, "onnx": "no such operator"}
+    assert "absent: no such operator" in (project.bundle / "MODEL_CARD.md").read_text()
+    assert "model.pt2" in project.logged[0][1]
+    rows = Predictor(project.bundle).predict_bytes([*project.pictures(), b"junk"])
+    assert [row["error"] is None for row in rows] == [True] * 9 + [False]
+    stage.build_pyfunc(project.bundle, tmp_path / "model")
+    assert "torch==" in (tmp_path / "model" / "requirements.txt").read_text()
+
+
+def test_a_format_that_breaks_only_now_is_absent(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        Path(args[2]).write_bytes(b"half a file")
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr(formats, "export_onnx", fail)
+    project.export()
+    assert read_bundle(project)["formats"] == {"pt2": None, "onnx": "RuntimeError: surprise"}
+    assert not (project.bundle / "model.onnx").exists()
+    assert "surprise" in capsys.readouterr().err
+    with pytest.raises(UserError, match="none of"):
+        project.export(formats=["onnx"])
+
+
+@pytest.mark.parametrize("wrong_batch", [1, 7])
+def test_a_disagreement_stops_the_stage(
+    project: Project, monkeypatch: pytest.MonkeyPatch, wrong_batch: int
+) -> None:
+    """A graph that is off by 2e-4 for one picture, at one batch size."""
+    right = formats.load_pt2
+    last = np.load(project.prepared / "test.npy")[-1]
+
+    def load(path: str | Path) -> formats.Runner:
+        run = right(path)
+
+        def off(batch: np.ndarray) -> np.ndarray:
+            probs = run(batch).copy()
+            if len(batch) == wrong_batch:
+                probs[[np.array_equal(image, last) for image in batch]] += 2e-4
+            return probs
+
+        return off
+
+    monkeypatch.setitem(formats.LOADERS, "pt2", load)
+    project.bundle.mkdir()
+    (project.bundle / "old").touch()
+    with pytest.raises(UserError, match=rf"pt2 disagrees.*batch {wrong_batch}"):
+        project.export(formats=["pt2"])
+    assert [path.name for path in project.bundle.iterdir()] == ["old"]  # and nothing half-made beside it
+    assert not list(project.bundle.parent.glob(".*"))
+    assert project.logged == []
+    project.export(formats=["pt2"], tolerance=1e-3)
+    assert not (project.bundle / "old").exists()
+
+
+def test_nan_is_a_disagreement(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(formats.LOADERS, "pt2", lambda path: lambda batch: np.full((len(batch), 3), np.nan))
+    with pytest.raises(UserError, match="disagrees"):
+        project.export(formats=["pt2"])
+
+
+def test_pixels_other_than_prepared_ones_stop_the_stage(project: Project) -> None:
+    pixels = np.load(project.prepared / "test.npy")
+    pixels[8, 0, 0, 0] ^= 1
+    np.save(project.prepared / "test.npy", pixels)
+    with pytest.raises(UserError, match=r"000008\.webp decodes to other pixels"):
+        project.export(formats=["pt2"])
+    with zipfile.ZipFile(project.prepared / "probe.zip", "w"):
+        pass
+    with pytest.raises(UserError, match="no pictures"):
+        project.export(formats=["pt2"])
+    (project.prepared / "probe.zip").unlink()
+    with pytest.raises(UserError, match="prepare"):
+        project.export(formats=["pt2"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "remedy"),
+    [
+        ("train/weights.json", "train"),
+        ("train/run.json", "train"),
+        ("reports/metrics.json", "evaluate"),
+        ("reports/calibration.json", "evaluate"),
+        ("prepared/classes.json", "prepare"),
+    ],
+)
+def test_missing_inputs_are_named(project: Project, missing: str, remedy: str) -> None:
+    (project.bundle.parent / missing).unlink()
+    with pytest.raises(UserError, match=rf"{Path(missing).name}.*dvc repro {remedy}"):
+        project.export()
+    assert not project.bundle.exists()
+
+
+def test_digest_follows_what_changes_an_answer() -> None:
+    sidecar = {
+        "backbone": "b", "model_args": {"a": 1}, "class_names": ["x", "y"], "preprocessing": {"mean": [0.5]},
+        "weights_sha256": "1", "data_digest": "2",
+    }  # fmt: skip
+    metrics = {"val": {}, "test": {}, "run_id": "r"}
+    digest = stage.describe(sidecar, metrics, TRUST, {}, "t", INT8)["digest"]
+    assert stage.describe(sidecar, metrics, {**TRUST, "temperature": 2.0}, {}, "t", INT8)["digest"] != digest
+    for key in ("backbone", "model_args", "class_names", "preprocessing", "weights_sha256"):
+        assert stage.describe({**sidecar, key: "other"}, metrics, TRUST, {}, "t", INT8)["digest"] != digest
+    for changed in ({**metrics, "run_id": "s"}, {**metrics, "test": {"accuracy": 1}}):
+        assert (
+            stage.describe({**sidecar, "data_digest": "3"}, changed, TRUST, {"pt2": None}, "u", INT8)[
+                "digest"
+            ]
+            == digest
+        )
+    assert stage.describe(sidecar, metrics, TRUST, {}, "t", {"absent": None})["digest"] != digest
+
+
+def test_the_bundle_tells_of_its_int8_version(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"absent": None, "images": 1234, "accuracy": 0.5, "float_accuracy": 0.5012, "size_bytes": 1}
+
+    def offer(prepared: object, folder: Path, most: float | None) -> dict:
+        assert most == 0.01
+        (folder / "model.int8.onnx").write_bytes((folder / "model.onnx").read_bytes())
+        return found
+
+    monkeypatch.setattr(stage, "offer_int8", offer)
+    project.export(formats=["onnx"], int8_drop=0.01)
+    assert read_bundle(project)["int8"] == found
+    card = (project.bundle / "MODEL_CARD.md").read_text()
+    assert (
+        "| model.int8.onnx | present: accuracy 0.5000 on 1,234 val images, where model.onnx has 0.5012 |"
+        in card
+    )
+    assert "model.int8.onnx" in project.logged[0][1]
+
+
+def test_none_is_made_without_an_allowance(exported: Project) -> None:
+    assert read_bundle(exported)["int8"] == {"absent": "export.int8_drop is null"}
+    assert (
+        "| model.int8.onnx | absent: export.int8_drop is null |"
+        in (exported.bundle / "MODEL_CARD.md").read_text()
+    )

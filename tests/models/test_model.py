@@ -1,0 +1,265 @@
+"""Any timm backbone takes the data; weights come back as they were; a Classifier is timm and torchvision."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from builders import TINY_PARAMS
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import TrainParams, parse_params
+from pipeline.models import model as hyojo
+from pipeline.models.model import Classifier, Recipe, load_classifier, load_model, save_weights
+from pipeline.train import planning
+from pipeline.train.planning import plan
+
+NAMES = ["angry", "happy", "sad"]
+
+
+def train_params(backbone: str = "test_resnet", **changes: Any) -> TrainParams:
+    """A train section with no transforms and a stock net's defaults, but for the changes."""
+    section = parse_params(TINY_PARAMS).train.model_dump()
+    section |= {"backbone": backbone, "backbone_args": {}, "transforms": {"train": [], "eval": []}} | changes
+    return TrainParams.model_validate(section)
+
+
+def make(recipe: Recipe, seed: int = 0) -> torch.nn.Module:
+    """A net with weights of a seed, and batch statistics other than the initial ones."""
+    torch.manual_seed(seed)
+    net = hyojo.build_model(recipe)
+    with torch.no_grad():
+        net.train()(torch.randn(4, recipe.preprocessing["in_chans"], 48, 48))
+    return net.eval()
+
+
+def test_a_convolutional_net_takes_the_images_as_they_are() -> None:
+    """resnet18 on 48 px grey: no resizing; ImageNet's statistics averaged over the channels."""
+    recipe, notes = plan(train_params("resnet18"), NAMES, 48, 1)
+    assert notes == []
+    assert recipe.model_args == {"num_classes": 3, "in_chans": 1}
+    mean, std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
+    expected = [{"ToDtype": {}}, {"Normalize": {"mean": [pytest.approx(mean)], "std": [pytest.approx(std)]}}]
+    assert recipe.preprocessing["eval"] == recipe.preprocessing["train"] == expected
+    assert recipe.preprocessing["input_size"] == recipe.preprocessing["img_size"] == 48
+
+
+def test_colour_keeps_the_statistics_of_the_backbone() -> None:
+    """Three channels in, so the statistics are timm's own."""
+    recipe, _ = plan(train_params("resnet18"), NAMES, 48, 3)
+    cfg = timm.get_pretrained_cfg("resnet18")
+    assert recipe.preprocessing["mean"] == list(cfg.mean)
+    assert recipe.preprocessing["std"] == list(cfg.std)
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "gmlp_ti16_224"])
+def test_a_net_of_fixed_size_is_built_for_the_images(backbone: str) -> None:
+    """Nets with position tables get ``img_size``, so that they run on what is there, and on nothing else."""
+    recipe, notes = plan(train_params(backbone), NAMES, 48, 1)
+    assert notes == []
+    assert recipe.model_args == {"num_classes": 3, "in_chans": 1, "img_size": 48}
+    net = timm.create_model(recipe.backbone, **recipe.model_args).eval()
+    assert net(torch.randn(1, 1, 48, 48)).shape == (1, 3)
+    with pytest.raises((AssertionError, RuntimeError)):
+        net(torch.randn(1, 1, 80, 80))
+
+
+def test_a_net_that_cannot_take_the_size_gets_the_nearest() -> None:
+    """HRNet's branches need multiples of 32: 48 px become 64, and that is said."""
+    recipe, notes = plan(train_params("hrnet_w18_small"), NAMES, 48, 1)
+    assert recipe.preprocessing["input_size"] == 64
+    assert notes == ["hrnet_w18_small does not take 48 px; images are resized to 64 px"]
+    for split in ("train", "eval"):
+        assert recipe.preprocessing[split][-1] == {"Resize": {"size": [64, 64]}}
+
+
+def test_channels_may_change_on_the_way() -> None:
+    """Grayscale to 3 in both lists makes a net for three channels; in one list alone it is refused."""
+    grey = {"Grayscale": {"num_output_channels": 3}}
+    both = train_params(transforms={"train": [grey], "eval": [grey]})
+    recipe, _ = plan(both, NAMES, 48, 1)
+    assert recipe.model_args["in_chans"] == 3
+    assert len(recipe.preprocessing["mean"]) == 3
+    probs = Classifier(make(recipe), recipe)(torch.zeros(2, 48, 48, 1, dtype=torch.uint8))
+    assert probs.shape == (2, 3)
+    with pytest.raises(UserError, match=r"train gives 3 channel\(s\) and eval 1"):
+        plan(train_params(transforms={"train": [grey], "eval": []}), NAMES, 48, 1)
+
+
+def test_sizes_of_both_lists_are_brought_together() -> None:
+    """A training crop smaller than the eval image stays as it is where the net takes it; else it is resized."""
+    crop = {"RandomCrop": {"size": 32}}
+    lists = {"train": [crop], "eval": []}
+    recipe, _ = plan(train_params(transforms=lists), NAMES, 48, 1)
+    assert [next(iter(spec)) for spec in recipe.preprocessing["train"]] == [
+        "RandomCrop",
+        "ToDtype",
+        "Normalize",
+    ]
+    fixed, _ = plan(train_params("vit_tiny_patch16_224", transforms=lists), NAMES, 48, 1)
+    assert fixed.preprocessing["train"][-1] == {"Resize": {"size": [48, 48]}}
+    assert "Resize" not in fixed.preprocessing["eval"][-1]
+    chosen, notes = plan(train_params(input_size=40), NAMES, 48, 1)
+    assert notes == []
+    assert chosen.preprocessing["eval"][-1] == {"Resize": {"size": [40, 40]}}
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"backbone": "resnet19"}, r"no model 'resnet19'; did you mean .*resnet18"),
+        ({"backbone": "face_resnet_small"}, "face_resnet_s"),
+        (
+            {"backbone": "resnet18.a1_in2k"},
+            r"no model 'resnet18\.a1_in2k'; these it has: .*resnet18\.a1_in1k",
+        ),
+        ({"backbone_args": {"widths": [8]}}, r"train\.backbone_args do not fit test_resnet: .*widths"),
+        (
+            {"backbone": "test_vit", "backbone_args": {"widths": [8]}},
+            r"train\.backbone_args do not fit test_vit",
+        ),
+        (
+            {"backbone": "hrnet_w18_small", "input_size": 48},
+            r"takes none of these sizes: 48 px .*train\.input_size",
+        ),
+        ({"eval": ["RandomHorizontalFlip"]}, r"train\.transforms\.eval: evaluation must not be random"),
+        ({"eval": [{"RandomCrop": {"size": 40}}]}, r"evaluation must not be random"),
+        ({"eval": [{"RandomResize": {"min_size": 32, "max_size": 48}}]}, r"evaluation must not be random"),
+        ({"eval": [{"CenterCrop": {"size": [32, 40]}}]}, r"train\.transforms\.eval gives images of 32x40"),
+        ({"train": ["RandomFlip"]}, r"train\.transforms\.train\.0: unknown transform 'RandomFlip'"),
+        ({"train": [{"RandomCrop": {"size": 64}}]}, r"train\.transforms\.train fails on a 48 px image"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(changes: dict[str, Any], said: str) -> None:
+    """The message names the key and, where there is one, the nearest thing that works."""
+    lists = {name: changes.pop(name, []) for name in ("train", "eval")}
+    with pytest.raises(UserError, match=said):
+        plan(train_params(**({"transforms": lists} | changes)), NAMES, 48, 1)
+
+
+def test_a_name_may_say_which_weights() -> None:
+    """A tag of timm's is part of a name."""
+    recipe, _ = plan(train_params("test_resnet.r160_in1k"), NAMES, 48, 1)
+    assert recipe.backbone == "test_resnet.r160_in1k"
+
+
+def test_planning_draws_nothing() -> None:
+    """What comes after, such as initial weights, does not depend on how many sizes were tried."""
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    plan(train_params("test_vit", transforms={"train": ["RandomHorizontalFlip"], "eval": []}), NAMES, 48, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_recipe_survives_json() -> None:
+    """It is saved beside the weights and read back as it was."""
+    recipe, _ = plan(train_params("test_vit"), NAMES, 48, 1)
+    assert hyojo.recipe_of(json.loads(json.dumps(asdict(recipe)))) == recipe
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Recipe, torch.nn.Module]:
+    """A net saved in a folder, with its recipe."""
+    recipe, _ = plan(train_params(), NAMES, 48, 1)
+    net = make(recipe)
+    save_weights(tmp_path, net, recipe, {"best_epoch": 3})
+    return tmp_path, recipe, net
+
+
+def test_weights_come_back_as_they_were(saved: tuple[Path, Recipe, torch.nn.Module]) -> None:
+    """Every tensor, every entry of the sidecar; in eval mode; the file is a plain state_dict."""
+    folder, recipe, net = saved
+    loaded, sidecar = load_model(folder)
+    state = torch.load(folder / "weights.pt", weights_only=True)
+    assert not loaded.training
+    assert list(state) == list(net.state_dict())
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+        assert torch.equal(state[name], tensor), name
+    assert hyojo.recipe_of(sidecar) == recipe
+    assert sidecar["best_epoch"] == 3
+    assert sidecar["weights_sha256"] == hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
+
+
+def test_equal_weights_are_equal_bytes(tmp_path: Path, saved: tuple[Path, Recipe, torch.nn.Module]) -> None:
+    """Neither the folder's name nor whether gradients are wanted shows in the file; another weight does."""
+    folder, recipe, _ = saved
+    other = tmp_path / "elsewhere" / "deeper"
+    other.mkdir(parents=True)
+    twin = make(recipe).requires_grad_(False)
+    digest = save_weights(other, twin, recipe, {})
+    assert (other / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
+    with torch.no_grad():
+        next(twin.parameters()).view(-1)[0] += 1e-6
+    assert save_weights(other, twin, recipe, {}) != digest
+
+
+def test_other_files_than_the_saved_are_refused(saved: tuple[Path, Recipe, torch.nn.Module]) -> None:
+    """One changed byte, a missing file or none at all: each is told, with what to run."""
+    folder, *_ = saved
+    data = bytearray((folder / "weights.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "weights.pt").write_bytes(data)
+    with pytest.raises(UserError, match=r"weights\.pt is not the file .*`dvc checkout"):
+        load_model(folder)
+    (folder / "weights.pt").unlink()
+    with pytest.raises(UserError, match=r"weights\.pt is not the file"):
+        load_model(folder)
+    with pytest.raises(UserError, match=r"weights\.json not found.*`dvc repro train`"):
+        load_model(folder / "nowhere")
+
+
+def test_loading_is_strict(saved: tuple[Path, Recipe, torch.nn.Module]) -> None:
+    """A file with its right digest that lacks a tensor does not become a net with a random layer."""
+    folder, *_ = saved
+    state = torch.load(folder / "weights.pt", weights_only=True)
+    state.pop("fc.weight")
+    torch.save(state, folder / "weights.pt")
+    sidecar = json.loads((folder / "weights.json").read_text())
+    sidecar["weights_sha256"] = hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
+    (folder / "weights.json").write_text(json.dumps(sidecar))
+    with pytest.raises(RuntimeError, match=r"fc\.weight"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_classifier_is_timm_and_torchvision(channels: int, tmp_path: Path) -> None:
+    """Saved, loaded and called, it gives what both give by hand: crop, scale, normalise, resize, net, softmax."""
+    lists = {"train": [], "eval": [{"CenterCrop": {"size": 40}}]}
+    recipe, _ = plan(train_params(transforms=lists, input_size=48), NAMES, 44, channels)
+    net = make(recipe)
+    save_weights(tmp_path, net, recipe, {})
+    images = np.random.default_rng(0).integers(0, 256, (5, 44, 44, channels), dtype=np.uint8)
+
+    by_hand = timm.create_model("test_resnet", num_classes=3, in_chans=channels).eval()
+    by_hand.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    x = torch.from_numpy(images[:, 2:42, 2:42].transpose(0, 3, 1, 2).astype(np.float32)) / 255
+    cfg = timm.get_pretrained_cfg("test_resnet")
+    mean, std = (torch.tensor(values) for values in (cfg.mean, cfg.std))
+    if channels == 1:
+        mean, std = mean.mean().reshape(1), std.mean().reshape(1)
+    x = F.resize((x - mean[:, None, None]) / std[:, None, None], [48, 48], antialias=True)
+    with torch.no_grad():
+        logits = by_hand(x).double()
+        expected = logits.exp() / logits.exp().sum(1, keepdim=True)
+        found = load_classifier(tmp_path)(torch.from_numpy(images))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.sum(1), torch.ones(5))
+
+
+def test_initial_weights_follow_the_global_seed() -> None:
+    """Nothing given: random weights, the same for the same seed."""
+    recipe, _ = plan(train_params(), NAMES, 48, 1)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(planning.initial_model(recipe, train_params()).conv1[0].weight.detach())
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

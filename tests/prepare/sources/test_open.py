@@ -1,0 +1,410 @@
+"""Every form of source gives what the zip of class folders gives; forms are told apart by looking."""
+
+import importlib.util
+import json
+import sys
+import zipfile
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.core.dataset import load_prepared
+from pipeline.core.errors import UserError
+from pipeline.core.params import PrepareParams
+from pipeline.prepare.catalogue import Listing
+from pipeline.prepare.sources.open import Reading, open_source
+from pipeline.prepare.stage import prepare
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLE = ROOT / "data" / "sample.zip"
+PNG = b"not looked at"
+
+
+def load_script(name: str) -> ModuleType:
+    """A module of ``benchmarks/``, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+forms = load_script("forms")
+load_script("stage")
+comparison = load_script("sources")
+
+
+def params(source: Path, **changes: Any) -> PrepareParams:
+    defaults = {"img_size": 48, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
+    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
+    defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
+    defaults |= {"max_bad_fraction": 0.0, "duplicates": "keep", "conflicts": "keep"}
+    return PrepareParams(source=str(source), **(defaults | changes))
+
+
+@pytest.fixture(scope="module")
+def faces() -> list[Any]:
+    """Eight faces of every class in every split, with their files' bytes."""
+    found = forms.read_archive(SAMPLE, each=8)
+    assert Counter((face.split, face.label) for face in found) == Counter(
+        {(split, label): 8 for split in ("train", "val", "test") for label in forms.FER_NUMBERS}
+    )
+    return found
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with an empty folder ``work`` beside it."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("name", forms.FORMS)
+def test_every_form_gives_the_same(name: str, faces: list[Any], home: Path) -> None:
+    """The expected arrays are decoded by Pillow alone."""
+    source, more = forms.FORMS[name](faces, home.parent / "work")
+    prepare(params(source, **more))
+    expected = {
+        split: [(face.label, face.pixels().tobytes()) for face in faces if face.split == split]
+        for split in ("train", "val", "test")
+    }
+    verdict = comparison.compare(
+        comparison.load(Path("data/prepared")), expected, only_train=name == "train.csv"
+    )
+    merged_or_cut = ("folder of a folder and a zip", "train.csv")
+    assert verdict == ("same, in another order" if name in merged_or_cut else "same")
+    assert load_prepared().class_names == sorted(forms.FER_NUMBERS)
+
+
+# Told apart by looking
+
+
+def form_of(path: Path, reading: Reading | None = None) -> str:
+    with open_source(path, reading or Reading()) as source:
+        return source.form
+
+
+def listed(path: Path, **changes: Any) -> list[tuple[str, str, str | None]]:
+    """File, label and split of every item."""
+    with open_source(path, Reading(**changes)) as source:
+        return sorted((item.file, item.label, item.split) for item in source.items())
+
+
+def write(folder: Path, *names: str, **texts: str) -> Path:
+    """Pictures by their paths, and ``.csv`` files by their names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(PNG)
+    for name, text in texts.items():
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_table_wins_over_class_folders_and_is_told(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "f", "happy/a.png", "sad/b.png", labels="file,label\nhappy/a.png,sad\nsad/b.png,happy\n"
+    )
+    assert form_of(folder) == "a table of pictures"
+    assert listed(folder) == [("happy/a.png", "sad", None), ("sad/b.png", "happy", None)]
+
+
+def test_other_tables_are_no_obstacle(tmp_path: Path) -> None:
+    folder = write(tmp_path / "f", "happy/a.png", "sad/b.png", notes="when,what\n1,2\n", empty="")
+    assert form_of(folder) == "class folders"
+
+
+def test_several_data_sets_in_one_folder(tmp_path: Path) -> None:
+    """Class folders with and without splits, in folders and in archives, FER's CSV and a table, all at once."""
+    root = tmp_path / "all of it"
+    write(root / "CK+", "train/happy/S1.png", "train/sad/S2.png", "test/happy/S3.png")
+    write(
+        root / "mine", "p/1.png", "p/2.png", labels="image,emotion,subject\n1.png,Happy,Ann\n2.png,SAD,Bob\n"
+    )
+    write(root / "fer", fer2013="emotion,pixels,Usage\n3,0 1 2 3,Training\n4,9 9 9 9,PrivateTest\n")
+    with zipfile.ZipFile(root / "more (1).zip", "w") as archive:
+        archive.writestr("faces/Happy/x.png", PNG)
+        archive.writestr("faces/Sad/y.png", PNG)
+    with open_source(root) as source:
+        items = {item.file: item for item in source.items()}
+        found = [
+            (file, item.label.lower(), item.split, item.root, item.group)
+            for file, item in sorted(items.items())
+        ]
+        places = [items[file].place for file in sorted(items)]
+        contents = [fetch() for fetch in source.fetch(places)]
+    assert found == [
+        ("CK+/test/happy/S3.png", "happy", "test", "CK+", None),
+        ("CK+/train/happy/S1.png", "happy", "train", "CK+", None),
+        ("CK+/train/sad/S2.png", "sad", "train", "CK+", None),
+        ("fer/fer0000000.pgm", "happy", "train", "fer", None),
+        ("fer/fer0000001.pgm", "sad", "test", "fer", None),
+        ("mine/p/1.png", "happy", None, "mine", "Ann"),
+        ("mine/p/2.png", "sad", None, "mine", "Bob"),
+        ("more (1).zip/faces/Happy/x.png", "happy", None, "more (1).zip", None),
+        ("more (1).zip/faces/Sad/y.png", "sad", None, "more (1).zip", None),
+    ]
+    assert contents == [PNG] * 3 + [b"P5 2 2 255\n\0\1\2\3", b"P5 2 2 255\n\t\t\t\t"] + [PNG] * 4
+
+
+def test_several_data_sets_of_class_folders_only(tmp_path: Path) -> None:
+    names = ["A/happy/1.png", "A/sad/2.png", "B/train/happy/3.png", "B/train/sad/4.png", "B/test/sad/5.png"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ["readme.txt", "around/A/odd/6.png", *(f"around/{name}" for name in names)]:
+            archive.writestr(name, PNG)
+    write(tmp_path / "f", *names)
+    for path, before in ((tmp_path / "a.zip", "around/"), (tmp_path / "f", "")):
+        with open_source(path) as source:
+            found = {
+                (item.file.removeprefix(before), item.label, item.split, item.root) for item in source.items()
+            }
+        assert found - {("A/odd/6.png", "odd", None, f"{before}A")} == {
+            ("A/happy/1.png", "happy", None, f"{before}A"),
+            ("A/sad/2.png", "sad", None, f"{before}A"),
+            ("B/train/happy/3.png", "happy", "train", f"{before}B"),
+            ("B/train/sad/4.png", "sad", "train", f"{before}B"),
+            ("B/test/sad/5.png", "sad", "test", f"{before}B"),
+        }
+        assert len(found) == 5 + (path.suffix == ".zip")
+
+
+def test_a_data_set_of_unknown_names_among_others_is_not_lost(tmp_path: Path) -> None:
+    names = [
+        "A/happy/1.png",
+        "A/sad/2.png",
+        "B/happy/3.png",
+        "B/sad/4.png",
+        "C/class 1/5.png",
+        "C/class 2/6.png",
+    ]
+    folder = write(tmp_path / "f", *names)
+    with pytest.raises(UserError, match=r"folders in C have no usual names.*'class [12]'.*prepare.class_map"):
+        open_source(folder)
+    assert len(listed(folder, known=["Class 1", "class 2"])) == 6
+
+
+def test_people_above_the_classes_are_no_classes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "f", "Ann/happy/1.png", "Ann/sad/2.png", "Bob/happy/3.png", "Bob/sad/4.png")
+    assert {label for _, label, _ in listed(folder)} == {"happy", "sad"}
+
+
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        (
+            {"a": "file,label\nx,1\n", "b": "file,label\nx,1\n"},
+            "several tables .a.csv, b.csv.*train, val, test",
+        ),
+        (
+            {"a": "emotion,pixels\n", "b": "emotion, Usage, pixels\n"},
+            "several tables of the same kind .a.csv, b.csv",
+        ),
+        ({"test": "pixels\n0 0 0 0\n"}, "test.csv has pixels but no emotions.*hyojo predict"),
+        (
+            {"v": f"Usage,Image name,{','.join(forms.FERPLUS_COLUMNS)}\n"},
+            "votes of FER.*Put fer2013.csv into the folder",
+        ),
+        ({"a": "what,else\n"}, "no class folders.*Looked for:.*FER2013's CSV.*Parquet with pictures"),
+    ],
+)
+def test_folders_that_do_not_fit(tmp_path: Path, texts: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_source(write(tmp_path / "f", "x", **texts))
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", b"file,label\nx.png,happy\n", "Give the folder that holds it and the pictures"),
+        ("a.csv", b"when,what\n", "columns when, what: no paths and labels.*Looked for"),
+        ("test.csv", b"pixels\n0 0 0 0\n", "no emotions.*hyojo predict"),
+        ("fer2013new.csv", ",".join(forms.FERPLUS_COLUMNS).encode(), "one folder with fer2013.csv"),
+        ("a.parquet", b"PAR1 and then nothing", "damaged or no Parquet"),
+        ("a.csv", b"\xff\xfe\x00\x01", "not UTF-8"),
+        ("a.xlsx", b"PK\x05\x06" + bytes(18), "no class folders"),
+        ("a.npy", b"\x93NUMPY", "of no known form.*Looked for"),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_an_archive_with_a_table_in_it_is_told_to_be_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("fer2013/fer2013.csv", "emotion,pixels,Usage\n")
+    with pytest.raises(UserError, match=r"It holds fer2013/fer2013\.csv: unpack it"):
+        open_source(tmp_path / "a.zip")
+
+
+# Through the stage: what a user sets in prepare
+
+
+def labelled(faces: list[Any], *names: str) -> list[Any]:
+    return [face for face in faces if face.label in names]
+
+
+def test_class_map_merges_renames_and_drops(faces: list[Any], home: Path) -> None:
+    source, _ = forms.as_zip(faces, home.parent / "work")
+    audit = prepare(
+        params(source, class_map={"ANGRY": "upset", "disgust": "Upset", "fear": None, "sad": None})
+    )
+    prepared = load_prepared()
+    assert prepared.class_names == ["happy", "neutral", "surprise", "upset"]
+    assert audit["images"] == 5 * 24
+    assert audit["left_out"] == {"prepare.class_map: fear": 24, "prepare.class_map: sad": 24}
+    assert audit["splits"]["test"] == {"happy": 8, "neutral": 8, "surprise": 8, "upset": 16}
+    expected = {face.pixels().tobytes() for face in labelled(faces, "angry", "disgust")}
+    found = comparison.load(Path("data/prepared"))
+    assert {pixels for pairs in found.values() for label, pixels in pairs if label == "upset"} == expected
+
+
+@pytest.mark.parametrize(
+    "class_map, message",
+    [
+        ({"angyr": "mad"}, "no label 'angyr'; did you mean 'angry'"),
+        ({"boredom!": None}, "no label 'boredom!'; it has angry, disgust"),
+        ({name: "face" for name in forms.FER_NUMBERS}, "only one class, 'face' after prepare.class_map"),
+        (dict.fromkeys(forms.FER_NUMBERS), "no class left after prepare.class_map"),
+    ],
+)
+def test_class_maps_that_cannot_be(
+    faces: list[Any], home: Path, class_map: dict[str, str | None], message: str
+) -> None:
+    source, _ = forms.as_zip(faces, home.parent / "work")
+    with pytest.raises(UserError, match=message):
+        prepare(params(source, class_map=class_map))
+    assert not list(home.rglob("*.npy"))
+
+
+def test_soft_labels_reach_the_data(faces: list[Any], home: Path) -> None:
+    source, _ = forms.as_ferplus(faces, home.parent / "work")
+    audit = prepare(params(source, labels="soft"))
+    # Torn rows stay in with soft labels, those of no face do not.
+    assert audit["left_out"] == {"FER+: unknown, no face, or no majority": 2}
+    prepared = load_prepared()
+    assert prepared.class_names == sorted(forms.FER_NUMBERS)
+    soft = {name: prepared.split(name).soft for name in ("train", "val", "test")}
+    for name, shares in soft.items():
+        split = prepared.split(name)
+        assert shares.dtype == np.float32
+        assert shares.shape == (len(split), 7)
+        np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
+        np.testing.assert_array_equal(shares.argmax(axis=1), split.targets)
+    # 8 votes for the label; single votes count as slips; 4, 3 and 2 where people were torn.
+    rows = np.concatenate([np.sort(shares, axis=1)[:, ::-1] for shares in soft.values()])
+    torn = np.isclose(rows[:, 0], 4 / 9)
+    np.testing.assert_allclose(rows[torn], [[4 / 9, 3 / 9, 2 / 9, 0, 0, 0, 0]], atol=1e-6)
+    assert torn.sum() == 1
+    np.testing.assert_allclose(rows[~torn, 0], 1)
+
+
+def test_majority_labels_leave_no_soft_ones(faces: list[Any], home: Path) -> None:
+    source, _ = forms.as_ferplus(faces, home.parent / "work")
+    audit = prepare(params(source))
+    assert audit["left_out"] == {"FER+: unknown, no face, or no majority": 3}
+    assert load_prepared().split("train").soft is None
+    assert load_prepared().split("train").weights is None
+
+
+def test_votes_follow_the_class_map(home: Path) -> None:
+    """By hand: four pictures, fear merged into sad, contempt dropped, all by the paper's columns."""
+    columns = forms.FERPLUS_COLUMNS
+    votes = dict.fromkeys(columns, [0] * 5) | {"happiness": [0, 8, 0, 2, 9], "contempt": [2, 2, 0, 8, 0]}
+    votes |= {"sadness": [5, 0, 3, 0, 0], "fear": [3, 0, 3, 0, 0]}
+    lines = [f"Usage,Image name,{','.join(columns)}"]
+    lines += [f"Training,f,{','.join(str(votes[name][i]) for name in columns)}" for i in range(5)]
+    pixels = ["emotion,pixels,Usage", *(f"0,{i} 0 0 {90 * i % 255},Training" for i in range(5))]
+    folder = write(home.parent / "work", fer2013new="\n".join(lines), fer2013="\n".join(pixels))
+    with open_source(folder, Reading(soft=True)) as source:
+        with closing(Listing(home, source, {"fear": "sad", "contempt": None}, None)) as listing:
+            assert listing.class_names == ["happy", "sad"]
+            shares = listing.shares(np.arange(listing.count))
+            assert list(listing.files()) == [f"fer000000{i}.pgm" for i in (0, 1, 2, 4)]
+    np.testing.assert_allclose(shares, [[0, 1], [1, 0], [0, 1], [1, 0]], atol=1e-6)
+
+
+def test_weights_and_people_from_a_table(faces: list[Any], home: Path) -> None:
+    folder = forms.write_files(faces, home.parent / "work")
+    people = {face.path: f"P{i % 21}" for i, face in enumerate(faces)}
+    lines = ["path,label,weight,subject"]
+    lines += [
+        f"{face.path},{face.label},{1.5 if i % 2 else ''},{people[face.path]}" for i, face in enumerate(faces)
+    ]
+    write(folder, labels="\n".join(lines))
+    prepare(params(folder))
+    prepared = load_prepared()
+    splits = {name: prepared.split(name) for name in ("train", "val", "test")}
+    own = [{people[file] for file in split.files} for split in splits.values()]
+    assert sum(map(len, own)) == len(set.union(*own)) == 21
+    weight = {face.path: 1.5 if i % 2 else 1.0 for i, face in enumerate(faces)}
+    for split in splits.values():
+        assert split.weights.dtype == np.float32
+        assert split.weights.tolist() == [weight[file] for file in split.files]
+    header = Path("data/prepared/manifest.csv").read_text().splitlines()[0]
+    assert header == "file,label,split,row,sha256,flags,group,subject,weight"
+
+
+@pytest.mark.parametrize(
+    "group, name",
+    [(r"S\d+", "S{:03}_004_00000017.jpg"), (r"_p(\d+)\.", "x_p{}.jpg"), (r"/(\d+)/[^/]+$", "{}/a{}.jpg")],
+)
+def test_people_by_a_pattern_in_the_name(faces: list[Any], home: Path, group: str, name: str) -> None:
+    own = [face for face in faces if face.split == "train"]
+    with zipfile.ZipFile(home.parent / "a.zip", "w") as archive:
+        for i, face in enumerate(own):
+            person = i % 14
+            archive.writestr(f"S9/{face.label}/{i}/{name.format(person, i)}" if name[0] != "{" else
+                             f"{face.label}/{name.format(person, i)}", face.data)  # fmt: skip
+    prepare(params(home.parent / "a.zip", group=group))
+    manifest = [line.split(",") for line in Path("data/prepared/manifest.csv").read_text().splitlines()[1:]]
+    places: dict[str, set[str]] = {}
+    for line in manifest:
+        places.setdefault(line[7], set()).add(line[2])
+    assert len(places) == 14
+    assert all(len(found) == 1 for found in places.values())
+    assert {split for found in places.values() for split in found} == {"train", "val", "test"}
+
+
+def test_people_in_two_official_splits(faces: list[Any], home: Path) -> None:
+    with zipfile.ZipFile(home.parent / "a.zip", "w") as archive:
+        for i, face in enumerate(faces):
+            archive.writestr(f"{face.split}/{face.label}/S{i % 50}_{i}.jpg", face.data)
+    with pytest.raises(
+        UserError, match=r"50 of 50 groups are in more than one .* S0, S1, S10.*prepare.group to null"
+    ):
+        prepare(params(home.parent / "a.zip", group=r"S\d+"))
+    with pytest.raises(
+        UserError, match=r"'subject' is no column .* nor a pattern in any file's name, such as 'test/"
+    ):
+        prepare(params(home.parent / "a.zip", group="subject"))
+    prepare(params(home.parent / "a.zip", group=None))
+
+
+def test_digest_follows_soft_labels_and_weights(faces: list[Any], home: Path) -> None:
+    digests = []
+    source, _ = forms.as_ferplus(faces, home.parent / "work")
+    for labels in ("majority", "soft"):
+        prepare(params(source, labels=labels))
+        digests.append(json.loads(Path("data/prepared/classes.json").read_text())["digest"])
+    assert len(set(digests)) == 2
+
+
+def test_embedded_pictures_that_are_missing_are_bad_images(faces: list[Any], home: Path) -> None:
+    pictures = [{"bytes": face.data, "path": None} for face in faces]
+    pictures[3]["bytes"] = None
+    table = pa.table({"image": pictures, "label": [face.label for face in faces]})
+    pq.write_table(table, home.parent / "work" / "a.parquet", row_group_size=50)
+    audit = prepare(params(home.parent / "work" / "a.parquet", max_bad_fraction=0.01))
+    assert audit["bad_files"] == [{"file": "a.parquet/0000003", "reason": "no bytes in its row"}]
+    assert audit["images"] == len(faces)

@@ -1,0 +1,428 @@
+"""Tables and what is made of their cells: manifests, FER2013's CSV, Parquet; and what is said of bad ones."""
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.core.errors import UserError
+from pipeline.inference.images import ImageError
+from pipeline.prepare.catalogue import Listing
+from pipeline.prepare.sources.fer2013 import judge
+from pipeline.prepare.sources.open import Reading, open_source
+from pipeline.prepare.sources.source import Item
+from pipeline.prepare.sources.table import CsvTable, ParquetTable
+
+
+def write(folder: Path, *names: str, **texts: str) -> Path:
+    """Files by their paths, each with its path as content, and tables by their names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    for name, text in texts.items():
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
+    return folder
+
+
+def items(path: Path, **reading: Any) -> list[Item]:
+    with open_source(path, Reading(**reading)) as source:
+        return list(source.items())
+
+
+def contents(path: Path, **reading: Any) -> dict[str, bytes]:
+    with open_source(path, Reading(**reading)) as source:
+        found = sorted(source.items(), key=lambda item: item.file)
+        return {item.file: fetch() for item, fetch in zip(found, source.fetch(item.place for item in found))}
+
+
+# Columns
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "path,label,split,subject,weight",
+        "Filename,EMOTION,Usage,Person ID,sample weight",
+        "image_path;class_name;set;participant;Weight",
+        "\ufeffpth\texpression\tpartition\tidentity\tweights",
+        "weight,subject,label,split,path",
+    ],
+)
+def test_usual_names_of_columns(tmp_path: Path, header: str) -> None:
+    delimiter = next(character for character in ",;\t" if character in header)
+    row = ["a.png", "Happy", "PublicTest", "S1", "0.5"]
+    if header.startswith("weight"):
+        row = ["0.5", "S1", "Happy", "PublicTest", "a.png"]
+    write(tmp_path, "a.png", table=f"{header}\r\n{delimiter.join(row)}\r\n")
+    assert items(tmp_path) == [Item("a.png", "happy", "val", "a.png", group="S1", weight=0.5)]
+
+
+def test_columns_given_by_name(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", table="label,where,file,who\nx,a.png,happy,Ann\n")
+    given = {"path": "where", "label": "file", "group": "who"}
+    assert items(tmp_path, columns=given) == [Item("a.png", "happy", None, "a.png", group="Ann")]
+    assert items(tmp_path, columns={"path": "where", "label": "file"}, group="WHO")[0].group == "Ann"
+    assert items(tmp_path, columns=given, group=None)[0].group is None
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", table="path,label\na.png,happy\n")
+    with pytest.raises(
+        UserError, match=r"prepare.columns.split: .*table.csv has no column 'labl'; did you mean 'label'"
+    ):
+        items(tmp_path, columns={"split": "labl"})
+
+
+# Paths
+
+
+def test_paths_lead_to_files_in_every_usual_way(tmp_path: Path) -> None:
+    ways = {
+        "plain": ("img/ä (1).png", "img/ä (1).png"),
+        "dot": ("./img//ä (1).png", "img/ä (1).png"),
+        "windows": ("img\\ä (1).png", "img/ä (1).png"),
+        "folder": ("ä (1).png", "img/ä (1).png"),
+        "absolute": ("/home/me/data/img/ä (1).png", "img/ä (1).png"),
+        "drive": ("C:\\data\\img\\ä (1).png", "img/ä (1).png"),
+        "no suffix": ("ä (1)", "img/ä (1).png"),
+        "back and in": ("../data/img/ä (1).png", "img/ä (1).png"),
+    }
+    for name, (path, file) in ways.items():
+        folder = write(tmp_path / name, file, "img/b.png", table=f"path,label\n{path},happy\n")
+        assert contents(folder) == {file: file.encode()}, name
+
+
+def test_names_alone_in_a_folder_a_class(tmp_path: Path) -> None:
+    """As RAF-DB has it: the table adds nothing to the folders, but its paths do not lead from one place."""
+    files = [f"train/{i % 7 + 1}/{i}.jpg" for i in range(30)]
+    rows = "".join(f"{i}.jpg,{i % 7 + 1}\n" for i in range(30))
+    write(tmp_path, *files, labels=f"image,label\n{rows}")
+    with pytest.raises(UserError, match=r"no file '0.jpg' .*take the table away if class folders say it all"):
+        items(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    assert len(items(tmp_path)) == 30
+
+
+def test_a_few_missing_files_are_for_the_stage_to_count(tmp_path: Path) -> None:
+    rows = "".join(f"{i}.png,happy\n" for i in range(6))
+    write(tmp_path, *(f"pictures/{i}.png" for i in range(2, 6)), table=f"path,label\n{rows}")
+    with open_source(tmp_path) as source:
+        found = list(source.items())
+        assert [item.file for item in found] == [f"pictures/{i}.png" for i in range(6)]
+        fetches = list(source.fetch(item.place for item in found))
+        with pytest.raises(ImageError, match="cannot be read"):
+            fetches[0]()
+        assert fetches[2]() == b"pictures/2.png"
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ("gone.png,happy\n", r"line 2: there is no file 'gone.png' in .*prepare.columns.path .now 'path'"),
+        ("a.png,happy\n,sad\n", "line 3: no path"),
+        ("a.png,happy\n../a.png,sad\n", r"line 3: '../a.png' does not lead into the folder"),
+        ("a.png,happy\nimg/../../a.png,sad\n", r"line 3: 'img/../../a.png' does not lead"),
+        ("a.png,\n", "line 2: no label.*hyojo predict"),
+        ("a.png,happy,more\n", "line 2: 3 cells, but the first line has 2"),
+        ("a.png,happy\nb.png\n", "line 3: 1 cells"),
+        ("", "has no rows"),
+        ("twice.png,happy\n", "twice.png may be one/twice.png and two/twice.png"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, rows: str, message: str) -> None:
+    write(tmp_path, "a.png", "b.png", "one/twice.png", "two/twice.png", table=f"path,label\n{rows}")
+    with pytest.raises(UserError, match=message) as caught:
+        items(tmp_path)
+    assert "table.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header, row, message",
+    [
+        ("path,label,split", "a.png,happy,maybe", "line 3: 'maybe' is no split"),
+        ("path,label,weight", "a.png,happy,-1", "line 3: weight '-1' is not a number from 0"),
+        ("path,label,weight", "a.png,happy,nan", "line 3: weight 'nan'"),
+        ("path,label,weight", "a.png,happy,heavy", "line 3: weight 'heavy'"),
+    ],
+)
+def test_bad_cells_are_named(tmp_path: Path, header: str, row: str, message: str) -> None:
+    write(tmp_path, "a.png", table=f"{header}\na.png,happy,\n{row}\n")
+    with pytest.raises(UserError, match=message):
+        items(tmp_path)
+
+
+def test_two_tables_named_after_their_splits(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "train/1.png",
+        "test/1.png",
+        train_labels="file,label\n1.png,happy\n",
+        test="file,label\n1.png,sad\n",
+    )
+    assert {(item.file, item.label, item.split) for item in items(tmp_path)} == {
+        ("train/1.png", "happy", "train"),
+        ("test/1.png", "sad", "test"),
+    }
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"path,label\n\xff\xfe,happy\n", "not UTF-8"),
+        (b"path,label\n" + b"x" * 2**24, "longer than 16,777,216"),
+        (b'path,label\n"a.png,happy\n', "cells|not valid CSV|line 2"),
+    ],
+)
+def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        items(tmp_path)
+    assert "table.csv" in str(caught.value)
+
+
+def test_csv_cells_with_line_breaks_quotes_and_delimiters(tmp_path: Path) -> None:
+    write(tmp_path, 'a, "b".png', table='label,path,note\nhappy,"a, ""b"".png","two\nlines"\n\n')
+    assert [(item.file, item.label) for item in items(tmp_path)] == [('a, "b".png', "happy")]
+
+
+def test_numbers_from_a_column_with_gaps(tmp_path: Path) -> None:
+    write(tmp_path, "1.png", "2.png", table="path,label\n1.png,3.0\n2.png,10.\n")
+    assert [item.label for item in items(tmp_path)] == ["3", "10"]
+
+
+def test_numbers_want_a_map(tmp_path: Path) -> None:
+    write(tmp_path / "f", "1.png", "2.png", table="path,label\n1.png,3\n2.png,10\n")
+    with open_source(tmp_path / "f") as source:
+        with pytest.raises(
+            UserError, match=r"labels of .* are numbers \(3, 10\).*prepare.class_map: \{3: angry"
+        ):
+            Listing(tmp_path, source, {}, None)
+    (tmp_path / "listing.db").unlink()
+    with open_source(tmp_path / "f") as source:
+        with closing(Listing(tmp_path, source, {"3": "happy", "10": "sad"}, None)) as listing:
+            assert listing.class_names == ["happy", "sad"]
+
+
+# FER2013's CSV
+
+
+def fer(folder: Path, text: str) -> Path:
+    (folder / "fer2013.csv").write_text(text, encoding="utf-8", newline="")
+    return folder / "fer2013.csv"
+
+
+def test_other_delimiters(tmp_path: Path) -> None:
+    path = fer(tmp_path, 'emotion;pixels;Usage\n6;"1 2 3 4";PrivateTest\n')
+    assert list(contents(path).values()) == [b"P5 2 2 255\n\1\2\3\4"]
+
+
+def test_pixels_become_pictures(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+    text = " ".join(map(str, pixels.ravel()))
+    path = fer(tmp_path, f"emotion,pixels,Usage\n6,{text},PrivateTest\n")
+    (name,) = contents(path)
+    assert name == "fer0000000.pgm"
+    picture = Image.open(io.BytesIO(contents(path)[name]))
+    assert picture.mode == "L"
+    np.testing.assert_array_equal(np.asarray(picture), pixels)
+    assert [(item.label, item.split) for item in items(path)] == [("neutral", "test")]
+
+
+@pytest.mark.parametrize(
+    "pixels, message",
+    [
+        ("1 2 3", "line 3: 3 pixels, which make no square"),
+        ("1 2 3 256", "line 3: pixels that are not whole numbers from 0 to 255"),
+        ("1 2 3 -4", "line 3: pixels that are not"),
+        ("1 2 3 x", "line 3: pixels that are not"),
+        ("", "line 3: 0 pixels"),
+    ],
+)
+def test_bad_pixels_are_a_bad_image(tmp_path: Path, pixels: str, message: str) -> None:
+    path = fer(tmp_path, f"emotion,pixels\n0,1 2 3 4\n1,{pixels}\n")
+    with open_source(path) as source:
+        good, bad = source.fetch([item.place for item in source.items()])
+        assert good().startswith(b"P5 2 2")
+        with pytest.raises(ImageError, match=message):
+            bad()
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("7,1 2 3 4,Training", "line 3: label 7 has no name; there are names for 0 to 6"),
+        (",1 2 3 4,Training", "line 3: no label"),
+        ("1,1 2 3 4,Later", "line 3: 'Later' is no split"),
+        ("1,1 2 3 4", "line 3: 2 cells, but the first line has 3"),
+        ("1,1,2,3,4,Training", "line 3: 6 cells"),
+    ],
+)
+def test_bad_rows_of_fer_are_named(tmp_path: Path, row: str, message: str) -> None:
+    path = fer(tmp_path, f"emotion,pixels,Usage\n0,1 2 3 4,Training\n{row}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        items(path)
+    assert "fer2013.csv" in str(caught.value)
+
+
+COLUMNS = (
+    "neutral",
+    "happiness",
+    "surprise",
+    "sadness",
+    "anger",
+    "disgust",
+    "fear",
+    "contempt",
+    "unknown",
+    "NF",
+)
+
+
+@pytest.mark.parametrize(
+    "counts, majority, soft",
+    [
+        # By hand. Single votes are slips.
+        ({"happiness": 10}, "happy", {"happy": 10}),
+        ({"happiness": 6, "neutral": 4}, "happy", {"happy": 6, "neutral": 4}),
+        ({"happiness": 5, "neutral": 5}, None, {"neutral": 5, "happy": 5}),
+        ({"happiness": 5, "neutral": 4, "fear": 1}, "happy", {"happy": 5, "neutral": 4}),
+        ({"sadness": 4, "anger": 3, "unknown": 3}, None, {"sad": 4, "angry": 3}),
+        ({"sadness": 6, "unknown": 4}, "sad", {"sad": 6}),
+        ({"unknown": 6, "anger": 4}, None, None),
+        ({"NF": 10}, None, None),
+        ({"NF": 5, "anger": 5}, None, None),
+        (dict.fromkeys(COLUMNS, 1), None, None),
+        ({}, None, None),
+    ],
+)  # fmt: skip
+def test_votes_by_hand(counts: dict[str, int], majority: str | None, soft: dict[str, int] | None) -> None:
+    counts = dict.fromkeys(COLUMNS, 0) | counts
+    assert judge(counts, soft=False)[0] == majority
+    label, votes = judge(counts, soft=True)
+    assert (votes or None) == soft
+    assert label == (max(soft, key=soft.get) if soft else None)
+
+
+def ferplus(folder: Path, rows: list[str]) -> Path:
+    fer(folder, "emotion,pixels,Usage\n0,1 2 3 4,Training\n0,1 2 3 4,PrivateTest\n")
+    (folder / "fer2013new.csv").write_text("\n".join([f"Usage,Image name,{','.join(COLUMNS)}", *rows]))
+    return folder
+
+
+HAPPY = "fer.png,0,9,1,0,0,0,0,0,0,0"
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([f"Training,{HAPPY}"], "fer2013.csv, line 3: the row of fer2013new.csv for it is missing"),
+        (
+            [f"Training,{HAPPY}", f"Training,{HAPPY}"],
+            "line 3: the row of fer2013new.csv for it is .* of another split",
+        ),
+        (
+            [f"Training,{HAPPY}", f"PrivateTest,{HAPPY}", f"Training,{HAPPY}"],
+            "fer2013new.csv: more rows than",
+        ),
+        (
+            ["Training,fer.png,0,nine,1,0,0,0,0,0,0,0"],
+            "fer2013new.csv, line 2: votes that are not whole numbers",
+        ),
+    ],
+)
+def test_votes_that_belong_to_other_pictures(tmp_path: Path, rows: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        items(ferplus(tmp_path, rows))
+
+
+# Parquet
+
+
+def test_parquet_is_read_in_pieces(tmp_path: Path) -> None:
+    """A row group of 60 MB is read without holding half of it; what it takes does not grow further."""
+    pictures = [np.random.default_rng(i).bytes(10_000) for i in range(6000)]
+    table = pa.table({"image": [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(pictures)]})
+    table = table.append_column("label", pa.array(["ab"[i % 2] for i in range(len(pictures))]))
+    pq.write_table(
+        table, tmp_path / "a.parquet", row_group_size=len(pictures), data_page_size=2**16, compression="none"
+    )
+    with open_source(tmp_path / "a.parquet") as source:
+        found = list(source.items())
+        assert [item.file for item in found[:2]] == ["a.parquet/0000000-0.jpg", "a.parquet/0000001-1.jpg"]
+        before = pa.total_allocated_bytes()
+        peak = 0
+        for fetch, data in zip(source.fetch(item.place for item in found), pictures, strict=True):
+            assert fetch() == data
+            peak = max(peak, pa.total_allocated_bytes() - before)
+    assert peak < 30e6
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.int8(), pa.float64()])
+def test_names_of_classes_stand_in_the_metadata(tmp_path: Path, kind: pa.DataType) -> None:
+    names = ["Anger", "happy", "sad"]
+    for form in (names, {str(i): name for i, name in enumerate(names)}):
+        features = {"features": {"label": {"names": form, "_type": "ClassLabel"}}}
+        table = pa.table(
+            {"image": pa.array([b"x"] * 3, pa.large_binary()), "label": pa.array([2, 0, 1], kind)}
+        )
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": features})})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert [item.label for item in items(tmp_path / "a.parquet")] == ["sad", "anger", "happy"]
+
+
+@pytest.mark.parametrize(
+    "labels, names, message",
+    [
+        ([0, -1], ["a", "b"], r"a.parquet, row 2: no label.*hyojo predict"),
+        ([0, None], ["a", "b"], r"a.parquet, row 2: no label"),
+        ([0, 2], ["a", "b"], r"a.parquet, row 2: label 2 has no name"),
+    ],
+)
+def test_bad_labels_in_parquet(tmp_path: Path, labels: list[int], names: list[str], message: str) -> None:
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+    pq.write_table(
+        pa.table({"image": [b"x", b"y"], "label": labels}).replace_schema_metadata(metadata),
+        tmp_path / "a.parquet",
+    )
+    with pytest.raises(UserError, match=message):
+        items(tmp_path / "a.parquet")
+
+
+def test_parquet_without_labels(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"x"], "caption": ["y"]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        UserError, match=r"no column of labels .*there are image, caption.*prepare.columns.label"
+    ):
+        items(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-40], lambda data: data[:2000] + b"?" * 1000 + data[3000:]]
+)
+def test_damaged_parquet(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    pictures = [np.random.default_rng(i).bytes(100) for i in range(100)]
+    table = pa.table({"image": pictures, "label": ["a", "b"] * 50})
+    pq.write_table(table, tmp_path / "a.parquet", compression="gzip", row_group_size=10)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(damage(data))
+    with pytest.raises(UserError, match="damaged"):
+        contents(tmp_path / "a.parquet")
+
+
+def test_rows_as_text_of_both_kinds(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(" a , b\n 1 ,x\n,\n 3.5,y \n")
+    pq.write_table(pa.table({"b": ["x", None, "y "], "a": [1.0, None, 3.5]}), tmp_path / "a.parquet")
+    csv_rows = [cells for _, cells in CsvTable(tmp_path / "a.csv").rows(["b", "a"])]
+    parquet_rows = [cells for _, cells in ParquetTable(tmp_path / "a.parquet").rows(["b", "a"])]
+    assert parquet_rows == [["x", "1"], ["", ""], ["y", "3.5"]]
+    assert csv_rows == [["x", "1"], ["y", "3.5"]]  # a line without anything is no row

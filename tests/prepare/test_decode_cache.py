@@ -1,0 +1,241 @@
+"""What was decoded before is not decoded again, and trouble with the cache costs time only."""
+
+import io
+import sqlite3
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.core.params import PrepareParams
+from pipeline.prepare import decode_cache, decoding
+from pipeline.prepare.decode_cache import Cache, Decoded
+from pipeline.prepare.stage import prepare
+
+SHAPE = (4, 4, 1)
+
+
+def some(seed: int) -> Decoded:
+    rng = np.random.default_rng(seed)
+    return Decoded(rng.integers(0, 256, SHAPE, dtype=np.uint8), rng.bytes(32), (seed + 1, 7), seed % 4)
+
+
+def key(seed: int) -> bytes:
+    return seed.to_bytes(32, "little")
+
+
+def same(one: Decoded | None, other: Decoded) -> bool:
+    return one is not None and one[1:] == other[1:] and np.array_equal(one.pixels, other.pixels)
+
+
+def test_keeps_what_it_is_given(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, ["a"], SHAPE)
+    cache.put({key(i): some(i) for i in range(10)})
+    assert all(same(cache.get(key(i)), some(i)) for i in range(10))
+    assert cache.get(key(10)) is None
+    cache.close()
+    again = Cache(tmp_path, ["a"], SHAPE)
+    assert same(again.get(key(3)), some(3))
+    again.close()
+
+
+def test_other_settings_are_another_cache_and_old_ones_go(tmp_path: Path) -> None:
+    for i in range(8):
+        cache = Cache(tmp_path, [f"setting {i}"], SHAPE)
+        assert cache.get(key(0)) is None
+        cache.put({key(0): some(i)})
+        cache.close()
+    assert len(list(tmp_path.glob("*.db"))) == 4
+    last = Cache(tmp_path, ["setting 7"], SHAPE)
+    assert same(last.get(key(0)), some(7))
+    last.close()
+
+
+def test_nowhere_to_keep_anything() -> None:
+    cache = Cache(None, [], SHAPE)
+    cache.put({key(0): some(0)})
+    assert cache.get(key(0)) is None
+    cache.close()
+
+
+def test_damaged_pixels_are_decoded_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, [], SHAPE)
+    cache.put({key(0): some(0), key(1): some(1)})
+    cache.close()
+    (file,) = tmp_path.glob("*.db")
+    with sqlite3.connect(file) as base:
+        value = bytearray(base.execute("SELECT value FROM decoded WHERE key = ?", (key(0),)).fetchone()[0])
+        value[-1] ^= 1
+        base.execute("UPDATE decoded SET value = ? WHERE key = ?", (bytes(value), key(0)))
+    base.close()
+    again = Cache(tmp_path, [], SHAPE)
+    assert again.get(key(0)) is None
+    assert same(again.get(key(1)), some(1))
+    again.close()
+
+
+def test_a_file_that_is_no_cache_is_replaced(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, [], SHAPE)
+    cache.close()
+    (file,) = tmp_path.glob("*.db")
+    file.write_bytes(b"not a database at all" * 1000)
+    again = Cache(tmp_path, [], SHAPE)
+    again.put({key(0): some(0)})
+    assert same(again.get(key(0)), some(0))
+    again.close()
+
+
+def test_one_that_grew_too_large_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path, [], SHAPE)
+    cache.put({key(0): some(0)})
+    cache.close()
+    monkeypatch.setattr(decode_cache, "MAX_BYTES", 1000)
+    again = Cache(tmp_path, [], SHAPE)
+    assert again.get(key(0)) is None
+    again.close()
+
+
+def test_trouble_is_told_once_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = Cache(tmp_path / "file" / "cache", [], SHAPE)
+    cache.put({key(0): some(0)})
+    assert cache.get(key(0)) is None
+    cache.close()
+    assert capsys.readouterr().err.count("warning: the cache of decoded pictures is not used") == 1
+
+
+def test_many_threads_and_two_at_once(tmp_path: Path) -> None:
+    """As two experiments in DVC's queue would use it."""
+    caches = [Cache(tmp_path, [], SHAPE) for _ in range(2)]
+
+    def work(i: int) -> bool:
+        cache = caches[i % 2]
+        cache.put({key(i): some(i), key(i // 2): some(i // 2)})
+        return same(cache.get(key(i)), some(i))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(200)))
+    for cache in caches:
+        cache.close()
+    assert threading.active_count() < 20
+
+
+# In the stage
+
+
+def params(source: Path, **changes: Any) -> PrepareParams:
+    defaults = {"img_size": 12, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
+    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
+    defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
+    defaults |= {"max_bad_fraction": 0.2, "duplicates": "keep", "conflicts": "keep"}
+    return PrepareParams(source=str(source), **(defaults | changes))
+
+
+def write_zip(path: Path, count: int, folder: str = "") -> Path:
+    """Pictures of 20 px, all different, of which some cannot be read."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(count):
+            noise = np.random.default_rng(i).integers(0, 256, (20, 20), dtype=np.uint8)
+            data = io.BytesIO()
+            Image.fromarray(noise).save(data, "PNG")
+            archive.writestr(
+                f"{folder}{'ab'[i % 2]}/{i:03}.png", data.getvalue() if i % 10 else b"not a picture"
+            )
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's root, which is the working folder."""
+    (tmp_path / "home" / ".dvc").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Every picture that is really decoded."""
+    seen: list[bytes] = []
+
+    def decode(data: bytes, channels: int, decode: Any = decoding.decode) -> np.ndarray:
+        seen.append(data)
+        return decode(data, channels)
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    return seen
+
+
+def written() -> dict[str, bytes]:
+    """All that the stage writes, but for the page, which names the source."""
+    files = [*Path("data").rglob("*"), *Path("reports").rglob("*.json")]
+    return {str(path): path.read_bytes() for path in files if path.is_file()}
+
+
+def test_only_what_is_new_is_decoded(
+    home: Path, tmp_path: Path, decodings: list[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(params(write_zip(tmp_path / "a.zip", 100)))
+    assert len(decodings) == 100
+    assert "decoded before" not in capsys.readouterr().out
+    decodings.clear()
+    # More images, in another arrangement: by content, not by name.
+    prepare(params(write_zip(tmp_path / "b.zip", 120, "faces/")))
+    assert len(decodings) == 20 + 10  # what cannot be read is tried again
+    assert "90 images (75.0%) had been decoded before and were not decoded again" in capsys.readouterr().out
+    cached = written()
+    decodings.clear()
+    (home / ".hyojo").rename(tmp_path / "away")
+    prepare(params(tmp_path / "b.zip"))
+    assert len(decodings) == 120
+    assert written() == cached
+
+
+@pytest.mark.parametrize("changes", [{"img_size": 13}, {"channels": 3}])
+def test_other_settings_decode_anew(home: Path, tmp_path: Path, decodings: list[bytes], changes: Any) -> None:
+    source = write_zip(tmp_path / "a.zip", 40)
+    prepare(params(source))
+    decodings.clear()
+    prepare(params(source, **changes))
+    assert len(decodings) == 40
+
+
+def test_what_an_interrupted_run_decoded_is_not_lost(
+    home: Path, tmp_path: Path, decodings: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_zip(tmp_path / "a.zip", 200)
+    reading = decoding.decode
+
+    def stop(data: bytes, channels: int) -> np.ndarray:
+        if len(decodings) >= 120:
+            raise KeyboardInterrupt
+        return reading(data, channels)
+
+    monkeypatch.setattr(decoding, "decode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(params(source))
+    assert not list(home.glob("data/**/*.npy"))
+    assert not list(home.glob("data/.*"))
+    decodings.clear()
+    monkeypatch.setattr(decoding, "decode", reading)
+    prepare(params(source))
+    assert len(decodings) <= 200 - 64
+
+
+def test_an_experiment_in_a_temporary_copy_uses_the_projects_cache(
+    home: Path, tmp_path: Path, decodings: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_zip(tmp_path / "a.zip", 40)
+    prepare(params(source))
+    copy = home / ".dvc" / "tmp" / "exps" / "one"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_ROOT", str(home))
+    decodings.clear()
+    prepare(params(source))
+    assert len(decodings) == 4
+    assert not (copy / ".hyojo").exists()

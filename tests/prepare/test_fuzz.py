@@ -1,0 +1,400 @@
+"""Bad sources by the thousand: each is read, or refused in words; none crashes, hangs, escapes or swallows the memory.
+
+Valid sources of every form are damaged at random: bytes of their files, cells of their tables, names and members of
+their archives. The short run is a part of the suite; the long one prints what became of its cases.
+"""
+
+import functools
+import io
+import re
+import resource
+import shutil
+import signal
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import parse_params
+from pipeline.inference import images
+from pipeline.inference.images import ImageError
+from pipeline.prepare.stage import prepare
+from tests.prepare.sources.test_open import ROOT, SAMPLE, forms, params
+
+SECONDS = 20  # of a case; usual ones take some hundredths
+MEBIBYTES = 700  # by which the process may grow over all cases
+TEXTS = (
+    b"\xef\xbb\xbf", b"\x00", b'"', b",", b";", b"\r", b"\n\n", b"nan", b"-1", b"1e999", b"99999999999999999999",
+    b"inf", b"../../escaped.png", b"/tmp/escaped.png", b"C:\\escaped.png", b"\xff\xfe", b"\xed\xa0\x80",
+    "\u202e表情".encode(), b"=cmd()", b"x" * 70_000, b"{{ 7*7 }}", b"<script>", b"%s%n", b"PAR1", b"PK\x05\x06",
+    b"\x1f\x8b",
+)  # fmt: skip
+
+
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """Change bytes: cut off, overwrite, flip, insert, repeat, swap lines, or encode otherwise."""
+    data = bytearray(data)
+    for _ in range(int(rng.integers(1, 5))):
+        size = max(1, len(data))
+        start = int(rng.integers(size))
+        stop = min(size, start + int(2 ** rng.uniform(0, 9)))
+        kind = int(rng.integers(9))
+        if kind == 0:
+            del data[start:]
+        elif kind == 1:
+            data[start:stop] = rng.bytes(stop - start)
+        elif kind == 2 and data:
+            data[start % len(data)] ^= 1 << int(rng.integers(8))
+        elif kind == 3:
+            data[start:start] = TEXTS[int(rng.integers(len(TEXTS)))]
+        elif kind == 4:
+            data[start:stop] = b"\xff" * (stop - start)
+        elif kind == 5:
+            del data[start:stop]
+        elif kind == 6:
+            data[stop:stop] = data[start:stop] * int(rng.integers(1, 40))
+        elif kind == 7:
+            lines = bytes(data).split(b"\n")
+            rng.shuffle(lines)
+            data = bytearray(b"\n".join(lines))
+        else:
+            data[start:stop] = struct.pack("<q", int(rng.choice([-1, 0, 2**31 - 1, 2**31, 2**62])))
+    return bytes(data)
+
+
+def spoil(source: Path, rng: np.random.Generator) -> list[Path]:
+    """Damage one or two of the files that a source consists of; the tables more often than the pictures."""
+    files = sorted(path for path in ([source] if source.is_file() else source.rglob("*")) if path.is_file())
+    tables = [path for path in files if path.suffix in (".csv", ".parquet", ".zip", ".gz")]
+    spoilt = []
+    for _ in range(int(rng.integers(1, 3))):
+        among = tables if tables and rng.random() < 0.8 else files
+        path = among[int(rng.integers(len(among)))]
+        path.write_bytes(damage(path.read_bytes(), rng))
+        spoilt.append(path)
+    return spoilt
+
+
+def picture(rng: np.random.Generator) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (12, 12), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    """A small PNG that says it is large, and is: rows of zeros."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = zlib.compress(bytes(min(10**8, (width + 1) * height)), 9)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+NAMES = (
+    "../../escaped.png", "/tmp/escaped.png", "train/happy/../../../escaped.png", "C:\\escaped.png", "happy\\a.png",
+    "train/happy/" + "n" * 300 + ".png", "train/happy/\u202egnp.exe", "train/happy/a\x00b.png", "train/happy/a\nb.png",
+    "train/happy/\udcff.png", "train//happy///a.png", "train/happy/CON.png", "", ".", "..", "/", "train/happy/.png",
+    "__MACOSX/train/happy/._a.png", "train/happy/inner.zip", "train/happy/a.png/b.png", "~/a.png", "-rf.png",
+)  # fmt: skip
+
+
+def odd_zip(path: Path, rng: np.random.Generator) -> None:
+    """A zip of class folders with some odd members: names, links, bombs, damaged and encrypted ones."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for split in ("train", "val", "test"):
+            for label in ("happy", "sad"):
+                for i in range(3):
+                    archive.writestr(f"{split}/{label}/{i}.png", picture(rng))
+        for _ in range(int(rng.integers(1, 4))):
+            name = NAMES[int(rng.integers(len(NAMES)))]
+            info = zipfile.ZipInfo("x.png")
+            info.filename = name.encode("utf-8", "replace").decode() or "x"
+            kind = int(rng.integers(6))
+            content = picture(rng)
+            if kind == 1:
+                info.external_attr = (stat.S_IFLNK | 0o777) << 16
+                content = b"/etc/passwd"
+            elif kind == 2:
+                content = bytes(30_000_000)
+            elif kind == 3:
+                content = png_bomb(60_000, 60_000)
+            elif kind == 4:
+                info.flag_bits |= 1
+            archive.writestr(info, content, zipfile.ZIP_DEFLATED)
+    if rng.random() < 0.3:
+        path.write_bytes(damage(path.read_bytes(), rng))
+
+
+def odd_tar(path: Path, rng: np.random.Generator) -> None:
+    """The same as a tar in some compression, with links, devices and pipes."""
+    with tarfile.open(path, "w:" + path.name.partition(".tar.")[2]) as archive:
+
+        def add(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, link, len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+        for split in ("train", "val", "test"):
+            for label in ("happy", "sad"):
+                for i in range(3):
+                    add(f"{split}/{label}/{i}.png", picture(rng))
+        kinds = (
+            tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE,
+        )  # fmt: skip
+        for _ in range(int(rng.integers(1, 4))):
+            name = (
+                NAMES[int(rng.integers(len(NAMES)))]
+                .encode("utf-8", "surrogateescape")
+                .decode("utf-8", "replace")
+            )
+            kind = kinds[int(rng.integers(len(kinds)))]
+            content = (
+                b"" if kind != tarfile.REGTYPE else [picture(rng), bytes(30_000_000)][int(rng.integers(2))]
+            )
+            add(name or "x", content, kind, ["/etc/passwd", "../../..", name][int(rng.integers(3))])
+    if rng.random() < 0.3:
+        path.write_bytes(damage(path.read_bytes(), rng))
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Fail when it takes longer."""
+
+    def fail(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"still at it after {seconds} s")
+
+    former = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
+
+
+# What is wrong with no one file: these messages name what the stage was given.
+ABOUT_ALL = (
+    r"is of no known form", r"has no labelled images", r"has no class folders", r"no files of class", r"no train split",
+    r"has no label '", r"has only one class", r"has no images for split", r"several data sets", r"names .* twice",
+    r"no paths and labels among", r"is a table of pictures", r"has split folders, but", r"has pixels but no emotions",
+    r"no CSV with FER2013's pixels lies beside it",
+)  # fmt: skip
+# What is wrong with a row, or a member, says which.
+ABOUT_A_ROW = (
+    r"\d+ cells", r"is no split", r"no label", r"no path", r"does not lead", r"not valid CSV", r"longer than",
+    r"votes that", r"is missing or of another split", r"pixels that are not", r"is no weight", r"not UTF-8",
+)  # fmt: skip
+
+
+def check_named(message: str, source: Path, spoilt: Collection[Path]) -> None:
+    """A refusal names what is at fault: the file, and the row or the member where there is one."""
+    said = message.replace(str(source), "SOURCE")
+    if any(re.search(kind, said) for kind in ABOUT_ALL):
+        assert "SOURCE" in said, message
+    elif "cannot be read, more than" in said:
+        assert re.search(r"^SOURCE: .* The first:\n  \S.*: \w", said), message
+    else:
+        assert any(str(path) in message for path in spoilt), f"none of {spoilt} in: {message}"
+        if any(re.search(kind, said) for kind in ABOUT_A_ROW):
+            assert re.search(r", (about )?(line|row) \d+: ", said), message
+        if ": refused, because" in said:
+            assert re.search(r"its member '.*' |unpacks to", said), message
+
+
+def outcome(case: Path, source: Path, more: dict[str, Any], spoilt: Collection[Path]) -> str:
+    """Prepare a source in a folder of its own, and say what came of it; whatever else must not be fails."""
+    home = case / "home"
+    home.mkdir()
+    before = {path for path in case.rglob("*") if home not in path.parents}
+    with pytest.MonkeyPatch.context() as patch, limited(SECONDS):
+        patch.chdir(home)
+        try:
+            prepare(params(source, **({"img_size": 12, "max_bad_fraction": 0.5} | more)))
+            result = "read"
+        except UserError as error:
+            message = str(error)
+            assert "Traceback" not in message
+            assert len(message) < 20_000, message[:300]
+            assert re.search(r"[.:]\s|[.?)]$", message), message  # a sentence, and mostly the remedy after it
+            check_named(message, source, spoilt)
+            result = "refused"
+    after = {path for path in case.rglob("*") if home not in path.parents}
+    assert after == before, f"outside the output folder: {after - before}"
+    left = {path.name for path in home.rglob(".*")} - {".hyojo"}
+    assert not left, f"left behind: {left}"
+    assert ((home / "data" / "prepared").exists()) == (result == "read")
+    return result
+
+
+def run_form(
+    name: str, cases: int, folder: Path, make: Callable[[Path, np.random.Generator], Any]
+) -> Counter[str]:
+    """Many damaged sources of one form."""
+    results: Counter[str] = Counter()
+    for seed in range(cases):
+        case = folder / str(seed)
+        case.mkdir()
+        source, more, spoilt = make(case, np.random.default_rng([seed, zlib.crc32(name.encode())]))
+        try:
+            results[outcome(case, Path(source), more, spoilt)] += 1
+        except BaseException as error:
+            error.add_note(f"form {name!r}, seed {seed}")
+            raise
+        shutil.rmtree(case)
+    return results
+
+
+@functools.cache
+def few_faces() -> list[Any]:
+    return forms.read_archive(SAMPLE, each=4)
+
+
+def damaged(name: str) -> Callable[[Path, np.random.Generator], Any]:
+    """Makes damaged sources of one of ``forms.FORMS``."""
+
+    def make(case: Path, rng: np.random.Generator) -> Any:
+        work = case / "work"
+        work.mkdir()
+        source, more = forms.FORMS[name](few_faces(), work)
+        return source, more, spoil(Path(source), rng)
+
+    return make
+
+
+def odd(
+    suffix: str, write: Callable[[Path, np.random.Generator], None]
+) -> Callable[[Path, np.random.Generator], Any]:
+    """Makes odd archives."""
+
+    def make(case: Path, rng: np.random.Generator) -> Any:
+        source = case / f"faces{suffix}"
+        write(source, rng)
+        return source, {}, [source]
+
+    return make
+
+
+MAKERS = {name: damaged(name) for name in forms.FORMS} | {
+    "odd zip": odd(".zip", odd_zip),
+    **{f"odd tar.{kind}": odd(f".tar.{kind}", odd_tar) for kind in ("gz", "bz2", "xz")},
+}
+
+
+def grown() -> float:
+    """Most memory that this process ever had, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_bad_sources_are_refused_in_words(name: str, tmp_path: Path) -> None:
+    before = grown()
+    assert sum(run_form(name, 3, tmp_path, MAKERS[name]).values()) == 3
+    assert grown() - before < MEBIBYTES
+
+
+@pytest.mark.slow
+def test_thousands_of_bad_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, results = grown(), {}
+    for name, make in MAKERS.items():
+        folder = tmp_path / name.replace("/", " ")
+        folder.mkdir()
+        results[name] = run_form(name, 150, folder, make)
+        capsys.readouterr()
+    with capsys.disabled():
+        print(f"\n{'form':32} {'cases':>6} {'read':>6} {'refused':>8}")
+        for name, found in results.items():
+            print(f"{name:32} {sum(found.values()):6} {found['read']:6} {found['refused']:8}")
+        print(f"memory grew by {grown() - before:.0f} MiB")
+    assert grown() - before < MEBIBYTES
+
+
+def pictures() -> dict[str, bytes]:
+    """A picture in every format that is read."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
+    found = {}
+    for name in images._formats():
+        buffer = io.BytesIO()
+        try:
+            image.save(buffer, "JPEG" if name == "MPO" else name)
+        except (KeyError, OSError):  # Pillow reads it and does not write it
+            continue
+        found[name] = buffer.getvalue()
+    return found
+
+
+def run_pictures(cases: int) -> dict[str, Counter[str]]:
+    """Damaged files of every picture format, each read or refused."""
+    results: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, data in pictures().items():
+        for seed in range(cases):
+            spoilt = damage(data, np.random.default_rng([seed, zlib.crc32(name.encode())]))
+            try:
+                with limited(SECONDS):
+                    image = images.load(spoilt, 24, 1)
+                assert (image.shape, image.dtype) == ((24, 24, 1), np.uint8)
+                results[name]["read"] += 1
+            except ImageError:
+                results[name]["refused"] += 1
+            except BaseException as error:
+                error.add_note(f"{name}, seed {seed}")
+                raise
+    return results
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bad_pictures_are_refused_in_words() -> None:
+    before = grown()
+    results = run_pictures(60)
+    assert {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"} <= set(results)
+    assert sum(found["refused"] for found in results.values()) > 100
+    assert grown() - before < MEBIBYTES
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_thousands_of_bad_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    before, results = grown(), run_pictures(1500)
+    with capsys.disabled():
+        print(f"\n{'picture':32} {'cases':>6} {'read':>6} {'refused':>8}")
+        for name, found in results.items():
+            print(f"{name:32} {sum(found.values()):6} {found['read']:6} {found['refused']:8}")
+    assert grown() - before < MEBIBYTES
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 1), (9000, 9000)])
+def test_pictures_that_grow_are_refused_unread(size: tuple[int, int]) -> None:
+    before = grown()
+    with pytest.raises(ImageError, match=r"million pixels|truncated|not a picture"):
+        images.load(png_bomb(*size), 48, 1)
+    assert grown() - before < 200
+
+
+def test_bad_params_are_refused_in_words() -> None:
+    text = (ROOT / "params.yaml").read_bytes()
+    read = 0
+    for seed in range(300):
+        spoilt = damage(text, np.random.default_rng(seed)).decode("utf-8", "replace")
+        try:
+            with limited(SECONDS):
+                parse_params(spoilt)
+            read += 1
+        except UserError:
+            pass
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+    assert read < 200

@@ -1,0 +1,532 @@
+"""The stage from source to arrays: what it writes, cuts, leaves out, and leaves behind when it fails."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import PrepareParams
+from pipeline.prepare import stage
+from pipeline.prepare.stage import prepare
+from tests.prepare.twins.test_search import faces
+
+Tree = dict[str, bytes]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def picture(seed: int, size: int = 12, kind: str = "PNG") -> bytes:
+    """A grey picture of its own noise, losslessly stored."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 256, (size, size), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def tree_of(counts: dict[str, int], start: int = 0) -> Tree:
+    """``counts`` pictures in each folder, all different."""
+    seeds = iter(range(start, 10**6))
+    return {
+        f"{folder}/{i:03}.png": picture(next(seeds)) for folder, count in counts.items() for i in range(count)
+    }
+
+
+def write_zip(path: Path, tree: Tree) -> str:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in tree.items():
+            archive.writestr(name, data)
+    return str(path)
+
+
+def params(source: str, **changes: Any) -> PrepareParams:
+    defaults = {"img_size": 12, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
+    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
+    defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
+    defaults |= {"max_bad_fraction": 0.2, "duplicates": "keep", "conflicts": "keep"}
+    return PrepareParams(source=source, **(defaults | changes))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    path = tmp_path / "home"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    return path
+
+
+def manifest() -> pd.DataFrame:
+    return pd.read_csv("data/prepared/manifest.csv", dtype=str, keep_default_na=False).astype({"row": int})
+
+
+def written(home: Path) -> dict[str, bytes]:
+    """Everything below the working folder."""
+    return {
+        str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()
+    }
+
+
+FILES = {f"data/prepared/{name}" for name in ("train.npy", "val.npy", "test.npy")}
+FILES |= {f"data/prepared/{name}" for name in ("manifest.csv", "classes.json", "probe.zip")} | {
+    "reports/audit.json",
+    "reports/audit.html",
+}
+SPLITS = {"train/happy": 8, "train/sad": 5, "val/happy": 2, "val/sad": 3, "test/happy": 9, "test/sad": 12}
+
+
+def test_every_image_is_where_the_manifest_says(home: Path, tmp_path: Path) -> None:
+    tree = tree_of(SPLITS)
+    prepare(params(write_zip(tmp_path / "s.zip", tree)))
+    assert set(written(home)) == FILES
+    table = manifest()
+    assert list(table["file"]) == sorted(tree)
+    assert list(table.columns) == ["file", "label", "split", "row", "sha256", "flags", "group"]
+    for split in ("train", "val", "test"):
+        array = np.load(f"data/prepared/{split}.npy", mmap_mode="r")
+        part = table[table["split"] == split]
+        assert array.dtype == np.uint8
+        assert array.shape == (len(part), 12, 12, 1)
+        assert sorted(part["row"]) == list(range(len(part)))
+        for line in part.itertuples():
+            assert line.file.startswith(f"{split}/{line.label}/")
+            np.testing.assert_array_equal(array[line.row, ..., 0], Image.open(io.BytesIO(tree[line.file])))
+    classes = json.loads(Path("data/prepared/classes.json").read_text(encoding="utf-8"))
+    expected = {
+        "train": {"happy": 8, "sad": 5},
+        "val": {"happy": 2, "sad": 3},
+        "test": {"happy": 9, "sad": 12},
+    }
+    assert classes.pop("counts") == expected
+    assert len(classes.pop("digest")) == 64
+    assert set(classes.pop("split_digests")) == {"train", "val", "test"}
+    assert classes.pop("audit") == {"redundant": 0, "conflicting_groups": 0, "test_in_train": 0}
+    assert classes == {"class_names": ["happy", "sad"], "img_size": 12, "channels": 1, "faces": None}
+
+
+def test_probe_holds_untouched_bytes_of_every_class(home: Path, tmp_path: Path) -> None:
+    tree = tree_of(SPLITS)
+    prepare(params(write_zip(tmp_path / "s.zip", tree)))
+    by_row = {line.row: line for line in manifest().query("split == 'test'").itertuples()}
+    with zipfile.ZipFile("data/prepared/probe.zip") as archive:
+        members = archive.infolist()
+        assert len(members) == 16
+        assert {info.compress_type for info in members} == {zipfile.ZIP_STORED}
+        labels = Counter()
+        for info in members:
+            line = by_row[int(Path(info.filename).stem)]
+            assert info.filename == f"{line.row:06d}.png"
+            assert archive.read(info) == tree[line.file]
+            labels[line.label] += 1
+    assert labels == {"happy": 8, "sad": 8}
+
+
+def test_size_and_channels(home: Path, tmp_path: Path) -> None:
+    prepare(params(write_zip(tmp_path / "s.zip", tree_of(SPLITS)), img_size=20, channels=3))
+    array = np.load("data/prepared/val.npy")
+    assert array.shape == (5, 20, 20, 3)
+    assert (array[..., 0] == array[..., 2]).all()
+
+
+# Bad files
+
+
+def test_bad_files_are_counted_named_and_left_out(home: Path, tmp_path: Path) -> None:
+    tree = tree_of(SPLITS)
+    cut = picture(1, 40)[:500]
+    bad = {"train/happy/notes.txt": b"hello", "train/sad/empty.png": b"", "test/sad/cut.png": cut}
+    audit = prepare(params(write_zip(tmp_path / "s.zip", tree | bad)))
+    assert json.loads(Path("reports/audit.json").read_text(encoding="utf-8")) == audit
+    assert audit["images"] == len(tree) + 3
+    assert audit["corrupt"] == 3
+    assert {item["file"] for item in audit["bad_files"]} == set(bad)
+    assert all(item["reason"] for item in audit["bad_files"])
+    assert sum(sum(classes.values()) for classes in audit["splits"].values()) == len(tree)
+    left_out = manifest().query("row == -1")
+    assert set(left_out["file"]) == set(bad)
+    assert set(left_out["flags"]) == {"corrupt"}
+    assert set(left_out["sha256"]) == {""}
+    assert np.load("data/prepared/train.npy").shape[0] == 13
+
+
+def test_too_many_bad_files(home: Path, tmp_path: Path) -> None:
+    bad = {f"train/sad/bad {i:02}.jpg": b"\xff\xd8\xff garbage" for i in range(12)}
+    source = write_zip(tmp_path / "s.zip", tree_of(SPLITS) | bad)
+    with pytest.raises(UserError, match=r"12 of 51 files cannot be read.*max_bad_fraction \(0.2\)") as caught:
+        prepare(params(source))
+    named = [f"bad {i:02}.jpg" in str(caught.value) for i in range(12)]
+    assert named == [True] * 10 + [False] * 2
+    assert set(written(home)) == set()
+    assert prepare(params(source, max_bad_fraction=12 / 51))["corrupt"] == 12
+
+
+def test_class_without_a_readable_image(home: Path, tmp_path: Path) -> None:
+    tree = tree_of(SPLITS | {"val/sad": 0}) | {"val/sad/broken.png": b"x"}
+    with pytest.raises(UserError, match="'sad' has no images for split 'val'"):
+        prepare(params(write_zip(tmp_path / "s.zip", tree)))
+    assert written(home) == {}
+
+
+def test_blank_and_duplicate_images(home: Path, tmp_path: Path) -> None:
+    black = io.BytesIO()
+    Image.new("L", (12, 12)).save(black, "PNG")
+    tree = tree_of(SPLITS)
+    twin = np.array(Image.open(io.BytesIO(tree["test/sad/000.png"])))
+    other_format = io.BytesIO()
+    Image.fromarray(twin).save(other_format, "BMP")
+    tree |= {"train/happy/twin.bmp": other_format.getvalue(), "train/sad/again.png": tree["test/sad/000.png"]}
+    tree |= {"train/sad/black 1.png": black.getvalue(), "val/sad/black 2.png": black.getvalue()}
+    audit = prepare(params(write_zip(tmp_path / "s.zip", tree)))
+    assert audit["blank"] == 2
+    assert audit["exact"] == {"groups": 2, "redundant": 3, "conflicting_groups": 1}
+    assert audit["leaks"] == {"test_in_train": 1, "val_in_train": 1, "test_in_val": 0}
+    flags = {line.file: line.flags for line in manifest().itertuples() if line.flags}
+    assert flags == {
+        "test/sad/000.png": "duplicate;conflict;leak",
+        "train/happy/twin.bmp": "duplicate;conflict",
+        "train/sad/again.png": "duplicate;conflict",
+        "train/sad/black 1.png": "blank;dark;duplicate",
+        "val/sad/black 2.png": "blank;dark;duplicate;leak",
+    }
+    # Counted by pandas from the manifest, which keeps them all in their arrays.
+    table = manifest()
+    assert table.duplicated("sha256").sum() == audit["exact"]["redundant"]
+    assert (table["row"] >= 0).all()
+    twins = table[table["group"] != ""]
+    assert sorted(map(set, twins.groupby("group")["file"].agg(list)), key=len) == [
+        {"train/sad/black 1.png", "val/sad/black 2.png"},
+        {"test/sad/000.png", "train/happy/twin.bmp", "train/sad/again.png"},
+    ]
+
+
+def face(number: int, mirrored: bool = False) -> bytes:
+    """A drawn face of the sample, losslessly stored."""
+    image = faces()[number, ..., 0]
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, ::-1] if mirrored else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def faces_with_twins() -> Tree:
+    """Twelve different faces a class in train and four in val and test; twins are added, exact and near ones."""
+    tree, number = {}, iter(range(1000))
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        for label in ("happy", "sad"):
+            tree |= {f"{split}/{label}/{i:02}.png": face(next(number)) for i in range(count)}
+    return tree | {
+        "train/happy/of test.png": tree["test/happy/00.png"],
+        "train/sad/of val.png": face(24, mirrored=True),  # the first one of val/happy
+        "train/sad/of happy.png": tree["train/happy/03.png"],
+        "train/happy/of happy.png": face(5, mirrored=True),
+    }
+
+
+@pytest.mark.parametrize(
+    "changes, gone, leaks",
+    [
+        ({}, {"happy/of test", "sad/of val", "sad/of happy", "happy/03"}, set()),
+        (
+            {"duplicates": "drop_exact_from_train", "conflicts": "keep"},
+            {"happy/of test"},
+            {"val/happy/00.png"},
+        ),
+        ({"duplicates": "keep", "conflicts": "keep"}, set(), {"test/happy/00.png", "val/happy/00.png"}),
+    ],
+)
+def test_training_twins_are_left_out(
+    home: Path, tmp_path: Path, changes: dict[str, str], gone: set[str], leaks: set[str]
+) -> None:
+    tree = faces_with_twins()
+    options = {"img_size": 48, "duplicates": "drop_from_train", "conflicts": "majority"} | changes
+    audit = prepare(params(write_zip(tmp_path / "s.zip", tree), **options))
+    table = manifest()
+    left_out = table[table["row"] < 0]
+    assert set(left_out["file"]) == {f"train/{name}.png" for name in gone}
+    assert left_out["flags"].str.endswith("dropped").all()
+    assert audit["dropped"] == len(gone)
+    assert np.load("data/prepared/train.npy").shape[0] == 28 - len(gone)
+    assert sum(audit["splits"]["train"].values()) == 28 - len(gone)
+    for split in ("val", "test"):
+        assert np.load(f"data/prepared/{split}.npy").shape[0] == 8
+    assert set(table[table["flags"].str.contains("leak")]["file"]) == leaks
+    # What the source has, whatever is done about it.
+    assert audit["exact"] == {"groups": 2, "redundant": 2, "conflicting_groups": 1}
+    assert audit["leaks"] == {"test_in_train": 1, "val_in_train": 0, "test_in_val": 0}
+    assert audit["near"] == {
+        "groups": 2,
+        "redundant": 2,
+        "conflicting_groups": 1,
+        "leaks": {"test_in_train": 0, "val_in_train": 1, "test_in_val": 0},
+    }
+    headline = json.loads(Path("data/prepared/classes.json").read_text(encoding="utf-8"))["audit"]
+    assert headline == {"redundant": 4, "conflicting_groups": 2, "test_in_train": 1}
+    html = Path("reports/audit.html").read_text(encoding="utf-8")
+    assert html.count('<span class="out">left out</span>') >= len(gone)
+
+
+def test_a_class_of_twins_only_is_explained(home: Path, tmp_path: Path) -> None:
+    tree = tree_of(SPLITS | {"train/sad": 0})
+    tree |= {"train/sad/a.png": tree["test/sad/000.png"], "train/sad/b.png": tree["val/sad/001.png"]}
+    source = write_zip(tmp_path / "s.zip", tree)
+    with pytest.raises(UserError, match=r"'sad' has no images for split 'train'.*prepare\.duplicates"):
+        prepare(params(source, duplicates="drop_from_train"))
+    assert written(home) == {}
+    assert prepare(params(source))["splits"]["train"]["sad"] == 2
+
+
+# Cuts
+
+
+def test_given_splits_are_never_touched(home: Path, tmp_path: Path) -> None:
+    tree = tree_of({"Training/a": 40, "Training/b": 20, "PrivateTest/a": 3, "PrivateTest/b": 4})
+    audit = prepare(params(write_zip(tmp_path / "s.zip", tree)))
+    assert audit["splits"] == {"train": {"a": 32, "b": 16}, "val": {"a": 8, "b": 4}, "test": {"a": 3, "b": 4}}
+    table = manifest()
+    assert (table["file"].str.startswith("PrivateTest") == (table["split"] == "test")).all()
+
+
+def test_both_cut_from_a_plain_folder(home: Path, tmp_path: Path) -> None:
+    audit = prepare(params(write_zip(tmp_path / "s.zip", tree_of({"a": 100, "b": 30, "c": 10}))))
+    assert audit["splits"] == {
+        "train": {"a": 70, "b": 21, "c": 7},
+        "val": {"a": 20, "b": 6, "c": 2},
+        "test": {"a": 10, "b": 3, "c": 1},
+    }
+
+
+def test_twins_stay_on_one_side_of_a_cut(home: Path, tmp_path: Path) -> None:
+    tree: Tree = {}
+    for label in ("a", "b"):
+        for i in range(60):  # groups of one to four, some of them with both labels
+            for copy in range(1 + i % 4):
+                other = "ab"[(i % 5 == 0 and copy == 1) ^ (label == "b")]
+                tree[f"{other}/{label}{i}-{copy}.png"] = picture(i + 1000 * (label == "b"), 9)
+    for seed in range(3):
+        prepare(params(write_zip(tmp_path / "s.zip", tree), seed=seed))
+        table = manifest()
+        assert (table.groupby("sha256")["split"].nunique() == 1).all()
+        share = table["split"].value_counts(normalize=True)
+        assert share["val"] == pytest.approx(0.2, abs=0.02)
+        assert share["test"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_near_twins_stay_on_one_side_of_a_cut(home: Path, tmp_path: Path) -> None:
+    tree = {f"{'ab'[i % 2]}/{i}.png": face(i) for i in range(80)}
+    tree |= {f"{'ab'[i % 2]}/{i} again.png": face(i, mirrored=True) for i in range(0, 80, 3)}
+    for seed in range(2):
+        audit = prepare(params(write_zip(tmp_path / "s.zip", tree), seed=seed, img_size=48))
+        table = manifest()
+        assert (table["group"] != "").sum() == 54
+        assert (table[table["group"] != ""].groupby("group")["split"].nunique() == 1).all()
+        assert set(table[table["file"].str.contains("again")]["split"]) == {"train", "val", "test"}
+        assert not any(audit["near"]["leaks"].values())
+
+
+def test_a_cut_takes_no_twin_of_a_given_split(home: Path, tmp_path: Path) -> None:
+    tree = tree_of({"train/a": 30, "train/b": 30, "test/a": 5, "test/b": 5})
+    for i in range(20):
+        tree[f"test/a/twin {i}.png"] = tree[f"train/a/{i:03}.png"]
+    prepare(params(write_zip(tmp_path / "s.zip", tree)))
+    splits = defaultdict(set)
+    for line in manifest().itertuples():
+        splits[line.sha256].add(line.split)
+    assert not any({"val", "test"} <= found or {"val", "train"} <= found for found in splits.values())
+
+
+def test_seed_chooses_and_names_and_order_do_not(home: Path, tmp_path: Path) -> None:
+    tree = tree_of({"a": 50, "b": 50})
+
+    def chosen(tree: Tree, seed: int) -> dict[str, str]:
+        prepare(params(write_zip(tmp_path / "s.zip", tree), seed=seed))
+        return dict(zip(manifest()["sha256"], manifest()["split"], strict=True))
+
+    first = chosen(tree, 1)
+    renamed = {f"{name[0]}/{zlib.crc32(name.encode())}.png": data for name, data in reversed(tree.items())}
+    assert chosen(renamed, 1) == first
+    assert chosen(tree, 2) != first
+
+
+def test_a_class_too_small_to_share(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'b' has no images for split"):
+        prepare(params(write_zip(tmp_path / "s.zip", tree_of({"a": 20, "b": 2}))))
+    audit = prepare(params(write_zip(tmp_path / "s.zip", tree_of({"a": 20, "b": 3}))))
+    assert [audit["splits"][split]["b"] for split in ("train", "val", "test")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"val_fraction": 0.0}, "prepare.val_fraction above 0"),
+        ({"val_fraction": 0.95}, "nothing to train on"),
+    ],
+)
+def test_fractions_that_cannot_be(
+    home: Path, tmp_path: Path, changes: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(params(write_zip(tmp_path / "s.zip", tree_of({"a": 20, "b": 20})), **changes))
+
+
+def test_a_fraction_of_0_is_fine_where_the_split_is_given(home: Path, tmp_path: Path) -> None:
+    prepare(params(write_zip(tmp_path / "s.zip", tree_of(SPLITS)), val_fraction=0.0, test_fraction=0.0))
+
+
+# The same bytes from the same pictures; nothing from a failure
+
+
+def test_same_input_same_bytes(home: Path, tmp_path: Path) -> None:
+    tree = tree_of({"a": 40, "b": 70}) | {"b/bad.png": b"bad"}
+    prepare(params(write_zip(tmp_path / "s.zip", tree)))
+    first = written(home)
+    shuffled = dict(sorted(tree.items(), key=lambda item: zlib.crc32(item[1])))
+    prepare(params(write_zip(tmp_path / "t.zip", shuffled)))
+    assert written(home) == first
+    for name, data in shuffled.items():
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(data)
+    prepare(params(str(tmp_path / "folder")))
+    assert written(home) == first
+
+
+def test_digest_follows_pixels_and_labels(home: Path, tmp_path: Path) -> None:
+    def digest(tree: Tree) -> str:
+        prepare(params(write_zip(tmp_path / "s.zip", tree)))
+        return json.loads(Path("data/prepared/classes.json").read_text(encoding="utf-8"))["digest"]
+
+    tree = tree_of(SPLITS)
+    moved = {name.replace("train/sad/000", "train/happy/900"): data for name, data in tree.items()}
+    renamed_class = {name.replace("happy", "glad"): data for name, data in tree.items()}
+    one_pixel = tree | {"train/sad/000.png": picture(77)}
+    assert len({digest(variant) for variant in (tree, moved, renamed_class, one_pixel)}) == 4
+    assert digest(tree) == digest(dict(reversed(tree.items())))
+
+
+@pytest.mark.parametrize("name", ["_pack", "_write_manifest", "_write_probe", "_publish", "decode_all"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_failure_leaves_what_was_there(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: bool
+) -> None:
+    if before:
+        prepare(params(write_zip(tmp_path / "s.zip", tree_of(SPLITS))))
+    there = written(home)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt if name == "_pack" else OSError("disk full")
+
+    monkeypatch.setattr(stage, name, fail)
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        prepare(params(write_zip(tmp_path / "t.zip", tree_of({"a": 30, "b": 30}))))
+    assert written(home) == there
+
+
+def test_a_bomb_in_an_archive_stops_the_stage(home: Path, tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "s.zip", tree_of(SPLITS))
+    content = bytearray(Path(source).read_bytes())
+    at = content.find(b"PK\x01\x02") + 24
+    content[at : at + 4] = (5).to_bytes(4, "little")  # the first member now claims 5 bytes
+    Path(source).write_bytes(content)
+    with pytest.raises(UserError, match=r"train/happy/000.png' unpacks to more than the 5 bytes"):
+        prepare(params(source))
+    assert written(home) == {}
+
+
+def test_no_room_on_the_disk(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(UserError, match="Make room"):
+        prepare(params(write_zip(tmp_path / "s.zip", tree_of(SPLITS))))
+    assert written(home) == {}
+
+
+def test_odd_names_survive_the_manifest(home: Path, tmp_path: Path) -> None:
+    tree = {
+        f"{split}/{name}": data
+        for split in ("train", "val", "test")
+        for name, data in tree_of({"a,b": 1}).items()
+    }
+    odd = ['日 本/"quoted", x.png', "日 本/NA.png", "日 本/line\nbreak.png", "日 本/=1+1.png"]
+    tree |= {
+        f"{split}/{name}": picture(i) for split in ("train", "val", "test") for i, name in enumerate(odd)
+    }
+    prepare(params(write_zip(tmp_path / "s.zip", tree)))
+    with open("data/prepared/manifest.csv", encoding="utf-8", newline="") as file:
+        assert {line["file"] for line in csv.DictReader(file)} == set(tree)
+    assert json.loads(Path("data/prepared/classes.json").read_text(encoding="utf-8"))["class_names"] == [
+        "a,b",
+        "日 本",
+    ]
+
+
+# As a process
+
+
+def run_stage(home: Path, source: str, **options: Any) -> subprocess.Popen[str]:
+    """The stage as DVC starts it; other sections are taken from the repository's own parameters."""
+    content = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["prepare"] = params(source).model_dump() | options
+    with (home / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(content, file)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", "pipeline.prepare"], cwd=home, env=environment, **pipes)
+
+
+def test_command_shows_progress_and_a_summary(home: Path, tmp_path: Path) -> None:
+    tree = tree_of(SPLITS | {"val/happy": 0, "val/sad": 0}) | {"README.txt": b"hello"}
+    process = run_stage(home, write_zip(tmp_path / "s.zip", tree))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "34/34" in err
+    assert "34 images of 2 classes: happy, sad" in out
+    assert "(cut from train)" in out
+    assert "README.txt" in out
+    assert "torch" not in err
+
+
+def test_command_shows_a_mistake_without_a_traceback(home: Path) -> None:
+    process = run_stage(home, "nowhere.zip")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("error: prepare.source: nowhere.zip does not exist")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_command_leaves_nothing(home: Path, tmp_path: Path, sign: int) -> None:
+    slow = io.BytesIO()  # small to store, long to decode
+    Image.new("L", (5000, 5000)).save(slow, "PNG")
+    tree = {f"{label}/{i}.png": slow.getvalue() for label in ("a", "b") for i in range(100)}
+    process = run_stage(home, write_zip(tmp_path / "s.zip", tree))
+    deadline = time.monotonic() + 30
+    while not list(home.glob("data/.prepared*/pixels")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(sign)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert set(written(home)) == {"params.yaml"}
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next(home: Path, tmp_path: Path) -> None:
+    left = home / "data" / ".prepared.partial" / "pixels"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    prepare(params(write_zip(tmp_path / "s.zip", tree_of(SPLITS))))
+    assert set(written(home)) == FILES
+
+
+def test_imports_no_torch() -> None:
+    code = "import sys, pipeline.prepare.stage; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,212 @@
+"""Figures show the numbers they were given, nothing is cut off, and equal input gives equal bytes."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from pipeline.reporting import plots
+
+NAMES = ["angry", "a$b$c", "_shy", "a class name that goes on for much too long"]
+MATRIX = np.array([[1234, 0, 6, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 2, 2, 4]])
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        "train/loss": [1.5, 1.0, 0.5],
+        "train/accuracy": [0.3, 0.5, 0.7],
+        "val/loss": [1.4, np.nan, 1.2],
+        "val/accuracy": [0.35, 0.55, 0.5],
+    }
+)
+TABLE = pd.DataFrame(
+    {
+        "class": NAMES,
+        "precision": [0.125, 1.0, 0.0, 0.5],
+        "recall": [0.25, 0.5, 0.0, 1.0],
+        "f1": [0.375, 0.75, 0.0, 0.625],
+        "support": [1240, 4, 0, 8],
+    }
+)
+
+
+def faces(count: int, channels: int = 1) -> np.ndarray:
+    """Random faces, each different."""
+    return np.random.default_rng(0).integers(0, 256, size=(count, 8, 8, channels), dtype=np.uint8)
+
+
+def mistakes(count: int, channels: int = 1) -> Figure:
+    """A grid of ``count`` mistakes: the first class is predicted, the second is actual."""
+    probs = np.tile([0.75, 0.2, 0.05, 0.0], (count, 1))
+    files = [f"folder/face_{row}.png" for row in range(count)]
+    return plots.worst_mistakes(faces(count, channels), np.ones(count, int), probs, NAMES, files, "Mistakes")
+
+
+FIGURES = {
+    "curves": lambda: plots.training_curves(HISTORY, 2),
+    "confusion": lambda: plots.confusion_matrix(MATRIX, NAMES),
+    "confusion of two": lambda: plots.confusion_matrix(np.array([[5, 0], [0, 0]]), ["no", "yes"]),
+    "bars": lambda: plots.per_class_bars(TABLE),
+    "mistakes": lambda: mistakes(5),
+}
+
+
+def png(figure: Figure, folder: Path) -> bytes:
+    """The bytes that a figure is saved as."""
+    plots.save(figure, folder / "figure.png")
+    return (folder / "figure.png").read_bytes()
+
+
+def texts(figure: Figure) -> list[str]:
+    """Every text in a figure."""
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_equal_input_gives_equal_bytes_whatever_the_users_settings(name: str, tmp_path: Path) -> None:
+    expected = png(FIGURES[name](), tmp_path)
+    with matplotlib.rc_context({"font.size": 20, "savefig.dpi": 30, "axes.grid": True, "image.cmap": "jet"}):
+        assert png(FIGURES[name](), tmp_path) == expected
+        assert matplotlib.rcParams["font.size"] == 20  # and leaves them as they were
+    picture = Image.open(io.BytesIO(expected))
+    picture.load()
+    assert set(picture.info) <= {"dpi"}  # neither a date nor a version
+    assert list(tmp_path.iterdir()) == [tmp_path / "figure.png"]
+
+
+def test_equal_bytes_in_another_process_without_pyplot(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from pipeline.reporting import plots\n"
+        f"plots.save(plots.confusion_matrix(np.array({MATRIX.tolist()}), {NAMES}), sys.argv[1])\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    root = Path(plots.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "other.png")], check=True, cwd=root)
+    assert (tmp_path / "other.png").read_bytes() == png(FIGURES["confusion"](), tmp_path)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off(name: str, tmp_path: Path) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(png(FIGURES[name](), tmp_path))).convert("L"))
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 255).all()
+
+
+def test_curves_show_the_history_and_the_best_epoch() -> None:
+    loss, accuracy = plots.training_curves(HISTORY, 2).axes
+    lines = {line.get_label(): line for line in accuracy.get_lines()}
+    np.testing.assert_array_equal(lines["train"].get_ydata(), HISTORY["train/accuracy"])
+    np.testing.assert_array_equal(lines["val"].get_ydata(), HISTORY["val/accuracy"])
+    star = lines["best: epoch 2, val accuracy 0.550"]
+    assert (star.get_xdata().tolist(), star.get_ydata().tolist()) == ([2], [0.55])
+    assert lines["train"].get_linestyle() != lines["val"].get_linestyle()  # not told by colour alone
+    assert {line.get_label() for line in loss.get_lines()} > {"train", "val"}
+
+
+@pytest.mark.parametrize("rows,best", [(0, None), (1, 1), (3, None), (3, 99)])
+def test_curves_of_short_histories(rows: int, best: int | None, tmp_path: Path) -> None:
+    figure = plots.training_curves(HISTORY.head(rows), best)
+    assert png(figure, tmp_path).startswith(b"\x89PNG")
+    assert any("best" in text for text in texts(figure)) == (best == 1)
+
+
+def test_curves_without_a_column() -> None:
+    with pytest.raises(ValueError, match="lacks the columns val/loss, val/accuracy"):
+        plots.training_curves(HISTORY[["epoch", "train/loss", "train/accuracy"]], 1)
+
+
+def test_confusion_shows_counts_and_row_shares() -> None:
+    axes = plots.confusion_matrix(MATRIX, NAMES).axes[0]
+    cells = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
+    assert len(cells) == 16
+    assert cells[0, 0] == "1,234\n100%"  # position is (predicted, actual)
+    assert cells[0, 1] == "1\n25%"
+    assert cells[1, 1] == "3\n75%"
+    assert cells[1, 0] == "0"
+    assert cells[3, 3] == "4\n50%"
+    shares = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(shares[1], [0.25, 0.75, 0, 0])
+    np.testing.assert_allclose(shares[2], 0)  # a class without samples is a row of zeros, not NaN
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("actual", "predicted")
+    assert [label.get_text() for label in axes.get_yticklabels()][:3] == [
+        "angry  (n = 1,240)",
+        "a$b$c  (n = 4)",
+        "_shy  (n = 0)",
+    ]
+
+
+def test_confusion_of_many_classes_has_no_numbers(tmp_path: Path) -> None:
+    figure = plots.confusion_matrix(np.eye(21, dtype=int), [f"class {i}" for i in range(21)])
+    assert not figure.axes[0].texts
+    assert png(figure, tmp_path).startswith(b"\x89PNG")
+
+
+def test_confusion_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 2\), not \(4, 4\)"):
+        plots.confusion_matrix(MATRIX, ["a", "b"])
+
+
+def test_bars_are_as_long_as_the_scores() -> None:
+    axes = plots.per_class_bars(TABLE).axes[0]
+    for bars, column in zip(axes.containers, ["precision", "recall", "f1"]):
+        np.testing.assert_allclose([bar.get_width() for bar in bars], TABLE[column])
+    assert "angry\nn = 1,240" in [label.get_text() for label in axes.get_yticklabels()]
+    # The first class stands on top: the y axis points down.
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+
+
+@pytest.mark.parametrize("count", [1, 5, 10])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mistakes_show_each_face_with_its_classes(count: int, channels: int) -> None:
+    figure = mistakes(count, channels)
+    drawn = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    np.testing.assert_array_equal(
+        drawn, faces(count, channels).squeeze(axis=3) if channels == 1 else faces(count, 3)
+    )
+    words = texts(figure)
+    assert words.count("predicted angry 75%") == count
+    assert words.count("actual a$b$c 20%") == count
+    assert f"face_{count - 1}.png" in words
+
+
+def test_grey_faces_keep_their_brightness(tmp_path: Path) -> None:
+    # An evenly grey face would become black or white if the picture were stretched to its own range.
+    face = np.full((1, 8, 8, 1), 100, np.uint8)
+    figure = plots.worst_mistakes(
+        face, np.array([1]), np.array([[1.0, 0, 0, 0]]), NAMES, ["x.png"], "Mistakes"
+    )
+    pixels = np.asarray(Image.open(io.BytesIO(png(figure, tmp_path))).convert("L"))
+    assert (np.abs(pixels.astype(int) - 100) <= 1).sum() > 10_000
+
+
+def test_no_mistakes_is_said_in_words(tmp_path: Path) -> None:
+    figure = mistakes(0)
+    assert texts(figure) == ["Mistakes"]
+    assert png(figure, tmp_path).startswith(b"\x89PNG")
+
+
+def test_faces_of_a_wrong_shape_are_refused() -> None:
+    one = np.ones(1, int)
+    with pytest.raises(ValueError, match=r"not \(1, 8, 8\)"):
+        plots.worst_mistakes(faces(1)[..., 0], one, np.ones((1, 4)), NAMES, ["x"], "")
+    with pytest.raises(ValueError, match="2 faces, 1 targets"):
+        plots.worst_mistakes(faces(2), one, np.ones((1, 4)), NAMES, ["x"], "")
+
+
+def test_letters_without_a_font_do_not_warn(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    png(plots.confusion_matrix(np.eye(2, dtype=int), ["怒り", "\U000f0000"]), tmp_path)
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_only_png_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"saved as \.png"):
+        plots.save(mistakes(0), tmp_path / "figure.svg")
+    assert not list(tmp_path.iterdir())

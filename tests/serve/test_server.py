@@ -1,0 +1,306 @@
+"""``hyojo serve`` as clients see it: MLflow's paths, the page, limits, start and stop; and what its imports need."""
+
+import asyncio
+import base64
+import gc
+import io
+import json
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from running import Running
+
+from pipeline.core import cores
+from pipeline.core.errors import UserError
+from pipeline.inference.predictor import Predictor
+from pipeline.serve import locate, server
+from pipeline.serve.guard import Guard, Limits
+from pipeline.tracking import pyfunc
+
+ROOT = Path(__file__).parents[2]
+BROWSER = "/usr/bin/chromium"
+
+
+def picture(value: int = 200) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (20, 30), value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def body(*pictures: bytes, **params: object) -> bytes:
+    rows = [{"image": base64.b64encode(data).decode()} for data in pictures]
+    return json.dumps({"dataframe_records": rows} | ({"params": params} if params else {})).encode()
+
+
+def test_rest_answers_as_the_model_itself(running: Running, bright_bundle: Path) -> None:
+    expected = Predictor(bright_bundle).predict_bytes([picture(30), b"junk", picture(250)])
+    status, text, headers = running.send("/invocations", body(picture(30), b"junk", picture(250)))
+    assert status == 200
+    rows = json.loads(text)["predictions"]
+    assert [row["label"] for row in rows] == ["dark", None, "bright"]
+    assert rows[0]["probabilities"] == pytest.approx(expected[0]["probabilities"])
+    assert rows[1]["error"] == expected[1]["error"]
+    assert headers["server-timing"].startswith("app;dur=")
+    csv = b"image\n" + base64.b64encode(picture(30)) + b"\n"
+    assert json.loads(running.send("/invocations", csv, "text/csv")[1])["predictions"] == rows[:1]
+    assert running.send("/ping")[0] == running.send("/health")[0] == 200
+    assert running.send("/version")[1] == __import__("mlflow").__version__
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "status"),
+    [
+        (b"", "application/json", 400),
+        (b"{", "application/json", 400),
+        (b"[" * 100_000, "application/json", 400),
+        (b'{"foo": 1}', "application/json", 400),
+        (b'{"inputs": ["x"], "params": 5}', "application/json", 400),
+        (b'{"inputs": ["x"], "params": {"faces": "perhaps"}}', "application/json", 400),
+        (b'{"inputs": [' + b"9" * 5000 + b"]}", "application/json", 400),
+        (b'image\n"a\n', "text/csv", 400),
+        (b"\xff", "text/csv", 400),
+        (b"PAR1", "application/vnd.apache.parquet", 415),
+        (b"{}", "text/plain", 415),
+        (b'{"inputs": [' + b"0," * 70_000 + b"0]}", "application/json", 413),
+        (b'{"inputs": ["' + b"A" * 2**21 + b'"]}', "application/json", 413),
+    ],
+    ids=lambda value: str(value[:24]) if isinstance(value, bytes) else None,
+)
+def test_what_cannot_be_answered_is_a_short_4xx(
+    running: Running, data: bytes, kind: str, status: int
+) -> None:
+    found, text, headers = running.send("/invocations", data, kind)
+    assert found == status
+    assert set(json.loads(text)) == {"error_code", "message"}
+    assert len(text) < 500
+    assert "Traceback" not in text
+    assert str(ROOT) not in text
+    assert "site-packages" not in text
+    assert headers["content-type"] == "application/json"
+    assert running.send("/invocations", body(picture()))[0] == 200
+
+
+def test_paths_that_lead_nowhere(running: Running) -> None:
+    for path in ("/docs", "/redoc", "/static/../pyproject.toml", "/static/", "/nothing"):
+        assert running.send(path)[0] == 404
+    assert running.send("/invocations")[0] == 405
+    assert running.send("/", b"x")[0] == 405
+
+
+def test_the_page_needs_nothing_from_elsewhere(running: Running) -> None:
+    status, text, headers = running.send("/")
+    assert status == 200
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    assert "<style" not in text
+    assert " style=" not in text
+    assert " on" + "click" not in text
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for path in ("/static/app.js", "/static/style.css", "/static/face.svg", "/favicon.ico"):
+        assert running.send(path)[0] == 200
+
+
+def test_a_card_cannot_bring_markup_into_the_page(bright_bundle: Path, tmp_path: Path) -> None:
+    from pipeline.serve import page as webpage
+
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for file in bright_bundle.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "MODEL_CARD.md").write_text(
+        "# Card\n\n<script>alert(1)</script> ![x](https://example.org/x.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+    )
+    page = webpage.files(locate.locate(str(folder)), True, 2**20)["/"][0].decode()
+    assert "<h1>Card</h1>" in page
+    assert str(tmp_path) not in page  # a path of the server's is nobody's business
+    assert "<td>2</td>" in page
+    assert "<script>alert" not in page
+    assert "<img src=" not in page
+
+
+def test_several_processes_serve_and_stop_together(bright_bundle: Path) -> None:
+    several = Running("--model", str(bright_bundle), "--workers", "2", "--no-page")
+    assert "2 processes" in several.line
+    assert all(several.send("/invocations", body(picture(250)))[0] == 200 for _ in range(4))
+    assert several.send("/")[0] == 404
+    status, errors = several.stop()
+    assert (status, errors) == (0, "")
+
+
+def test_a_registered_model_is_served_with_its_own_code(pyfunc_dir: Path) -> None:
+    found = locate.locate(str(pyfunc_dir))
+    model = locate.open_model(found, runtime="onnx", threads=1, seconds=5)
+    answers = model.predict({"image": [picture(250)]})
+    assert answers[0]["label"] == "bright"
+    assert model._model_impl.python_model.predictor._seconds == 5
+    assert found.describe()["class_names"] == ["bright", "dark"]
+
+
+def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port} .*--port"):
+            server.serve(str(bright_bundle), port=port)
+    with pytest.raises(UserError, match="--host"):
+        server.serve(str(bright_bundle), host="no.such.host.invalid", port=0)
+    with pytest.raises(UserError, match="--workers"):
+        server.serve(str(bright_bundle), workers=0)
+    with pytest.raises(UserError, match=r"bundle\.json is missing"):
+        locate.locate(str(tmp_path))
+    with pytest.raises(UserError, match=r"holds no model\.pt2.*--runtime onnx"):
+        locate.locate(str(bright_bundle), "torch")
+    for model in ("models:/hyojo@champion", "3", "models:/other/1"):
+        with pytest.raises(UserError, match="nothing is registered"):
+            locate.locate(model)
+
+
+def test_a_runtime_that_is_not_installed(bright_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locate.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="not installed here"):
+        locate.locate(str(bright_bundle), "torch")
+
+
+def test_pictures_beyond_the_time_of_a_request_get_an_error(bright_bundle: Path) -> None:
+    rows = Predictor(bright_bundle, seconds=0).predict_bytes([picture(), picture()])
+    assert [row["label"] for row in rows] == [None, None]
+    assert "too long" in rows[0]["error"]
+    assert (
+        Predictor(bright_bundle, threads=1, seconds=30).predict_bytes([picture(250)])[0]["label"] == "bright"
+    )
+
+
+def ask(guard: Guard, data: bytes, **headers: str) -> tuple[int, dict[bytes, bytes]]:
+    """Status and headers of what a guard answers to one request."""
+
+    async def run() -> list[dict]:
+        sent: list[dict] = []
+        parts = [{"type": "http.request", "body": data, "more_body": False}]
+
+        async def receive() -> dict:
+            return parts.pop() if parts else {"type": "http.disconnect"}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "path": "/invocations", "method": "POST", "headers": pairs}
+        await guard(scope, receive, send)
+        return sent
+
+    first = asyncio.run(run())[0]
+    return first["status"], dict(first["headers"])
+
+
+def test_the_guard_refuses_only_far_above_saturation_and_forgets_what_is_done() -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    guard = Guard(app, {}, 1, Limits(body=100, waiting=1, held=100))
+    kind = {"content_type": "application/json"}
+    for _ in range(5):
+        assert ask(guard, b"x" * 100, **kind)[0] == 200
+        assert ask(guard, b"x" * 101, **kind)[0] == 413  # no Content-Length: found while reading
+        assert ask(guard, b"", content_length="101", **kind)[0] == 413
+    assert (guard._waiting, guard._held) == (0, 0)
+    guard._waiting = 1
+    status, headers = ask(guard, b"x", **kind)
+    assert (status, headers[b"retry-after"]) == (503, b"1")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_app_that_fails_shows_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
+        raise RuntimeError("secret")
+
+    assert ask(Guard(app, {}, 1, Limits()), b"{}", content_type="application/json")[0] == 400
+    assert "secret" in capsys.readouterr().err
+
+
+def test_cores_are_those_of_the_control_group(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert cores.available(tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert 1 <= cores.available(tmp_path) <= os.cpu_count()
+    assert cores.available(tmp_path / "nothing") == cores.available(tmp_path)
+
+
+def test_an_opened_bundle_has_the_signature_of_a_registered_one(
+    bright_bundle: Path, pyfunc_dir: Path
+) -> None:
+    import mlflow.pyfunc
+
+    registered = mlflow.pyfunc.load_model(str(pyfunc_dir)).metadata
+    opened = pyfunc.open_bundle(bright_bundle).metadata
+    assert opened.signature.to_dict() == registered.signature.to_dict()
+
+
+@pytest.fixture(scope="module")
+def page(running: Running):
+    """The page in Chromium; also gives every message on its console."""
+    if not Path(BROWSER).exists():
+        pytest.skip(f"{BROWSER} is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield browser.new_page(viewport={"width": 375, "height": 800})
+        browser.close()
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
+    """Choose a picture, a bad file, one too large; then the server is gone."""
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(running.url)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    if page.locator("#find").count():
+        page.uncheck("#find")
+    good, bad, large = (tmp_path / name for name in ("good.png", "bad.png", "large.png"))
+    good.write_bytes(picture(250))
+    bad.write_bytes(b"no picture")
+    large.write_bytes(bytes(2**20))
+    page.set_input_files("#file", good)
+    page.wait_for_selector("#outcome:not([hidden])")
+    assert "bright" in page.inner_text("#faces")
+    assert "bright" in page.inner_text("#status")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    for file, word in ((bad, "not a picture"), (large, "smaller")):
+        page.set_input_files("#file", file)
+        page.locator("#problem", has_text=word).wait_for()
+        assert not page.is_visible("#outcome")
+    assert said == []
+    page.route("**/invocations", lambda route: route.abort())  # what a browser sees when the server is down
+    page.set_input_files("#file", good)
+    page.locator("#problem", has_text="doesn't answer").wait_for()
+
+
+def test_what_was_loaded_is_not_searched_for_garbage_while_requests_wait(bright_bundle: Path) -> None:
+    options = server.Options(locate.locate(str(bright_bundle)), "127.0.0.1", 0, 1, 1, None, False, 1.0)
+    try:
+        server.build_app(options)
+        assert len(gc.get_objects()) < gc.get_freeze_count() / 100
+    finally:
+        gc.unfreeze()
+
+
+def test_values_are_bounded_by_what_base64_has_not() -> None:
+    data = base64.b64encode(np.random.default_rng(0).bytes(10_000))
+    assert data.count(b",") == data.count(b"\n") == 0
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:
+    """Asyncio switches Nagle's algorithm off only where a socket names its protocol: else an answer takes 40 ms."""
+    with server._listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP

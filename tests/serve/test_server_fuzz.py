@@ -1,0 +1,283 @@
+"""Malformed requests to MLflow's scoring application with our model in it, and to ``hyojo serve`` over real sockets.
+
+An answer for each row or a 4xx, and no more: no stack trace, no path, no request that takes long.
+"""
+
+import base64
+import contextlib
+import functools
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+from running import ROOT, Running
+
+SIGNS = ("Traceback", "stack_trace", "site-packages", 'File \\"', str(Path(__file__).parents[2]))
+KINDS = (
+    "application/json", "application/json; charset=utf-8", "application/json; charset=latin-1", "text/csv",
+    "text/plain", "application/vnd.apache.parquet", "multipart/form-data; boundary=x", "application/octet-stream",
+    "", "x" * 2000,
+)  # fmt: skip
+FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")
+
+
+def png(value: int = 200, size: tuple[int, int] = (20, 30)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", size, value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@functools.cache
+def bomb() -> str:
+    """A small file of 400 million pixels."""
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    return text_of(buffer.getvalue())
+
+
+def value(rng: np.random.Generator, depth: int = 0) -> object:
+    """What a client may put where a picture belongs."""
+    good = png(int(rng.integers(256)))
+    cut = int(rng.integers(1, len(good)))
+    spoilt = bytearray(good)
+    spoilt[int(rng.integers(len(good)))] ^= int(rng.integers(1, 256))
+    plain = [
+        text_of(good), text_of(good[:cut]), text_of(bytes(spoilt)), text_of(rng.bytes(200)), "", " ", "=", "%%%",
+        "\\ud800", "😀" * 50, "data:image/png;base64," + text_of(good), "data:,", None, True, 0, -1, 1e308,
+        float("nan"), float("inf"),
+        10**400, "A" * 100_000, "../../etc/passwd", "image", {"image": text_of(good)}, {"b64": text_of(good)},
+        bomb(),
+    ]  # fmt: skip
+    if depth < 6 and rng.random() < 0.2:
+        inner = [value(rng, depth + 1) for _ in range(rng.integers(4))]
+        return inner if rng.random() < 0.5 else {str(i): item for i, item in enumerate(inner)}
+    return plain[rng.integers(len(plain))]
+
+
+def content(rng: np.random.Generator, form: str) -> object:
+    """Rows in one of the forms, right or nearly so."""
+    values = [value(rng) for _ in range(rng.choice([0, 1, 2, 5, 300], p=[0.1, 0.4, 0.3, 0.18, 0.02]))]
+    name = str(rng.choice(["image", "img", "", "Image", "\u202e"], p=[0.7, 0.1, 0.05, 0.1, 0.05]))
+    if form == "dataframe_split":
+        columns = [["image"], [name], ["id", name], name, [], [["image"]], [1], ["image", "image"]][
+            rng.integers(8)
+        ]
+        rows = [[item] * int(rng.integers(3)) if rng.random() < 0.1 else [item] for item in values]
+        return {"columns": columns, "data": rows, **({"index": [0]} if rng.random() < 0.1 else {})}
+    kinds = [[{name: item} for item in values], values, {name: values}, {name: value(rng)}, value(rng)]
+    return kinds[rng.integers(len(kinds))]
+
+
+def body(rng: np.random.Generator) -> bytes:
+    """JSON, CSV or something that was once like it."""
+    form = str(rng.choice(FORMS))
+    request: dict[str, object] = {form: content(rng, form)}
+    if rng.random() < 0.3:
+        request["params"] = [{"faces": value(rng)}, value(rng), {"json": value(rng)}, {"other": 1}][
+            rng.integers(4)
+        ]
+    if rng.random() < 0.05:
+        request[str(rng.choice(FORMS))] = value(rng)
+    data = json.dumps(request, ensure_ascii=bool(rng.random() < 0.5)).encode("utf-8", "surrogatepass")
+    kind = rng.random()
+    if kind < 0.6:
+        return data
+    if kind < 0.7:
+        return data[: int(rng.integers(len(data) + 1))]
+    if kind < 0.8:
+        spoilt = bytearray(data)
+        for at in rng.integers(0, len(spoilt), 3):
+            spoilt[at] = int(rng.integers(256))
+        return bytes(spoilt)
+    others = [
+        b"", b"\xff\xfe", data.decode("utf-8", "replace").encode("utf-16"), b"[" * 50_000, b'{"inputs":' * 3000,
+        b"image\n", rng.bytes(500), b'image\n"' + data, b"image,image\n1,2\n3\n", b"PAR1" + rng.bytes(100) + b"PAR1",
+        b"null", b"1e999", b"image\n" + text_of(png()).encode() + b"\njunk\n",
+    ]  # fmt: skip
+    return others[rng.integers(len(others))]
+
+
+@pytest.fixture(scope="module")
+def client(pyfunc_dir: Path):
+    import mlflow.pyfunc
+    from mlflow.pyfunc import scoring_server
+    from starlette.testclient import TestClient
+
+    app = scoring_server.init(mlflow.pyfunc.load_model(str(pyfunc_dir)))
+    return TestClient(app, raise_server_exceptions=False)
+
+
+class Sockets:
+    """What ``attack`` needs of a client, over connections to a server."""
+
+    def __init__(self, url: str, session: requests.Session) -> None:
+        self._url, self._session = url, session
+
+    def request(self, method: str, path: str, content: bytes, headers: dict[str, str]) -> requests.Response:
+        return self._session.request(method, self._url + path, data=content, headers=headers, timeout=30)
+
+    def post(self, path: str, content: str, headers: dict[str, str]) -> requests.Response:
+        return self.request("POST", path, content.encode(), headers)
+
+
+@pytest.fixture(scope="module")
+def served(running: Running) -> Iterator[Sockets]:
+    """A client of ``hyojo serve``, which runs in a process of its own."""
+    with requests.Session() as session:
+        yield Sockets(running.url, session)
+
+
+def attack(client, seed: int, cases: int) -> dict[int, int]:
+    """Send so many malformed requests and some good ones between; statuses and their counts."""
+    statuses: dict[int, int] = {}
+    faults = []
+    good = json.dumps({"inputs": [text_of(png())]})
+    for i in range(cases):
+        rng = np.random.default_rng([seed, i])
+        data, kind = body(rng), KINDS[0] if rng.random() < 0.7 else str(rng.choice(KINDS))
+        method = (
+            "POST"
+            if rng.random() < 0.95
+            else str(rng.choice(["GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]))
+        )
+        path = (
+            "/invocations"
+            if rng.random() < 0.97
+            else str(rng.choice(["/", "/ping", "/version", "/invocations/..", "/%00"]))
+        )
+        start = time.monotonic()
+        response = client.request(method, path, content=data, headers={"Content-Type": kind})
+        seconds = time.monotonic() - start
+        statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+        shown = [sign for sign in SIGNS if sign in response.text]
+        if response.status_code >= 500 or shown or seconds > 5:
+            faults.append(
+                (i, response.status_code, method, path, kind[:40], data[:150], response.text[:200], seconds)
+            )
+        if i % 20 == 0:
+            answer = client.post("/invocations", content=good, headers={"Content-Type": KINDS[0]})
+            assert answer.json()["predictions"][0]["label"] == "bright"
+    assert not faults, f"{len(faults)} faults; statuses {statuses}; the first: " + "\n".join(
+        map(str, faults[:12])
+    )
+    return statuses
+
+
+def raw_attack(url: str, seed: int, cases: int) -> Counter[str]:
+    """Send what is hardly HTTP, and look whether good requests are answered between; how the server took it."""
+    host, port = url.removeprefix("http://").rsplit(":", 1)
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    body = json.dumps({"inputs": [text_of(png())]}).encode()
+    length = b"Content-Length: %d\r\n\r\n"
+    outcomes: Counter[str] = Counter()
+    for i in range(cases):
+        rng = np.random.default_rng([seed, i])
+        cut = int(rng.integers(1, len(body)))
+        sent = [
+            head + length % len(body) + body[:cut],
+            head + length % (10**12) + body,
+            head + b"Content-Length: -1\r\n\r\n" + body,
+            head + b"Content-Length: 5\r\nContent-Length: 7\r\n\r\n" + body,
+            head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + body,
+            head + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nabcde\r\n0\r\n\r\n",
+            head + b"Expect: 100-continue\r\n" + length % len(body),
+            head + b"X: " + b"y" * 200_000 + b"\r\n\r\n",
+            head[: int(rng.integers(len(head)))],
+            head.replace(b"1.1", b"9.9") + b"\r\n",
+            b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+            b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00",
+            rng.bytes(int(rng.integers(1, 2000))),
+            (head + length % len(body) + body) * 20
+            + head
+            + b"Connection: close\r\n"
+            + length % len(body)
+            + body,
+        ][i % 15]
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            with contextlib.suppress(OSError):  # the server may have hung up before all was sent
+                connection.sendall(sent)
+                if i % 15 != 14:  # the last asks for nothing more; behind the others nothing more will come
+                    connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                while part := connection.recv(65536):
+                    answer += part
+        text = answer.decode("latin-1")
+        assert not [sign for sign in SIGNS if sign in text], (i, sent[:100], text[:500])
+        status = text[9:12] if text.startswith("HTTP/") else "hung up"
+        assert not status.startswith("5"), (i, sent[:100], text[:500])
+        outcomes[status] += 1
+        if i % 5 == 0:
+            good = requests.post(f"{url}/invocations", json={"inputs": [text_of(png())]}, timeout=10)
+            assert good.json()["predictions"][0]["label"] == "bright"
+    return outcomes
+
+
+def test_hundreds_of_malformed_requests(client) -> None:
+    statuses = attack(client, 0, 300)
+    assert statuses[200] > 50
+    assert statuses[400] > 50
+
+
+def test_hyojo_serve_takes_as_many(served: Sockets, running: Running) -> None:
+    statuses = attack(served, 2, 200)
+    assert statuses[200] > 20
+    assert statuses[400] > 20
+    outcomes = raw_attack(running.url, 0, 45)
+    assert outcomes["400"] >= 9
+    assert outcomes["200"] >= 3
+
+
+@pytest.mark.slow
+def test_thousands_of_malformed_requests(client, capsys: pytest.CaptureFixture[str]) -> None:
+    statuses = attack(client, 1, 5000)
+    with capsys.disabled():
+        print(f"\nstatuses: {dict(sorted(statuses.items()))}")
+
+
+@pytest.mark.slow
+def test_hyojo_serve_takes_thousands(
+    served: Sockets, running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses, outcomes = attack(served, 3, 5000), raw_attack(running.url, 1, 1500)
+    with capsys.disabled():
+        print(f"\nstatuses: {dict(sorted(statuses.items()))}; hardly HTTP: {dict(sorted(outcomes.items()))}")
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(600, marks=pytest.mark.slow)])
+def test_under_load_all_is_answered_and_memory_stays(
+    bright_bundle: Path, seconds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many clients at once, without a pause; a short run can't tell memory's growth from its start."""
+    growth = "0.1" if seconds > 100 else "1"
+    command = [sys.executable, "benchmarks/load.py", "--bundle", str(bright_bundle), "--growth", growth]
+    command += ["--seconds", str(seconds), "--", "--no-page"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 faults, 0 clients stuck" in done.stdout
+    if seconds > 100:
+        with capsys.disabled():
+            print("\n" + done.stdout)

@@ -1,0 +1,194 @@
+"""The registry: one version a bundle, and a champion that moves and comes back."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.tracking import registry, runs
+from pipeline.tracking.store import connect, experiment_id
+
+TEST_DIGEST = "7" * 64
+
+
+def make_bundle(digest: str, accuracy: float, *, test_digest: str = TEST_DIGEST, on_run: bool = True) -> Path:
+    """Write a bundle.json, with an MLflow run that has the served model unless ``on_run`` says no."""
+    client = connect()
+    run_id = client.create_run(experiment_id(client)).info.run_id
+    folder = Path("models") / digest
+    folder.mkdir(parents=True)
+    (folder / "bundle.json").write_text(
+        json.dumps(
+            {
+                "digest": digest, "test_digest": test_digest, "data_digest": "d" * 64, "weights_sha256": "e" * 64,
+                "backbone": "face_resnet_s", "run_id": run_id,
+                "metrics": {"test": {"accuracy": accuracy, "macro_f1": accuracy / 2}},
+            }
+        )
+    )  # fmt: skip
+    (folder / "MODEL_CARD.md").write_text(f"card of {digest}")
+    (folder / "pyfunc").mkdir()
+    (folder / "pyfunc" / "MLmodel").write_text("flavors: {}\n")
+    if on_run:
+        runs.log_bundle(run_id, folder, folder / "pyfunc")
+    return folder
+
+
+def champion() -> int:
+    """The version that the alias points at, asked of MLflow itself."""
+    return int(connect().get_model_version_by_alias("hyojo", "champion").version)
+
+
+def versions() -> list[int]:
+    return sorted(int(version.version) for version in connect().search_model_versions("name = 'hyojo'"))
+
+
+def promote(number: int) -> None:
+    """Crown a version; what the gate says is tested elsewhere."""
+    registry.crown(connect(), number, champion())
+
+
+@pytest.fixture
+def _registered(project: Path) -> None:
+    """Version 1 with accuracy 0.5, which is champion."""
+    registry.register(make_bundle("first", 0.5))
+
+
+@pytest.mark.usefixtures("project")
+def test_the_first_version_ever_is_champion() -> None:
+    folder = make_bundle("first", 0.5)
+    outcome = registry.register(folder)
+    assert (outcome.version, outcome.changed) == (1, True)
+    assert champion() == 1
+    version = connect().get_model_version("hyojo", "1")
+    run_id = json.loads((folder / "bundle.json").read_text())["run_id"]
+    assert version.run_id == run_id
+    assert float(version.tags["test.accuracy"]) == 0.5
+    assert version.tags["hyojo.digest"] == "first"
+    # What the version points at is what was logged: mlflow itself finds it there.
+    from mlflow.artifacts import download_artifacts
+
+    assert (Path(download_artifacts(version.source)) / "MLmodel").read_text() == "flavors: {}\n"
+
+
+@pytest.mark.usefixtures("_registered")
+def test_registering_the_same_bundle_again_changes_nothing() -> None:
+    outcome = registry.register(Path("models/first"))
+    assert (outcome.version, outcome.changed) == (1, False)
+    assert versions() == [1]
+    # The same bundle by its digest, though another run made it.
+    bundle = json.loads((Path("models/first") / "bundle.json").read_text())
+    make_bundle("twin", 0.9)
+    twin = json.loads((Path("models/twin") / "bundle.json").read_text())
+    Path("models/twin/bundle.json").write_text(json.dumps(twin | {"digest": bundle["digest"]}))
+    assert not registry.register(Path("models/twin")).changed
+    assert versions() == [1]
+
+
+@pytest.mark.usefixtures("_registered")
+def test_a_later_version_is_not_champion_by_itself() -> None:
+    outcome = registry.register(make_bundle("second", 0.9))
+    assert (outcome.version, outcome.changed) == (2, True)
+    assert "hyojo promote 2" in outcome.message
+    assert champion() == 1
+
+
+@pytest.mark.usefixtures("_registered")
+def test_rollback_goes_back_one_champion_at_a_time() -> None:
+    with pytest.raises(UserError, match="no former champion"):
+        registry.rollback()
+    for name, accuracy in (("second", 0.6), ("third", 0.7)):
+        promote(registry.register(make_bundle(name, accuracy)).version)
+    assert champion() == 3
+    assert registry.rollback().version == 2
+    assert champion() == 2
+    assert registry.rollback().version == 1
+    assert champion() == 1
+    with pytest.raises(UserError, match="no former champion"):
+        registry.rollback()
+    promote(3)
+    assert registry.rollback().version == 1
+
+
+@pytest.mark.usefixtures("_registered")
+def test_rollback_after_the_alias_was_moved_by_hand() -> None:
+    for name in ("second", "third"):
+        registry.register(make_bundle(name, 0.5))
+    promote(2)
+    connect().set_registered_model_alias("hyojo", "champion", "3")  # as in MLflow's UI
+    assert registry.rollback().version == 2
+    assert registry.rollback().version == 1
+
+
+@pytest.mark.usefixtures("_registered")
+def test_rollback_passes_over_deleted_versions() -> None:
+    for name, accuracy in (("second", 0.6), ("third", 0.7)):
+        promote(registry.register(make_bundle(name, accuracy)).version)
+    connect().delete_model_version("hyojo", "2")
+    assert registry.rollback().version == 1
+    assert champion() == 1
+
+
+@pytest.mark.usefixtures("_registered")
+def test_an_alias_that_moved_meanwhile_is_left_where_it_is() -> None:
+    for name in ("second", "third"):
+        registry.register(make_bundle(name, 0.5))
+    promote(2)
+    with pytest.raises(registry.MovedError) as caught:
+        registry.crown(connect(), 3, expected=1)
+    assert caught.value.champion == 2
+    assert champion() == 2
+
+
+@pytest.mark.usefixtures("_registered")
+def test_who_moves_the_alias_just_after_is_not_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("second", "third"):
+        registry.register(make_bundle(name, 0.5))
+    client = connect()
+    tag = client.set_registered_model_tag
+
+    def tag_and_lose(name: str, key: str, value: str) -> None:
+        tag(name, key, value)
+        client.set_registered_model_alias("hyojo", "champion", "3")
+
+    monkeypatch.setattr(client, "set_registered_model_tag", tag_and_lose)
+    with pytest.raises(registry.MovedError) as caught:
+        registry.crown(client, 2, expected=1)
+    assert caught.value.champion == 3
+    assert champion() == 3
+
+
+@pytest.mark.usefixtures("_registered")
+def test_on_a_server_one_client_at_a_time_moves_the_alias(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.register(make_bundle("second", 0.5))
+    client = connect()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
+    monkeypatch.setattr(registry, "LOCK_WAIT_S", 0.5)
+    client.create_registered_model("hyojo.promotion")  # another machine is at it
+    with pytest.raises(Exception, match="already exists"):
+        registry.crown(client, 2, expected=1)
+    assert champion() == 1
+    monkeypatch.setattr(registry, "LOCK_STALE_S", 0.2)  # it was killed
+    registry.crown(client, 2, expected=1)
+    assert champion() == 2
+    assert not client.search_registered_models("name = 'hyojo.promotion'")
+
+
+@pytest.mark.usefixtures("_registered")
+def test_registering_again_fills_in_what_a_version_lacks() -> None:
+    path = Path("models/first/bundle.json")
+    bundle = json.loads(path.read_text())
+    path.write_text(json.dumps(bundle | {"parity": {"formats": ["onnx"]}, "cost": {"parameters": 7}}))
+    assert not registry.register(Path("models/first")).changed
+    tags = connect().get_model_version("hyojo", "1").tags
+    assert (tags["hyojo.parity"], tags["cost.parameters"]) == ("passed", "7")
+
+
+@pytest.mark.usefixtures("project")
+def test_what_is_missing_is_said_with_a_remedy() -> None:
+    with pytest.raises(UserError, match="dvc repro"):
+        registry.register(Path("models/bundle"))
+    with pytest.raises(UserError, match="hyojo sync"):
+        registry.register(make_bundle("unlogged", 0.5, on_run=False))
+    assert versions() == []

@@ -1,0 +1,332 @@
+"""What goes onto MLflow runs: one run a training, no figure twice or over another, and trouble that costs nothing."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import forget_store
+
+from pipeline.tracking import runs as tracking
+from pipeline.tracking import store
+from pipeline.tracking.runs import EVALUATION_TAG, TrainingRun, evaluation_run, log_bundle, log_evaluation
+
+PARAMS = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s", "train.lr": "0.4"}
+TAGS = {"hyojo.data_digest": "d" * 64, "hyojo.job": "j" * 32}
+HISTORY = [
+    {"epoch": epoch, "lr": 0.4 / epoch, "train/loss": 1.0 / epoch, "val/accuracy": epoch / 4}
+    for epoch in (1, 2, 3)
+]  # fmt: skip
+TRAIN_FILES = {"train/history.csv", "train/run.json", "train/weights.json", "train/weights.pt"}
+DEAD = "http://127.0.0.1:9"
+DEAD_LIMIT_S = 30
+
+
+@pytest.fixture
+def train_dir(project: Path) -> Path:
+    """What train leaves, without a run of this id in the store."""
+    folder = project / "models" / "train"
+    folder.mkdir(parents=True)
+    (folder / "weights.pt").write_bytes(b"weights")
+    sidecar = {"data_digest": "d" * 64, "weights_sha256": "e" * 64, "params": PARAMS}
+    (folder / "weights.json").write_text(json.dumps(sidecar))
+    header = list(HISTORY[0])
+    lines = [",".join(header), *(",".join(str(row[key]) for key in header) for row in HISTORY)]
+    (folder / "history.csv").write_text("\n".join(lines) + "\n")
+    (folder / "run.json").write_text(json.dumps({"run_id": "a" * 32}))
+    return folder
+
+
+@pytest.fixture
+def own(train_dir: Path) -> str:
+    """The id of a finished run of that training."""
+    run = TrainingRun(PARAMS, TAGS)
+    (train_dir / "run.json").write_text(json.dumps({"run_id": run.run_id}))
+    run.log_history(HISTORY)
+    run.finish("FINISHED", train_dir)
+    return run.run_id
+
+
+def runs() -> list[Any]:
+    """All active runs of the project's store."""
+    client = store.connect()
+    return list(client.search_runs([store.experiment_id(client)]))
+
+
+def points(run_id: str, metric: str) -> list[tuple[int, float]]:
+    """Step and value of all points of a metric."""
+    return [(point.step, point.value) for point in store.connect().get_metric_history(run_id, metric)]
+
+
+def artifacts(run_id: str, folder: str | None = None) -> set[str]:
+    """Paths of a run's files."""
+    found = set()
+    for item in store.connect().list_artifacts(run_id, folder):
+        found |= artifacts(run_id, item.path) if item.is_dir else {item.path}
+    return found
+
+
+def check_whole(run: Any) -> None:
+    """A run by itself has all that its training's own run has."""
+    assert run.info.status == "FINISHED"
+    assert run.data.params == PARAMS
+    for key in ("lr", "train/loss", "val/accuracy"):
+        assert points(run.info.run_id, key) == [(row["epoch"], row[key]) for row in HISTORY]
+    assert artifacts(run.info.run_id) >= TRAIN_FILES | {"params.yaml"}
+    assert run.data.tags["hyojo.data_digest"] == "d" * 64
+    (item,) = run.inputs.dataset_inputs
+    assert item.dataset.name == "tiny.zip"
+    assert ("d" * 64).startswith(item.dataset.digest)
+
+
+def test_a_training_is_one_run_with_params_tags_and_history(
+    project: Path, train_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "brisk-ibex")
+    run = TrainingRun(PARAMS, TAGS)
+    assert runs()[0].info.status == "RUNNING"
+    run.log_history(HISTORY[:1])
+    run.log_history(HISTORY[:2])
+    run.log_history(HISTORY)
+    run.log_history(HISTORY)
+    run.tag("hyojo.weights_sha256", "e" * 64)
+    run.finish("FINISHED", train_dir, {"train/time_s": 12.5})
+    (found,) = runs()
+    assert found.info.run_id == run.run_id
+    assert found.info.end_time is not None
+    assert found.info.run_name == "face_resnet_s brisk-ibex"
+    assert found.data.metrics["train/time_s"] == 12.5
+    wanted = TAGS | {
+        "hyojo.run_id": run.run_id,
+        "hyojo.dvc.exp_name": "brisk-ibex",
+        "hyojo.weights_sha256": "e" * 64,
+        "mlflow.source.type": "PROJECT",
+    }
+    assert wanted.items() <= found.data.tags.items()
+    check_whole(found)
+
+
+def test_reopened_after_a_crash_only_new_epochs_are_added(project: Path) -> None:
+    first = TrainingRun(PARAMS, TAGS)
+    first.log_history(HISTORY[:2])
+    forget_store()  # as in another process
+    again = TrainingRun(PARAMS, TAGS, first.run_id)
+    assert again.run_id == first.run_id
+    again.log_history(HISTORY)
+    again.finish("FINISHED")
+    (run,) = runs()
+    assert points(run.info.run_id, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_run_that_is_gone_is_made_again_under_the_id_that_files_know(project: Path) -> None:
+    first = TrainingRun(PARAMS, TAGS)
+    store.connect().delete_run(first.run_id)
+    again = TrainingRun(PARAMS, TAGS, first.run_id)
+    assert again.run_id == first.run_id
+    again.log_history(HISTORY)
+    (run,) = runs()
+    assert run.info.run_id != first.run_id
+    assert run.data.tags["hyojo.run_id"] == first.run_id
+    assert len(points(run.info.run_id, "train/loss")) == 3
+    assert TrainingRun(PARAMS, TAGS, first.run_id).run_id == first.run_id
+    assert len(runs()) == 1
+
+
+def test_a_run_that_was_made_but_not_written_down_is_replaced(project: Path) -> None:
+    tags = TAGS | {tracking.ATTEMPT_TAG: "x" * 32}
+    other = TrainingRun(PARAMS, TAGS | {tracking.ATTEMPT_TAG: "y" * 32}).run_id
+    lost = TrainingRun(PARAMS, tags).run_id
+    kept = TrainingRun(PARAMS, tags).run_id
+    assert {run.info.run_id for run in runs()} == {other, kept}
+    assert lost != kept
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED"])
+def test_a_run_says_how_it_ended_and_runs_again_when_reopened(project: Path, status: str) -> None:
+    run = TrainingRun(PARAMS, TAGS)
+    run.finish(status)
+    assert runs()[0].info.status == status
+    TrainingRun(PARAMS, TAGS, run.run_id)
+    assert runs()[0].info.status == "RUNNING"
+
+
+def test_the_commit_and_what_it_lacks_are_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*args: str) -> str:
+        identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+        done = subprocess.run(["git", *identity, *args], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    git("init", "-q")
+    git("add", "params.yaml")
+    git("commit", "-qm", "First")
+    clean = TrainingRun(PARAMS, TAGS).run_id
+    with (project / "params.yaml").open("a") as file:
+        file.write("# a change\n")
+    dirty = TrainingRun(PARAMS, TAGS).run_id
+    client = store.connect()
+    for run_id, state in ((clean, "false"), (dirty, "true")):
+        tags = client.get_run(run_id).data.tags
+        assert tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
+        assert tags["hyojo.git_dirty"] == state
+    assert "git.patch" not in artifacts(clean)
+    assert "+# a change" in Path(client.download_artifacts(dirty, "git.patch")).read_text()
+
+
+def test_an_evaluation_goes_onto_its_trainings_run_and_another_onto_a_child(
+    train_dir: Path, own: str
+) -> None:
+    assert evaluation_run(train_dir, "key 1") == own
+    (run,) = runs()
+    assert run.data.tags[EVALUATION_TAG] == "key 1"  # claimed at once
+    assert evaluation_run(train_dir, "key 1") == own
+    assert len(runs()) == 1
+
+    child_id = evaluation_run(train_dir, "key 2")
+    assert child_id != own
+    (child,) = [run for run in runs() if run.info.run_id == child_id]
+    assert child.data.tags["mlflow.parentRunId"] == own
+    assert child.data.tags[EVALUATION_TAG] == "key 2"
+    check_whole(child)
+
+    forget_store()
+    assert evaluation_run(train_dir, "key 2") == child_id
+    assert evaluation_run(train_dir, "key 1") == own
+    assert evaluation_run(train_dir, "key 3") not in (own, child_id)
+    assert len(runs()) == 3
+    assert store.find_run(store.connect(), own).data.tags[EVALUATION_TAG] == "key 1"
+
+
+def test_a_run_that_this_store_lacks_is_rebuilt_from_the_files(train_dir: Path) -> None:
+    assert evaluation_run(train_dir, "key 1") == "a" * 32
+    (run,) = runs()
+    assert run.info.run_id != "a" * 32
+    assert run.data.tags["hyojo.run_id"] == "a" * 32
+    assert run.data.tags[tracking.REBUILT_TAG] == "true"
+    assert run.data.tags["hyojo.weights_sha256"] == "e" * 64
+    check_whole(run)
+    assert evaluation_run(train_dir, "key 1") == "a" * 32
+    assert len(runs()) == 1
+    child_id = evaluation_run(train_dir, "key 2")
+    assert store.find_run(store.connect(), child_id).data.tags["mlflow.parentRunId"] == run.info.run_id
+
+
+def test_figures_and_files_of_an_evaluation_are_logged_once(
+    train_dir: Path, own: str, tmp_path: Path
+) -> None:
+    report, figure = tmp_path / "metrics.json", tmp_path / "matrix.png"
+    report.write_text("{}")
+    figure.write_bytes(b"png")
+    files = {"": [report, tmp_path / "missing.csv"], "figures": [figure]}
+    for _ in range(2):
+        log_evaluation(train_dir, own, {"test/accuracy": 0.5}, files, {EVALUATION_TAG: "key"})
+    (run,) = runs()
+    assert points(own, "test/accuracy") == [(0, 0.5)]
+    assert run.data.tags[EVALUATION_TAG] == "key"
+    assert run.info.status == "FINISHED"
+    assert artifacts(own) == TRAIN_FILES | {"params.yaml", "metrics.json", "figures/matrix.png"}
+
+
+def test_a_child_that_this_store_lacks_is_made_again(train_dir: Path, own: str) -> None:
+    log_evaluation(train_dir, "c" * 32, {"test/accuracy": 0.25}, {}, {EVALUATION_TAG: "key"})
+    (child,) = [run for run in runs() if run.info.run_id != own]
+    assert child.data.tags["hyojo.run_id"] == "c" * 32
+    assert child.data.tags["mlflow.parentRunId"] == own
+    assert child.data.metrics["test/accuracy"] == 0.25
+    check_whole(child)
+    assert "test/accuracy" not in store.connect().get_run(own).data.metrics
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> tuple[Path, Path]:
+    """A bundle's folder and that of the served model."""
+    folder, model = tmp_path / "bundle", tmp_path / "pyfunc"
+    folder.mkdir()
+    model.mkdir()
+    (folder / "bundle.json").write_text(json.dumps({"digest": "1"}))
+    (folder / "MODEL_CARD.md").write_text("# Card")
+    (model / "MLmodel").write_text("flavors: {}")
+    return folder, model
+
+
+def test_a_bundle_is_logged_once_for_each_digest(own: str, bundle: tuple[Path, Path]) -> None:
+    folder, model = bundle
+    log_bundle(own, folder, model)
+    assert artifacts(own) >= {"model/MLmodel", "MODEL_CARD.md"}
+    (model / "MLmodel").write_text("flavors: {a: {}}")
+    log_bundle(own, folder, model)
+    client = store.connect()
+    assert Path(client.download_artifacts(own, "model/MLmodel")).read_text() == "flavors: {}"
+    (folder / "bundle.json").write_text(json.dumps({"digest": "2"}))
+    log_bundle(own, folder, model)
+    assert Path(client.download_artifacts(own, "model/MLmodel")).read_text() == "flavors: {a: {}}"
+    assert client.get_run(own).data.tags[tracking.BUNDLE_TAG] == "2"
+    assert client.get_run(own).info.status == "FINISHED"
+
+
+def test_a_bundle_of_a_run_that_is_not_there_is_only_told(
+    project: Path, bundle: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_bundle("f" * 32, *bundle)
+    assert "hyojo sync" in capsys.readouterr().err
+    assert runs() == []
+
+
+def test_a_dead_server_costs_warnings_and_little_time(
+    train_dir: Path,
+    bundle: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
+    start = time.monotonic()
+    run = TrainingRun(PARAMS, TAGS)
+    assert len(run.run_id) == 32
+    for count in (1, 2, 3):
+        run.log_history(HISTORY[:count])  # not asked again at once
+    run.tag("a", "b")
+    run.finish("FINISHED", train_dir)
+    assert time.monotonic() - start < DEAD_LIMIT_S
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # the rest need not wait as long
+    assert evaluation_run(train_dir, "key") == "a" * 32
+    log_evaluation(train_dir, "a" * 32, {"test/accuracy": 0.5}, {}, {})
+    log_bundle("a" * 32, *bundle)
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("warning: MLflow: ") and "hyojo sync" in line for line in lines) == 4
+
+
+def test_a_server_that_comes_back_gets_the_whole_history(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "connect", lambda: 1 / 0)
+        run = TrainingRun(PARAMS, TAGS)
+        run.log_history(HISTORY[:1])
+    known = run.run_id
+    run.log_history(HISTORY[:2])
+    assert runs() == []  # too soon after the last attempt
+    monkeypatch.setattr(tracking, "RETRY_INTERVAL_S", 0)
+    run.log_history(HISTORY)
+    run.finish("FINISHED")
+    (found,) = runs()
+    assert run.run_id == known == found.data.tags["hyojo.run_id"]
+    assert [step for step, _ in points(found.info.run_id, "train/loss")] == [1, 2, 3]
+    assert found.info.status == "FINISHED"
+    assert capsys.readouterr().err.count("warning: ") == 1
+
+
+def test_a_run_says_how_it_did_and_how_to_have_it_again(project: Path, train_dir: Path, own: str) -> None:
+    for accuracy in (0.5, 0.25):
+        log_evaluation(train_dir, own, {"test/accuracy": accuracy}, {}, {EVALUATION_TAG: "key"})
+    note = store.connect().get_run(own).data.tags["mlflow.note.content"]
+    assert "accuracy 0.500" in note
+    assert "`dddddddddddd`" in note
+    tags = {"hyojo.dvc.exp_name": "brisk-ibex", "mlflow.source.git.commit": "c" * 40}
+    assert "`dvc exp apply brisk-ibex`" in tracking.describe({}, tags)
+    del tags["hyojo.dvc.exp_name"]
+    assert "`git checkout cccccccccccc`, then `dvc repro`" in tracking.describe({}, tags)
+    assert "git.patch" in tracking.describe({}, tags | {"hyojo.git_dirty": "true"})

@@ -1,0 +1,183 @@
+"""The MLflow store: one a project, found from wherever DVC runs a stage, safe to open at once, and movable."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import forget_store
+
+from pipeline.core.errors import UserError
+from pipeline.tracking import store
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def copy(project: Path) -> Path:
+    """A temporary copy of the project, as ``dvc exp run --temp`` makes it, with a ``.dvc`` of its own."""
+    folder = project / ".dvc" / "tmp" / "exps" / "x"
+    (folder / ".dvc").mkdir(parents=True)
+    return folder
+
+
+def test_root_is_found_from_a_folder_below(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.project_root() == project
+    (project / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(project / "a" / "b")
+    assert store.project_root() == project
+
+
+@pytest.mark.parametrize("dvc_root", [None, "project", "copy"])
+def test_root_of_a_temporary_copy_is_the_project(
+    project: Path, copy: Path, dvc_root: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy)
+    if dvc_root:
+        monkeypatch.setenv("DVC_ROOT", str({"project": project, "copy": copy}[dvc_root]))
+    assert store.project_root() == project
+    assert store.tracking_uri(store.project_root()) == f"sqlite:///{project}/mlflow.db"
+
+
+def test_a_project_inside_another_is_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = project / "sub" / "inner"
+    (inner / ".dvc").mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert store.project_root() == inner
+
+
+def test_a_dvc_root_of_somewhere_else_does_not_count(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other" / ".dvc").mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "other"))
+    assert store.project_root() == project
+
+
+def test_outside_any_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no \.dvc folder"):
+        store.project_root()
+
+
+@pytest.mark.parametrize(
+    "given, found",
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:////elsewhere/runs.db", "sqlite:////elsewhere/runs.db"),
+        ("sqlite:///own.db", "sqlite:///{root}/own.db"),
+        ("sqlite:///sub/own.db", "sqlite:///{root}/sub/own.db"),
+        ("", "sqlite:///{root}/mlflow.db"),
+    ],
+)
+def test_an_address_that_is_set_wins_and_a_relative_file_lies_in_the_root(
+    project: Path, copy: Path, given: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    monkeypatch.chdir(copy)
+    assert store.tracking_uri(store.project_root()) == found.format(root=project)
+
+
+def test_from_a_temporary_copy_everything_goes_into_the_project(
+    project: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy)
+    client = store.connect()
+    assert Path.cwd() == copy
+    run = client.create_run(store.experiment_id(client))
+    client.log_text(run.info.run_id, "hello", "note.txt")
+    assert run.info.artifact_uri.startswith((project / "mlruns" / "hyojo").as_uri())
+    (note,) = (project / "mlruns").rglob("note.txt")
+    assert note.read_text() == "hello"
+    assert [path.name for path in copy.iterdir()] == [".dvc"]
+
+
+def test_a_deleted_experiment_is_taken_back(project: Path) -> None:
+    client = store.connect()
+    number = store.experiment_id(client)
+    client.delete_experiment(number)
+    forget_store()
+    client = store.connect()
+    assert client.get_experiment(number).lifecycle_stage == "active"
+
+
+def test_two_processes_open_a_fresh_store_at_once(project: Path) -> None:
+    (project / "mlflow.db").unlink()
+    code = "from pipeline.tracking import store; print(store.experiment_id(store.connect()))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert len({number for number, _ in outputs}) == 1
+    client = store.connect()
+    experiment = client.get_experiment_by_name("hyojo")
+    assert experiment.experiment_id == outputs[0][0].strip()
+    assert experiment.artifact_location == (project / "mlruns" / "hyojo").as_uri()
+
+
+def test_runs_are_found_by_id_and_by_the_id_that_files_know(project: Path) -> None:
+    client = store.connect()
+    experiment = store.experiment_id(client)
+    run_id = client.create_run(experiment).info.run_id
+    rebuilt = client.create_run(experiment, tags={store.RUN_ID_TAG: "a" * 32}).info.run_id
+    assert store.find_run(client, run_id).info.run_id == run_id
+    assert store.find_run(client, "a" * 32).info.run_id == rebuilt
+    assert store.find_run(client, "b" * 32) is None
+    for number in (run_id, rebuilt):
+        client.delete_run(number)
+    assert store.find_run(client, run_id) is None
+    assert store.find_run(client, "a" * 32) is None
+
+
+def test_a_moved_project_finds_its_artifacts_again(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = store.connect()
+    run_id = client.create_run(store.experiment_id(client)).info.run_id
+    client.log_text(run_id, "hello", "train/note.txt")
+    assert store.moved_from(project) is None
+    assert store.relocate(project) == 0
+    assert "was moved" not in capsys.readouterr().err
+
+    target = tmp_path / "new % place_é"  # what a URI and a LIKE pattern both spell in their own way
+    shutil.move(project, target)
+    monkeypatch.chdir(target)
+    forget_store()
+    client = store.connect()
+    assert "hyojo sync --relocate" in capsys.readouterr().err
+    assert not client.list_artifacts(run_id)
+
+    assert store.relocate(target) > 0
+    assert [item.path for item in client.list_artifacts(run_id, "train")] == ["train/note.txt"]
+    later = client.create_run(store.experiment_id(client)).info.run_id
+    client.log_text(later, "hello", "note.txt")
+    assert len(list((target / "mlruns").rglob("note.txt"))) == 2
+    assert not project.exists()
+    assert store.relocate(target) == 0
+
+    # And back again, from a place with such a name.
+    shutil.move(target, project)
+    monkeypatch.chdir(project)
+    forget_store()
+    client = store.connect()
+    assert store.relocate(project) > 0
+    assert [item.path for item in client.list_artifacts(run_id, "train")] == ["train/note.txt"]
+    capsys.readouterr()
+
+
+def test_other_stores_are_never_relocated(project: Path, tmp_path: Path) -> None:
+    assert store.relocate(tmp_path) == 0  # no database at all
+    (tmp_path / "mlflow.db").write_bytes(b"")
+    assert store.relocate(tmp_path) == 0  # one without tables
+    assert store.relocate(project) == 0  # one without our experiment

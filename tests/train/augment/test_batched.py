@@ -1,0 +1,315 @@
+"""Transforms: torchvision's, called as torchvision would be, with draws that belong to the sample alone."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.core.errors import UserError
+from pipeline.train.augment import batched
+
+SIZE = 16
+# Arguments without which a transform cannot be made, does nothing, or wants a larger picture.
+NEEDED: dict[str, dict[str, Any]] = {
+    "CenterCrop": {"size": 12},
+    "ColorJitter": {"brightness": 0.5},
+    "ElasticTransform": {"sigma": 1.0},
+    "JPEG": {"quality": 50},
+    "GaussianBlur": {"kernel_size": 3},
+    "Pad": {"padding": 2},
+    "RandomAdjustSharpness": {"sharpness_factor": 2.0},
+    "RandomAffine": {"degrees": 20},
+    "RandomCrop": {"size": 12},
+    "RandomPosterize": {"bits": 2},
+    "RandomResize": {"min_size": 12, "max_size": 20},
+    "RandomResizedCrop": {"size": 12},
+    "RandomRotation": {"degrees": 20},
+    "RandomSolarize": {"threshold": 128.0},
+    "Resize": {"size": [12, 12]},
+}
+# torchvision adds noise to floats only.
+AFTER_CONVERSION = {"GaussianNoise"}
+
+
+def pictures(count: int = 6, channels: int = 1, seed: int = 0) -> np.ndarray:
+    """Noise, uint8 (N, H, W, C)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, channels), dtype=np.uint8)
+
+
+def built(specs: list, channels: int = 1) -> nn.Module:
+    """A list as train builds it, with a mean and std of its own."""
+    return batched.build(batched.resolve(specs, [0.4] * channels, [0.2] * channels, "train.transforms.train"))
+
+
+def augmented(
+    images: np.ndarray, indices: np.ndarray, transform: nn.Module, seed: int, epoch: int
+) -> torch.Tensor:
+    """Samples of a split, image by image."""
+    rows = torch.from_numpy(np.ascontiguousarray(images[indices]))
+    return batched.one_by_one(rows, torch.from_numpy(indices), transform, seed, epoch)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", batched.valid_names())
+def test_every_name_works(name: str, channels: int) -> None:
+    """Each name that may stand in a list gives one float image, for grey and for colour."""
+    specs: list = [{name: NEEDED[name]} if name in NEEDED else name]
+    if name in AFTER_CONVERSION:
+        specs.insert(0, "ToTensor")
+    channels_after = {"RGB": 3, "Grayscale": 1}.get(name, channels)
+    transform = built(specs, channels_after)
+    channels_out, *_ = batched.output_shape(transform, SIZE, channels, "train.transforms.train")
+    assert channels_out == channels_after
+    out = augmented(pictures(1, channels), np.array([0]), transform, 0, 0)
+    assert out.dtype == torch.float32
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize(
+    "spec, directly",
+    [
+        ({"Resize": {"size": [9, 9]}}, v2.Resize([9, 9])),
+        ({"CenterCrop": {"size": 8}}, v2.CenterCrop(8)),
+        ({"RandomCrop": {"size": SIZE, "padding": 4}}, v2.RandomCrop(SIZE, padding=4)),
+        ("RandomHorizontalFlip", v2.RandomHorizontalFlip()),
+        ({"RandomVerticalFlip": {"p": 0.4}}, v2.RandomVerticalFlip(0.4)),
+        ({"RandomRotation": {"degrees": 15}}, v2.RandomRotation(15)),
+        (
+            {"RandomAffine": {"degrees": 10, "translate": [0.1, 0.1], "scale": [0.9, 1.1]}},
+            v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1)),
+        ),
+        ("ToTensor", v2.Identity()),
+        ({"AutoAugment": {"policy": "cifar10"}}, v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)),
+    ],
+)
+def test_lists_do_what_torchvision_does(spec: Any, directly: nn.Module) -> None:
+    """The same generator seed gives the pixels of torchvision called by hand, scaled and normalised."""
+    images = pictures(8)
+    found = augmented(images, np.arange(8), built([spec]), 5, 2)
+    expected = []
+    for i, image in enumerate(images):
+        digest = hashlib.blake2b(f"5/2/{i}".encode(), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+        pixels = directly(torch.from_numpy(image.transpose(2, 0, 1).copy()))
+        expected.append((pixels.double() / 255 - 0.4) / 0.2)
+    torch.testing.assert_close(found.double(), torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_the_list_of_a_tutorial_works_as_it_stands() -> None:
+    """A list with a conversion and its own statistics keeps its order and its numbers."""
+    specs = [
+        {"Resize": {"size": [20, 20]}},
+        {"RandomCrop": {"size": SIZE}},
+        "RandomHorizontalFlip",
+        {"RandomRotation": {"degrees": 10}},
+        "ToTensor",
+        {"Normalize": {"mean": [0.5], "std": [0.25]}},
+    ]
+    image = pictures(1)[0]
+    found = augmented(image[None], np.array([0]), built(specs), 0, 0)[0]
+    torch.manual_seed(batched.sample_seed(0, 0, 0))
+    pixels = F.resize(torch.from_numpy(image.transpose(2, 0, 1).copy()), [20, 20])
+    for step in (v2.RandomCrop(SIZE), v2.RandomHorizontalFlip(), v2.RandomRotation(10)):
+        pixels = step(pixels)
+    torch.testing.assert_close(found, (pixels.float() / 255 - 0.5) / 0.25, atol=1e-6, rtol=0)
+
+
+def test_conversion_and_normalisation_are_added_once() -> None:
+    """Left out, they stand at the end; given, they stay where they are; no-ops go."""
+    mean, std = [0.4], [0.2]
+    normalize = {"Normalize": {"mean": mean, "std": std}}
+    assert batched.resolve([], mean, std, "w") == [{"ToDtype": {}}, normalize]
+    assert batched.resolve(["ToTensor", "RandomErasing"], mean, std, "w") == [
+        {"ToDtype": {}}, {"RandomErasing": {}}, normalize,
+    ]  # fmt: skip
+    assert batched.resolve(["ToImage", "Normalize", "RandomErasing"], mean, std, "w") == [
+        {"ToDtype": {}}, normalize, {"RandomErasing": {}},
+    ]  # fmt: skip
+    own = batched.resolve([{"Normalize": {"mean": [0.1]}}], mean, std, "w")
+    assert own[-1] == {"Normalize": {"mean": [0.1], "std": [0.2]}}
+
+
+RANDOM = [{"RandomCrop": {"size": SIZE, "padding": 4}}, {"RandomRotation": {"degrees": 30}}, "RandomErasing"]
+
+
+def test_a_sample_is_augmented_alike_in_any_company() -> None:
+    """Neither the batch, nor the order, nor the random state before it, changes a sample's draws."""
+    images, transform = pictures(12), built(["ToTensor", *RANDOM])
+    together = augmented(images, np.arange(12), transform, 1, 3)
+    order = np.random.default_rng(0).permutation(12)
+    shuffled = augmented(images, order, transform, 1, 3)
+    torch.manual_seed(99)
+    alone = [augmented(images, np.array([i]), transform, 1, 3)[0] for i in range(12)]
+    assert torch.equal(shuffled, together[order])
+    assert torch.equal(torch.stack(alone), together)
+
+
+def test_draws_differ_between_epochs_seeds_and_samples() -> None:
+    """The same image twice in a split, in another epoch or under another seed, is another picture."""
+    images, transform = np.repeat(pictures(1), 6, axis=0), built(["ToTensor", *RANDOM])
+    batches = [augmented(images, np.arange(6), transform, s, e) for s, e in ((0, 0), (0, 1), (1, 0))]
+    assert len({sample.numpy().tobytes() for batch in batches for sample in batch}) == 18
+
+
+def test_flips_come_at_their_rate() -> None:
+    """Over 600 hashed seeds a fair flip is fair: within 4 standard deviations of 300."""
+    image = np.zeros((1, SIZE, SIZE, 1), dtype=np.uint8)
+    image[:, :, 0] = 255
+    images = np.broadcast_to(image, (600, SIZE, SIZE, 1))
+    out = augmented(images, np.arange(600), built(["RandomHorizontalFlip"]), 0, 0)
+    flipped = int((out[:, 0, 0, -1] > 0).sum())
+    assert abs(flipped - 300) < 4 * np.sqrt(600 * 0.25)
+
+
+def test_the_global_generator_and_the_split_stay_as_they_were() -> None:
+    """Augmenting, and probing shapes, draw from nothing that initialisation or dropout draw from."""
+    images, transform = pictures(), built(["ToTensor", *RANDOM])
+    before, pixels = torch.get_rng_state(), images.copy()
+    augmented(images, np.arange(6), transform, 0, 0)
+    batched.output_shape(transform, SIZE, 1, "w")
+    with pytest.raises(ValueError, match="larger than"):
+        augmented(images, np.arange(6), batched.build([{"RandomCrop": {"size": 99}}]), 0, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(images, pixels)
+
+
+@pytest.mark.parametrize(
+    "name, near", [("RandomHorizontalFlp", "RandomHorizontalFlip"), ("centercrop", "CenterCrop")]
+)
+def test_a_misspelt_name_gets_the_nearest(name: str, near: str) -> None:
+    """The message names the place in the file and the name that was meant."""
+    with pytest.raises(UserError, match=rf"train\.transforms\.train\.1: .*{name}.*{near}"):
+        built(["RandomVerticalFlip", name])
+
+
+@pytest.mark.parametrize(
+    "name", ["MixUp", "CutMix", "FiveCrop", "TenCrop", "Lambda", "Compose", "RandomApply"]
+)
+def test_what_is_no_transform_of_one_image_is_refused(name: str) -> None:
+    """They exist in torchvision, so the message is another than for a name that does not."""
+    with pytest.raises(UserError, match=f"{name} does not turn one image into one image"):
+        built([name])
+
+
+@pytest.mark.parametrize(
+    "spec, shown",
+    [
+        ({"RandomRotation": {"degree": 10}}, "degrees"),
+        ("RandomCrop", "size"),
+        ({"RandomHorizontalFlip": {"p": "often"}}, "p"),
+        ({"GaussianBlur": {"kernel_size": 4}}, "kernel_size"),
+        ({"AutoAugment": {"policy": "fer"}}, "policy"),
+    ],
+)
+def test_wrong_arguments_get_the_signature(spec: Any, shown: str) -> None:
+    """The message names the place and shows the arguments that the transform takes."""
+    name = spec if isinstance(spec, str) else next(iter(spec))
+    with pytest.raises(UserError, match=rf"0: {name} does not take .*\(.*{shown}.*\)"):
+        batched.build(batched.resolve([spec], [0.5], [0.5], "w"), "w")
+
+
+def test_output_shape_says_what_comes_out() -> None:
+    """Channels and size after the list; a size that the draw decides is None."""
+    shape = batched.output_shape(built([{"Grayscale": {"num_output_channels": 3}}], 3), SIZE, 1, "w")
+    assert shape == (3, SIZE, SIZE)
+    assert batched.output_shape(built([{"CenterCrop": {"size": [8, 10]}}]), SIZE, 1, "w") == (1, 8, 10)
+    varying = built([{"RandomResize": {"min_size": 8, "max_size": 20}}])
+    assert batched.output_shape(varying, SIZE, 1, "w") == (1, None, None)
+    with pytest.raises(UserError, match=r"eval fails on a 16 px image with 1 channel"):
+        batched.output_shape(built([{"RandomCrop": {"size": 17}}]), SIZE, 1, "eval")
+
+
+def augmentation(specs: list, channels: int = 1, seed: int = 3, size: int = SIZE) -> batched.Augmentation:
+    """A list as train applies it, with a mean and std of its own."""
+    resolved = batched.resolve(specs, [0.4] * channels, [0.2] * channels, "w")
+    return batched.Augmentation(resolved, seed, size, channels)
+
+
+@pytest.mark.parametrize(
+    "specs, named",
+    [
+        (["RandomHorizontalFlip", {"RandomRotation": {"degrees": 9}}, "RandomErasing"], []),
+        (["RandomHorizontalFlip", {"ElasticTransform": {"sigma": 1.0}}], ["ElasticTransform"]),
+        (
+            [{"RandomRotation": {"degrees": 9, "expand": True}}, {"Resize": {"size": [9, 9]}}],
+            ["RandomRotation (expand)"],
+        ),
+        (
+            [
+                {"RandomCrop": {"size": 12, "padding": 2, "padding_mode": "reflect"}},
+                {"GaussianBlur": {"kernel_size": 3}},
+            ],
+            ["RandomCrop (padding_mode: reflect)", "GaussianBlur"],
+        ),
+        (
+            [{"RandomResizedCrop": {"size": 12, "interpolation": "bicubic"}}],
+            ["RandomResizedCrop (interpolation: bicubic)"],
+        ),
+        (
+            [{"RandomErasing": {"value": "random"}}, {"Pad": {"padding": 1, "padding_mode": "edge"}}],
+            ["RandomErasing (value: random)", "Pad (padding_mode: edge)"],
+        ),
+    ],
+)
+def test_what_has_no_batched_kernel_is_named_and_runs_through_torchvision(
+    specs: list, named: list[str]
+) -> None:
+    """One such name in a list, and every sample goes through torchvision with its own seed."""
+    made, images = augmentation(specs), pictures(5)
+    samples = np.array([4, 0, 3])
+    found = made(torch.from_numpy(images[samples]), torch.from_numpy(samples), 2)
+    assert made.per_sample == named
+    assert found.dtype == torch.float32
+    expected = augmented(images, samples, built(specs), 3, 2)
+    assert torch.equal(found, expected) == bool(named)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("slow", [[], [{"RandomEqualize": {"p": 0.0}}]])
+def test_interpolation_is_given_by_its_name(interpolation: str, slow: list) -> None:
+    """In batches and sample by sample; halves of an edge, turned by 45 degrees, are grey only if bilinear."""
+    specs = [*slow, {"RandomAffine": {"degrees": [45, 45], "interpolation": interpolation}}]
+    made = augmentation([*specs, {"Normalize": {"mean": [0.0], "std": [1.0]}}])
+    assert len(made.per_sample) == len(slow)
+    image = torch.zeros(1, SIZE, SIZE, 1, dtype=torch.uint8)
+    image[:, :, SIZE // 2 :] = 255
+    values = made(image, torch.zeros(1, dtype=torch.int64), 0)[0, 0, 5:-5, 5:-5]
+    grey = ((values > 0.01) & (values < 0.99)).any().item()
+    assert grey == (interpolation == "bilinear")
+
+
+def test_samples_of_an_augmentation_are_their_own() -> None:
+    """Sample by sample, too: in any batch, from any random state, whatever it leaves behind."""
+    made, images = (
+        augmentation([{"ElasticTransform": {"sigma": 1.0}}, *RANDOM]),
+        torch.from_numpy(pictures(12)),
+    )
+    samples, before, pixels = torch.arange(12), torch.get_rng_state(), images.clone()
+    together = made(images, samples, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(images, pixels)
+    torch.manual_seed(99)
+    assert torch.equal(made(images[5:6], samples[5:6], 3), together[5:6])
+    assert not torch.equal(made(images, samples, 4), together)
+    assert not torch.equal(
+        augmentation([{"ElasticTransform": {"sigma": 1.0}}, *RANDOM], seed=4)(images, samples, 3), together
+    )
+
+
+def test_an_augmentation_refuses_what_cannot_work() -> None:
+    """A list that fails on such an image, before any work; images that it was not made for, at once."""
+    with pytest.raises(UserError, match=r"train\.transforms\.train fails on a 16 px image"):
+        augmentation([{"RandomCrop": {"size": 17}}])
+    with pytest.raises(UserError, match=r"0: RandomAffine does not take .*degrees"):
+        augmentation([{"RandomAffine": {"degree": 10}}])
+    with pytest.raises(UserError, match=r"fails on .*bilinaer"):
+        augmentation([{"RandomAffine": {"degrees": 10, "interpolation": "bilinaer"}}])
+    made = augmentation(["RandomHorizontalFlip"])
+    for images in (torch.zeros(1, SIZE, SIZE + 1, 1, dtype=torch.uint8), torch.zeros(1, SIZE, SIZE, 1)):
+        with pytest.raises(ValueError, match="expected uint8"):
+            made(images, torch.zeros(1, dtype=torch.int64), 0)

@@ -1,0 +1,548 @@
+"""The training engine: an update, an epoch, and scores over every sample."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import TINY_PARAMS
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from pipeline.core.dataset import Prepared, Split, load_prepared
+from pipeline.core.errors import UserError
+from pipeline.core.params import apply_overrides, parse_params
+from pipeline.models import model
+from pipeline.train import loop, planning
+from pipeline.train.loader import Batch, Loader, epoch_order
+from pipeline.train.loop import Interrupted, Progress
+from pipeline.train.trainer import Trainer, build_trainer, resolve_device, wrap
+
+PLAIN = (
+    "train.transforms.train=[]", "train.ema_decay=0.0", "train.grad_clip_norm=null", "train.label_smoothing=0.0",
+    "train.backbone_args.drop_rate=0.0", "train.optimizer=adamw", "train.lr=0.01", "train.weight_decay=0.0",
+)  # fmt: skip
+# No batch norm: what a net does with a sample does not depend on the batch around it.
+LAYER_NORM = (
+    "train.backbone=vit_tiny_patch16_224",
+    "train.backbone_args={patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}",
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def prepared(prepared_dir: Path) -> Prepared:
+    """The tiny data set, opened."""
+    return load_prepared(prepared_dir)
+
+
+@pytest.fixture
+def build(prepared: Prepared) -> Callable[..., tuple[Trainer, model.Recipe]]:
+    """Makes a trainer and its recipe from the tiny params with changes."""
+
+    def make(*overrides: str) -> tuple[Trainer, model.Recipe]:
+        params = parse_params(apply_overrides(TINY_PARAMS, list(overrides))).train
+        recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+        return build_trainer(params, prepared, recipe, CPU), recipe
+
+    return make
+
+
+def subset(split: Split, count: int) -> Split:
+    """The first samples of a split."""
+    return Split(split.images[:count], split.targets[:count], split.files[:count])
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """A copy of the net's state."""
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def load(trainer: Trainer, split: Split, batch_size: int = 16, balanced: bool = False) -> Loader:
+    """The batches of a split."""
+    return Loader(split, batch_size, trainer.seed, CPU, balanced)
+
+
+def epoch(trainer: Trainer, split: Split, number: int = 0, batch_size: int = 16) -> dict[str, float]:
+    """Train one epoch."""
+    return loop.train_one_epoch(
+        trainer, load(trainer, split, batch_size), Progress(epoch=number), lambda: None
+    )
+
+
+def noise(count: int = 16) -> Batch:
+    """A batch of pictures of nothing."""
+    pictures = torch.randint(0, 256, (count, 16, 16, 1), dtype=torch.uint8)
+    return Batch(pictures, torch.arange(count) % 3, torch.arange(count))
+
+
+def fed(recipe: model.Recipe, images: Tensor) -> Tensor:
+    """What a net is fed with for pictures uint8 (B, H, W, C) where there are no transforms."""
+    mean, std = recipe.preprocessing["mean"][0], recipe.preprocessing["std"][0]
+    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def inputs(trainer: Trainer) -> list[Tensor]:
+    """A list that the net's inputs in training will be appended to."""
+    seen: list[Tensor] = []
+
+    def keep(net: torch.nn.Module, args: tuple[Tensor]) -> None:
+        if net.training:
+            seen.append(args[0].clone())
+
+    trainer.model.register_forward_pre_hook(keep)
+    return seen
+
+
+def test_one_step_changes_every_parameter(prepared: Prepared, build: Callable[..., Any]) -> None:
+    trainer, _ = build(*PLAIN)
+    before = weights(trainer)
+    epoch(trainer, subset(prepared.split("train"), 16))
+    assert trainer.updates == 1
+    after = weights(trainer)
+    unchanged = [
+        name for name, _ in trainer.model.named_parameters() if torch.equal(before[name], after[name])
+    ]
+    assert unchanged == []
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_a_tiny_set_is_learnt_by_heart(prepared: Prepared, build: Callable[..., Any]) -> None:
+    trainer, recipe = build(
+        *PLAIN, "train.batch_size=8", "train.epochs=12", "train.transforms.train=[RandomHorizontalFlip]"
+    )
+    split = subset(prepared.split("train"), 16)
+    # Labels that have nothing to do with the pictures, so that only memory helps.
+    split = Split(split.images, np.random.default_rng(0).permutation(split.targets), split.files)
+    first = epoch(trainer, split, 0, 8)["loss"]
+    # 2 updates each, to the end of a schedule that counts 9 for each of its 12 epochs.
+    for number in range(1, 54):
+        last = epoch(trainer, split, number, 8)
+    assert last["loss"] < first / 10
+    scores = loop.evaluate(model.Classifier(trainer.model, recipe), split, 8, CPU)
+    assert scores["accuracy"] == 1.0
+    assert scores["loss"] < 0.1
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    prepared: Prepared, build: Callable[..., Any]
+) -> None:
+    results = []
+    for place, seed in enumerate((3, 3, 4)):
+        trainer, _ = build(f"train.seed={seed}")
+        torch.manual_seed(place)  # what was drawn before does not matter
+        np.random.seed(place)
+        scores = epoch(trainer, subset(prepared.split("train"), 48))
+        results.append((scores, weights(trainer)))
+    (first, one), (second, two), (_, three) = results
+    assert first == second
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not any(torch.equal(one[name], three[name]) for name in one if one[name].ndim == 4)
+
+
+def test_an_epoch_takes_its_batches_from_the_order_and_counts_what_it_took(
+    prepared: Prepared, build: Callable[..., Any]
+) -> None:
+    trainer, _ = build("train.batch_size=32", "train.seed=5")
+    taken: list[list[int]] = []
+    augmentation = trainer.augmentation
+
+    def spy(images: Tensor, numbers: Tensor, number: int) -> Tensor:
+        taken.append(numbers.tolist())
+        return augmentation(images, numbers, number)
+
+    trainer.augmentation = spy
+    split, progress = prepared.split("train"), Progress(epoch=2)
+    loop.train_one_epoch(trainer, load(trainer, split, 32), progress, lambda: None)
+    order = epoch_order(split.targets, 5, 2).tolist()
+    assert taken == [order[:32], order[32:64]]
+    assert (progress.step, progress.samples) == (2, 64)
+    assert trainer.updates == 2 * 2 + 2
+
+    taken.clear()
+    few = subset(split, 7)
+    epoch(trainer, few)
+    assert taken == [epoch_order(few.targets, 5, 0).tolist()]
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_loss_and_accuracy_are_means_over_the_samples_as_trained_on(
+    prepared: Prepared, build: Callable[..., Any], accumulate: int
+) -> None:
+    net = LAYER_NORM if accumulate > 1 else ()  # batch norm would see other batches
+    trainer, recipe = build(
+        *PLAIN, *net, "train.lr=0.000000000001", "train.batch_size=24", f"train.accumulate={accumulate}"
+    )
+    twin = copy.deepcopy(trainer.model).train()
+    split = prepared.split("train")
+    scores = epoch(trainer, split, batch_size=24)
+    losses, hits = [], []
+    order = epoch_order(split.targets, 0, 0)
+    for start in range(0, 72, 24):
+        rows = order[start : start + 24]
+        probs = twin(fed(recipe, torch.from_numpy(split.images[rows]))).softmax(1).detach().numpy()
+        probs = probs.astype(float)
+        targets = split.targets[rows]
+        losses.append(log_loss(targets, probs / probs.sum(1, keepdims=True), labels=[0, 1, 2]))
+        hits.append(accuracy_score(targets, probs.argmax(1)))
+    assert scores["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert scores["accuracy"] == pytest.approx(np.mean(hits), abs=1 / 72)
+
+
+def test_soft_targets_and_weights_reach_the_loss(prepared: Prepared, build: Callable[..., Any]) -> None:
+    trainer, recipe = build(*PLAIN)
+    twin = copy.deepcopy(trainer.model).train()
+    split, rng = subset(prepared.split("train"), 16), np.random.default_rng(0)
+    soft = rng.dirichlet(np.ones(3), 16).astype(np.float32)
+    weights = rng.uniform(0.1, 3.0, 16).astype(np.float32)
+    soft_split = Split(split.images, split.targets, split.files, soft, weights)
+    scores = epoch(trainer, soft_split)
+    order = epoch_order(split.targets, 0, 0)
+    logits = twin(fed(recipe, torch.from_numpy(split.images[order]))).detach()
+    losses = -(soft[order] * logits.log_softmax(1).numpy()).sum(1)
+    assert scores["loss"] == pytest.approx((losses * weights[order]).mean(), rel=1e-5)
+    # A right answer is still the class that the sample has.
+    assert scores["accuracy"] == (logits.argmax(1).numpy() == split.targets[order]).mean()
+    plain, _ = build(*PLAIN)
+    assert epoch(plain, split)["loss"] != pytest.approx(scores["loss"], rel=1e-3)
+
+
+def test_an_epoch_that_was_left_is_entered_where_it_was_left(
+    prepared: Prepared, build: Callable[..., Any]
+) -> None:
+    overrides = ("train.backbone_args.drop_path_rate=0.2", "train.mixing.mixup_alpha=0.4")
+    whole, _ = build(*overrides)
+    scores = epoch(whole, prepared.split("train"))
+
+    parts, _ = build(*overrides)
+    loader, progress = load(parts, prepared.split("train")), Progress()
+
+    def leave() -> None:
+        if progress.step == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        loop.train_one_epoch(parts, loader, progress, leave)
+    assert (progress.step, progress.samples) == (2, 32)
+    parts.updates = 99  # follows from progress
+    torch.manual_seed(99)  # and so do draws
+    np.random.seed(99)
+    assert loop.train_one_epoch(parts, loader, progress, lambda: None) == scores
+    assert parts.updates == whole.updates
+    one, two = weights(whole), weights(parts)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 27, 100])
+def test_scores_count_every_sample_and_equal_scikit_learns(
+    prepared: Prepared, build: Callable[..., Any], batch_size: int
+) -> None:
+    trainer, recipe = build()
+    epoch(trainer, prepared.split("train"))
+    classifier = model.Classifier(trainer.model, recipe).eval()
+    split = prepared.split("val")
+    assert len(split) == 27
+    mean, std = recipe.preprocessing["mean"][0], recipe.preprocessing["std"][0]
+    with torch.no_grad():
+        images = torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2).float() / 255
+        wanted = trainer.model.eval()((images - mean) / std).double().softmax(1).numpy()
+    probs = loop.predict(classifier, split.images, batch_size)
+    assert probs.dtype == np.float32
+    np.testing.assert_allclose(probs, wanted, atol=1e-5)
+    np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+    trainer.model.train()  # evaluate is called with a net that has just been trained
+    scores = loop.evaluate(model.Classifier(trainer.model, recipe), split, batch_size, CPU)
+    preds = wanted.argmax(1)
+    assert scores == {
+        "loss": pytest.approx(log_loss(split.targets, wanted, labels=[0, 1, 2]), abs=1e-4),
+        "accuracy": pytest.approx(accuracy_score(split.targets, preds)),
+        "balanced_accuracy": pytest.approx(balanced_accuracy_score(split.targets, preds)),
+        "macro_f1": pytest.approx(f1_score(split.targets, preds, average="macro")),
+    }
+
+
+def test_val_is_scored_at_the_precision_of_training(prepared: Prepared, build: Callable[..., Any]) -> None:
+    trainer, recipe = build()
+    classifier, images = model.Classifier(trainer.model, recipe).eval(), prepared.split("val").images
+    seen = []
+    trainer.model.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    exact, rounded = (loop.predict(classifier, images, 8, CPU, amp=amp) for amp in ("none", "bf16"))
+    assert set(seen) == {torch.float32, torch.bfloat16}
+    assert rounded.dtype == np.float32
+    np.testing.assert_allclose(rounded.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(rounded, exact, atol=0.02)
+    assert (rounded != exact).any()
+
+
+def test_evaluating_leaves_the_net_and_the_random_state_as_they_are(
+    prepared: Prepared, build: Callable[..., Any]
+) -> None:
+    trainer, recipe = build()
+    before, state = weights(trainer), torch.get_rng_state()
+    loop.evaluate(model.Classifier(trainer.model, recipe), prepared.split("val"), 8, CPU)
+    after = weights(trainer)
+    assert all(torch.equal(before[name], after[name]) for name in before)  # batch statistics too
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_loss_that_is_not_finite_names_the_remedy(prepared: Prepared, build: Callable[..., Any]) -> None:
+    trainer, _ = build()
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"loss is nan in epoch 4.*train\.lr"):
+        epoch(trainer, prepared.split("train"), 3)
+
+
+def test_probabilities_that_are_not_finite_name_the_remedy(
+    prepared: Prepared, build: Callable[..., Any]
+) -> None:
+    trainer, recipe = build()
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"not finite.*train\.lr"):
+        loop.evaluate(model.Classifier(trainer.model, recipe), prepared.split("val"), 8, CPU)
+
+
+@pytest.mark.parametrize("limit", [1e-3, None, 1e6])
+def test_gradients_are_clipped_to_the_norm(
+    prepared: Prepared, build: Callable[..., Any], limit: float | None
+) -> None:
+    # Plain SGD at a rate of 1: the change of the weights is the gradient.
+    trainer, recipe = build(*PLAIN, "train.optimizer=sgd")
+    trainer.grad_clip_norm = limit
+    for group in trainer.optimizer.param_groups:
+        group.update(lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)
+    twin = copy.deepcopy(trainer.model)
+    batch = noise()
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    loop.update(trainer, batch, 0, 0)
+    change = torch.cat(
+        [(old - new.detach()).flatten() for old, new in zip(before, trainer.model.parameters())]
+    )
+    torch.nn.functional.cross_entropy(twin.train()(fed(recipe, batch.images)), batch.targets).backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in twin.parameters()])
+    assert gradient.norm() > 1e-2
+    wanted = gradient if limit != 1e-3 else gradient * (limit / gradient.norm())
+    torch.testing.assert_close(change, wanted, rtol=1e-2, atol=1e-6 if limit != 1e-3 else 3e-7)
+
+
+@pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
+def test_every_precision_trains_on_the_cpu(prepared: Prepared, build: Callable[..., Any], amp: str) -> None:
+    seen = []
+    trainer, _ = build(*PLAIN, f"train.amp={amp}")
+    trainer.model.register_forward_hook(lambda _net, _args, out: seen.append(out.dtype))
+    split = subset(prepared.split("train"), 32)
+    first = epoch(trainer, split)
+    for number in range(1, 10):
+        last = epoch(trainer, split, number)
+    assert last["loss"] < first["loss"]
+    assert set(seen) == {{"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]}
+    assert trainer.scaler.is_enabled() == (amp == "fp16")
+    assert all(value.dtype != torch.bfloat16 for value in trainer.model.state_dict().values())
+    assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+
+
+def test_fp16_skips_a_step_that_overflows_and_goes_on(prepared: Prepared, build: Callable[..., Any]) -> None:
+    trainer, _ = build(*PLAIN, "train.amp=fp16")
+    scale = trainer.scaler.get_scale()
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.model.register_forward_hook(lambda _net, _args, out: out * 1e38)
+    loop.update(trainer, noise(), 0, 0)
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters()))
+    assert trainer.scaler.get_scale() == scale / 2
+
+
+def test_averaged_weights_follow_timms_formula(prepared: Prepared, build: Callable[..., Any]) -> None:
+    trainer, _ = build("train.ema_decay=0.6", "train.batch_size=8")
+    assert isinstance(trainer.ema, ModelEmaV3)
+    average = {name: value.double() for name, value in weights(trainer).items()}
+    count = 0
+
+    def follow() -> None:
+        nonlocal count
+        count += 1
+        # decay_t = min(decay, 1 - t^(-2/3)), t = 1 at the first update; see timm.utils.ModelEmaV3.
+        decay = min(0.6, 1 - count ** (-2 / 3))
+        for name, value in trainer.model.state_dict().items():
+            if value.is_floating_point():
+                average[name] = decay * average[name] + (1 - decay) * value.double()
+            else:
+                average[name] = value.double()
+
+    loop.train_one_epoch(trainer, load(trainer, prepared.split("train"), 8), Progress(), follow)
+    assert count == 9
+    found = trainer.ema.module.state_dict()
+    for name, value in average.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-4, atol=1e-5)
+    live = weights(trainer)
+    assert not all(torch.allclose(live[name].double(), average[name]) for name in average)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("cuda:77", "gpu", "nonsense"):
+        with pytest.raises(UserError, match=r"train\.device.*auto or cpu"):
+            resolve_device(name)
+
+
+MIXED = ("train.mixing.mixup_alpha=0.5", "train.mixing.cutmix_alpha=1.0")
+
+
+@pytest.mark.parametrize("limit", ["null", "0.05"])
+@pytest.mark.parametrize("mixing", [(), MIXED], ids=["plain", "mixed"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    prepared: Prepared, build: Callable[..., Any], mixing: tuple[str, ...], limit: str
+) -> None:
+    found, seen = [], []
+    for accumulate in (1, 2, 8):
+        trainer, _ = build(
+            *LAYER_NORM, *mixing, f"train.accumulate={accumulate}", f"train.grad_clip_norm={limit}",
+            "train.lr=0.05",
+        )  # fmt: skip
+        seen.append(inputs(trainer))
+        scores = epoch(trainer, prepared.split("train"))
+        assert len(seen[-1]) == 4 * accumulate
+        assert trainer.updates == 4
+        found.append((scores, weights(trainer), weights_of(trainer.ema.module)))
+    one = found[0]
+    for other in found[1:]:
+        assert other[0] == pytest.approx(one[0], abs=1e-5)
+        for mine, theirs in zip(one[1:], other[1:]):
+            for name, value in mine.items():
+                torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
+    # The samples are augmented and mixed alike, bit for bit.
+    assert all(torch.equal(torch.cat(seen[0]), torch.cat(each)) for each in seen[1:])
+
+
+def weights_of(net: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of a net's state."""
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def test_an_only_batch_that_is_small_is_taken_whole(prepared: Prepared, build: Callable[..., Any]) -> None:
+    trainer, _ = build("train.accumulate=4")
+    seen = inputs(trainer)
+    epoch(trainer, subset(prepared.split("train"), 7))
+    assert [len(images) for images in seen] == [7]
+
+
+def test_frozen_parts_keep_weights_and_batch_statistics(
+    prepared: Prepared, build: Callable[..., Any]
+) -> None:
+    trainer, recipe = build("train.freeze=[stem, stages.0]")
+    before = weights(trainer)
+    for number in range(2):
+        epoch(trainer, prepared.split("train"), number)
+        loop.evaluate(model.Classifier(trainer.model, recipe), prepared.split("val"), 8, CPU)
+    for net in (trainer.model, trainer.ema.module):
+        same = {name for name, value in net.state_dict().items() if torch.equal(before[name], value)}
+        assert same == {name for name in before if name.startswith(("stem.", "stages.0."))}
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    names = {name for name, p in trainer.model.named_parameters() if id(p) in optimized}
+    assert names == {
+        n for n, _ in trainer.model.named_parameters() if not n.startswith(("stem.", "stages.0."))
+    }
+
+
+def test_sizes_grow_as_the_list_says(prepared: Prepared, build: Callable[..., Any]) -> None:
+    sizes = "train.progressive=[{epoch: 1, size: 8}, {epoch: 3, size: 12}, {epoch: 4, size: null}]"
+    trainer, _ = build(*PLAIN, sizes)
+    plain, _ = build(*PLAIN)
+    small, full = inputs(trainer), inputs(plain)
+    split = subset(prepared.split("train"), 16)
+    for number in range(5):
+        epoch(trainer, split, number)
+        epoch(plain, split, number)
+    assert [images.shape[-1] for images in small] == [8, 8, 12, 16, 16]
+    for images, whole in zip(small, full):
+        wanted = torch.nn.functional.interpolate(
+            whole, images.shape[-2:], mode="bilinear", antialias=True, align_corners=False
+        )
+        torch.testing.assert_close(images, wanted)
+    assert torch.equal(small[4], full[4])
+
+
+def test_a_size_that_the_net_does_not_take_is_refused_before_training(build: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"train\.progressive\.1: .*12 px"):
+        build(*LAYER_NORM, "train.progressive=[{epoch: 1, size: 16}, {epoch: 2, size: 12}]")
+
+
+@pytest.mark.parametrize(
+    "changes", [MIXED, ("train.imbalance.method=sampling",), ("train.backbone_args.drop_path_rate=0.3",)],
+    ids=["mixing", "sampling", "drop path"],
+)  # fmt: skip
+def test_every_draw_follows_from_the_seed(
+    prepared: Prepared, build: Callable[..., Any], changes: tuple[str, ...]
+) -> None:
+    rows = np.flatnonzero(prepared.split("train").targets != 1)[:20]
+    rows = np.concatenate([np.flatnonzero(prepared.split("train").targets == 1), rows])
+    whole = prepared.split("train")
+    split = Split(whole.images[rows], whole.targets[rows], [whole.files[row] for row in rows])
+    found = []
+    for place, seed in enumerate((1, 1, 2)):
+        torch.manual_seed(place)
+        np.random.seed(place)
+        trainer, _ = build(*changes, f"train.seed={seed}")
+        seen = inputs(trainer)
+        loader = load(trainer, split, balanced="sampling" in changes[0])
+        loop.train_one_epoch(trainer, loader, Progress(), lambda: None)
+        found.append((torch.cat(seen), weights(trainer)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert not torch.equal(found[0][0], found[2][0])
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+
+
+def test_mixing_ends_where_it_should(prepared: Prepared, build: Callable[..., Any]) -> None:
+    mixed, _ = build(*PLAIN, *MIXED, "train.mixing.off_epoch=3")
+    plain, _ = build(*PLAIN)
+    one, two = inputs(mixed), inputs(plain)
+    split = subset(prepared.split("train"), 16)
+    for number in range(4):
+        epoch(mixed, split, number)
+        epoch(plain, split, number)
+    assert [torch.equal(*pair) for pair in zip(one, two)] == [False, False, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_compiled_it_computes_the_same_under_the_same_names(
+    prepared: Prepared, build: Callable[..., Any]
+) -> None:
+    found = []
+    for compiled in ("false", "true"):
+        overrides = [*PLAIN, "train.lr=0.001", f"train.compile={compiled}"]
+        trainer, recipe = build(*overrides)
+        wrap(trainer, parse_params(apply_overrides(TINY_PARAMS, overrides)).train)
+        assert (trainer.model._compiled_call_impl is not None) == (compiled == "true")
+        scores = epoch(trainer, prepared.split("train"))
+        classifier = model.Classifier(trainer.model, recipe)
+        found.append((scores, loop.evaluate(classifier, prepared.split("val"), 27, CPU), weights(trainer)))
+    (one, first, eager), (two, second, graph) = found
+    assert two == pytest.approx(one, abs=1e-4)
+    assert second == pytest.approx(first, abs=1e-3)
+    assert list(graph) == list(eager)
+    for name, value in eager.items():
+        torch.testing.assert_close(graph[name], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("part", [0.5, 0.0], ids=["resident", "pinned"])
+def test_cuda_trains_as_the_cpu_does(
+    prepared: Prepared, build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, part: float
+) -> None:
+    monkeypatch.setattr("pipeline.train.loader.RESIDENT_PART", part)
+    split, found = prepared.split("train"), []
+    for device in (CPU, torch.device("cuda:0")):
+        params = parse_params(apply_overrides(TINY_PARAMS, [*PLAIN, "train.lr=0.001", *MIXED])).train
+        recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+        trainer = build_trainer(params, prepared, recipe, device)
+        loader = Loader(split, 16, 0, device)
+        assert loader.resident == (device.type == "cpu" or part > 0)
+        found.append(loop.train_one_epoch(trainer, loader, Progress(), lambda: None))
+    assert found[1] == pytest.approx(found[0], abs=2e-2)

@@ -1,0 +1,754 @@
+"""The train stage: its files, its one MLflow run, and that killed and run again it ends as if nothing had happened."""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from builders import TINY_PARAMS, forget_store, make_project
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+from pipeline.core.dataset import load_prepared
+from pipeline.core.errors import UserError
+from pipeline.core.params import EarlyStopping, apply_overrides, parse_params
+from pipeline.core.signals import StopRequest
+from pipeline.models import formats
+from pipeline.models.model import load_classifier, load_model
+from pipeline.reporting import plots
+from pipeline.tracking import runs as tracking
+from pipeline.tracking import store, sync
+from pipeline.train import loop, stage
+
+ROOT = Path(__file__).parents[2]
+OUT = Path("models/train")
+UPDATES = 3 * (72 // 16)  # epochs x whole batches
+
+
+# All that draws or keeps a state, at once.
+EVERYTHING = (
+    "train.backbone_args.drop_path_rate=0.2", "train.mixing.mixup_alpha=0.4", "train.mixing.cutmix_alpha=1.0",
+    "train.mixing.prob=0.8", "train.mixing.off_epoch=3", "train.imbalance.method=sampling", "train.accumulate=2",
+    "train.progressive=[{epoch: 1, size: 12}, {epoch: 2, size: null}]", "train.layer_decay=0.8",
+    "train.freeze=[stem]", "train.optimizer=adamw", "train.lr=0.01",
+    "train.transforms.train=[{RandomAffine: {degrees: 10, scale: [0.9, 1.1]}}, RandomErasing]",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds and has tests of its own: whether a net can be exported, and drawing curves."""
+    monkeypatch.setattr(formats, "probe", fake_probe)
+    monkeypatch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b"\x89PNG"))
+    monkeypatch.setattr(plots, "training_curves", lambda *_: None)
+
+
+def fake_probe(*_: object) -> dict[str, str | None]:
+    """What ``formats.probe`` says of a net that can be exported."""
+    return {"pt2": None}
+
+
+def train(*overrides: str, stop: StopRequest | None = None) -> None:
+    """Run the stage in this process, in the working directory."""
+    params = parse_params(apply_overrides(Path("params.yaml").read_text(), list(overrides)))
+    stage.train(params, StopRequest() if stop is None else stop)
+
+
+def results() -> dict[str, str]:
+    """Digests of the files that must not depend on how training came to its end."""
+    names = ("weights.pt", "weights.json", "history.csv")
+    return {name: hashlib.sha256((OUT / name).read_bytes()).hexdigest() for name in names}
+
+
+def runs() -> list[Any]:
+    """All active runs of the project's store."""
+    client = store.connect()
+    return list(client.search_runs([store.experiment_id(client)]))
+
+
+def steps(run_id: str, metric: str = "train/loss") -> list[int]:
+    """The steps that a run has points for, in order."""
+    return [point.step for point in store.connect().get_metric_history(run_id, metric)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
+    """Results of a training that nothing disturbed."""
+    root = make_project(tmp_path_factory.mktemp("uninterrupted") / "project", empty_store)
+    former, formats.probe = formats.probe, fake_probe
+    forget_store()
+    try:
+        with contextlib.chdir(root):
+            train()
+            return results()
+    finally:
+        formats.probe = former
+        forget_store()
+
+
+def before_update(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
+    """Have ``action`` called before every optimizer update, with how many were begun before in this process."""
+    update, count = loop.update, iter(range(10**6))
+
+    def wrapped(*args: Any) -> Any:
+        action(next(count))
+        return update(*args)
+
+    monkeypatch.setattr(loop, "update", wrapped)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> StopRequest:
+    """A request to stop that arrives during an update."""
+    stop = StopRequest()
+
+    def action(count: int) -> None:
+        if count == update:
+            stop.signal = signal.SIGTERM
+
+    before_update(monkeypatch, action)
+    return stop
+
+
+def test_it_writes_weights_history_and_the_run(project: Path) -> None:
+    train()
+    names = {"weights.pt", "weights.json", "history.csv", "curves.png", "run.json"}
+    assert {path.name for path in OUT.iterdir()} == names
+    assert [path.name for path in OUT.parent.iterdir()] == ["train"]  # no leftovers
+
+    history = pd.read_csv(OUT / "history.csv")
+    assert list(history.columns) == [
+        "epoch", "lr", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/balanced_accuracy",
+        "val/macro_f1",
+    ]  # fmt: skip
+    assert list(history["epoch"]) == [1, 2, 3]
+
+    sidecar = json.loads((OUT / "weights.json").read_text())
+    prepared = load_prepared("data/prepared")
+    assert sidecar["backbone"] == "face_resnet_s"
+    assert sidecar["class_names"] == prepared.class_names
+    assert sidecar["data_digest"] == prepared.digest
+    assert sidecar["weights_sha256"] == hashlib.sha256((OUT / "weights.pt").read_bytes()).hexdigest()
+    assert sidecar["best_epoch"] == history["epoch"][history["val/accuracy"].argmax()]
+    assert sidecar["params"]["train.lr"] == "0.4"
+    text = (OUT / "weights.json").read_text() + (OUT / "run.json").read_text()
+    assert str(project) not in text
+
+    record = json.loads((OUT / "run.json").read_text())
+    assert record["formats"] == {"pt2": None}
+    (run,) = runs()
+    assert run.info.run_id == record["run_id"]
+    assert run.info.status == "FINISHED"
+    assert steps(run.info.run_id) == [1, 2, 3]
+    assert steps(run.info.run_id, "val/macro_f1") == [1, 2, 3]
+    assert run.data.metrics["val/loss"] == history["val/loss"].iloc[-1]
+    assert run.data.params["train.schedule.name"] == "onecycle"
+    assert run.data.params["prepare.img_size"] == "16"
+    assert not [name for name in run.data.params if name.startswith(("evaluate", "export"))]
+    assert run.data.tags["hyojo.weights_sha256"] == sidecar["weights_sha256"]
+    assert run.data.tags["hyojo.data_digest"] == prepared.digest
+    client = store.connect()
+    top = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"params.yaml", "train"} <= top
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "train")} == {
+        f"train/{name}" for name in names
+    }
+
+
+def test_saved_weights_score_what_history_says(project: Path) -> None:
+    train()
+    history = pd.read_csv(OUT / "history.csv", index_col="epoch")
+    best = history.loc[json.loads((OUT / "weights.json").read_text())["best_epoch"]]
+    val = load_prepared("data/prepared").split("val")
+    with torch.inference_mode():
+        probs = load_classifier(OUT)(torch.from_numpy(np.array(val.images))).double().numpy()
+    assert best["val/accuracy"] == accuracy_score(val.targets, probs.argmax(1))
+    assert best["val/macro_f1"] == pytest.approx(f1_score(val.targets, probs.argmax(1), average="macro"))
+    assert best["val/loss"] == pytest.approx(
+        log_loss(val.targets, probs / probs.sum(1, keepdims=True)), rel=1e-5
+    )
+
+
+def test_trained_again_from_nothing_it_gives_the_same_bytes(
+    project: Path, uninterrupted: dict[str, str]
+) -> None:
+    np.random.seed(123)
+    random.seed(123)
+    torch.manual_seed(123)
+    train()
+    assert results() == uninterrupted
+
+
+def test_no_choice_sees_the_test_split(project: Path, uninterrupted: dict[str, str]) -> None:
+    """Trained without a pixel or a label of it, the weights are the same; and what picks them is of val."""
+    (project / "data/prepared/test.npy").unlink()
+    path = project / "data/prepared/manifest.csv"
+    manifest = pd.read_csv(path, dtype=str, keep_default_na=False)
+    manifest[manifest["split"] != "test"].to_csv(path, index=False)
+    train()
+    assert results() == uninterrupted
+    choices = get_args(EarlyStopping.model_fields["metric"].annotation)
+    assert choices
+    assert all(choice.startswith("val/") for choice in choices)
+
+
+@pytest.mark.parametrize("update", [0, 3, 5, UPDATES - 1])
+def test_stopped_and_run_again_it_ends_alike_on_one_run(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch, update: int
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        train(stop=stop_at(patch, update))
+    assert ended.value.code == 143
+    assert not OUT.exists()
+    (killed,) = runs()
+    assert killed.info.status == "KILLED"
+    assert steps(killed.info.run_id) == list(range(1, update // 4 + 1))
+    torch.manual_seed(999)  # what happened before in the process must not matter
+    counted: list[int] = []
+    with monkeypatch.context() as patch:
+        before_update(patch, counted.append)
+        train()
+    assert len(counted) == UPDATES - update - 1  # no step is done twice
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert run.info.run_id == killed.info.run_id
+    assert run.info.status == "FINISHED"
+    assert steps(run.info.run_id) == [1, 2, 3]
+
+
+def test_stopped_again_and_again_it_still_ends_alike(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(UPDATES // 2):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            train(stop=stop_at(patch, 1))
+    train()
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert steps(run.info.run_id) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.optimizer=adamw", "train.lr=0.001", "train.schedule.name=cosine", "train.ema_decay=0.0"),
+        (
+            "train.schedule.name=plateau",
+            "train.schedule.decay_epochs=1",
+            "train.early_stopping.metric=val/loss",
+            "train.amp=bf16",
+        ),
+        ("train.schedule.name=step", "train.optimizer=rmsprop", "train.lr=0.001", "train.amp=fp16"),
+        EVERYTHING,
+        (
+            *EVERYTHING,
+            "train.imbalance.method=weights",
+            "train.transforms.train=[RandomEqualize, RandomErasing]",
+        ),
+    ],
+    ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16", "everything", "one by one"],
+)
+def test_other_optimizers_and_schedules_go_on_alike_too(
+    tmp_path: Path,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+) -> None:
+    found = []
+    # The first stop is in epoch 1, the second in the middle of epoch 2, the third at its end.
+    for name, updates in (("whole", ()), ("stopped", (1, 3, 1))):
+        monkeypatch.chdir(make_project(tmp_path / name, empty_store))
+        forget_store()
+        for update in updates:
+            with monkeypatch.context() as patch, pytest.raises(SystemExit):
+                train(*overrides, stop=stop_at(patch, update))
+            torch.manual_seed(update)  # what happens between must not matter
+            np.random.seed(update)
+        train(*overrides)
+        found.append(results())
+    assert found[0] == found[1]
+
+
+def test_a_crash_marks_the_run_and_the_next_start_goes_on(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(count: int) -> None:
+        if count == 6:
+            raise RuntimeError("a crash")
+
+    with monkeypatch.context() as patch:
+        before_update(patch, crash)
+        with pytest.raises(RuntimeError, match="a crash"):
+            train()
+    (run,) = runs()
+    assert run.info.status == "FAILED"
+    train()
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+
+
+def test_killed_while_the_run_is_being_made_it_leaves_one_run(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise SystemExit  # passes all handlers, as a kill does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_log_patch", die)
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                train()
+            assert [run.info.status for run in runs()] == ["RUNNING"]  # made, and nobody knows its id
+    train()
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+
+
+def test_lost_outs_are_restored_without_training(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train()
+    run_id = json.loads((OUT / "run.json").read_text())["run_id"]
+    shutil.rmtree("models")
+    counted: list[int] = []
+    before_update(monkeypatch, counted.append)
+    train()
+    assert not counted
+    assert results() == uninterrupted
+    assert json.loads((OUT / "run.json").read_text())["run_id"] == run_id
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert steps(run_id) == [1, 2, 3]
+    assert steps(run_id, "train/best_epoch") == [0]
+
+
+def test_other_params_are_another_job(project: Path) -> None:
+    prepared = load_prepared("data/prepared")
+
+    def key(*overrides: str) -> str:
+        return stage.job_key(parse_params(apply_overrides(TINY_PARAMS, list(overrides))), prepared)
+
+    assert key() == key("train.device=auto") == key("evaluate.worst=9") == key("export.tolerance=0.1")
+    others = {
+        key(), key("train.lr=0.06"), key("train.seed=1"), key("train.transforms.train=[]"), key("train.epochs=4"),
+    }  # fmt: skip
+    assert len(others) == 5
+
+
+def test_early_stopping_keeps_the_best_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.6, 0.6, 0.55, 0.9, 0.9])
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(classifier: Any, *_: object) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in classifier.model.state_dict().items()})
+        return {"loss": 1.0, "accuracy": next(values), "balanced_accuracy": 0.5, "macro_f1": 0.5}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    train("train.epochs=6", "train.early_stopping.patience=2")
+    assert len(pd.read_csv(OUT / "history.csv")) == 4  # an equal value is no improvement
+    assert json.loads((OUT / "weights.json").read_text())["best_epoch"] == 2
+    saved = torch.load(OUT / "weights.pt", weights_only=True)
+    assert all(torch.equal(saved[name], value) for name, value in seen[1].items())
+    assert not all(torch.equal(saved[name], value) for name, value in seen[2].items())
+
+
+@pytest.mark.parametrize(
+    "metric, values, best, length",
+    [
+        ("loss", [0.5, 0.4, 0.6, 0.4, 0.1], 2, 4),
+        ("accuracy", [0.5, 0.6, 0.4, 0.6, 0.9], 2, 4),
+        ("balanced_accuracy", [0.5, 0.4, 0.6, 0.7, 0.1], 4, 5),
+        ("macro_f1", [0.5, 0.4, 0.3, 0.6, 0.7], 1, 3),
+        ("loss", [0.5, 0.6, 0.4, 0.3, 0.2], 5, 5),
+    ],
+)
+def test_every_metric_stops_and_picks_in_its_direction(
+    project: Path, monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float], best: int, length: int
+) -> None:
+    each = iter(values)
+    # The other metrics say the contrary.
+    others = dict.fromkeys(("loss", "accuracy", "balanced_accuracy", "macro_f1"), 0.5)
+    monkeypatch.setattr(loop, "evaluate", lambda *_: others | {metric: next(each)})
+    train(
+        "train.epochs=5", "train.early_stopping.patience=2", f"train.early_stopping.metric=val/{metric}",
+    )  # fmt: skip
+    assert json.loads((OUT / "weights.json").read_text())["best_epoch"] == best
+    assert len(pd.read_csv(OUT / "history.csv")) == length
+
+
+def test_a_full_disk_costs_no_progress(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, count = torch.save, iter(range(100))
+
+    def full(state: Any, file: Any) -> None:
+        if next(count) == 4:  # attempt, start, two epochs, and now the third
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(UserError, match="No space left"):
+            train()
+    (directory,) = [path for path in Path(".hyojo/checkpoints").iterdir() if path.is_dir()]
+    assert [path.name for path in directory.iterdir()] == ["state.pt"]
+    counted: list[int] = []
+    with monkeypatch.context() as patch:
+        before_update(patch, counted.append)
+        train()
+    assert len(counted) == UPDATES // 3
+    assert results() == uninterrupted
+
+
+def test_a_place_where_no_checkpoint_can_be_kept_is_refused(project: Path) -> None:
+    Path(".hyojo").mkdir()
+    Path(".hyojo/checkpoints").write_text("not a folder")
+    with pytest.raises(UserError, match="checkpoints"):
+        train()
+    assert not OUT.exists()
+
+
+def test_a_damaged_checkpoint_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        train(stop=stop_at(patch, 2))
+    (path,) = Path(".hyojo/checkpoints").glob("*/state.pt")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"state\.pt cannot be read.*Delete it"):
+        train()
+
+
+def untouched(project: Path) -> bool:
+    """Whether the stage has written nothing: neither outs, nor checkpoints, nor runs."""
+    return not OUT.exists() and not list(project.glob(".hyojo/checkpoints/*/*")) and not runs()
+
+
+def test_weights_of_another_digest_stop_it_before_anything_is_written(project: Path) -> None:
+    torch.save({}, "start.pt")
+    with pytest.raises(UserError, match=r"train\.weights_sha256"):
+        train("train.weights=start.pt", f"train.weights_sha256={'0' * 64}")
+    assert untouched(project)
+
+
+def test_a_net_is_adapted_to_small_images_and_says_so(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train.stem: adapt` from the plan to the log, the weights that are loaded, and the cost that is tracked."""
+    net = ("train.backbone=test_resnet", "train.backbone_args={}", "train.lr=0.01", "train.epochs=2")
+    with pytest.raises(UserError, match=r"Set train\.stem to adapt"):
+        train(*net)
+    assert untouched(project)
+    train(*net, "train.stem=adapt")
+    assert "test_resnet would end in a map of 1x1 at 16 px" in capsys.readouterr().out
+    loaded, sidecar = load_model(OUT)
+    assert len(sidecar["stem"]) > 1
+    assert loaded.forward_features(torch.zeros(1, 1, 16, 16)).shape[2:] == (4, 4)
+    (run,) = runs()
+    stock = timm.create_model("test_resnet", **sidecar["model_args"])
+    assert run.data.metrics["cost/parameters"] == sum(p.numel() for p in stock.parameters())
+
+
+@pytest.mark.parametrize(
+    "overrides, part",
+    [
+        (["train.optimizer=adamww"], "did you mean 'adamw'"),
+        (["train.backbone=resnet81"], "resnet18"),
+        (["train.transforms.train=[RandomHorizontalFlop]"], "RandomHorizontalFlip"),
+        (["train.device=cuda:99"], "train.device"),
+        (["train.device=gpu"], "train.device"),
+        (["train.freeze=[stems]"], r"train\.freeze.*did you mean stem"),
+    ],
+)
+def test_names_that_do_not_exist_stop_it_before_anything_is_written(
+    project: Path, overrides: list[str], part: str
+) -> None:
+    with pytest.raises(UserError, match=part):
+        train(*overrides)
+    assert untouched(project)
+
+
+def test_a_net_that_can_be_exported_to_nothing_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "probe", lambda *_: {"pt2": "no such operator"})
+    with pytest.raises(UserError, match="exported to none"):
+        train()
+    assert untouched(project)
+
+
+def test_a_loss_that_diverges_fails_with_a_remedy(project: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.lr"):
+        train("train.lr=1e30", "train.grad_clip_norm=null", "train.ema_decay=0.0")
+    (run,) = runs()
+    assert run.info.status == "FAILED"
+
+
+def test_with_a_dead_server_training_ends_well_and_keeps_an_id(
+    project: Path, uninterrupted: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    start = time.monotonic()
+    train()
+    assert time.monotonic() - start < 60
+    assert results() == uninterrupted
+    run_id = json.loads((OUT / "run.json").read_text())["run_id"]
+    assert len(run_id) == 32
+    assert "hyojo sync" in capsys.readouterr().err
+    # The server is back, and the outs are restored: the run appears under the id that the files know.
+    forget_store()
+    shutil.rmtree("models")
+    train()
+    assert json.loads((OUT / "run.json").read_text())["run_id"] == run_id
+    (run,) = runs()
+    assert run.data.tags[store.RUN_ID_TAG] == run_id
+    assert steps(run.info.run_id) == [1, 2, 3]
+
+
+# The stage as a process of its own, which does something to itself at a certain moment.
+DRIVER = """
+import os, signal, sys
+from pipeline.models import formats
+from pipeline.train import loop, stage as train
+from pipeline.core.errors import stage_main
+formats.probe = lambda *_: {"pt2": None}
+moment, number = sys.argv[1], int(sys.argv[2])
+update, count = engine.update, iter(range(10**6))
+def wrapped(*args):
+    if next(count) == int(moment):
+        os.kill(os.getpid(), number)
+    return update(*args)
+if moment.isdigit():
+    engine.update = wrapped
+elif moment == "saving":
+    import torch
+    save, saves = torch.save, iter(range(100))
+    def half(state, file):
+        if next(saves) == 3:
+            file.write(b"half of it")
+            file.flush()
+            os.kill(os.getpid(), number)
+        save(state, file)
+    torch.save = half
+stage_main(train.main)
+"""
+
+
+def spawn(*args: str) -> subprocess.Popen[str]:
+    """Start the stage in a process of its own, in the working directory."""
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *args],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_killed_while_it_saves_and_run_again_it_ends_alike(
+    project: Path, uninterrupted: dict[str, str]
+) -> None:
+    process = spawn("saving", str(int(signal.SIGKILL)))
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    assert not OUT.exists()
+    assert list(Path(".hyojo/checkpoints").glob("*/*.tmp"))  # half of a checkpoint
+    train()
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert steps(run.info.run_id) == [1, 2, 3]
+    assert not list(Path(".hyojo/checkpoints").glob("*/*.tmp"))
+
+
+def test_sigterm_ends_it_with_143_and_a_killed_run(project: Path, uninterrupted: dict[str, str]) -> None:
+    process = spawn("6", str(int(signal.SIGTERM)))
+    output, _ = process.communicate()
+    assert process.returncode == 143, output
+    assert "goes on from here" in output
+    assert [run.info.status for run in runs()] == ["KILLED"]
+    train()
+    assert results() == uninterrupted
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+
+
+@pytest.mark.slow
+def test_a_second_trainer_of_the_same_job_waits_and_takes_its_result(
+    project: Path, uninterrupted: dict[str, str]
+) -> None:
+    processes = [spawn("none", "0") for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sum("waiting for it to end" in output for output in outputs) == 1
+    assert results() == uninterrupted
+    (run,) = runs()
+    assert steps(run.info.run_id) == [1, 2, 3]
+
+
+# So many that the fastest machine is not through before the last kill: 14 of them took one 117 epochs.
+EPOCHS = 400
+LONG = (f"train.epochs={EPOCHS}", *EVERYTHING)
+KILLS = 24
+# A training that takes seconds and not an instant, with a checkpoint after every third update, and every fourth
+# kill in the middle of writing one.
+SLOW_DRIVER = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from pipeline.models import formats
+from pipeline.reporting import plots
+from pipeline.train import loop, stage as train
+from pipeline.core.errors import stage_main
+formats.probe = lambda *_: {"pt2": None}
+plots.save = lambda _figure, path: path.write_bytes(b"png")
+plots.training_curves = lambda *_: None
+train.CHECKPOINT_INTERVAL_S = 0.1
+update, save, saves, updates = engine.update, torch.save, iter(range(10**6)), iter(range(10**6))
+victim = int(sys.argv[1])
+def slow(*args):
+    if next(updates) == 0:
+        print("training", flush=True)
+    time.sleep(0.04)
+    return update(*args)
+def half(state, file, *args):
+    if next(saves) == victim:
+        save(state, file, *args)
+        file.truncate(file.tell() // 2)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, file, *args)
+engine.update, torch.save = slow, half
+print("ready", flush=True)
+stage_main(train.main)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_moments_of_chance_change_nothing(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, rng = [], random.Random(0)
+    for name in ("whole", "killed"):
+        root = make_project(tmp_path / name, empty_store)
+        monkeypatch.chdir(root)
+        forget_store()
+        Path("params.yaml").write_text(apply_overrides(TINY_PARAMS, list(LONG)))
+        for kill in range(KILLS if name == "killed" else 0):
+            writing = kill % 4 == 3
+            victim = rng.randrange(3, 9) if writing else -1
+            process = subprocess.Popen(
+                [sys.executable, "-c", SLOW_DRIVER, str(victim)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            assert process.stdout.readline() == "ready\n"
+            ready = time.monotonic()
+            if not writing:
+                if kill % 4:  # in the first seconds of training; else at any moment from the start on
+                    while (line := process.stdout.readline()) and line != "training\n":
+                        pass
+                time.sleep(rng.uniform(0, 2 if kill % 4 else 8))
+                process.kill()
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+            assert not OUT.exists()
+            log_kill(kill, time.monotonic() - ready, writing, capsys)
+        train()
+        found.append(results())
+        (run,) = runs()
+        assert run.info.status == "FINISHED"
+        assert steps(run.info.run_id) == steps(run.info.run_id, "val/macro_f1") == list(range(1, EPOCHS + 1))
+    assert found[0] == found[1]
+
+
+def log_kill(kill: int, after_s: float, writing: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Print when a kill came, and how far the training had got by its last good checkpoint."""
+    states = list(Path(".hyojo/checkpoints").glob("*/state.pt"))
+    progress = (
+        torch.load(states[0], weights_only=True)["session"]["progress"] if states else {"epoch": 0, "step": 0}
+    )
+    moment = "while it wrote a checkpoint" if writing else "at a moment of chance"
+    left = len(list(Path(".hyojo/checkpoints").glob("*/*.tmp")))
+    with capsys.disabled():
+        print(
+            f"\nkill {kill + 1:2} after {after_s:5.2f} s, {moment}: epoch {progress['epoch'] + 1}, step "
+            f"{progress['step']}, {left} half-written",
+            end="",
+        )
+    assert left == 1 or not writing
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_costs_no_epoch_and_gets_the_history_later(
+    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    database = tmp_path / "server.db"
+    shutil.copy2(project / "mlflow.db", database)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+
+    def serve() -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}",
+            "--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
+            "--workers", "1",
+        ]  # fmt: skip
+        server = subprocess.Popen(
+            command,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+        )
+        end = time.monotonic() + 300
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+                return server
+            assert server.poll() is None
+            time.sleep(0.2)
+        raise AssertionError("the server does not answer")
+
+    def end(server: subprocess.Popen[bytes]) -> None:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    forgotten = {"MLFLOW_TRACKING_URI": address}
+    server = serve()
+    try:
+        with monkeypatch.context() as patch:
+            before_update(patch, lambda count: end(server) if count == 6 else None)
+            train()
+        assert results() == uninterrupted
+        server = serve()
+        forget_store()
+        os.environ.update(forgotten)
+        (run,) = runs()
+        assert run.info.run_id == json.loads((OUT / "run.json").read_text())["run_id"]
+        assert steps(run.info.run_id) == [1]
+        sync.sync()
+        (run,) = runs()
+        assert run.info.status == "FINISHED"
+        for metric in ("train/loss", "val/accuracy", "lr"):
+            assert steps(run.info.run_id, metric) == [1, 2, 3]
+    finally:
+        end(server)
