@@ -420,10 +420,11 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> None:
+    from pipeline.core.project import project_root
     from pipeline.tracking import store
 
     if arguments.relocate:
-        print(f"{store.relocate(store.project_root())} locations changed.")
+        print(f"{store.relocate(project_root())} locations changed.")
         return
     from pipeline.tracking.sync import sync
 
@@ -441,7 +442,7 @@ def _configure() -> str:
 
 def _run_mlflow(*arguments: str) -> None:
     """Become an mlflow command; its folder is the project's root."""
-    from pipeline.tracking.store import project_root
+    from pipeline.core.project import project_root
 
     os.chdir(project_root())
     # mlflow starts uvicorn by name, which must be the one of this environment.

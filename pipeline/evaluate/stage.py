@@ -26,13 +26,13 @@ import torch
 from pipeline.core.dataset import PREPARED, Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params import EvaluateParams, load_params
+from pipeline.core.project import discard_checkpoint, project_root
 from pipeline.evaluate import explanations, page, robustness, slices, tables  # fmt: skip
 from pipeline.metrics import calibration, metrics, suspects
 from pipeline.metrics.intervals import bootstrap_intervals
 from pipeline.models import model, views
 from pipeline.tracking import runs
-from pipeline.tracking.store import project_root
-from pipeline.train import checkpoint, loop
+from pipeline.train import loop
 from pipeline.train.trainer import resolve_device
 
 TRAINED = Path("models/train")
@@ -51,7 +51,7 @@ def main() -> None:
     # From here on DVC has recorded the training, so nothing needs its checkpoint any more.
     job = json.loads((TRAINED / "run.json").read_text(encoding="utf-8")).get("job")
     if job:
-        checkpoint.discard(project_root(), job)
+        discard_checkpoint(project_root(), job)
 
 
 def evaluate(

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError
+from pipeline.core.project import project_root
 from pipeline.tracking import dvc_experiments, families, registry
 from pipeline.tracking import runs as tracking
-from pipeline.tracking.store import connect, experiment_id, find_run, project_root
+from pipeline.tracking.store import connect, experiment_id, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import PromoteParams, load_params
+from pipeline.core.project import project_lock
 from pipeline.experiments import contenders, gate
 from pipeline.inference import latency, predictor
 from pipeline.tracking import registry, runs
 from pipeline.tracking.registry import DECISION_TAG, MODEL, PARITY_TAG, MovedError, Outcome
-from pipeline.tracking.store import connect, find_run, project_lock
+from pipeline.tracking.store import connect, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -20,13 +20,14 @@ from ruamel.yaml import YAML
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import PARAMS_FILE, Params, apply_overrides, flatten, parse_params, read_text
+from pipeline.core.project import project_root
 from pipeline.core.signals import StopRequest, stop_requests
 from pipeline.metrics.seed_anova import MeanInterval, mean_interval
 from pipeline.reporting import plots
 from pipeline.tracking import dvc_experiments, families, runs
 from pipeline.tracking.dvc_experiments import Experiment
 from pipeline.tracking.families import Member
-from pipeline.tracking.store import connect, find_run, project_root
+from pipeline.tracking.store import connect, find_run
 
 # Figure -> its place in metrics.json, and how it is printed.
 HEADLINES = {

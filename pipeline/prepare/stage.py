@@ -25,6 +25,7 @@ from numpy.lib.format import write_array_header_1_0
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import PrepareParams, load_params
+from pipeline.core.project import project_root
 from pipeline.inference.faces import detector_digest
 from pipeline.prepare import page as audit_page
 from pipeline.prepare.array_file import Pixels
@@ -37,7 +38,6 @@ from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.sources.source import Source
 from pipeline.prepare.splits import check_counts, cut_missing
 from pipeline.prepare.twins.mark import drop_twins, find_twins
-from pipeline.tracking.store import project_root
 
 PREPARED = Path("data/prepared")
 AUDIT = Path("reports/audit.json")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
-from pipeline.tracking.store import RUN_ID_TAG, experiment_id, find_run, project_lock
+from pipeline.core.project import project_lock
+from pipeline.tracking.store import RUN_ID_TAG, experiment_id, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

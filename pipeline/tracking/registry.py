@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
+from pipeline.core.project import project_lock
 from pipeline.tracking.runs import BUNDLE_TAG, TEST_DIGEST_TAG, bundle_costs
-from pipeline.tracking.store import SQLITE, connect, find_run, project_lock
+from pipeline.tracking.store import SQLITE, connect, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

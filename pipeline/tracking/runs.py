@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.project import project_lock
 from pipeline.tracking import families
-from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run, project_lock
+from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,15 +9,12 @@ import logging
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from filelock import FileLock
-
-from pipeline.core.errors import UserError
+from pipeline.core.project import project_lock, project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,24 +33,6 @@ LOCATIONS = (
 )
 
 
-def project_root() -> Path:
-    """The project's root: that of the repository DVC was started in, else the nearest one above.
-
-    Raises:
-        UserError: Called outside any project.
-    """
-    cwd = Path.cwd().resolve()
-    dvc_root = os.environ.get("DVC_ROOT")
-    if dvc_root and cwd.is_relative_to(Path(dvc_root).resolve()):
-        return _outside_dvc(Path(dvc_root).resolve())
-    for parent in (cwd, *cwd.parents):
-        if (parent / ".dvc").is_dir():
-            return _outside_dvc(parent)
-    raise UserError(
-        f"{cwd} is not inside a Hyojo project: no .dvc folder here or above. Change into the project."
-    )
-
-
 def tracking_uri(root: Path) -> str:
     """The store's address; a relative sqlite file is anchored to the root, not to where a stage happens to run."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{root / 'mlflow.db'}"
@@ -70,15 +49,6 @@ def configure_mlflow() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-@contextlib.contextmanager
-def project_lock(name: str) -> Iterator[None]:
-    """Hold a lock that all processes of the project share, wherever DVC runs them."""
-    folder = project_root() / ".hyojo"
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
-        yield
 
 
 @cache
@@ -185,11 +155,3 @@ def _like(prefix: str) -> str:
     for char in "\\%_":
         prefix = prefix.replace(char, "\\" + char)
     return prefix + "%"
-
-
-def _outside_dvc(path: Path) -> Path:
-    """The project around DVC's temporary copies, which lie in ``.dvc/tmp`` and have a ``.dvc`` of their own."""
-    for parent in reversed(path.parents):
-        if (parent / ".dvc").is_dir() and path.is_relative_to(parent / ".dvc"):
-            return parent
-    return path

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,11 +33,6 @@ def job_key(parts: dict[str, Any], code: list[Path]) -> str:
     for path in sorted(code):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:32]
-
-
-def folder(root: Path, key: str) -> Path:
-    """Where a job's checkpoint lives."""
-    return root / ".hyojo" / "checkpoints" / key
 
 
 @contextmanager
@@ -123,8 +117,3 @@ def load(directory: Path) -> dict[str, Any] | None:
         # torch answers what is no checkpoint with a page of advice on loading it unsafely.
         reason = "it is damaged" if isinstance(error, pickle.UnpicklingError) else error
         raise UserError(f"{path} cannot be read ({reason}). Delete it to train from the start.") from None
-
-
-def discard(root: Path, key: str) -> None:
-    """Delete a job's checkpoint."""
-    shutil.rmtree(folder(root, key), ignore_errors=True)

@@ -25,11 +25,11 @@ import torch
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params import Params, TrainParams, flatten, load_params
+from pipeline.core.project import find_checkpoint, project_root
 from pipeline.core.signals import StopRequest, stop_requests
 from pipeline.models import costs, formats, model
 from pipeline.reporting import plots
 from pipeline.tracking.runs import ATTEMPT_TAG, TrainingRun
-from pipeline.tracking.store import project_root
 from pipeline.train import checkpoint, distributed, loop, planning
 from pipeline.train.distributed import Ranks
 from pipeline.train.loader import Loader
@@ -132,7 +132,7 @@ def _train_together(
 ) -> None:
     """The part of ``train`` in which the ranks know each other: the main one keeps checkpoint, run and outs."""
     ranks, key = trainer.ranks, job_key(params, prepared)
-    directory = checkpoint.folder(project_root(), key)
+    directory = find_checkpoint(project_root(), key)
 
     def give_up() -> bool:
         ranks.share("wait")

@@ -456,7 +456,7 @@ def test_summary_shows_scores_and_recalls(workspace: Workspace, capsys: pytest.C
 def test_missing_inputs_say_what_to_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = (Path(stage.__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
+    params = (Path(stage.__file__).parents[2] / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for folder, remedy in [("data/prepared", "dvc repro prepare"), ("models/train", "dvc repro train")]:

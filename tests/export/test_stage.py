@@ -245,7 +245,7 @@ def test_equal_inputs_give_equal_bytes(exported: Project, project: Project) -> N
 def test_what_goes_to_mlflow(exported: Project, tmp_path: Path) -> None:
     ((run_id, names),) = exported.logged
     assert run_id == "r2"
-    assert {"serving.py", "images.py", "model.onnx", "bundle.json", "MODEL_CARD.md", "MLmodel"} <= names
+    assert {"predictor.py", "images.py", "model.onnx", "bundle.json", "MODEL_CARD.md", "MLmodel"} <= names
     assert not names & {"model.pt2", "weights.safetensors"}  # one copy of the weights
     (metrics,) = exported.metrics
     assert 0 < metrics["cost/latency_ms"] < 1000

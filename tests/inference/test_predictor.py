@@ -208,7 +208,7 @@ print(rows[0]["label"], rows[0]["error"], rows[1]["label"], len(rows))
 def test_what_the_logged_model_holds(pyfunc_dir: Path) -> None:
     files = {str(path.relative_to(pyfunc_dir)) for path in pyfunc_dir.rglob("*") if path.is_file()}
     assert {
-        "serving.py",
+        "predictor.py",
         "code/images.py",
         "code/faces.py",
         "MLmodel",

@@ -88,7 +88,7 @@ def test_equal_bytes_in_another_process_without_pyplot(tmp_path: Path) -> None:
         f"plots.save(plots.confusion_matrix(np.array({MATRIX.tolist()}), {NAMES}), sys.argv[1])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    root = Path(plots.__file__).parents[1]
+    root = Path(plots.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "other.png")], check=True, cwd=root)
     assert (tmp_path / "other.png").read_bytes() == png(FIGURES["confusion"](), tmp_path)
 

@@ -175,7 +175,7 @@ def test_a_bundle_needs_neither_torch_nor_mlflow(album: Path, bundle: Path) -> N
     code = f"""
 import sys
 from pipeline.serve import files
-rows = list(predict.predict_paths([{str(album)!r}], {str(bundle)!r}))
+rows = list(files.predict_paths([{str(album)!r}], {str(bundle)!r}))
 print(len(rows), [name for name in ("torch", "mlflow", "pandas") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

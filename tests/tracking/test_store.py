@@ -10,6 +10,7 @@ import pytest
 from builders import forget_store
 
 from pipeline.core.errors import UserError
+from pipeline.core.project import project_root
 from pipeline.tracking import store
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +25,10 @@ def copy(project: Path) -> Path:
 
 
 def test_root_is_found_from_a_folder_below(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store.project_root() == project
+    assert project_root() == project
     (project / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(project / "a" / "b")
-    assert store.project_root() == project
+    assert project_root() == project
 
 
 @pytest.mark.parametrize("dvc_root", [None, "project", "copy"])
@@ -37,15 +38,15 @@ def test_root_of_a_temporary_copy_is_the_project(
     monkeypatch.chdir(copy)
     if dvc_root:
         monkeypatch.setenv("DVC_ROOT", str({"project": project, "copy": copy}[dvc_root]))
-    assert store.project_root() == project
-    assert store.tracking_uri(store.project_root()) == f"sqlite:///{project}/mlflow.db"
+    assert project_root() == project
+    assert store.tracking_uri(project_root()) == f"sqlite:///{project}/mlflow.db"
 
 
 def test_a_project_inside_another_is_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = project / "sub" / "inner"
     (inner / ".dvc").mkdir(parents=True)
     monkeypatch.chdir(inner)
-    assert store.project_root() == inner
+    assert project_root() == inner
 
 
 def test_a_dvc_root_of_somewhere_else_does_not_count(
@@ -53,13 +54,13 @@ def test_a_dvc_root_of_somewhere_else_does_not_count(
 ) -> None:
     (tmp_path / "other" / ".dvc").mkdir(parents=True)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "other"))
-    assert store.project_root() == project
+    assert project_root() == project
 
 
 def test_outside_any_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no \.dvc folder"):
-        store.project_root()
+        project_root()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_an_address_that_is_set_wins_and_a_relative_file_lies_in_the_root(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     monkeypatch.chdir(copy)
-    assert store.tracking_uri(store.project_root()) == found.format(root=project)
+    assert store.tracking_uri(project_root()) == found.format(root=project)
 
 
 def test_from_a_temporary_copy_everything_goes_into_the_project(

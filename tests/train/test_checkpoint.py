@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 
 from pipeline.core.errors import UserError
+from pipeline.core.project import discard_checkpoint, find_checkpoint
 from pipeline.train import checkpoint
 
 STATE = {
@@ -24,7 +25,7 @@ STATE = {
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A job's folder, not made yet."""
-    return checkpoint.folder(tmp_path, "a" * 32)
+    return find_checkpoint(tmp_path, "a" * 32)
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path, directory: Path) -> None:
@@ -34,9 +35,9 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path, directory: Path) -> None:
     assert torch.equal(found["model"].pop("weight"), STATE["model"]["weight"])
     assert found == {**STATE, "model": {}}
     assert [path.name for path in directory.iterdir()] == ["state.pt"]
-    checkpoint.discard(tmp_path, "a" * 32)
+    discard_checkpoint(tmp_path, "a" * 32)
     assert not directory.exists()
-    checkpoint.discard(tmp_path, "a" * 32)  # twice is no error
+    discard_checkpoint(tmp_path, "a" * 32)  # twice is no error
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64")])
@@ -61,6 +62,7 @@ def test_killed_while_writing_it_leaves_the_old_state_and_the_rest_is_swept_up(d
     code = f"""
 import os, signal, torch
 from pathlib import Path
+from pipeline.core.project import discard_checkpoint, find_checkpoint
 from pipeline.train import checkpoint
 def half(state, file):
     file.write(b"half of it")

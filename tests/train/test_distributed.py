@@ -63,7 +63,7 @@ from pipeline.core.params import apply_overrides, parse_params
 formats.probe = lambda *_: {"pt2": None}
 plots.save = lambda _figure, path: path.write_bytes(b"png")
 plots.training_curves = lambda *_: None
-join, update = distributed.Ranks.join, engine.update
+join, update = distributed.Ranks.join, loop.update
 distributed.Ranks.join = lambda self, device: dist.is_initialized() or join(self, device)
 distributed.Ranks.leave = lambda self: None
 for folder, overrides, stop_at in json.loads(sys.argv[1]):
@@ -75,7 +75,7 @@ for folder, overrides, stop_at in json.loads(sys.argv[1]):
         if next(count) == stop_at and os.environ["RANK"] == "1":
             stop.signal = signal.SIGTERM
         return update(*args)
-    engine.update = counted
+    loop.update = counted
     params = parse_params(apply_overrides(Path("params.yaml").read_text(), overrides))
     code = 0
     try:

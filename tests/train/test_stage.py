@@ -528,13 +528,13 @@ from pipeline.train import loop, stage as train
 from pipeline.core.errors import stage_main
 formats.probe = lambda *_: {"pt2": None}
 moment, number = sys.argv[1], int(sys.argv[2])
-update, count = engine.update, iter(range(10**6))
+update, count = loop.update, iter(range(10**6))
 def wrapped(*args):
     if next(count) == int(moment):
         os.kill(os.getpid(), number)
     return update(*args)
 if moment.isdigit():
-    engine.update = wrapped
+    loop.update = wrapped
 elif moment == "saving":
     import torch
     save, saves = torch.save, iter(range(100))
@@ -618,7 +618,7 @@ formats.probe = lambda *_: {"pt2": None}
 plots.save = lambda _figure, path: path.write_bytes(b"png")
 plots.training_curves = lambda *_: None
 train.CHECKPOINT_INTERVAL_S = 0.1
-update, save, saves, updates = engine.update, torch.save, iter(range(10**6)), iter(range(10**6))
+update, save, saves, updates = loop.update, torch.save, iter(range(10**6)), iter(range(10**6))
 victim = int(sys.argv[1])
 def slow(*args):
     if next(updates) == 0:
@@ -632,7 +632,7 @@ def half(state, file, *args):
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     save(state, file, *args)
-engine.update, torch.save = slow, half
+loop.update, torch.save = slow, half
 print("ready", flush=True)
 stage_main(train.main)
 """

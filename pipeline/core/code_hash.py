@@ -1,0 +1,57 @@
+"""Which code decides a result, as a hash that comments, docstrings and layout do not change.
+
+Reads ``dvc.yaml``: the code of a stage is what its deps name, so no list of modules is kept anywhere else.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from pipeline.core.errors import UserError
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def find_stage_code(stage: str, dvc_file: Path = Path("dvc.yaml")) -> list[Path]:
+    """The files and folders of this package that a stage's deps name.
+
+    Raises:
+        UserError: There is no ``dvc.yaml`` in the working folder, or it has no such stage.
+    """
+    try:
+        deps = YAML(typ="safe", pure=True).load(dvc_file.read_text(encoding="utf-8"))["stages"][stage]["deps"]
+    except (FileNotFoundError, KeyError):
+        raise UserError(
+            f"{dvc_file} with a stage {stage!r} not found. Run from the project's root."
+        ) from None
+    return [PACKAGE.parent / dep for dep in deps if dep.startswith(f"{PACKAGE.name}/")]
+
+
+def hash_code(places: Iterable[Path], root: Path = PACKAGE) -> str:
+    """The sha256 of all Python files in some places, by name and by what they do.
+
+    Args:
+        places: Python files, and folders that are searched for them.
+        root: What names are relative to.
+    """
+    files: set[Path] = set()
+    for place in places:
+        files |= set(place.rglob("*.py")) if place.is_dir() else {place}
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(root)}\0{_meaning(path.read_text(encoding='utf-8'))}\0".encode())
+    return digest.hexdigest()
+
+
+def _meaning(source: str) -> str:
+    """A module's syntax tree as text, without comments, docstrings and places of lines."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)

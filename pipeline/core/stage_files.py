@@ -1,0 +1,151 @@
+"""The JSON files that stages hand on: one typed model each, with one way to write and one way to read them.
+
+Reads and writes ``run.json`` and ``weights.json`` (train), ``metrics.json`` and ``calibration.json`` (evaluate) and
+``bundle.json`` (export). Keys of a newer version are passed over.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.core import paths
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_json
+
+Scores = dict[str, int | float]
+
+
+class StageFile(BaseModel):
+    """A JSON file of a stage, in a folder of the project."""
+
+    model_config = ConfigDict(frozen=True, strict=True, protected_namespaces=())
+
+    FILE: ClassVar[str]
+    FOLDER: ClassVar[Path]
+    STAGE: ClassVar[str]
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> Self:
+        """Read the file.
+
+        Args:
+            folder: Where it is; None: where the stage leaves it.
+
+        Raises:
+            UserError: It is missing, damaged or not of this kind; the message names the file and the remedy.
+        """
+        path = (cls.FOLDER if folder is None else Path(folder)) / cls.FILE
+        try:
+            return cls.parse(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            raise UserError(f"{path} not found. Run `dvc repro {cls.STAGE}` first.") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error}). Run `dvc repro -f {cls.STAGE}`.") from None
+
+    @classmethod
+    def parse(cls, content: bytes | str, name: str) -> Self:
+        """Read the file's content, from wherever it came; ``name`` stands in the error. Raises ``UserError``."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = f"{where}: {first['msg']}" if where else first["msg"]
+            raise UserError(
+                f"{name} is damaged or of another version ({reason}). Run `dvc repro -f {cls.STAGE}`."
+            ) from None
+
+    def save(self, folder: Path | None = None) -> None:
+        """Write the file at one stroke; keys that were not given are left out."""
+        write_json((self.FOLDER if folder is None else Path(folder)) / self.FILE, self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file's content; keys that were not given are left out."""
+        return self.model_dump(exclude_unset=True)
+
+
+class RunFile(StageFile):
+    """Which MLflow run the weights belong to, the job's key, and why a format cannot be exported (None: it can)."""
+
+    FILE, FOLDER, STAGE = "run.json", paths.TRAINED, "train"
+
+    run_id: str
+    job: str | None = None
+    formats: dict[str, str | None] = {}
+
+
+class WeightsFile(StageFile):
+    """The sidecar of ``weights.pt``: how to build the net, how to feed it, and what it learnt from."""
+
+    FILE, FOLDER, STAGE = "weights.json", paths.TRAINED, "train"
+
+    backbone: str
+    model_args: dict[str, Any]
+    class_names: list[str]
+    preprocessing: dict[str, Any]
+    stem: dict[str, Any] = {}
+    weights_sha256: str
+    data_digest: str
+    best_epoch: int = 0
+    params: dict[str, str] = {}
+
+
+class MetricsFile(StageFile):
+    """Scores by part of the data: val, test, its images without twins, the mean over views, corrupted images."""
+
+    FILE, FOLDER, STAGE = "metrics.json", paths.REPORTS, "evaluate"
+
+    val: Scores
+    test: Scores
+    test_clean: Scores = {}
+    audit: Scores = {}
+    test_tta: Scores = {}
+    test_plain: Scores = {}
+    robustness: Scores = {}
+    run_id: str
+
+
+class CalibrationFile(StageFile):
+    """The temperature, the errors of calibration, when to abstain, and the views that are averaged."""
+
+    FILE, FOLDER, STAGE = "calibration.json", paths.REPORTS, "evaluate"
+
+    temperature: float
+    ece: dict[str, Scores]
+    abstain: dict[str, Any]
+    aurc: float
+    tta: dict[str, Any] = {}
+
+    @property
+    def served_views(self) -> list[str]:
+        """Views of a picture over which the served answer is the mean, beside the picture itself."""
+        return self.tta["views"] if self.tta.get("served") else []
+
+
+class BundleFile(StageFile):
+    """What is served, and where it came from."""
+
+    FILE, FOLDER, STAGE = "bundle.json", paths.BUNDLE, "export"
+
+    backbone: str
+    model_args: dict[str, Any]
+    class_names: list[str]
+    preprocessing: dict[str, Any]
+    stem: dict[str, Any] = {}
+    weights_sha256: str
+    calibration: dict[str, Any]
+    abstain: dict[str, Any] = {}
+    views: list[str] = []
+    code_sha256: str = ""
+    int8: dict[str, Any] = {}
+    digest: str
+    formats: dict[str, str | None]
+    data_digest: str
+    test_digest: str | None = None
+    run_id: str
+    metrics: dict[str, Scores]
+    audit: Scores = {}
+    versions: dict[str, str]
+    parity: dict[str, Any] = {}
+    cost: dict[str, int | float] = {}
