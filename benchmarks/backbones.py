@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline.core.dataset import load_prepared
-from pipeline.core.params import load_params
+from pipeline.core.params_file import load_params
 from pipeline.models import model
 
 PEER = "resnet18"

@@ -15,7 +15,8 @@ from unittest import mock
 import torch
 
 from pipeline.core.dataset import Prepared
-from pipeline.core.params import TrainParams, apply_overrides, parse_params, read_text
+from pipeline.core.params import TrainParams
+from pipeline.core.params_file import apply_overrides, parse_params, read_text
 from pipeline.models import maps, model, stem
 from pipeline.train import loop, planning
 from pipeline.train.loader import Batch, Loader

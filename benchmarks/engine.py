@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from pipeline.core.dataset import load_prepared
-from pipeline.core.params import TrainParams, load_params
+from pipeline.core.params import TrainParams
+from pipeline.core.params_file import load_params
 from pipeline.train import loop, planning
 from pipeline.train.loader import Loader
 from pipeline.train.loop import Progress

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from pipeline.core.params import load_params
+from pipeline.core.params_file import load_params
 from pipeline.experiments import gate
 from pipeline.experiments.contenders import Contender, read_predictions
 from pipeline.metrics.paired import mcnemar

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.core.dataset import load_prepared
-from pipeline.core.params import load_params
+from pipeline.core.params_file import load_params
 from pipeline.experiments import suspects
 from pipeline.metrics.metrics import accuracy_interval
 from pipeline.metrics.suspects import find_suspects

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from pipeline.core.dataset import Split, load_prepared
-from pipeline.core.params import load_params
+from pipeline.core.params_file import load_params
 from pipeline.models import model
 from pipeline.train import loop, planning
 from pipeline.train.loader import Loader

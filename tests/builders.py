@@ -16,6 +16,7 @@ os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 
 import numpy as np
 
+from pipeline.core.params_file import apply_recipe
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import Records
 from pipeline.prepare.sources.source import Item, Source
@@ -28,106 +29,32 @@ FOREIGN = (
     "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV",
 )  # fmt: skip
 
-# Small enough that a training takes a second; complete, as every recipe is.
-TINY_PARAMS = """\
+# Small enough that a training takes a second: what differs from the default.
+TINY_RECIPE = """\
 prepare:
   source: data/tiny.zip
-  columns: {}
-  class_map: {}
-  labels: majority
-  group: auto
   img_size: 16
-  channels: 1
-  val_fraction: 0.1
-  test_fraction: 0.1
-  seed: 0
-  max_bad_fraction: 0.01
-  faces:
   face_margin: 0.05
-  face_min_size: 32
-  duplicates: drop_from_train
-  conflicts: majority
-
 train:
-  backbone: face_resnet_s   # a comment to keep
   backbone_args: {widths: [8, 8, 8], depths: [1, 1, 1], stem_width: 8, drop_rate: 0.1}
-  pretrained: false
-  weights: null
-  weights_sha256: null
-  input_size: auto
   stem: keep
   transforms:
     train:
       - RandomCrop: {size: 16, padding: 2}
       - RandomHorizontalFlip
-    eval: []
-  progressive: []           # [{epoch: 1, size: 32}, {epoch: 8, size: null}]: smaller images in the first epochs
-  mixing:                   # timm's mixup and cutmix
-    mixup_alpha: 0.0        # 0: none
-    cutmix_alpha: 0.0
-    prob: 1.0               # part of the batches that is mixed
-    switch_prob: 0.5        # part of these that takes cutmix where both are on
-    off_epoch: null         # from this epoch on, no mixing
-  batch_size: 16           # samples of an update, over all devices
-  accumulate: 1             # parts in which a device computes its share of them, to save memory
+  batch_size: 16
   epochs: 3
   optimizer: sgd
   lr: 0.4
-  momentum: 0.9
   weight_decay: 0.0005
-  layer_decay: 1.0          # each earlier layer learns at this part of the next one's rate
-  freeze: []                # modules that stay as they are, such as [stem, stages.0]
-  schedule:
-    name: onecycle
-    warmup_epochs: 1
-    min_lr: 0.0
-    decay_epochs: 2
-    decay_rate: 0.5
-  label_smoothing: 0.1
-  imbalance:
-    method: none            # none, weights (by effective number), sampling (balanced) or logits (adjusted)
-    beta: 0.999             # weights: 0 is none, towards 1 is the inverse of the counts
-    tau: 1.0                # logits: how much of the log prior
+  schedule: {warmup_epochs: 1, decay_epochs: 2, decay_rate: 0.5}
   ema_decay: 0.9
   grad_clip_norm: 5.0
-  amp: none
-  channels_last: true
-  compile: false            # torch.compile: slow to start, faster after; needs a C++ compiler on the CPU
-  early_stopping:
-    metric: val/accuracy
-    patience: null
-  seed: 0
-  deterministic: false      # CUDA computes alike every time, more slowly; the CPU always does
   device: cpu
-  devices: 1                # that many processes train together, each on a device of its own
-  sync_bn: false            # several CUDA devices: batch norm sees all of them
-
-evaluate:
-  batch_size: 7
-  worst: 4
-  tta: [flip]
-  serve_tta: false
-  risk: 0.2
-  corruptions: []
-  corrupted: null
-  quantiles: 2
-  explain: 0
-
-export:
-  formats: [pt2]
-  opset: 18
-  tolerance: 0.0001
-  int8_drop: null
-
-promote:
-  rule: better
-  level: 0.05
-  seed_sd: 0.007
-  recall_floor: 0.05
-  ece_rise: 0.02
-  latency_ratio: 2.0
-  size_ratio: 4.0
+evaluate: {batch_size: 7, worst: 4, corruptions: [], corrupted: null, quantiles: 2, explain: 0}
+export: {formats: [pt2], int8_drop: null}
 """
+TINY_PARAMS = apply_recipe(TINY_RECIPE, "tiny.yaml")
 SPLIT_SIZES = {"train": 24, "val": 9, "test": 9}
 CLASS_NAMES = ["angry", "happy", "sad"]
 AUDIT = {"redundant": 3, "conflicting_groups": 1, "test_in_train": 2}

@@ -69,19 +69,13 @@ def test_named_paths_exist() -> None:
 
 
 def test_overrides_name_real_params() -> None:
-    from pipeline.core.params import apply_overrides, parse_params
+    from pipeline.core.params_file import apply_overrides, parse_params
 
     overrides = re.findall(r"-S ([\w.]+=[^\s`]+)", README)
     assert overrides
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     for override in overrides:
         parse_params(apply_overrides(text, [override.split(",")[0]]))
-
-
-def test_sample_recipe_is_the_default() -> None:
-    head, start, body = (ROOT / "recipes/sample.yaml").read_text().partition("prepare:\n")
-    assert start + body == (ROOT / "params.yaml").read_text()
-    assert all(line.startswith("#") for line in head.splitlines())
 
 
 def test_nothing_is_left_to_fill_in() -> None:

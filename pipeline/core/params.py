@@ -1,24 +1,12 @@
-"""Typed parameters: ``params.yaml`` parsed once into frozen objects, one class a stage.
+"""Typed parameters: frozen objects, one class a section of ``params.yaml``.
 
-Reads ``params.yaml`` by YAML 1.2 rules, with the parser that DVC uses, so that both see the same values.
-Every key is required and no other key is accepted: a recipe is complete, and a typo stops every stage.
+Every key is required and no other key is accepted. Defaults and what a key means stand in ``params.default.yaml``.
 """
 
-import difflib
-import io
 import json
-import os
-import types
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from pipeline.core.errors import UserError
-
-PARAMS_FILE = "params.yaml"
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -244,91 +232,6 @@ class Params(Section):
     promote: PromoteParams
 
 
-def load_params(path: Path | str = PARAMS_FILE) -> Params:
-    """Read and check a parameter file.
-
-    Args:
-        path: A YAML file with the sections ``prepare``, ``train``, ``evaluate``, ``export`` and ``promote``.
-
-    Raises:
-        UserError: Missing or malformed file; unknown, missing, ill-typed or contradictory keys. The
-            message has a line for each, with the nearest valid name.
-    """
-    return parse_params(read_text(path), str(path))
-
-
-def read_text(path: Path | str) -> str:
-    """Text of a parameter file; a missing one is a ``UserError`` that names the remedy."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} not found. Run from the project's root, or write one with `hyojo use recipes/sample.yaml`."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def parse_params(text: str, name: str = PARAMS_FILE) -> Params:
-    """Check the text of a parameter file; ``name`` stands in the messages. Raises ``UserError``."""
-    try:
-        values = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise UserError(f"{name} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{name} must hold the sections {', '.join(Params.model_fields)}.")
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        lines = dict.fromkeys(_explain(item) for item in error.errors())
-        raise UserError(f"{name} is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def apply_overrides(text: str, overrides: list[str]) -> str:
-    """Set ``key=value`` pairs (dotted keys, YAML values) in a parameter file's text, keeping its comments.
-
-    Raises:
-        UserError: A pair without ``=``, a value that is not YAML, or a key whose section does not exist.
-            Whether the key itself is known is for ``parse_params`` to say.
-    """
-    yaml = YAML()
-    yaml.width = 110
-    yaml.preserve_quotes = True
-    try:
-        document = yaml.load(text)
-    except YAMLError as error:
-        raise UserError(f"the text to change is not valid YAML: {error}") from None
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        *sections, leaf = key.strip().split(".")
-        if not equals or not sections:
-            raise UserError(f"{override!r} is not of the form section.key=value, such as train.epochs=10")
-        node = document
-        for section in sections:
-            node = node.get(section) if isinstance(node, dict) else None
-            if not isinstance(node, dict):
-                raise UserError(f"{override!r}: there is no section {section!r}")
-        try:
-            node[leaf] = YAML(typ="safe", pure=True).load(value)
-        except YAMLError as error:
-            raise UserError(f"{override!r}: the value is not valid YAML: {error}") from None
-        # ruamel's place for comments before a block's first entry: left over, it costs a line break further down.
-        if comments := node.ca.items.get(leaf):
-            comments[3] = None
-    if not overrides:
-        return text
-    out = io.StringIO()
-    yaml.dump(document, out)
-    return out.getvalue()
-
-
-def write_params(text: str, path: Path | str = PARAMS_FILE) -> None:
-    """Write a parameter file at one stroke."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def flatten(section: Section, prefix: str) -> dict[str, str]:
     """Dotted names and printable values of a section, as MLflow wants them; lists become JSON."""
     flat: dict[str, str] = {}
@@ -342,47 +245,3 @@ def _flatten_value(value: Any, name: str) -> dict[str, str]:
     if isinstance(value, dict) and value and all(key.isidentifier() for key in value):
         return {k: v for key, item in value.items() for k, v in _flatten_value(item, f"{name}.{key}").items()}
     return {name: value if isinstance(value, str) else json.dumps(value)}
-
-
-def _explain(item: dict[str, Any]) -> str:
-    """One validation error as a sentence, with the nearest valid name for an unknown key."""
-    # Pydantic adds the name of a union's branch to the location; only what is a key of the file is shown.
-    location = _clean_location(item["loc"])
-    name = ".".join(location)
-    if item["type"] == "extra_forbidden":
-        valid = sorted(_fields_at(location[:-1]))
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-        return f"unknown key {name!r}; {hint}"
-    if item["type"] == "missing":
-        return f"missing key {name!r}"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" + ("" if item["type"] == "value_error" else f" (got {item['input']!r})")
-
-
-def _clean_location(location: tuple[int | str, ...]) -> list[str]:
-    """The part of an error's location that stands in the file."""
-    clean: list[str] = []
-    model: Any = Params
-    for part in location:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            clean.append(str(part))
-            field = model.model_fields.get(str(part))
-            model = _section_class(field.annotation) if field else None
-        elif isinstance(part, int):
-            clean.append(str(part))
-    return clean
-
-
-def _section_class(annotation: Any) -> Any:
-    """The section class in an annotation, if it has one."""
-    if get_origin(annotation) in (Union, types.UnionType, Annotated):
-        return next((found for arg in get_args(annotation) if (found := _section_class(arg))), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    model: Any = Params
-    for part in location:
-        model = _section_class(model.model_fields[part].annotation)
-    return list(model.model_fields)

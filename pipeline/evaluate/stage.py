@@ -25,7 +25,8 @@ import torch
 
 from pipeline.core.dataset import PREPARED, Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import EvaluateParams, load_params
+from pipeline.core.params import EvaluateParams
+from pipeline.core.params_file import load_params
 from pipeline.core.project import discard_checkpoint, project_root
 from pipeline.evaluate import explanations, page, robustness, slices, tables  # fmt: skip
 from pipeline.metrics import calibration, metrics, suspects

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import PromoteParams, load_params
+from pipeline.core.params import PromoteParams
+from pipeline.core.params_file import load_params
 from pipeline.core.project import project_lock
 from pipeline.experiments import contenders, gate
 from pipeline.inference import latency, predictor

@@ -19,7 +19,9 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import PARAMS_FILE, Params, apply_overrides, flatten, parse_params, read_text
+from pipeline.core.params import Params, flatten
+from pipeline.core.params_file import apply_overrides, parse_params, read_text
+from pipeline.core.paths import PARAMS
 from pipeline.core.project import project_root
 from pipeline.core.signals import StopRequest, stop_requests
 from pipeline.metrics.seed_anova import MeanInterval, mean_interval
@@ -77,10 +79,10 @@ def read_setting(overrides: list[str], name: str | None) -> Setting:
     Raises:
         UserError: A pair or value that is not valid, or a name that git takes for no ref.
     """
-    text = read_text(PARAMS_FILE)
+    text = read_text(PARAMS)
     before = YAML(typ="safe").load(text)
     changed = apply_overrides(text, overrides)
-    params = parse_params(changed, PARAMS_FILE)
+    params = parse_params(changed, PARAMS)
     hydra = []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -93,7 +95,7 @@ def read_setting(overrides: list[str], name: str | None) -> Setting:
         if isinstance(parsed, dict) and former:
             raise UserError(
                 f"--set {override}: DVC would add this to what is there. "
-                f"`hyojo use {PARAMS_FILE} {key.strip()}=...` replaces it."
+                f"`hyojo use {PARAMS} {key.strip()}=...` replaces it."
             )
         hydra.append(f"++{key.strip()}={hydra_value(parsed)}")
     setting = Setting(params, hydra, name or "")
@@ -214,7 +216,7 @@ def is_current(
     lock = experiment.lock()
     if any(stage not in lock for stage in STAGES) or not experiment.text("reports/metrics.json"):
         return False
-    params = {stage: lock[stage]["params"][PARAMS_FILE][stage] for stage in STAGES}
+    params = {stage: lock[stage]["params"][PARAMS][stage] for stage in STAGES}
     try:
         known = setting.params.model_validate({**setting.params.model_dump(), **params})
     except ValueError:  # of an older version, with other keys

@@ -15,7 +15,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.core.dataset import Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import TrainParams, flatten, load_params
+from pipeline.core.params import TrainParams, flatten
+from pipeline.core.params_file import load_params
 from pipeline.evaluate import tables
 from pipeline.metrics import suspects
 from pipeline.models import model

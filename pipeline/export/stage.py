@@ -26,7 +26,8 @@ import torch
 
 from pipeline.core.dataset import PREPARED, Prepared, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import ExportParams, load_params
+from pipeline.core.params import ExportParams
+from pipeline.core.params_file import load_params
 from pipeline.export import int8 as quantize
 from pipeline.inference import faces, images, latency, predictor
 from pipeline.models import costs, formats, model

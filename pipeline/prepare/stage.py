@@ -24,7 +24,8 @@ import PIL
 from numpy.lib.format import write_array_header_1_0
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import PrepareParams, load_params
+from pipeline.core.params import PrepareParams
+from pipeline.core.params_file import load_params
 from pipeline.core.project import project_root
 from pipeline.inference.faces import detector_digest
 from pipeline.prepare import page as audit_page

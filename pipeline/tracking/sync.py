@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 
 from pipeline.core.dataset import PREPARED
 from pipeline.core.errors import UserError
-from pipeline.core.params import EvaluateParams, load_params
+from pipeline.core.params import EvaluateParams
+from pipeline.core.params_file import load_params
 from pipeline.evaluate.stage import evaluation_key, log_reports
 from pipeline.experiments import suspects
 from pipeline.models.model import load_sidecar

@@ -24,7 +24,8 @@ import torch
 
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import Params, TrainParams, flatten, load_params
+from pipeline.core.params import Params, TrainParams, flatten
+from pipeline.core.params_file import load_params
 from pipeline.core.project import find_checkpoint, project_root
 from pipeline.core.signals import StopRequest, stop_requests
 from pipeline.models import costs, formats, model

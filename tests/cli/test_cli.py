@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from builders import TINY_RECIPE
 from PIL import Image
 
 from pipeline import cli
@@ -85,19 +86,23 @@ def workshop(tmp_path: Path, tiny_params: str, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-def test_use_writes_the_recipe(workshop: Path, tiny_params: str) -> None:
-    assert hyojo("use", "recipes/tiny.yaml") == 0
-    assert yaml.safe_load((workshop / "params.yaml").read_text()) == yaml.safe_load(tiny_params)
-    assert "# a comment to keep" in (workshop / "params.yaml").read_text()
+def test_use_writes_the_default_with_the_recipe(workshop: Path, tiny_params: str) -> None:
+    """Also of a recipe that is complete; what stands at a recipe's head does not hold with another word in it."""
+    for head, recipe in (("# It gave 0.7\n# in an hour.\n", TINY_RECIPE), ("", tiny_params)):
+        (workshop / "recipes" / "tiny.yaml").write_text(head + recipe)
+        assert hyojo("use", "recipes/tiny.yaml") == 0
+        assert (workshop / "params.yaml").read_text() == tiny_params
 
 
-def test_use_leaves_out_what_a_recipe_gave(workshop: Path, tiny_params: str) -> None:
-    (workshop / "recipes" / "tiny.yaml").write_text("# It gave 0.7\n# in an hour.\n" + tiny_params)
-    assert hyojo("use", "recipes/tiny.yaml") == 0
-    assert (workshop / "params.yaml").read_text() == tiny_params
-    (workshop / "params.yaml").write_text("# mine\n" + tiny_params)
+def test_use_changes_params_in_place_and_adds_new_keys(
+    workshop: Path, tiny_params: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = "".join(line for line in tiny_params.splitlines(keepends=True) if not line.startswith("  risk:"))
+    (workshop / "params.yaml").write_text("# mine\n" + older)
     assert hyojo("use", "params.yaml", "train.epochs=7") == 0
-    assert (workshop / "params.yaml").read_text().startswith("# mine\n")
+    assert "New keys, with their defaults: evaluate.risk." in capsys.readouterr().out
+    written = (workshop / "params.yaml").read_text()
+    assert written == "# mine\n" + tiny_params.replace("epochs: 3", "epochs: 7")
 
 
 def test_use_takes_overrides(workshop: Path, tiny_params: str) -> None:

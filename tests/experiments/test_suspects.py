@@ -14,7 +14,7 @@ from builders import TINY_PARAMS
 from pipeline import cli
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import apply_overrides, parse_params
+from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.experiments import suspects
 from pipeline.tracking import store
 from pipeline.tracking.runs import TrainingRun

@@ -10,7 +10,7 @@ from builders import TINY_PARAMS
 
 from pipeline import cli
 from pipeline.core.errors import UserError
-from pipeline.core.params import apply_overrides, load_params, parse_params
+from pipeline.core.params_file import apply_overrides, load_params, parse_params
 from pipeline.experiments import tuning
 from pipeline.train import loop
 

@@ -14,7 +14,8 @@ from builders import TINY_PARAMS
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import TrainParams, parse_params
+from pipeline.core.params import TrainParams
+from pipeline.core.params_file import parse_params
 from pipeline.models import model as hyojo
 from pipeline.models.model import Classifier, Recipe, load_classifier, load_model, save_weights
 from pipeline.train import planning

@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import parse_params
+from pipeline.core.params_file import parse_params
 from pipeline.inference import images
 from pipeline.inference.images import ImageError
 from pipeline.prepare.stage import prepare

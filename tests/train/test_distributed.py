@@ -20,7 +20,7 @@ from builders import TINY_PARAMS, forget_store, make_project
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import apply_overrides, parse_params
+from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.core.signals import StopRequest
 from pipeline.models import formats
 from pipeline.models.model import load_classifier
@@ -59,7 +59,7 @@ from pipeline.reporting import plots
 from pipeline.tracking import store
 from pipeline.train import distributed, loop, stage as train
 from pipeline.core.signals import StopRequest
-from pipeline.core.params import apply_overrides, parse_params
+from pipeline.core.params_file import apply_overrides, parse_params
 formats.probe = lambda *_: {"pt2": None}
 plots.save = lambda _figure, path: path.write_bytes(b"png")
 plots.training_curves = lambda *_: None

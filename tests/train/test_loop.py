@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.core.dataset import Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import apply_overrides, parse_params
+from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.models import model
 from pipeline.train import loop, planning
 from pipeline.train.loader import Batch, Loader, epoch_order

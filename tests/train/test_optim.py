@@ -10,7 +10,8 @@ from torch import nn
 
 import pipeline.models.backbones  # noqa: F401  (registers our nets)
 from pipeline.core.errors import UserError
-from pipeline.core.params import TrainParams, apply_overrides, parse_params
+from pipeline.core.params import TrainParams
+from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.train import optim
 from pipeline.train.schedule import LRSchedule
 

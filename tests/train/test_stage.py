@@ -26,7 +26,8 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import EarlyStopping, apply_overrides, parse_params
+from pipeline.core.params import EarlyStopping
+from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.core.signals import StopRequest
 from pipeline.models import formats
 from pipeline.models.model import load_classifier, load_model

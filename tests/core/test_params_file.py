@@ -10,10 +10,18 @@ from dvc.utils.serialize import load_yaml
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import apply_overrides, flatten, load_params, parse_params
+from pipeline.core.params import flatten
+from pipeline.core.params_file import (
+    add_missing,
+    apply_overrides,
+    apply_recipe,
+    load_params,
+    parse_params,
+    read_default,
+)
 
 ROOT = Path(__file__).parents[2]
-RECIPES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def refusal(text: str) -> str:
@@ -24,9 +32,52 @@ def refusal(text: str) -> str:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_loads_with_the_values_that_dvc_sees(path: Path) -> None:
-    params = load_params(path)
-    assert params.model_dump() == load_yaml(str(path))
+def test_apply_recipe_writes_what_dvc_reads_alike(path: Path, tmp_path: Path) -> None:
+    text = apply_recipe(path.read_text(), path.name)
+    (tmp_path / "params.yaml").write_text(text)
+    values, default = load_yaml(str(tmp_path / "params.yaml")), load_yaml(str(ROOT / "params.yaml"))
+    assert load_params(tmp_path / "params.yaml").model_dump() == values
+    # Each key of a recipe says something that the default does not.
+    recipe = YAML(typ="safe", pure=True).load(path.read_text()) or {}
+    for section, keys in recipe.items():
+        for key, value in keys.items():
+            assert value != default[section][key], f"{section}.{key}"
+    assert text.count(" # ") == read_default().count(" # "), "a comment was lost"
+
+
+def test_the_committed_params_file_is_the_default() -> None:
+    assert (ROOT / "params.yaml").read_text() == read_default() == apply_recipe("", "nothing")
+
+
+def test_apply_recipe_merges_sections_and_replaces_other_values() -> None:
+    recipe = (
+        "train: {backbone_args: {a: 1}, schedule: {min_lr: 0.1}, transforms: {eval: [Resize: {size: 3}]}}"
+    )
+    train, default = parse_params(apply_recipe(recipe, "r")).train, parse_params(read_default()).train
+    assert train.backbone_args == {"a": 1}
+    assert train.transforms.eval == [{"Resize": {"size": 3}}]
+    assert train.transforms.train == default.transforms.train
+    assert train.schedule.model_dump() == default.schedule.model_dump() | {"min_lr": 0.1}
+
+
+@pytest.mark.parametrize("recipe", ["- a", "train: 3", "train: {epoch: 3}", "model: {a: 1}", "a: ["])
+def test_apply_recipe_refuses_what_is_no_recipe(recipe: str) -> None:
+    with pytest.raises(UserError):
+        parse_params(apply_recipe(recipe, "r"), "r")
+
+
+def test_add_missing_completes_a_file_of_an_older_version() -> None:
+    lines = read_default().splitlines(keepends=True)
+    new = ("  labels:", "  lr:", "    beta:", "  risk:")
+    older = "# mine\n" + "".join(line for line in lines if not line.startswith(new))
+    older = older.replace("epochs: 12", "epochs: 99  # my reason")
+    message = refusal(older)
+    assert "missing key 'train.lr' (default: 0.003)" in message
+    assert "`hyojo use params.yaml` adds" in message
+    text, added = add_missing(older, "params.yaml")
+    assert added == ["prepare.labels", "train.lr", "train.imbalance.beta", "evaluate.risk"]
+    assert text == "# mine\n" + read_default().replace("epochs: 12", "epochs: 99  # my reason")
+    assert add_missing(text, "params.yaml") == (text, [])
 
 
 @pytest.mark.parametrize(
@@ -216,7 +267,7 @@ def test_overrides_change_what_they_name_and_keep_the_comments(tiny_params: str)
         ],
     )
     assert "backbone: resnet18" in text
-    assert "# a comment to keep" in text
+    assert "# any name that timm knows" in text
     before, after = parse_params(tiny_params), parse_params(text)
     assert after.train.lr == 1e-4
     assert after.train.transforms.eval == [{"CenterCrop": {"size": 12}}]
@@ -304,7 +355,7 @@ def test_sources_params_that_cannot_be(tiny_params: str, override: str, message:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_list_may_be_emptied_in_every_recipe(path: Path) -> None:
-    changed = parse_params(apply_overrides(path.read_text(), ["train.progressive=[]"]))
-    expected = load_params(path).model_dump()
+    text = apply_recipe(path.read_text(), path.name)
+    expected = parse_params(text).model_dump()
     expected["train"]["progressive"] = []
-    assert changed.model_dump() == expected
+    assert parse_params(apply_overrides(text, ["train.progressive=[]"])).model_dump() == expected

@@ -1,0 +1,74 @@
+"""Classify very many pictures into a Parquet file.
+
+Scores a folder, an archive or a table of pictures, in constant memory. Killed and run again, it goes on where
+it was.
+"""
+
+import argparse
+import sys
+
+from pipeline.cli import options
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder or zip or tar archive of pictures, or a table (.parquet, .csv) with pictures or paths in it",
+    )
+    command.add_argument("--out", required=True, metavar="FILE", help="Parquet file to make")
+    command.add_argument(
+        "--model",
+        default="models/bundle",
+        help=f"a bundle folder or a model URI such as {options.CHAMPION_URI} (%(default)s)",
+    )
+    command.add_argument(
+        "--column", help="of a table: where its pictures or paths are (default: a usual name)"
+    )
+    command.add_argument("--workers", type=int, help="threads (default: one a core)")
+    command.add_argument(
+        "--batch-size", type=int, default=64, help="pictures that a thread takes at a time (%(default)s)"
+    )
+    command.add_argument(
+        "--chunk", type=int, default=8192, help="pictures between two points to go on from (%(default)s)"
+    )
+    options.add_faces(command)
+    options.add_runtime(command)
+    again = command.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        dest="restart",
+        action="store_false",
+        default=False,
+        help="go on where a former run stopped (the default)",
+    )
+    again.add_argument("--restart", action="store_true", help="throw away what is there, and begin anew")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pipeline.serve.batch import Settings, score
+
+    settings = Settings(
+        batch_size=arguments.batch_size,
+        chunk=arguments.chunk,
+        workers=arguments.workers,
+        faces=arguments.faces,
+        column=arguments.column,
+        restart=arguments.restart,
+        runtime=arguments.runtime,
+    )
+    try:
+        found = score(arguments.source, arguments.out, arguments.model, settings)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    how = (
+        f"{found.scored / found.seconds:,.0f} img/s"
+        if found.scored
+        else "finished before; --restart scores anew"
+    )
+    others = f", {found.passed_over:,} other files passed over" * (found.passed_over > 0)
+    rows = f"{found.pictures:,} pictures, {found.rows:,} rows, {found.errors:,} of them errors"
+    print(f"{arguments.out}: {rows}{others} ({how})")
+    return int(found.errors == found.rows)

@@ -1,0 +1,34 @@
+"""Options that several commands have."""
+
+import argparse
+
+CHAMPION_URI = "models:/hyojo@champion"
+
+
+def add_faces(command: argparse.ArgumentParser) -> None:
+    """The option to look for faces in pictures, or not to."""
+    look = command.add_mutually_exclusive_group()
+    look.add_argument(
+        "--faces",
+        action="store_true",
+        default=None,
+        help="find the faces in each picture and classify those (default: as the model was trained)",
+    )
+    look.add_argument(
+        "--no-faces", dest="faces", action="store_false", help="take every picture for a cut-out face"
+    )
+
+
+def add_runtime(command: argparse.ArgumentParser) -> None:
+    """The option of what computes."""
+    command.add_argument(
+        "--runtime",
+        choices=("onnx", "torch", "int8"),
+        help="what computes: ONNX Runtime, torch, or ONNX Runtime in 8-bit integers (the first that the model has)",
+    )
+
+
+def add_address(command: argparse.ArgumentParser, port: int) -> None:
+    """Where a server listens."""
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    command.add_argument("--port", type=int, default=port, help="port to listen on (%(default)s)")

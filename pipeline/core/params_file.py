@@ -1,0 +1,244 @@
+"""``params.yaml`` as text: read, checked, changed key by key, and made of the default and a recipe.
+
+Reads YAML 1.2 with the parser that DVC uses, so that both see the same values. ``params.default.yaml`` holds every key
+with its default and a comment; a recipe holds only what differs from it.
+"""
+
+import difflib
+import io
+import types
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+from pipeline.core import paths
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_text
+from pipeline.core.params import Params
+
+
+def load_params(path: Path | str = paths.PARAMS) -> Params:
+    """Read and check a parameter file.
+
+    Args:
+        path: A complete YAML file, with the sections ``prepare``, ``train``, ``evaluate``, ``export``, ``promote``.
+
+    Raises:
+        UserError: Missing or malformed file; unknown, missing, ill-typed or contradictory keys. The
+            message has a line for each, with the nearest valid name.
+    """
+    return parse_params(read_text(path), str(path))
+
+
+def read_text(path: Path | str) -> str:
+    """Text of a parameter file; a missing one is a ``UserError`` that names the remedy."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} not found. Run from the project's root, or write one with `hyojo use recipes/sample.yaml`."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def read_default() -> str:
+    """Text of the complete, commented default."""
+    return resources.files("pipeline.core").joinpath("params.default.yaml").read_text(encoding="utf-8")
+
+
+def parse_params(text: str, name: str = str(paths.PARAMS)) -> Params:
+    """Check the text of a parameter file; ``name`` stands in the messages. Raises ``UserError``."""
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise UserError(f"{name} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name} must hold the sections {', '.join(Params.model_fields)}.")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_explain(item) for item in error.errors()))
+        if all(item["type"] == "missing" for item in error.errors()):
+            lines.append(f"`hyojo use {name}` adds what is missing, with its default.")
+        raise UserError(f"{name} is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def apply_overrides(text: str, overrides: list[str]) -> str:
+    """Set ``key=value`` pairs (dotted keys, YAML values) in a parameter file's text, keeping its comments.
+
+    Raises:
+        UserError: A pair without ``=``, a value that is not YAML, or a key whose section does not exist.
+            Whether the key itself is known is for ``parse_params`` to say.
+    """
+    if not overrides:
+        return text
+    document = _load_document(text, "the text to change")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        *sections, leaf = key.strip().split(".")
+        if not equals or not sections:
+            raise UserError(f"{override!r} is not of the form section.key=value, such as train.epochs=10")
+        node = document
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+            if not isinstance(node, dict):
+                raise UserError(f"{override!r}: there is no section {section!r}")
+        try:
+            _set_value(node, leaf, _yaml().load(value))
+        except YAMLError as error:
+            raise UserError(f"{override!r}: the value is not valid YAML: {error}") from None
+    return _dump_document(document)
+
+
+def apply_recipe(recipe: str, name: str) -> str:
+    """Text of a complete parameter file: the default, with what a recipe says in place of its values.
+
+    Args:
+        recipe: Text of a YAML file with some of the default's sections and keys.
+        name: Of the recipe; stands in errors.
+    """
+    document = _load_document(read_default(), "the default")
+    _overlay(document, _load_document(recipe, name) or {}, Params, name)
+    return _dump_document(document)
+
+
+def add_missing(text: str, name: str) -> tuple[str, list[str]]:
+    """Add the keys that a file of an older version lacks, with their defaults and comments.
+
+    Returns:
+        The text, and the dotted names of the keys that were added.
+    """
+    document = _load_document(text, name)
+    added = list(_fill(document, _load_document(read_default(), "the default"), Params, ""))
+    return (_dump_document(document) if added else text), added
+
+
+def write_params(text: str, path: Path | str = paths.PARAMS) -> None:
+    """Write a parameter file at one stroke."""
+    write_text(Path(path), text)
+
+
+def _yaml() -> YAML:
+    """A reader and writer that keeps comments and the style of values."""
+    yaml = YAML()
+    yaml.width = 120
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    return yaml
+
+
+def _load_document(text: str, name: str) -> Any:
+    """A YAML document that keeps its comments."""
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        raise UserError(f"{name} is not valid YAML: {error}") from None
+
+
+def _dump_document(document: Any) -> str:
+    """A document's text."""
+    out = io.StringIO()
+    _yaml().dump(document, out)
+    return out.getvalue()
+
+
+def _set_value(node: CommentedMap, key: str, value: Any) -> None:
+    """Put a value in place of another, whose comment stays."""
+    node[key] = value
+    # ruamel's place for comments before a block's first entry: left over, it costs a line break further down.
+    if comments := node.ca.items.get(key):
+        comments[3] = None
+
+
+def _overlay(document: CommentedMap, changes: Any, model: type[BaseModel], name: str) -> None:
+    """Put the values of a recipe into a document; sections are merged, all else is replaced."""
+    if not isinstance(changes, dict):
+        raise UserError(f"{name} must hold sections such as train, and in them keys with values.")
+    for key, value in changes.items():
+        section = _section_class(model.model_fields[key].annotation) if key in model.model_fields else None
+        if section and isinstance(document.get(key), dict):
+            _overlay(document[key], value, section, name)
+        else:
+            _set_value(document, key, value)
+
+
+def _fill(document: Any, default: CommentedMap, model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Put what a document lacks of the default's keys where the default has it; yields their dotted names."""
+    for place, (key, value) in enumerate(default.items()):
+        if key not in document:
+            document.insert(place, key, value)
+            if key in default.ca.items:
+                document.ca.items[key] = default.ca.items[key]
+            yield f"{prefix}{key}"
+        elif (section := _section_class(model.model_fields[key].annotation)) and isinstance(
+            document[key], dict
+        ):
+            yield from _fill(document[key], value, section, f"{prefix}{key}.")
+
+
+def _explain(item: Any) -> str:
+    """One validation error as a sentence, with the nearest valid name for an unknown key."""
+    # Pydantic adds the name of a union's branch to the location; only what is a key of the file is shown.
+    location = _clean_location(item["loc"])
+    name = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        valid = sorted(_fields_at(location[:-1]))
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+        return f"unknown key {name!r}; {hint}"
+    if item["type"] == "missing":
+        return f"missing key {name!r} (default: {_default_of(location)})"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" + ("" if item["type"] == "value_error" else f" (got {item['input']!r})")
+
+
+def _default_of(location: list[str]) -> str:
+    """A key's default as YAML on one line; a section's keys."""
+    value = YAML(typ="safe", pure=True).load(read_default())
+    for part in location:
+        value = value[part]
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = True
+    yaml.width = 4096
+    out = io.StringIO()
+    yaml.dump(value, out)
+    return out.getvalue().removesuffix("...\n").strip()
+
+
+def _clean_location(location: tuple[int | str, ...]) -> list[str]:
+    """The part of an error's location that stands in the file."""
+    clean: list[str] = []
+    model: Any = Params
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            clean.append(str(part))
+            field = model.model_fields.get(str(part))
+            model = _section_class(field.annotation) if field else None
+        elif isinstance(part, int):
+            clean.append(str(part))
+    return clean
+
+
+def _section_class(annotation: Any) -> Any:
+    """The section class in an annotation, if it has one."""
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return next((found for arg in get_args(annotation) if (found := _section_class(arg))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    """Valid keys of the section at a location."""
+    model: Any = Params
+    for part in location:
+        model = _section_class(model.model_fields[part].annotation)
+    return list(model.model_fields)
