@@ -93,6 +93,14 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
     return root
 
 
+@pytest.fixture
+def temporary_copy(project: Path) -> Path:
+    """A temporary copy of the project, as ``dvc exp run --temp`` makes it, with a ``.dvc`` of its own."""
+    folder = project / ".dvc" / "tmp" / "exps" / "x"
+    (folder / ".dvc").mkdir(parents=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def bright_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import onnx

@@ -37,7 +37,7 @@ def source_outs() -> list[str]:
 @pytest.mark.parametrize("arguments", commands("hyojo"), ids=" ".join)
 def test_hyojo_commands_parse(arguments: list[str]) -> None:
     parsed = build_parser().parse_args(arguments)
-    assert callable(parsed.command)
+    assert callable(parsed.run)
 
 
 @pytest.mark.parametrize("arguments", commands("dvc"), ids=" ".join)

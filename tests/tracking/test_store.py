@@ -9,58 +9,10 @@ from pathlib import Path
 import pytest
 from builders import forget_store
 
-from pipeline.core.errors import UserError
 from pipeline.core.project import project_root
 from pipeline.tracking import store
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def copy(project: Path) -> Path:
-    """A temporary copy of the project, as ``dvc exp run --temp`` makes it, with a ``.dvc`` of its own."""
-    folder = project / ".dvc" / "tmp" / "exps" / "x"
-    (folder / ".dvc").mkdir(parents=True)
-    return folder
-
-
-def test_root_is_found_from_a_folder_below(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert project_root() == project
-    (project / "a" / "b").mkdir(parents=True)
-    monkeypatch.chdir(project / "a" / "b")
-    assert project_root() == project
-
-
-@pytest.mark.parametrize("dvc_root", [None, "project", "copy"])
-def test_root_of_a_temporary_copy_is_the_project(
-    project: Path, copy: Path, dvc_root: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(copy)
-    if dvc_root:
-        monkeypatch.setenv("DVC_ROOT", str({"project": project, "copy": copy}[dvc_root]))
-    assert project_root() == project
-    assert store.tracking_uri(project_root()) == f"sqlite:///{project}/mlflow.db"
-
-
-def test_a_project_inside_another_is_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = project / "sub" / "inner"
-    (inner / ".dvc").mkdir(parents=True)
-    monkeypatch.chdir(inner)
-    assert project_root() == inner
-
-
-def test_a_dvc_root_of_somewhere_else_does_not_count(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "other" / ".dvc").mkdir(parents=True)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "other"))
-    assert project_root() == project
-
-
-def test_outside_any_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no \.dvc folder"):
-        project_root()
 
 
 @pytest.mark.parametrize(
@@ -74,25 +26,25 @@ def test_outside_any_project_it_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_an_address_that_is_set_wins_and_a_relative_file_lies_in_the_root(
-    project: Path, copy: Path, given: str, found: str, monkeypatch: pytest.MonkeyPatch
+    project: Path, temporary_copy: Path, given: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
-    monkeypatch.chdir(copy)
+    monkeypatch.chdir(temporary_copy)
     assert store.tracking_uri(project_root()) == found.format(root=project)
 
 
 def test_from_a_temporary_copy_everything_goes_into_the_project(
-    project: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, temporary_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(copy)
+    monkeypatch.chdir(temporary_copy)
     client = store.connect()
-    assert Path.cwd() == copy
+    assert Path.cwd() == temporary_copy
     run = client.create_run(store.experiment_id(client))
     client.log_text(run.info.run_id, "hello", "note.txt")
     assert run.info.artifact_uri.startswith((project / "mlruns" / "hyojo").as_uri())
     (note,) = (project / "mlruns").rglob("note.txt")
     assert note.read_text() == "hello"
-    assert [path.name for path in copy.iterdir()] == [".dvc"]
+    assert [path.name for path in temporary_copy.iterdir()] == [".dvc"]
 
 
 def test_a_deleted_experiment_is_taken_back(project: Path) -> None:

@@ -1,0 +1,48 @@
+"""The project's root is found from wherever DVC runs a stage."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.core.project import project_root
+from pipeline.tracking import store
+
+
+def test_root_is_found_from_a_folder_below(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert project_root() == project
+    (project / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(project / "a" / "b")
+    assert project_root() == project
+
+
+@pytest.mark.parametrize("dvc_root", [None, "project", "copy"])
+def test_root_of_a_temporary_copy_is_the_project(
+    project: Path, temporary_copy: Path, dvc_root: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(temporary_copy)
+    if dvc_root:
+        monkeypatch.setenv("DVC_ROOT", str({"project": project, "copy": temporary_copy}[dvc_root]))
+    assert project_root() == project
+    assert store.tracking_uri(project_root()) == f"sqlite:///{project}/mlflow.db"
+
+
+def test_a_project_inside_another_is_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = project / "sub" / "inner"
+    (inner / ".dvc").mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert project_root() == inner
+
+
+def test_a_dvc_root_of_somewhere_else_does_not_count(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other" / ".dvc").mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "other"))
+    assert project_root() == project
+
+
+def test_outside_any_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no \.dvc folder"):
+        project_root()
