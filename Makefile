@@ -10,7 +10,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-slow lint ui serve
+.PHONY: help install repro check lint test test-fast test-slow fix docs ui serve
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,15 +21,32 @@ repro: $(READY)  ## Prepare, train, evaluate and export as params.yaml says, the
 	dvc repro
 	hyojo register
 
+check: lint test  ## All that a change must pass: lint, then the test suite
+
+lint: $(READY)  ## Check style, format, the order of the rooms, types, and that generated documents are fresh
+	ruff check .
+	ruff format --check .
+	lint-imports
+	mypy | mypy-baseline filter
+	python docs/generate.py --check
+
 test: $(READY)  ## Run the test suite
 	python -m pytest -q
+
+test-fast: $(READY)  ## Run the tests that start no DVC, no server and no training: less than a minute
+	python -m pytest -q -m "not slow and not heavy"
 
 test-slow: $(READY)  ## Run the long tests too: kill loops, all modes of DVC, the sample's difficulty
 	python -m pytest -q -m "slow or not slow"
 
-lint: $(READY)  ## Check style and format
-	ruff check .
-	ruff format --check .
+fix: $(READY)  ## Mend style and format, and write generated documents and the types' baseline anew
+	ruff check --fix .
+	ruff format .
+	-mypy | mypy-baseline sync
+	python docs/generate.py
+
+docs: $(READY)  ## Write what documents take from the code
+	python docs/generate.py
 
 ui: $(READY)  ## Open the MLflow UI
 	hyojo ui
