@@ -13,12 +13,12 @@ from typing import Any
 import grimp
 import networkx as nx
 import yaml
+from pipeline.prepare.sources.registry import render_table
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from pipeline.core.params import Params
 from pipeline.core.params_file import read_default
-from pipeline.prepare.sources.registry import render_table
 
 ROOT = Path(__file__).parents[1]
 
