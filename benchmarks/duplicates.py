@@ -184,7 +184,7 @@ def main() -> None:
         found = family = own = total = 0
         for place, original in enumerate(rows):
             copy = len(images) + number * len(rows) + place
-            others = np.flatnonzero(records.groups == records.groups[copy])
+            others = np.flatnonzero(records.twins == records.twins[copy])
             others = others[others != copy]
             known = (records.digests[others] == records.digests[original]).all(axis=1)
             found += bool(known.any())

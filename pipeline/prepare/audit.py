@@ -65,8 +65,8 @@ def build_audit(records: Records) -> dict[str, Any]:
         for near twins, and counts only what the exact ones leave: groups of different pictures, pictures beyond
         the first, images without an exact twin over there.
     """
-    exact, groups = list(sets_of(records.twins)), list(sets_of(records.groups))
-    near = [members for members in groups if _different(records, members) > 1]
+    exact, twins = list(sets_of(records.copies)), list(sets_of(records.twins))
+    near = [members for members in twins if _different(records, members) > 1]
     exact_leaks, near_leaks = _count_leaks(records)
     counts = records.counts()
     in_train = counts["train"].values()
@@ -78,7 +78,7 @@ def build_audit(records: Records) -> dict[str, Any]:
         "dropped": len(records.drops),
         **{name: int(np.count_nonzero(records.have(name))) for name in LOOKS},
         "sizes": _common_sizes(records),
-        "conflicting_groups": sum(_conflicting(records, members) for members in groups),
+        "conflicting_groups": sum(_conflicting(records, members) for members in twins),
         "imbalance": round(max(in_train) / max(1, min(in_train)), 1),
         "exact": {
             "groups": len(exact),
@@ -125,7 +125,7 @@ def _conflicting(records: Records, members: np.ndarray) -> bool:
 
 def _different(records: Records, members: np.ndarray) -> int:
     """How many different pictures there are among twins."""
-    return len(np.unique(records.twins[members]))
+    return len(np.unique(records.copies[members]))
 
 
 def _common_sizes(records: Records) -> dict[str, int]:
@@ -140,11 +140,11 @@ def _common_sizes(records: Records) -> dict[str, int]:
 def _count_leaks(records: Records) -> tuple[dict[str, int], dict[str, int]]:
     """Images with an exact twin in another split, and those that have near ones only, by ``LEAKS``."""
     twinned = records.twinned
-    splits, twins, groups = (column[twinned] for column in (records.splits, records.twins, records.groups))
+    splits, copies, twins = (column[twinned] for column in (records.splits, records.copies, records.twins))
     exact, near = {}, {}
     for name in LEAKS:
         own, other = (splits == SPLITS.index(split) for split in name.split("_in_"))
-        has_exact, has_any = (np.isin(keys[own], keys[other]) for keys in (twins, groups))
+        has_exact, has_any = (np.isin(keys[own], keys[other]) for keys in (copies, twins))
         exact[name] = int(np.count_nonzero(has_exact))
         near[name] = int(np.count_nonzero(has_any & ~has_exact))
     return exact, near

@@ -104,7 +104,7 @@ def _find_exhibits(records: Records) -> dict[str, list[np.ndarray]]:
     """The sets of ``EXHIBITS`` that there are; the largest sets first, and test before val and train in each."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in EXHIBITS}
     nearly, clash = records.have("near"), records.have("conflict")
-    for members in sets_of(records.groups):
+    for members in sets_of(records.twins):
         members = members[np.argsort(-records.splits[members], kind="stable")]
         near = "near " if nearly[members[0]] else ""
         across = records.splits[members[0]] != records.splits[members[-1]]

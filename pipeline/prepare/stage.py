@@ -69,10 +69,10 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
     Raises:
         UserError: The source cannot be used, or too many of its images are bad.
     """
-    reading = Reading(params.columns, params.group, params.labels == "soft", params.class_map)
+    reading = Reading(params.columns, params.person, params.labels == "soft", params.class_map)
     with open_source(params.source, reading) as source, _staging(PREPARED) as staging:
         with (
-            closing(Listing(staging, source, params.class_map, params.group)) as listing,
+            closing(Listing(staging, source, params.class_map, params.person)) as listing,
             closing(_allocate(staging / "pixels", listing.count, params)) as pixels,
             closing(_open_cache(params)) as cache,
         ):
@@ -209,26 +209,26 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write_manifest(path: Path, records: Records, listing: Listing) -> None:
-    """One line a source file, sorted by path; twins have the same number as group, others none.
+    """One line a source file, sorted by path; twins have the same number, others none.
 
     The last columns are there only if the source has them.
     """
-    groups = np.zeros(len(records), np.int32)
-    for number, members in enumerate(sets_of(records.groups), 1):
-        groups[members] = number
+    twins = np.zeros(len(records), np.int32)
+    for number, members in enumerate(sets_of(records.twins), 1):
+        twins[members] = number
     more: dict[str, Iterable[Any]] = {}
     if listing.merged:
         more["root"] = listing.roots()
-    if listing.subjects:
-        more["subject"] = listing.people()
+    if listing.person_count:
+        more["person"] = listing.people()
     if records.weights is not None:
         more["weight"] = records.weights
-    columns = (records.labels, records.splits, records.used, records.digests, records.marks, groups)
+    columns = (records.labels, records.splits, records.used, records.digests, records.marks, twins)
     rows = [itertools.count() for _ in SPLITS]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "label", "split", "row", "sha256", "flags", "group", *more])
-        for name, label, split, used, digest, marks, group, *rest in zip(
+        writer.writerow(["file", "label", "split", "row", "sha256", "flags", "twins", *more])
+        for name, label, split, used, digest, marks, number, *rest in zip(
             listing.files(), *columns, *more.values()
         ):
             own = (
@@ -238,7 +238,7 @@ def _write_manifest(path: Path, records: Records, listing: Listing) -> None:
                 next(rows[split]) if used else -1,
                 digest.tobytes().hex() if digest.any() else "",
             )
-            writer.writerow((*own, flags(marks), group or "", *rest))
+            writer.writerow((*own, flags(marks), number or "", *rest))
 
 
 def _write_probe(path: Path, records: Records, listing: Listing, source: Source) -> None:
@@ -293,7 +293,7 @@ def _print_summary(audit: dict[str, Any], source: Source, listing: Listing, reus
     for name, kind in (("exact", audit["exact"]), ("near", audit["near"])):
         leaks = audit["leaks"] if name == "exact" else audit["near"]["leaks"]
         print(
-            f"  {name} copies {kind['redundant']} in {kind['groups']} groups, {kind['conflicting_groups']} with "
+            f"  {name} copies {kind['redundant']} in {kind['groups']} sets, {kind['conflicting_groups']} with "
             f"several labels; of {leaks['test_in_train']} test and {leaks['val_in_train']} val images in train"
         )
     if audit["dropped"]:
@@ -301,8 +301,8 @@ def _print_summary(audit: dict[str, Any], source: Source, listing: Listing, reus
     print(f"  see {AUDIT_PAGE}")
     for reason, count in audit.get("left_out", {}).items():
         print(f"  left out {count}: {reason}")
-    if listing.subjects:
-        print(f"  {listing.subjects} groups by prepare.group, none of them in two splits")
+    if listing.person_count:
+        print(f"  {listing.person_count} people by prepare.person, none of them in two splits")
     if source.ignored_count:
         print(
             f"  {source.ignored_count} files outside class folders passed over, such as {source.ignored[0]}"

@@ -23,10 +23,10 @@ def test_a_worked_case() -> None:
     roots = np.where(dark, "x", "y")
     table = slices.tabulate(
         right, targets, ["a", "b", "c"], grey(np.where(dark, 50, 200).tolist()), 2,
-        {"root": roots, "subject": ["someone"] * 80},
+        {"root": roots, "person": ["someone"] * 80},
     )  # fmt: skip
     found = table.set_index(["by", "slice"])
-    # Class c has no images; one subject is no slice; even pictures are all equally sharp.
+    # Class c has no images; one person is no slice; even pictures are all equally sharp.
     assert [name for name in table["by"].unique()] == ["class", "root", "brightness", "sharpness"]
     b = found.loc[("class", "b")]
     assert (b["images"], b["accuracy"], b["rest"]) == (40, 0.5, 1.0)

@@ -130,7 +130,7 @@ def test_many_threads_and_two_at_once(tmp_path: Path) -> None:
 
 def params(source: Path, **changes: Any) -> PrepareParams:
     defaults = {"img_size": 12, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
-    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
+    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "person": "auto"}
     defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
     defaults |= {"max_bad_fraction": 0.2, "duplicates": "keep", "conflicts": "keep"}
     return PrepareParams(source=str(source), **(defaults | changes))

@@ -3,7 +3,7 @@
 Pure functions of packed images, in three steps. A descriptor of each picture that shifting and mirroring hardly
 change (magnitudes of its Fourier transform) gives candidates (``neighbours.py``), whose work grows as n^1.5 and is
 small beside the rest. Each candidate is then laid over its partner and compared place by place
-(``alignment.py``), which is linear in n. What holds becomes groups. ``benchmarks/duplicates.py`` measures it.
+(``alignment.py``), which is linear in n. What holds becomes sets of twins. ``benchmarks/duplicates.py`` measures it.
 """
 
 import os
@@ -89,15 +89,15 @@ def near_pairs(
 
 
 def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Number the groups that pairs connect, in the order of their first members.
+    """Number the sets that pairs connect, in the order of their first members.
 
     Args:
-        count: How many things there are, N; those in no pair are groups of one.
+        count: How many things there are, N; those in no pair are sets of one.
         first: One side of the pairs, int64 (M,).
         second: The other side.
 
     Returns:
-        Each thing's group, int32 (N,), from 0.
+        Each thing's set, int32 (N,), from 0.
     """
     # A graph of those in pairs alone: most are in none, and a graph takes many bytes of each.
     linked, ends = np.unique(np.concatenate([first, second]), return_inverse=True)
@@ -108,10 +108,10 @@ def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     np.minimum.at(smallest, component, linked)
     is_first = np.ones(count, bool)
     is_first[linked] = smallest[component] == linked
-    groups = is_first.cumsum(dtype=np.int32)
-    groups -= 1
-    groups[linked] = groups[smallest[component]]
-    return groups
+    sets = is_first.cumsum(dtype=np.int32)
+    sets -= 1
+    sets[linked] = sets[smallest[component]]
+    return sets
 
 
 def _reduce(images: Pixels | np.ndarray, rows: np.ndarray, path: Path) -> Pixels:
