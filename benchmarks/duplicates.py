@@ -29,8 +29,8 @@ from PIL import Image, ImageEnhance
 
 from pipeline.core.params_file import load_params
 from pipeline.metrics.metrics import accuracy_interval
-from pipeline.prepare.audit import look_at, pixel_digest
 from pipeline.prepare.columns import Records, bits
+from pipeline.prepare.pixels.picture import look_at, pixel_digest
 from pipeline.prepare.stage import PREPARED, prepare
 from pipeline.prepare.twins.mark import find_twins
 

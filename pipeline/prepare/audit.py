@@ -1,50 +1,14 @@
 """What is wrong with the source, image by image, and the counts of it all."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
 
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import Records, sets_of
-
-# Standard deviation in grey levels below which a picture shows nothing. JPEG noise on a plain area stays
-# below 2; the flattest real face of FER2013 has 42, and a face in fog about 10.
-BLANK_STD = 2.0
-# Exposure: this part of a picture's pixels is in the darkest or in the brightest quarter of the range.
-EXPOSED_FRACTION, DARK_LEVEL, BRIGHT_LEVEL = 0.95, 64, 191
-# Made square, a picture whose sides differ more than this shows a face out of shape.
-MAX_ASPECT = 1.5
-_SAMPLE_PX = 256  # blankness and exposure are judged on every n-th pixel of a larger picture
+from pipeline.prepare.pixels.picture import LOOKS
 
 LEAKS = ("test_in_train", "val_in_train", "test_in_val")
-LOOKS = ("blank", "dark", "bright", "enlarged", "stretched")
-
-
-def pixel_digest(image: np.ndarray) -> str:
-    """SHA-256 of an image's shape and pixels, uint8 (H, W, C): equal for twins in different file formats."""
-    digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(np.ascontiguousarray(image))
-    return digest.hexdigest()
-
-
-def look_at(image: np.ndarray, img_size: int) -> frozenset[str]:
-    """Which of ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` a picture is.
-
-    Args:
-        image: As decoded, uint8 (H, W, C).
-        img_size: Side to which it will be resized, px.
-    """
-    height, width, _ = image.shape
-    sample = image[:: 1 + height // _SAMPLE_PX, :: 1 + width // _SAMPLE_PX]
-    found = {
-        "blank": (sample.std(axis=(0, 1)) < BLANK_STD).all(),
-        "dark": (sample < DARK_LEVEL).mean() >= EXPOSED_FRACTION,
-        "bright": (sample > BRIGHT_LEVEL).mean() >= EXPOSED_FRACTION,
-        "enlarged": min(height, width) < img_size,
-        "stretched": max(height, width) > MAX_ASPECT * min(height, width),
-    }
-    return frozenset(name for name, applies in found.items() if applies)
 
 
 def build_audit(records: Records) -> dict[str, Any]:

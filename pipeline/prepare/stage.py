@@ -1,7 +1,7 @@
 """Stage 1, ``python -m pipeline.prepare``: source images -> checked, packed uint8 arrays.
 
 Reads ``params.yaml`` (``prepare``) and the source that it names. Writes ``data/prepared/`` (``train.npy``,
-``val.npy``, ``test.npy``, ``manifest.csv``, ``classes.json``, ``probe.zip``; with votes also ``train_soft.npy``
+``val.npy``, ``test.npy``, ``manifest.csv``, ``classes.json``, ``parity.zip``; with votes also ``train_soft.npy``
 and the like), ``reports/audit.json`` and ``reports/audit.html``, all at once at the end: a run that fails or is
 stopped leaves what was there before.
 """
@@ -20,21 +20,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import PIL
 from numpy.lib.format import write_array_header_1_0
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import PrepareParams
 from pipeline.core.params_file import load_params
-from pipeline.core.project import project_root
-from pipeline.inference.faces import detector_digest
 from pipeline.prepare import page as audit_page
-from pipeline.prepare.array_file import Pixels
+from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.audit import build_audit, count_faces, headline
 from pipeline.prepare.catalogue import SPLITS, Listing
 from pipeline.prepare.columns import Records, flags, sets_of
-from pipeline.prepare.decode_cache import Cache
 from pipeline.prepare.decoding import decode_all
+from pipeline.prepare.pixels.cache import open_cache
 from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.sources.source import Source
 from pipeline.prepare.splits import check_counts, cut_missing
@@ -74,7 +71,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
         with (
             closing(Listing(staging, source, params.class_map, params.person)) as listing,
             closing(_allocate(staging / "pixels", listing.count, params)) as pixels,
-            closing(_open_cache(params)) as cache,
+            closing(open_cache(pixels.shape[1:], params.face_settings)) as cache,
         ):
             records = Records.of(listing)
             reused = decode_all(source, listing.places(), records, pixels, cache, params.face_settings)
@@ -93,7 +90,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
                 found["left_out"] = dict(sorted(listing.left_out.items()))
             page = audit_page.render(found, records, pixels)
             _write_manifest(staging / "manifest.csv", records, listing)
-            _write_probe(staging / "probe.zip", records, listing, source)
+            _write_probe(staging / "parity.zip", records, listing, source)
         classes = {
             "class_names": listing.class_names,
             "img_size": params.img_size,
@@ -141,7 +138,7 @@ def _staging(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _allocate(path: Path, count: int, params: PrepareParams) -> Pixels:
+def _allocate(path: Path, count: int, params: PrepareParams) -> ArrayFile:
     """Room on disk for ``count`` images; they are copied once, into their splits."""
     shape = (count, params.img_size, params.img_size, params.channels)
     needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
@@ -150,29 +147,10 @@ def _allocate(path: Path, count: int, params: PrepareParams) -> Pixels:
             f"The arrays need {needed / 1e9:.1f} GB of disk while they are made, and {free / 1e9:.1f} GB are free. "
             "Make room, or lower prepare.img_size."
         )
-    return Pixels(path, shape)
+    return ArrayFile(path, shape)
 
 
-def _open_cache(params: PrepareParams) -> Cache:
-    """The project's cache of pictures decoded with these parameters and this code; none outside a project."""
-    try:
-        folder = project_root() / ".hyojo" / "decoded"
-    except UserError:
-        folder = None
-    code = [
-        (Path(__file__).parents[1] / name).read_text("utf-8")
-        for name in ("inference/images.py", "inference/faces.py", "prepare/audit.py", "prepare/columns.py")
-    ]
-    if params.faces:
-        try:
-            code += [json.dumps(params.face_settings), detector_digest()]
-        except ModuleNotFoundError as error:
-            raise UserError(f"prepare.faces: {error}") from None
-    shape = (params.img_size, params.img_size, params.channels)
-    return Cache(folder, [*code, PIL.__version__, np.__version__], shape)
-
-
-def _pack(records: Records, listing: Listing, pixels: Pixels, folder: Path) -> dict[str, str]:
+def _pack(records: Records, listing: Listing, pixels: ArrayFile, folder: Path) -> dict[str, str]:
     """Write the arrays of each split, and return each split's digest."""
     digests = {}
     names, shape = records.class_names, pixels.shape[1:]

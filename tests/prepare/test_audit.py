@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from builders import Row, records_of
 
-from pipeline.prepare.audit import build_audit, headline, look_at, pixel_digest
+from pipeline.prepare.audit import build_audit, headline
 from pipeline.prepare.columns import FLAGS, Records, bits, flags, sets_of
 from pipeline.prepare.ordering import count_values, number_distinct, repeated, rows_by_value
+from pipeline.prepare.pixels.picture import look_at, pixel_digest
 
 RNG = np.random.default_rng(3)
 FACE = RNG.integers(40, 220, (48, 48, 1), dtype=np.uint8)

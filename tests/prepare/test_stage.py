@@ -82,7 +82,7 @@ def written(home: Path) -> dict[str, bytes]:
 
 
 FILES = {f"data/prepared/{name}" for name in ("train.npy", "val.npy", "test.npy")}
-FILES |= {f"data/prepared/{name}" for name in ("manifest.csv", "classes.json", "probe.zip")} | {
+FILES |= {f"data/prepared/{name}" for name in ("manifest.csv", "classes.json", "parity.zip")} | {
     "reports/audit.json",
     "reports/audit.html",
 }
@@ -122,7 +122,7 @@ def test_probe_holds_untouched_bytes_of_every_class(home: Path, tmp_path: Path) 
     tree = tree_of(SPLITS)
     prepare(params(write_zip(tmp_path / "s.zip", tree)))
     by_row = {line.row: line for line in manifest().query("split == 'test'").itertuples()}
-    with zipfile.ZipFile("data/prepared/probe.zip") as archive:
+    with zipfile.ZipFile("data/prepared/parity.zip") as archive:
         members = archive.infolist()
         assert len(members) == 16
         assert {info.compress_type for info in members} == {zipfile.ZIP_STORED}

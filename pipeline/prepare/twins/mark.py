@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.prepare.array_file import Pixels
+from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.columns import TRAIN, Records, sets_of
 from pipeline.prepare.ordering import count_values, repeated
 from pipeline.prepare.twins.search import connect, near_pairs
@@ -15,7 +15,7 @@ _BLOCK = 2**16
 
 
 def find_twins(
-    records: Records, pixels: Pixels | np.ndarray, scratch: Path | None = None, progress: bool = False
+    records: Records, pixels: ArrayFile | np.ndarray, scratch: Path | None = None, progress: bool = False
 ) -> None:
     """Give every readable image its set of twins, and the flags ``duplicate``, ``near`` and ``conflict``, in place.
 
@@ -41,7 +41,7 @@ def find_twins(
 
 
 def _connect_pictures(
-    records: Records, pixels: Pixels | np.ndarray, scratch: Path | None, progress: bool
+    records: Records, pixels: ArrayFile | np.ndarray, scratch: Path | None, progress: bool
 ) -> np.ndarray:
     """The set of twins of each different picture, in order of digest, int32 (T,)."""
     images = np.full(records.copies.max(initial=-1) + 1, -1, np.int32)

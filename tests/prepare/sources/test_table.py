@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
 from pipeline.prepare.catalogue import Listing
-from pipeline.prepare.sources.fer2013 import judge
+from pipeline.prepare.sources.fer2013 import count_votes
 from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.sources.source import Item
 from pipeline.prepare.sources.table import CsvTable, ParquetTable
@@ -307,8 +307,8 @@ COLUMNS = (
 )  # fmt: skip
 def test_votes_by_hand(counts: dict[str, int], majority: str | None, soft: dict[str, int] | None) -> None:
     counts = dict.fromkeys(COLUMNS, 0) | counts
-    assert judge(counts, soft=False)[0] == majority
-    label, votes = judge(counts, soft=True)
+    assert count_votes(counts, soft=False)[0] == majority
+    label, votes = count_votes(counts, soft=True)
     assert (votes or None) == soft
     assert label == (max(soft, key=soft.get) if soft else None)
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from builders import Row, records_of
 
-from pipeline.prepare.audit import build_audit, pixel_digest
+from pipeline.prepare.audit import build_audit
 from pipeline.prepare.columns import Records, flags
+from pipeline.prepare.pixels.picture import pixel_digest
 from pipeline.prepare.twins.mark import drop_twins, find_twins
 from pipeline.prepare.twins.search import Pairs
 from tests.prepare.twins.test_search import faces
