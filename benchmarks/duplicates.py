@@ -29,8 +29,8 @@ from PIL import Image, ImageEnhance
 
 from pipeline.core.params_file import load_params
 from pipeline.metrics.intervals import accuracy_interval
-from pipeline.prepare.audit import look_at, pixel_digest
 from pipeline.prepare.columns import Records, bits
+from pipeline.prepare.pixels.picture import look_at, pixel_digest
 from pipeline.prepare.stage import PREPARED, prepare
 from pipeline.prepare.twins.mark import find_twins
 
@@ -184,7 +184,7 @@ def main() -> None:
         found = family = own = total = 0
         for place, original in enumerate(rows):
             copy = len(images) + number * len(rows) + place
-            others = np.flatnonzero(records.groups == records.groups[copy])
+            others = np.flatnonzero(records.twins == records.twins[copy])
             others = others[others != copy]
             known = (records.digests[others] == records.digests[original]).all(axis=1)
             found += bool(known.any())

@@ -1,4 +1,4 @@
-"""Write what the documents take from the code: params.md, the drawings of architecture.md, the README's forms of source.
+"""Write what documents take from the code: params.md, the drawings of architecture.md, the README's forms of source.
 
 Run: python docs/generate.py [--check]    (--check writes nothing and fails where a document is stale)
 """
@@ -134,8 +134,8 @@ def render_params() -> str:
     document = YAML().load(read_default())
     lines = [
         "# Parameters", "",
-        "Made by `make docs` from `pipeline/core/params.default.yaml` and `pipeline/core/params.py`. `params.yaml` holds "
-        "every key;", "a recipe holds those that differ from the default.", "",
+        "Made by `make docs` from `pipeline/core/params.default.yaml` and `pipeline/core/params.py`.",
+        "`params.yaml` holds every key; a recipe holds those that differ from the default.", "",
     ]  # fmt: skip
     for name, section in document.items():
         model = Params.model_fields[name].annotation

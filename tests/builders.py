@@ -64,7 +64,7 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
     """Write a learnable data set as the prepare stage does: stripes this way, that way, or none."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    lines, digest = ["file,label,split,row,sha256,flags,group"], hashlib.sha256(f"{channels},{seed}".encode())
+    lines, digest = ["file,label,split,row,sha256,flags,twins"], hashlib.sha256(f"{channels},{seed}".encode())
     stripes = np.where(np.arange(img_size) % 4 < 2, 70, 0).astype(np.uint8)
     for split, each in SPLIT_SIZES.items():
         targets = np.repeat(np.arange(len(CLASS_NAMES)), each)
@@ -110,7 +110,7 @@ class Row:
     label: str
     split: str
     sha256: str = ""
-    group: str = ""
+    twins: str = ""
     size: tuple[int, int] = (0, 0)
     marks: Iterable[str] = ()
     problem: str = ""
@@ -118,20 +118,20 @@ class Row:
 
 
 def records_of(rows: Sequence[Row], class_names: Sequence[str] = ()) -> Records:
-    """Records of images written down by hand; digests and groups may be any texts."""
+    """Records of images written down by hand; digests and twins may be any texts."""
     names = list(class_names) or sorted({row.label for row in rows})
     labels = np.array([names.index(row.label) for row in rows], np.int16)
     splits = np.array([SPLITS.index(row.split) for row in rows], np.int8)
     records = Records(lambda numbers: [rows[i].file for i in numbers], names, labels, splits)
-    groups = sorted({row.group for row in rows if row.group})
+    sets = sorted({row.twins for row in rows if row.twins})
     for i, row in enumerate(rows):
         records.mark(i, *row.marks)
         records.sizes[i] = row.size
         if row.sha256:
             digest = bytes.fromhex(row.sha256) if len(row.sha256) == 64 else row.sha256.encode().ljust(32)
             records.digests[i] = np.frombuffer(digest, np.uint8)
-        if row.group:
-            records.groups[i] = groups.index(row.group)
+        if row.twins:
+            records.twins[i] = sets.index(row.twins)
         if row.problem:
             records.problems[i] = row.problem
             records.mark(i, "corrupt")

@@ -34,13 +34,13 @@ def _own_environment() -> Iterator[None]:
 
 @pytest.fixture
 def listing_of(tmp_path: Path) -> Iterator[Callable[..., Listing]]:
-    """Makes a listing of given items; further arguments are ``class_map``, ``group`` and attributes of the source."""
+    """Makes a listing of given items; further arguments are ``class_map``, ``person`` and attributes of the source."""
     made: list[Listing] = []
 
     def make(
         items: Iterable[Item],
         class_map: dict[str, str | None] | None = None,
-        group: str | None = "auto",
+        person: str | None = "auto",
         **given: object,
     ) -> Listing:
         source = Items(items)
@@ -48,7 +48,7 @@ def listing_of(tmp_path: Path) -> Iterator[Callable[..., Listing]]:
             setattr(source, name, value)
         folder = tmp_path / f"listing {len(made)}"
         folder.mkdir()
-        made.append(Listing(folder, source, class_map or {}, group))
+        made.append(Listing(folder, source, class_map or {}, person))
         return made[-1]
 
     yield make

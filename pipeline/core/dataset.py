@@ -15,7 +15,7 @@ import pandas as pd
 from pipeline.core.errors import UserError
 
 PREPARED = Path("data/prepared")
-_COLUMNS = ("file", "label", "split", "row", "flags", "weight", "root", "subject")
+_COLUMNS = ("file", "label", "split", "row", "flags", "weight", "root", "person")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Prepared:
         try:
             manifest = pd.read_csv(
                 self.path / "manifest.csv",
-                dtype=dict.fromkeys(("file", "label", "split", "flags", "root", "subject"), str),
+                dtype=dict.fromkeys(("file", "label", "split", "flags", "root", "person"), str),
                 usecols=lambda name: name in _COLUMNS,
                 keep_default_na=False,
             )
@@ -125,9 +125,9 @@ class Prepared:
         return rows["flags"].str.split(";").map(lambda flags: "leak" in flags).to_numpy(bool)
 
     def origins(self, name: str) -> dict[str, list[str]]:
-        """Where the images of a split come from: ``root`` and ``subject`` of each, as far as the source has them."""
+        """Where the images of a split come from: ``root`` and ``person`` of each, as far as the source has them."""
         rows = self._manifest[self._manifest["split"] == name]
-        return {column: rows[column].tolist() for column in ("root", "subject") if column in rows}
+        return {column: rows[column].tolist() for column in ("root", "person") if column in rows}
 
 
 def load_prepared(path: Path | str = PREPARED) -> Prepared:

@@ -28,10 +28,10 @@ class PrepareParams(Section):
     """Source images -> packed uint8 arrays."""
 
     source: Annotated[str, Field(min_length=1)]
-    columns: dict[Literal["path", "label", "split", "group", "weight"], Annotated[str, Field(min_length=1)]]
+    columns: dict[Literal["path", "label", "split", "person", "weight"], Annotated[str, Field(min_length=1)]]
     class_map: dict[str, Annotated[str, Field(min_length=1)] | None]
     labels: Literal["majority", "soft"]
-    group: Annotated[str, Field(min_length=1)] | None
+    person: Annotated[str, Field(min_length=1)] | None
     img_size: Annotated[int, Field(ge=8, le=1024)]
     channels: Literal[1, 3]
     val_fraction: Fraction

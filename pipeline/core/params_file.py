@@ -22,6 +22,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_text
 from pipeline.core.params import Params
 
+RENAMED = {"prepare.group": "prepare.person", "prepare.columns.group": "prepare.columns.person"}
+
 
 def load_params(path: Path | str = paths.PARAMS) -> Params:
     """Read and check a parameter file.
@@ -188,6 +190,9 @@ def _fill(document: Any, default: CommentedMap, model: type[BaseModel], prefix: 
 
 def _explain(item: Any) -> str:
     """One validation error as a sentence, with the nearest valid name for an unknown key."""
+    written = ".".join(str(part) for part in item["loc"] if part != "[key]")
+    if written in RENAMED:
+        return f"unknown key {written!r}; it is called {RENAMED[written]!r} now"
     # Pydantic adds the name of a union's branch to the location; only what is a key of the file is shown.
     location = _clean_location(item["loc"])
     name = ".".join(location)

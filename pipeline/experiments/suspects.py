@@ -121,9 +121,9 @@ def shorten(params: TrainParams, epochs: int) -> TrainParams:
 
 def twin_groups(prepared: Prepared) -> np.ndarray:
     """The set of twins that each training image is of, int64 (N,); images without twins are sets of their own."""
-    manifest = pd.read_csv(prepared.path / "manifest.csv", usecols=["split", "row", "group"])
+    manifest = pd.read_csv(prepared.path / "manifest.csv", usecols=["split", "row", "twins"])
     rows = manifest[(manifest["split"] == "train") & (manifest["row"] >= 0)].sort_values("row")
-    return rows["group"].fillna(-1 - rows["row"]).to_numpy(np.int64)
+    return rows["twins"].fillna(-1 - rows["row"]).to_numpy(np.int64)
 
 
 def cut_folds(targets: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Iterator[np.ndarray]:

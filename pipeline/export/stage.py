@@ -109,7 +109,7 @@ def check_parity(
 
     Args:
         classifier: The reference, on the CPU.
-        prepared: Its ``probe.zip`` holds untouched pictures of the test split.
+        prepared: Its ``parity.zip`` holds untouched pictures of the test split.
         folder: Holds the exported files.
         names: The formats to compare.
         params: The export section; ``tolerance`` is the largest difference allowed, in probability.
@@ -176,7 +176,7 @@ def offer_int8(prepared: Prepared, folder: Path, most: float | None) -> dict[str
 
 
 def load_probe(prepared: Prepared) -> np.ndarray:
-    """Decode the pictures of ``probe.zip`` as serving does, and hold them against prepare's pixels.
+    """Decode the pictures of ``parity.zip`` as serving does, and hold them against prepare's pixels.
 
     Returns:
         uint8 (N, S, S, C).
@@ -184,7 +184,7 @@ def load_probe(prepared: Prepared) -> np.ndarray:
     Raises:
         UserError: If there are none, or they differ.
     """
-    path = prepared.path / "probe.zip"
+    path = prepared.path / "parity.zip"
     test = prepared.split("test").images
     pictures = []
     try:

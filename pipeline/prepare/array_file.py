@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 
-class Pixels:
+class ArrayFile:
     """A file of N images, (N, ...), of which the first have been written; made anew.
 
     May be read from several threads.

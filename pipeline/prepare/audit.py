@@ -1,50 +1,14 @@
 """What is wrong with the source, image by image, and the counts of it all."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
 
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import Records, sets_of
-
-# Standard deviation in grey levels below which a picture shows nothing. JPEG noise on a plain area stays
-# below 2; the flattest real face of FER2013 has 42, and a face in fog about 10.
-BLANK_STD = 2.0
-# Exposure: this part of a picture's pixels is in the darkest or in the brightest quarter of the range.
-EXPOSED_FRACTION, DARK_LEVEL, BRIGHT_LEVEL = 0.95, 64, 191
-# Made square, a picture whose sides differ more than this shows a face out of shape.
-MAX_ASPECT = 1.5
-_SAMPLE_PX = 256  # blankness and exposure are judged on every n-th pixel of a larger picture
+from pipeline.prepare.pixels.picture import LOOKS
 
 LEAKS = ("test_in_train", "val_in_train", "test_in_val")
-LOOKS = ("blank", "dark", "bright", "enlarged", "stretched")
-
-
-def pixel_digest(image: np.ndarray) -> str:
-    """SHA-256 of an image's shape and pixels, uint8 (H, W, C): equal for twins in different file formats."""
-    digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(np.ascontiguousarray(image))
-    return digest.hexdigest()
-
-
-def look_at(image: np.ndarray, img_size: int) -> frozenset[str]:
-    """Which of ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` a picture is.
-
-    Args:
-        image: As decoded, uint8 (H, W, C).
-        img_size: Side to which it will be resized, px.
-    """
-    height, width, _ = image.shape
-    sample = image[:: 1 + height // _SAMPLE_PX, :: 1 + width // _SAMPLE_PX]
-    found = {
-        "blank": (sample.std(axis=(0, 1)) < BLANK_STD).all(),
-        "dark": (sample < DARK_LEVEL).mean() >= EXPOSED_FRACTION,
-        "bright": (sample > BRIGHT_LEVEL).mean() >= EXPOSED_FRACTION,
-        "enlarged": min(height, width) < img_size,
-        "stretched": max(height, width) > MAX_ASPECT * min(height, width),
-    }
-    return frozenset(name for name, applies in found.items() if applies)
 
 
 def build_audit(records: Records) -> dict[str, Any]:
@@ -65,8 +29,8 @@ def build_audit(records: Records) -> dict[str, Any]:
         for near twins, and counts only what the exact ones leave: groups of different pictures, pictures beyond
         the first, images without an exact twin over there.
     """
-    exact, groups = list(sets_of(records.twins)), list(sets_of(records.groups))
-    near = [members for members in groups if _different(records, members) > 1]
+    exact, twins = list(sets_of(records.copies)), list(sets_of(records.twins))
+    near = [members for members in twins if _different(records, members) > 1]
     exact_leaks, near_leaks = _count_leaks(records)
     counts = records.counts()
     in_train = counts["train"].values()
@@ -78,7 +42,7 @@ def build_audit(records: Records) -> dict[str, Any]:
         "dropped": len(records.drops),
         **{name: int(np.count_nonzero(records.have(name))) for name in LOOKS},
         "sizes": _common_sizes(records),
-        "conflicting_groups": sum(_conflicting(records, members) for members in groups),
+        "conflicting_groups": sum(_conflicting(records, members) for members in twins),
         "imbalance": round(max(in_train) / max(1, min(in_train)), 1),
         "exact": {
             "groups": len(exact),
@@ -125,7 +89,7 @@ def _conflicting(records: Records, members: np.ndarray) -> bool:
 
 def _different(records: Records, members: np.ndarray) -> int:
     """How many different pictures there are among twins."""
-    return len(np.unique(records.twins[members]))
+    return len(np.unique(records.copies[members]))
 
 
 def _common_sizes(records: Records) -> dict[str, int]:
@@ -140,11 +104,11 @@ def _common_sizes(records: Records) -> dict[str, int]:
 def _count_leaks(records: Records) -> tuple[dict[str, int], dict[str, int]]:
     """Images with an exact twin in another split, and those that have near ones only, by ``LEAKS``."""
     twinned = records.twinned
-    splits, twins, groups = (column[twinned] for column in (records.splits, records.twins, records.groups))
+    splits, copies, twins = (column[twinned] for column in (records.splits, records.copies, records.twins))
     exact, near = {}, {}
     for name in LEAKS:
         own, other = (splits == SPLITS.index(split) for split in name.split("_in_"))
-        has_exact, has_any = (np.isin(keys[own], keys[other]) for keys in (twins, groups))
+        has_exact, has_any = (np.isin(keys[own], keys[other]) for keys in (copies, twins))
         exact[name] = int(np.count_nonzero(has_exact))
         near[name] = int(np.count_nonzero(has_any & ~has_exact))
     return exact, near

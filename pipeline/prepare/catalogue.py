@@ -24,21 +24,21 @@ SPLITS = ("train", "val", "test")
 _TABLES = """
     PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -4000; PRAGMA temp_store = FILE;
     CREATE TABLE items (
-        file TEXT PRIMARY KEY, label TEXT, split INT, place TEXT, subject TEXT, weight REAL, votes TEXT, root TEXT
+        file TEXT PRIMARY KEY, label TEXT, split INT, place TEXT, person TEXT, weight REAL, votes TEXT, root TEXT
     ) WITHOUT ROWID;
     CREATE TABLE classes (label TEXT PRIMARY KEY, class INT) WITHOUT ROWID;
-    CREATE TABLE subjects (rank INTEGER PRIMARY KEY, name TEXT UNIQUE);
+    CREATE TABLE people (rank INTEGER PRIMARY KEY, name TEXT UNIQUE);
     CREATE TABLE images (
-        number INTEGER PRIMARY KEY, file TEXT, class INT, split INT, place TEXT, subject INT, weight REAL, votes TEXT,
+        number INTEGER PRIMARY KEY, file TEXT, class INT, split INT, place TEXT, person INT, weight REAL, votes TEXT,
         root TEXT
     );
 """
 _NUMBER = """
     BEGIN;
-    INSERT INTO subjects (name) SELECT DISTINCT subject FROM items WHERE subject IS NOT NULL ORDER BY subject;
+    INSERT INTO people (name) SELECT DISTINCT person FROM items WHERE person IS NOT NULL ORDER BY person;
     INSERT INTO images
         SELECT ROW_NUMBER() OVER (ORDER BY file) - 1, file, classes.class, split, place, rank, weight, votes, root
-        FROM items CROSS JOIN classes USING (label) LEFT JOIN subjects ON name = subject
+        FROM items CROSS JOIN classes USING (label) LEFT JOIN people ON name = person
         WHERE classes.class IS NOT NULL ORDER BY file;
     DROP TABLE items;
     COMMIT;
@@ -52,7 +52,7 @@ class Listing:
         folder: Where the file is made; who makes the folder removes it.
         source: Its items are listed here, once.
         class_map: As in ``stage.class_map``.
-        group: As in ``stage.group``.
+        person: As in ``prepare.person``.
 
     Attributes:
         path: Of the source.
@@ -60,7 +60,7 @@ class Listing:
         count: The number of items, N.
         given: Splits that the source has; what it gives none is of train.
         left_out: Items that are not listed, counted by the reason.
-        subjects: Number of different people, 0 if they are not known.
+        person_count: Number of different people, 0 if they are not known.
         merged: Whether the source is several ones.
         soft: Whether there are votes.
 
@@ -71,32 +71,32 @@ class Listing:
     class_names: list[str]
 
     def __init__(
-        self, folder: Path, source: Source, class_map: Mapping[str, str | None], group: str | None
+        self, folder: Path, source: Source, class_map: Mapping[str, str | None], person: str | None
     ) -> None:
         self.path = source.path
         self._base = sqlite3.connect(folder / "listing.db", isolation_level=None)
         self._base.executescript(_TABLES)
-        self._add(source, group)
+        self._add(source, person)
         self.left_out = Counter(source.left_out)
         self._name(source, class_map)
         self._base.executescript(_NUMBER)
         self.count: int = self._one("SELECT COUNT(*) FROM images")
-        self.subjects: int = self._one("SELECT COUNT(DISTINCT subject) FROM images")
+        self.person_count: int = self._one("SELECT COUNT(DISTINCT person) FROM images")
         self.merged = bool(self._one("SELECT COUNT(root) FROM images"))
         self.soft = bool(self._one("SELECT COUNT(votes) FROM images"))
         self.given = {SPLITS[split] for (split,) in self._base.execute("SELECT DISTINCT split FROM images")}
         self._check_classes()
-        self._check_subjects(group)
+        self._check_people(person)
 
     def close(self) -> None:
         """Close the file."""
         self._base.close()
 
     def numbers(self, column: str, dtype: Any) -> np.ndarray | None:
-        """A column, (N,), None if it is empty: ``class``, ``split``, ``subject`` (-1: not known) or ``weight``."""
+        """A column, (N,), None if it is empty: ``class``, ``split``, ``person`` (-1: not known) or ``weight``."""
         if not self._one(f"SELECT COUNT({column}) FROM images"):
             return None
-        blank = {"subject": -1, "weight": 1}.get(column)
+        blank = {"person": -1, "weight": 1}.get(column)
         rows = self._base.execute(f"SELECT {column} FROM images ORDER BY number")
         return np.fromiter((blank if value is None else value for (value,) in rows), dtype, self.count)
 
@@ -114,7 +114,7 @@ class Listing:
 
     def people(self) -> Iterator[str | None]:
         """Whom each item shows, None if that is not known."""
-        query = "SELECT name FROM images LEFT JOIN subjects ON rank = subject ORDER BY images.number"
+        query = "SELECT name FROM images LEFT JOIN people ON rank = person ORDER BY images.number"
         return (name for (name,) in self._base.execute(query))
 
     def shares(self, numbers: np.ndarray) -> np.ndarray:
@@ -137,9 +137,9 @@ class Listing:
         query = f"SELECT {column} FROM images WHERE number = ?"
         return (self._base.execute(query, (int(number),)).fetchone()[0] for number in numbers)
 
-    def _add(self, source: Source, group: str | None) -> None:
+    def _add(self, source: Source, person: str | None) -> None:
         """Write down all items as the source has them."""
-        find = _subject_finder(group)
+        find = _person_finder(person)
         last = ""
 
         def rows() -> Iterator[tuple[Any, ...]]:
@@ -195,20 +195,20 @@ class Listing:
                         "the class everywhere, as prepare.class_map can."
                     )
 
-    def _check_subjects(self, group: str | None) -> None:
+    def _check_people(self, person: str | None) -> None:
         """Refuse a person in two of the source's own splits, and a way to find people that finds none."""
-        if group not in (None, "auto") and not self.subjects:
+        if person not in (None, "auto") and not self.person_count:
             raise UserError(
-                f"prepare.group: {group!r} is no column of a table in {self.path}, nor a pattern in any file's "
+                f"prepare.person: {person!r} is no column of a table in {self.path}, nor a pattern in any file's "
                 f"name, such as {next(self.files())!r}."
             )
-        both = "SELECT name FROM images JOIN subjects ON rank = subject GROUP BY rank HAVING COUNT(DISTINCT split) > 1"
+        both = "SELECT name FROM images JOIN people ON rank = person GROUP BY rank HAVING COUNT(DISTINCT split) > 1"
         people = [name for (name,) in self._base.execute(f"{both} ORDER BY name")]
         if people:
             raise UserError(
-                f"prepare.group: {len(people)} of {self.subjects} groups are in more than one of the source's own "
+                f"prepare.person: {len(people)} of {self.person_count} people are in more than one of the source's own "
                 f"splits: {', '.join(people[:10])}. Put each into one split, take the splits away to have them cut "
-                "here, or set prepare.group to null."
+                "here, or set prepare.person to null."
             )
 
 
@@ -217,19 +217,19 @@ def _composed(label: str) -> str:
     return unicodedata.normalize("NFC", label)
 
 
-def _subject_finder(group: str | None) -> Callable[[Item], str | None]:
+def _person_finder(person: str | None) -> Callable[[Item], str | None]:
     """Who is in an item: by its column, or by a pattern in its name."""
     try:
-        pattern = None if group in (None, "auto") else re.compile(group)
+        pattern = None if person in (None, "auto") else re.compile(person)
     except re.error:
         pattern = None  # a column may have such a name
 
     def find(item: Item) -> str | None:
-        subject = item.group
-        if subject is None and pattern:
+        found = item.person
+        if found is None and pattern:
             # A pattern with a slash in it is about the folders too.
             match = pattern.search(item.file if "/" in pattern.pattern else item.file.rpartition("/")[2])
-            subject = (match[1] if pattern.groups else match[0]) if match else None
-        return f"{item.root}/{subject}" if subject and item.root else subject or None
+            found = (match[1] if pattern.groups else match[0]) if match else None
+        return f"{item.root}/{found}" if found and item.root else found or None
 
-    return find if group else lambda _: None
+    return find if person else lambda _: None

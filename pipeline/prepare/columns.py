@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.prepare.catalogue import SPLITS, Listing
-from pipeline.prepare.ordering import count_values, number_groups, repeated
+from pipeline.prepare.ordering import count_values, number_distinct, repeated
 
 # In the order in which the manifest has them; each is a bit of ``Records.marks``.
 FLAGS = {
@@ -37,7 +37,7 @@ class Records:
         class_names: The K classes.
         labels: Numbers of their classes, int16 (N,).
         splits: Numbers of their splits in ``SPLITS``, int8 (N,).
-        subjects: Numbers of the people they show, -1 where not known, int32 (N,); None if none is known.
+        people: Numbers of the people they show, -1 where not known, int32 (N,); None if none is known.
         weights: How much they count in training, float32 (N,), or None.
         digests: SHA-256 of their pixels at full size, uint8 (N, 32); zeros where a file cannot be read.
         sizes: Height and width at full size, px, at most 65535, uint16 (N, 2).
@@ -52,12 +52,12 @@ class Records:
         class_names: list[str],
         labels: np.ndarray,
         splits: np.ndarray,
-        subjects: np.ndarray | None = None,
+        people: np.ndarray | None = None,
         weights: np.ndarray | None = None,
         source: str = "The source",
     ) -> None:
         self.files, self.class_names, self.source = files, class_names, source
-        self.labels, self.splits, self.subjects, self.weights = labels, splits, subjects, weights
+        self.labels, self.splits, self.people, self.weights = labels, splits, people, weights
         self.digests = np.zeros((len(labels), 32), np.uint8)
         self.sizes = np.zeros((len(labels), 2), np.uint16)
         self.marks = np.zeros(len(labels), np.uint16)
@@ -67,7 +67,7 @@ class Records:
     @classmethod
     def of(cls, listing: Listing) -> "Records":
         """Records of all that is listed, of which nothing has been seen yet."""
-        columns = {"class": np.int16, "split": np.int8, "subject": np.int32, "weight": np.float32}
+        columns = {"class": np.int16, "split": np.int8, "person": np.int32, "weight": np.float32}
         found = (listing.numbers(*column) for column in columns.items())
         return cls(listing.files, listing.class_names, *found, source=str(listing.path))
 
@@ -83,7 +83,7 @@ class Records:
         return self.marks & bits(names) != 0
 
     @cached_property
-    def groups(self) -> np.ndarray:
+    def twins(self) -> np.ndarray:
         """Numbers of their sets of twins, exact and near ones, in order of the smallest digest in each, int32 (N,).
 
         To be filled in; -1 where a file cannot be read.
@@ -91,12 +91,12 @@ class Records:
         return np.full(len(self), -1, np.int32)
 
     @cached_property
-    def twins(self) -> np.ndarray:
+    def copies(self) -> np.ndarray:
         """Numbers of the digests in their order, the same for exact twins, int32 (N,); -1 where a file cannot be read.
 
         To be asked for when all files have been.
         """
-        found = number_groups(self.digests)
+        found = number_distinct(self.digests)
         unknown = self.have("corrupt", "no_face")
         if unknown.any():  # they have the first number
             found -= 1
@@ -106,7 +106,7 @@ class Records:
     @property
     def twinned(self) -> np.ndarray:
         """Numbers of the images that have twins, exact or near ones."""
-        return repeated(self.groups)
+        return repeated(self.twins)
 
     @property
     def used(self) -> np.ndarray:

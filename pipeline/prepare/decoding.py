@@ -1,7 +1,6 @@
 """Every picture of a source -> packed pixels on disk, and what was seen in each."""
 
 import hashlib
-import os
 import threading
 import warnings
 from collections import deque
@@ -14,12 +13,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.inference.faces import NoFace, cut_faces
-from pipeline.inference.images import ImageError, decode, resize
-from pipeline.prepare.array_file import Pixels
-from pipeline.prepare.audit import look_at, pixel_digest
-from pipeline.prepare.columns import Records, bits
-from pipeline.prepare.decode_cache import Cache, Decoded
+from pipeline.core.cores import available
+from pipeline.inference.faces import NoFace
+from pipeline.inference.images import ImageError
+from pipeline.prepare.array_file import ArrayFile
+from pipeline.prepare.columns import Records
+from pipeline.prepare.pixels.cache import Cache
+from pipeline.prepare.pixels.picture import Decoded, decode_picture
 from pipeline.prepare.sources.source import Source
 
 # Pictures a task, and bytes of them: small enough for a live progress bar, large enough that tasks cost nothing.
@@ -30,7 +30,7 @@ def decode_all(
     source: Source,
     places: Iterable[Any],
     records: Records,
-    pixels: Pixels,
+    pixels: ArrayFile,
     cache: Cache,
     faces: Mapping[str, Any] | None = None,
 ) -> int:
@@ -57,7 +57,7 @@ def decode_all(
     work = partial(_decode_task, shape=pixels.shape[1:], faces=faces, cache=cache, stop=stop)
     with (
         warnings.catch_warnings(),
-        ThreadPoolExecutor(threads := _threads()) as pool,
+        ThreadPoolExecutor(threads := available()) as pool,
         tqdm(total=len(records), desc="prepare", unit="img") as bar,
     ):
         warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
@@ -77,11 +77,6 @@ def decode_all(
             pool.shutdown(cancel_futures=True)
             raise
     return reused
-
-
-def _threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _decode_task(
@@ -104,7 +99,7 @@ def _decode_task(
                 key = hashlib.sha256(data).digest()
                 image = cache.get(key)
                 if image is None:
-                    image = new[key] = _decode(data, shape, faces)
+                    image = new[key] = decode_picture(data, shape, faces)
                 else:
                     hits += 1
                 found.append(image)
@@ -113,19 +108,6 @@ def _decode_task(
     finally:
         cache.put(new)  # also of a task that is stopped
     return found, hits
-
-
-def _decode(data: bytes, shape: tuple[int, int, int], faces: Mapping[str, Any] | None) -> Decoded:
-    """A picture from its file's bytes; of a photo, its largest face."""
-    several = False
-    if faces:
-        found = cut_faces(data, shape[2], faces)
-        _, image = next(found)
-        several = next(found, None) is not None
-    else:
-        image = decode(data, shape[2])
-    marks = bits([*look_at(image, shape[0]), *(["several_faces"] if several else [])])
-    return Decoded(resize(image, shape[0]), bytes.fromhex(pixel_digest(image)), image.shape[:2], marks)
 
 
 def _write_down(
@@ -138,7 +120,8 @@ def _write_down(
             records.problems[i] = str(image)
             records.mark(i, "no_face" if isinstance(image, NoFace) else "corrupt")
         else:
-            block[i - start], records.marks[i] = image.pixels, image.marks
+            block[i - start] = image.pixels
+            records.mark(i, *image.seen)
             records.sizes[i] = np.minimum(image.size, np.iinfo(np.uint16).max)
             records.digests[i] = np.frombuffer(image.digest, np.uint8)
     return block

@@ -36,7 +36,7 @@ def rows_by_value(values: np.ndarray) -> Iterator[np.ndarray]:
         start = stop
 
 
-def number_groups(keys: np.ndarray) -> np.ndarray:
+def number_distinct(keys: np.ndarray) -> np.ndarray:
     """Number the distinct rows of bytes in their order, from 0.
 
     Args:

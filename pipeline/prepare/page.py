@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.prepare.array_file import Pixels
-from pipeline.prepare.audit import LOOKS
+from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import FLAGS, Records, sets_of
+from pipeline.prepare.pixels.picture import LOOKS, SEEN
 from pipeline.reporting import html
 
 # How much is shown of what there may be thousands of; the manifest has it all.
 SAMPLES, SETS, MEMBERS, PICTURES, BAD_FILES = 12, 24, 8, 24, 200
 # Shown one by one, without twins.
-SINGLE = ("several_faces", *LOOKS)
+SINGLE = SEEN
 # The gravest first. A set of twins may be in two of them.
 EXHIBITS = {
     "leaks": ("Twins across splits", "Equal pixels in more than one split: they flatter a score."),
@@ -48,7 +48,7 @@ class Exhibit:
     sets: list[tuple[list[dict[str, str]], int]]
 
 
-def render(audit: dict[str, Any], records: Records, pixels: Pixels | np.ndarray) -> str:
+def render(audit: dict[str, Any], records: Records, pixels: ArrayFile | np.ndarray) -> str:
     """Write the page.
 
     Args:
@@ -104,7 +104,7 @@ def _find_exhibits(records: Records) -> dict[str, list[np.ndarray]]:
     """The sets of ``EXHIBITS`` that there are; the largest sets first, and test before val and train in each."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in EXHIBITS}
     nearly, clash = records.have("near"), records.have("conflict")
-    for members in sets_of(records.groups):
+    for members in sets_of(records.twins):
         members = members[np.argsort(-records.splits[members], kind="stable")]
         near = "near " if nearly[members[0]] else ""
         across = records.splits[members[0]] != records.splits[members[-1]]

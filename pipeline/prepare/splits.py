@@ -123,22 +123,22 @@ def _units(records: Records, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     They are numbered in the order of the smallest digests.
     """
-    groups = records.groups[used]
-    present = np.zeros(groups.max(initial=-1) + 1, bool)
-    present[groups] = True
-    units = (present.cumsum(dtype=np.int32) - 1)[groups]
-    if records.subjects is not None:
-        # Twins link the people they show: a graph of both.
-        known = records.subjects[used] >= 0
-        count = np.count_nonzero(present)
-        people = records.subjects[used][known] + count
-        size = count + int(records.subjects.max()) + 1
-        graph = coo_array((np.ones(len(people), bool), (units[known], people)), shape=(size, size))
-        # Numbered by the first of their groups.
-        units = connected_components(graph, directed=False)[1][units]
     twins = records.twins[used]
+    present = np.zeros(twins.max(initial=-1) + 1, bool)
+    present[twins] = True
+    units = (present.cumsum(dtype=np.int32) - 1)[twins]
+    if records.people is not None:
+        # Twins link the people they show: a graph of both.
+        known = records.people[used] >= 0
+        count = np.count_nonzero(present)
+        people = records.people[used][known] + count
+        size = count + int(records.people.max()) + 1
+        graph = coo_array((np.ones(len(people), bool), (units[known], people)), shape=(size, size))
+        # Numbered by the first of their sets.
+        units = connected_components(graph, directed=False)[1][units]
+    copies = records.copies[used]
     smallest = np.full(units.max(initial=-1) + 1, len(records), np.int32)
-    np.minimum.at(smallest, units, twins)
-    image = np.empty(twins.max(initial=-1) + 1, np.int32)
-    image[twins] = used
+    np.minimum.at(smallest, units, copies)
+    image = np.empty(copies.max(initial=-1) + 1, np.int32)
+    image[copies] = used
     return units, image[smallest]

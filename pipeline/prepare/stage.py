@@ -1,7 +1,7 @@
 """Stage 1, ``python -m pipeline.prepare``: source images -> checked, packed uint8 arrays.
 
 Reads ``params.yaml`` (``prepare``) and the source that it names. Writes ``data/prepared/`` (``train.npy``,
-``val.npy``, ``test.npy``, ``manifest.csv``, ``classes.json``, ``probe.zip``; with votes also ``train_soft.npy``
+``val.npy``, ``test.npy``, ``manifest.csv``, ``classes.json``, ``parity.zip``; with votes also ``train_soft.npy``
 and the like), ``reports/audit.json`` and ``reports/audit.html``, all at once at the end: a run that fails or is
 stopped leaves what was there before.
 """
@@ -20,21 +20,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import PIL
 from numpy.lib.format import write_array_header_1_0
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import PrepareParams
 from pipeline.core.params_file import load_params
-from pipeline.core.project import project_root
-from pipeline.inference.faces import detector_digest
 from pipeline.prepare import page as audit_page
-from pipeline.prepare.array_file import Pixels
+from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.audit import build_audit, count_faces, headline
 from pipeline.prepare.catalogue import SPLITS, Listing
 from pipeline.prepare.columns import Records, flags, sets_of
-from pipeline.prepare.decode_cache import Cache
 from pipeline.prepare.decoding import decode_all
+from pipeline.prepare.pixels.cache import open_cache
 from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.sources.source import Source
 from pipeline.prepare.splits import check_counts, cut_missing
@@ -69,12 +66,12 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
     Raises:
         UserError: The source cannot be used, or too many of its images are bad.
     """
-    reading = Reading(params.columns, params.group, params.labels == "soft", params.class_map)
+    reading = Reading(params.columns, params.person, params.labels == "soft", params.class_map)
     with open_source(params.source, reading) as source, _staging(PREPARED) as staging:
         with (
-            closing(Listing(staging, source, params.class_map, params.group)) as listing,
+            closing(Listing(staging, source, params.class_map, params.person)) as listing,
             closing(_allocate(staging / "pixels", listing.count, params)) as pixels,
-            closing(_open_cache(params)) as cache,
+            closing(open_cache(pixels.shape[1:], params.face_settings)) as cache,
         ):
             records = Records.of(listing)
             reused = decode_all(source, listing.places(), records, pixels, cache, params.face_settings)
@@ -93,7 +90,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
                 found["left_out"] = dict(sorted(listing.left_out.items()))
             page = audit_page.render(found, records, pixels)
             _write_manifest(staging / "manifest.csv", records, listing)
-            _write_probe(staging / "probe.zip", records, listing, source)
+            _write_probe(staging / "parity.zip", records, listing, source)
         classes = {
             "class_names": listing.class_names,
             "img_size": params.img_size,
@@ -141,7 +138,7 @@ def _staging(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _allocate(path: Path, count: int, params: PrepareParams) -> Pixels:
+def _allocate(path: Path, count: int, params: PrepareParams) -> ArrayFile:
     """Room on disk for ``count`` images; they are copied once, into their splits."""
     shape = (count, params.img_size, params.img_size, params.channels)
     needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
@@ -150,29 +147,10 @@ def _allocate(path: Path, count: int, params: PrepareParams) -> Pixels:
             f"The arrays need {needed / 1e9:.1f} GB of disk while they are made, and {free / 1e9:.1f} GB are free. "
             "Make room, or lower prepare.img_size."
         )
-    return Pixels(path, shape)
+    return ArrayFile(path, shape)
 
 
-def _open_cache(params: PrepareParams) -> Cache:
-    """The project's cache of pictures decoded with these parameters and this code; none outside a project."""
-    try:
-        folder = project_root() / ".hyojo" / "decoded"
-    except UserError:
-        folder = None
-    code = [
-        (Path(__file__).parents[1] / name).read_text("utf-8")
-        for name in ("inference/images.py", "inference/faces.py", "prepare/audit.py", "prepare/columns.py")
-    ]
-    if params.faces:
-        try:
-            code += [json.dumps(params.face_settings), detector_digest()]
-        except ModuleNotFoundError as error:
-            raise UserError(f"prepare.faces: {error}") from None
-    shape = (params.img_size, params.img_size, params.channels)
-    return Cache(folder, [*code, PIL.__version__, np.__version__], shape)
-
-
-def _pack(records: Records, listing: Listing, pixels: Pixels, folder: Path) -> dict[str, str]:
+def _pack(records: Records, listing: Listing, pixels: ArrayFile, folder: Path) -> dict[str, str]:
     """Write the arrays of each split, and return each split's digest."""
     digests = {}
     names, shape = records.class_names, pixels.shape[1:]
@@ -209,26 +187,26 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write_manifest(path: Path, records: Records, listing: Listing) -> None:
-    """One line a source file, sorted by path; twins have the same number as group, others none.
+    """One line a source file, sorted by path; twins have the same number, others none.
 
     The last columns are there only if the source has them.
     """
-    groups = np.zeros(len(records), np.int32)
-    for number, members in enumerate(sets_of(records.groups), 1):
-        groups[members] = number
+    twins = np.zeros(len(records), np.int32)
+    for number, members in enumerate(sets_of(records.twins), 1):
+        twins[members] = number
     more: dict[str, Iterable[Any]] = {}
     if listing.merged:
         more["root"] = listing.roots()
-    if listing.subjects:
-        more["subject"] = listing.people()
+    if listing.person_count:
+        more["person"] = listing.people()
     if records.weights is not None:
         more["weight"] = records.weights
-    columns = (records.labels, records.splits, records.used, records.digests, records.marks, groups)
+    columns = (records.labels, records.splits, records.used, records.digests, records.marks, twins)
     rows = [itertools.count() for _ in SPLITS]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "label", "split", "row", "sha256", "flags", "group", *more])
-        for name, label, split, used, digest, marks, group, *rest in zip(
+        writer.writerow(["file", "label", "split", "row", "sha256", "flags", "twins", *more])
+        for name, label, split, used, digest, marks, number, *rest in zip(
             listing.files(), *columns, *more.values()
         ):
             own = (
@@ -238,7 +216,7 @@ def _write_manifest(path: Path, records: Records, listing: Listing) -> None:
                 next(rows[split]) if used else -1,
                 digest.tobytes().hex() if digest.any() else "",
             )
-            writer.writerow((*own, flags(marks), group or "", *rest))
+            writer.writerow((*own, flags(marks), number or "", *rest))
 
 
 def _write_probe(path: Path, records: Records, listing: Listing, source: Source) -> None:
@@ -293,7 +271,7 @@ def _print_summary(audit: dict[str, Any], source: Source, listing: Listing, reus
     for name, kind in (("exact", audit["exact"]), ("near", audit["near"])):
         leaks = audit["leaks"] if name == "exact" else audit["near"]["leaks"]
         print(
-            f"  {name} copies {kind['redundant']} in {kind['groups']} groups, {kind['conflicting_groups']} with "
+            f"  {name} copies {kind['redundant']} in {kind['groups']} sets, {kind['conflicting_groups']} with "
             f"several labels; of {leaks['test_in_train']} test and {leaks['val_in_train']} val images in train"
         )
     if audit["dropped"]:
@@ -301,8 +279,8 @@ def _print_summary(audit: dict[str, Any], source: Source, listing: Listing, reus
     print(f"  see {AUDIT_PAGE}")
     for reason, count in audit.get("left_out", {}).items():
         print(f"  left out {count}: {reason}")
-    if listing.subjects:
-        print(f"  {listing.subjects} groups by prepare.group, none of them in two splits")
+    if listing.person_count:
+        print(f"  {listing.person_count} people by prepare.person, none of them in two splits")
     if source.ignored_count:
         print(
             f"  {source.ignored_count} files outside class folders passed over, such as {source.ignored[0]}"

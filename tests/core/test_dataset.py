@@ -56,7 +56,7 @@ def test_rows_order_the_files_and_left_out_files_are_gone(tmp_path: Path) -> Non
 
 def test_leaks_are_the_images_with_that_flag(tmp_path: Path) -> None:
     manifest = (
-        "file,label,split,row,sha256,flags,group\n"
+        "file,label,split,row,sha256,flags,twins\n"
         "a.png,sad,test,2,,duplicate;leak,1\n"
         "b.png,happy,test,0,,,\n"
         "c.png,sad,train,0,,duplicate,1\n"
@@ -70,7 +70,7 @@ def test_leaks_are_the_images_with_that_flag(tmp_path: Path) -> None:
 
 def test_soft_labels_and_weights_where_there_are_some(tmp_path: Path) -> None:
     manifest = (
-        "file,label,split,row,sha256,flags,group,weight\n"
+        "file,label,split,row,sha256,flags,twins,weight\n"
         "a.png,sad,train,1,,,,0.5\n"
         "b.png,happy,train,0,,,,2\n"
         "c.png,happy,val,0,,,,1.0\n"

@@ -104,6 +104,23 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(
     assert f"missing key '{'.'.join([*key.split('.')[:-1], nearest])}'" in message
 
 
+@pytest.mark.parametrize(
+    "old, new, renamed",
+    [
+        ("  person: auto", "  group: auto", "'prepare.group'; it is called 'prepare.person' now"),
+        (
+            "columns: {}",
+            "columns: {group: who}",
+            "'prepare.columns.group'; it is called 'prepare.columns.person'",
+        ),
+    ],
+)
+def test_parse_params_names_what_a_renamed_key_is_called(
+    old: str, new: str, renamed: str, tiny_params: str
+) -> None:
+    assert renamed in refusal(tiny_params.replace(old, new))
+
+
 def test_a_key_like_no_other_is_refused_with_all_valid_ones(tiny_params: str) -> None:
     message = refusal(tiny_params.replace("  worst: 4", "  worst: 4\n  zzzzzz: 1"))
     keys = "batch_size, corrupted, corruptions, explain, quantiles, risk, serve_tta, tta, worst"
@@ -345,7 +362,7 @@ def test_class_map_takes_numbers_and_any_name(tiny_params: str) -> None:
         ("prepare.class_map={anger: 1}", "prepare.class_map: Input should be a valid string (got 1)"),
         ("prepare.class_map=[anger]", "prepare.class_map"),
         ("prepare.labels=hard", "'majority' or 'soft'"),
-        ("prepare.group=''", "prepare.group"),
+        ("prepare.person=''", "prepare.person"),
     ],
 )
 def test_sources_params_that_cannot_be(tiny_params: str, override: str, message: str) -> None:

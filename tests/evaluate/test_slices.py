@@ -28,10 +28,10 @@ def test_a_worked_case() -> None:
     right = np.concatenate([np.ones(40, bool), np.arange(40) % 2 == 0])
     dark = np.tile(np.arange(20) < 10, 4)
     roots = np.where(dark, "x", "y")
-    columns = {"root": roots, "subject": ["someone"] * 80}
+    columns = {"root": roots, "person": ["someone"] * 80}
     table = tabulate(right, targets, grey(np.where(dark, 50, 200).tolist()), parts=2, columns=columns)
     found = table.set_index(["by", "slice"])
-    # Classes c and d have no images; one subject is no slice; even pictures are all equally sharp.
+    # Classes c and d have no images; one person is no slice; even pictures are all equally sharp.
     assert [name for name in table["by"].unique()] == ["class", "root", "brightness", "sharpness"]
     b = found.loc[("class", "b")]
     assert (b["images"], b["accuracy"], b["rest"]) == (40, 0.5, 1.0)

@@ -56,10 +56,10 @@ def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" 
         for row, target in enumerate(targets):
             name = CLASS_NAMES[target]
             leak = split == "test" and row in LEAKS
-            flags, group = ("duplicate;leak", "1") if leak else ("", "")
-            rows.append((f'{split}/{name}/a "face", {row} 顔.png', name, split, row, "0" * 64, flags, group))
+            flags, twins = ("duplicate;leak", "1") if leak else ("", "")
+            rows.append((f'{split}/{name}/a "face", {row} 顔.png', name, split, row, "0" * 64, flags, twins))
     rows.append(("broken.png", "1", "test", -1, "", "corrupt", ""))
-    columns = ["file", "label", "split", "row", "sha256", "flags", "group"]
+    columns = ["file", "label", "split", "row", "sha256", "flags", "twins"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
     meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": digest, "counts": {}}
     meta["audit"] = AUDIT

@@ -52,10 +52,10 @@ def test_too_many_folds_are_refused(count: int) -> None:
 
 def test_twins_by_the_manifest(prepared: Prepared) -> None:
     path = prepared.path / "manifest.csv"
-    manifest = pd.read_csv(path, dtype={"group": object})
-    manifest["group"] = ""
+    manifest = pd.read_csv(path, dtype={"twins": object})
+    manifest["twins"] = ""
     training = manifest.index[manifest["split"] == "train"]
-    manifest.loc[training[[2, 5]], "group"] = "7"
+    manifest.loc[training[[2, 5]], "twins"] = "7"
     manifest.sample(frac=1, random_state=0).to_csv(path, index=False)
     groups = suspects.twin_groups(prepared)
     rows = manifest.loc[training[[2, 5]], "row"].to_numpy()

@@ -35,11 +35,11 @@ def params(**changes: object) -> ExportParams:
 
 
 def write_prepared(folder: Path) -> None:
-    """Nine test pictures of other sizes and modes than the prepared ones, and their bytes in probe.zip."""
+    """Nine test pictures of other sizes and modes than the prepared ones, and their bytes in parity.zip."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     rows = []
-    with zipfile.ZipFile(folder / "probe.zip", "w") as archive:
+    with zipfile.ZipFile(folder / "parity.zip", "w") as archive:
         for row in range(9):
             buffer = io.BytesIO()
             mode, fmt = [("L", "png"), ("RGB", "jpeg"), ("RGB", "webp")][row % 3]
@@ -127,7 +127,7 @@ class Project:
         return stage.export(params(**changes), self.prepared, self.trained, self.reports, self.bundle)
 
     def pictures(self) -> list[bytes]:
-        with zipfile.ZipFile(self.prepared / "probe.zip") as archive:
+        with zipfile.ZipFile(self.prepared / "parity.zip") as archive:
             return [archive.read(name) for name in archive.namelist()]
 
 
@@ -336,11 +336,11 @@ def test_pixels_other_than_prepared_ones_stop_the_stage(project: Project) -> Non
     np.save(project.prepared / "test.npy", pixels)
     with pytest.raises(UserError, match=r"000008\.webp decodes to other pixels"):
         project.export(formats=["pt2"])
-    with zipfile.ZipFile(project.prepared / "probe.zip", "w"):
+    with zipfile.ZipFile(project.prepared / "parity.zip", "w"):
         pass
     with pytest.raises(UserError, match="no pictures"):
         project.export(formats=["pt2"])
-    (project.prepared / "probe.zip").unlink()
+    (project.prepared / "parity.zip").unlink()
     with pytest.raises(UserError, match="prepare"):
         project.export(formats=["pt2"])
 

@@ -150,7 +150,7 @@ def test_prepare_trains_on_what_serving_sees(
         "columns": {},
         "class_map": {},
         "labels": "majority",
-        "group": "auto",
+        "person": "auto",
         "max_bad_fraction": 0.1,
     }
     settings |= {
@@ -166,7 +166,7 @@ def test_prepare_trains_on_what_serving_sees(
         if path.suffix and path.name not in ("medals.png", "broken.jpg")
     )
     # All show one picture, which the cut into splits would keep together.
-    monkeypatch.setattr("pipeline.prepare.stage.find_twins", lambda records, *_, **__: records.groups.__setitem__(
+    monkeypatch.setattr("pipeline.prepare.stage.find_twins", lambda records, *_, **__: records.twins.__setitem__(
         slice(None), np.arange(len(records))))  # fmt: skip
     params = PrepareParams(**settings)
     audit = prepare(params)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from builders import Row, records_of
 
-from pipeline.prepare.audit import build_audit, headline, look_at, pixel_digest
+from pipeline.prepare.audit import build_audit, headline
 from pipeline.prepare.columns import FLAGS, Records, bits, flags, sets_of
-from pipeline.prepare.ordering import count_values, number_groups, repeated, rows_by_value
+from pipeline.prepare.ordering import count_values, number_distinct, repeated, rows_by_value
+from pipeline.prepare.pixels.picture import look_at, pixel_digest
 
 RNG = np.random.default_rng(3)
 FACE = RNG.integers(40, 220, (48, 48, 1), dtype=np.uint8)
@@ -92,8 +93,8 @@ def test_flags_have_one_order() -> None:
 def records() -> Records:
     """By hand: exact twins a (three, over two splits) and b (two); c is a near twin of a, and d and e of each other."""
 
-    def row(file: str, label: str, split: str, sha256: str, group: str, **more: object) -> Row:
-        return Row(file, label, split, sha256=sha256, group=group, size=(48, 48), **more)
+    def row(file: str, label: str, split: str, sha256: str, twins: str, **more: object) -> Row:
+        return Row(file, label, split, sha256=sha256, twins=twins, size=(48, 48), **more)
 
     return records_of(
         [
@@ -114,10 +115,10 @@ def records() -> Records:
 
 def test_sets_by_hand() -> None:
     made = records()
-    assert made.twins.tolist() == [0, 0, 0, 1, 1, 2, 3, 4, 5, -1, -1]
+    assert made.copies.tolist() == [0, 0, 0, 1, 1, 2, 3, 4, 5, -1, -1]
     assert made.twinned.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert [members.tolist() for members in sets_of(made.twins)] == [[0, 1, 2], [3, 4]]
-    assert [members.tolist() for members in sets_of(made.groups)] == [[0, 1, 2, 5], [3, 4], [6, 7]]
+    assert [members.tolist() for members in sets_of(made.copies)] == [[0, 1, 2], [3, 4]]
+    assert [members.tolist() for members in sets_of(made.twins)] == [[0, 1, 2, 5], [3, 4], [6, 7]]
     assert list(sets_of(np.empty(0, np.int64))) == []
     assert [members.tolist() for members in sets_of(np.array([5, 2, -1, 5, 2, -1]))] == [[0, 3], [1, 4]]
 
@@ -127,7 +128,7 @@ def test_digests_are_numbered_as_python_sorts_them() -> None:
     keys[:, 4:] = 0
     texts = [key.tobytes() for key in keys]
     ranks = {text: i for i, text in enumerate(sorted(set(texts)))}
-    assert number_groups(keys).tolist() == [ranks[text] for text in texts]
+    assert number_distinct(keys).tolist() == [ranks[text] for text in texts]
 
 
 def test_digests_are_numbered_alike_in_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +137,8 @@ def test_digests_are_numbered_alike_in_many_parts(monkeypatch: pytest.MonkeyPatc
     ranks = {text: i for i, text in enumerate(sorted({key.tobytes() for key in keys}))}
     for size in (1, 7, 64, 2**17):
         monkeypatch.setattr("pipeline.prepare.ordering._PART", size)
-        assert number_groups(keys).tolist() == [ranks[key.tobytes()] for key in keys]
-    assert number_groups(keys[:0]).tolist() == []
+        assert number_distinct(keys).tolist() == [ranks[key.tobytes()] for key in keys]
+    assert number_distinct(keys[:0]).tolist() == []
 
 
 def test_audit_by_hand() -> None:
@@ -175,7 +176,7 @@ def test_audit_by_hand() -> None:
 
 
 def test_sizes_are_counted_as_width_and_height() -> None:
-    portrait = Row("1", "sad", "train", sha256="a", group="a", size=(200, 100))
+    portrait = Row("1", "sad", "train", sha256="a", twins="a", size=(200, 100))
     assert build_audit(records_of([portrait]))["sizes"] == {"100x200": 1}
 
 
@@ -184,7 +185,7 @@ def test_numbering_digests_takes_a_few_bytes_of_each() -> None:
     for count in (300_000, 600_000):
         keys = RNG.integers(0, 256, (count, 32), dtype=np.uint8)
         tracemalloc.start()
-        number_groups(keys)
+        number_distinct(keys)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 12 * 300_000

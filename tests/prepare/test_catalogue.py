@@ -62,11 +62,11 @@ def test_labels_that_cannot_be(labels: list[str], class_map: dict[str, str | Non
 
 
 def items(*texts: str) -> list[Item]:
-    """Items as ``name label split group``, ``-`` for what is not there."""
+    """Items as ``name label split person``, ``-`` for what is not there."""
     found = []
     for text in texts:
-        name, label, split, group = (cell if cell != "-" else None for cell in f"{text} - -".split()[:4])
-        found.append(Item(name, label, split, [name], group=group))
+        name, label, split, person = (cell if cell != "-" else None for cell in f"{text} - -".split()[:4])
+        found.append(Item(name, label, split, [name], person=person))
     return found
 
 
@@ -81,7 +81,7 @@ def test_items_are_numbered_in_order_of_name(listing_of: ListingOf) -> None:
     ]  # fmt: skip
     assert list(listing.files([4, 0])) == ["z", "B"]
     assert listing.given == {"train", "val", "test"}
-    assert listing.numbers("subject", np.int32) is None
+    assert listing.numbers("person", np.int32) is None
     assert listing.numbers("weight", np.float32) is None
 
 
@@ -96,16 +96,16 @@ def test_of_two_with_one_name_the_later_counts_or_is_an_error(listing_of: Listin
 
 def test_people_are_numbered_and_named(listing_of: ListingOf) -> None:
     listing = listing_of(items("a happy - Zoe", "b sad - Ann", "c sad", "d happy - Ann"))
-    assert listing.subjects == 2
+    assert listing.person_count == 2
     assert list(listing.people()) == ["Zoe", "Ann", None, "Ann"]
-    numbers = listing.numbers("subject", np.int32)
+    numbers = listing.numbers("person", np.int32)
     assert numbers[1] == numbers[3] != numbers[0]
     assert numbers[2] == -1
-    assert listing_of(items("a happy - Zoe", "b sad - Ann"), group=None).subjects == 0
+    assert listing_of(items("a happy - Zoe", "b sad - Ann"), person=None).person_count == 0
 
 
 @pytest.mark.parametrize(
-    "group, names, people",
+    "person, names, people",
     [
         (r"S\d+", "x/S1_a S2/S1_b y/S12_c", ["S1", "S1", "S12"]),
         (r"^(\w+?)_", "x/S1_a S2/S1_b y/S12_c", ["S1", "S1", "S12"]),
@@ -113,15 +113,15 @@ def test_people_are_numbered_and_named(listing_of: ListingOf) -> None:
         (r"S\d+", "x/S1_a x/none y/S12_c", ["S1", None, "S12"]),
     ],
 )
-def test_people_by_pattern(listing_of: ListingOf, group: str, names: str, people: list[str | None]) -> None:
+def test_people_by_pattern(listing_of: ListingOf, person: str, names: str, people: list[str | None]) -> None:
     texts = [f"{name} {label}" for name, label in zip(names.split(), ["happy", "sad", "sad"])]
-    listing = listing_of(items(*texts), group=group)
+    listing = listing_of(items(*texts), person=person)
     assert dict(zip(listing.files(), listing.people())) == dict(zip(names.split(), people))
 
 
 def test_people_of_merged_sources_are_different_people(listing_of: ListingOf) -> None:
     both = [
-        Item(f"{root}/{i}", ["happy", "sad"][i], None, [], group="S1", root=root)
+        Item(f"{root}/{i}", ["happy", "sad"][i], None, [], person="S1", root=root)
         for root in "AB"
         for i in (0, 1)
     ]
@@ -138,7 +138,7 @@ def test_people_of_merged_sources_are_different_people(listing_of: ListingOf) ->
         (["a happy", "b sad", "c sad test"], "no files of class 'happy' in split 'test'"),
         (
             ["a happy - S1", "b sad - S1", "c sad test S1", "d happy test"],
-            "1 of 1 groups are in more than one.*: S1",
+            "1 of 1 people are in more than one.*: S1",
         ),
         ([], "has no labelled images"),
     ],

@@ -52,13 +52,13 @@ class Page(HTMLParser):
 def make_rows() -> list[Row]:
     """Every kind of trouble, with names made to break a page; as many records as there are pixels."""
     kinds = {
-        0: {"split": "test", "group": "set 1", "sha256": "1a", "marks": {"near", "leak"}},
-        1: {"group": "set 1", "sha256": "1b", "marks": {"near"}},
-        2: {"group": "set 2", "sha256": "2", "label": "angry", "marks": {"conflict"}, "dropped": TWIN},
-        3: {"group": "set 2", "sha256": "2", "marks": {"conflict"}, "dropped": TWIN},
+        0: {"split": "test", "twins": "set 1", "sha256": "1a", "marks": {"near", "leak"}},
+        1: {"twins": "set 1", "sha256": "1b", "marks": {"near"}},
+        2: {"twins": "set 2", "sha256": "2", "label": "angry", "marks": {"conflict"}, "dropped": TWIN},
+        3: {"twins": "set 2", "sha256": "2", "marks": {"conflict"}, "dropped": TWIN},
         4: {"marks": {"blank"}},
         5: {"marks": {"dark", "stretched"}},
-        6: {"sha256": "", "group": "", "problem": "truncated & damaged <JPEG>"},
+        6: {"sha256": "", "twins": "", "problem": "truncated & damaged <JPEG>"},
         7: {"file": 'x"><script>alert(1)</script>.png', "marks": {"bright"}},
     }
     rows = []
@@ -69,7 +69,7 @@ def make_rows() -> list[Row]:
             "split": "train",
             "sha256": f"own {i}",
         }
-        values |= {"group": f"own {i}", "size": (16, 16), **kinds.get(i, {})}
+        values |= {"twins": f"own {i}", "size": (16, 16), **kinds.get(i, {})}
         if i >= 40:
             values["label"] = "angry"
         rows.append(Row(**values))
@@ -141,7 +141,7 @@ def test_much_trouble_does_not_make_the_page_huge(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(audit_page, "PICTURES", 4)
     rows = make_rows()
     for i, row in enumerate(rows):
-        row.group, row.sha256, row.problem = f"set {i // 5}", f"{i}", ""
+        row.twins, row.sha256, row.problem = f"set {i // 5}", f"{i}", ""
         row.marks = {"blank", "near"} | ({"conflict"} if i < 5 else set())
     page = Page(render(rows))
     samples = 2 * audit_page.SAMPLES

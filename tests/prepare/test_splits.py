@@ -9,7 +9,7 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.prepare.catalogue import SPLITS, Listing
 from pipeline.prepare.columns import Records
-from pipeline.prepare.ordering import number_groups
+from pipeline.prepare.ordering import number_distinct
 from pipeline.prepare.sources.source import Item
 from pipeline.prepare.splits import cut_missing, cut_split
 
@@ -22,13 +22,13 @@ def records_of(listing_of: Callable[..., Listing]) -> Callable[..., Records]:
 
     def make(faces: list[Face], splits: list[str] | None = None) -> Records:
         items = [
-            Item(f"{i:06}", label, split, i, group=person)
+            Item(f"{i:06}", label, split, i, person=person)
             for i, ((label, _, person), split) in enumerate(zip(faces, splits or ["train"] * len(faces)))
         ]
-        records = Records.of(listing_of(items, group="auto"))
+        records = Records.of(listing_of(items, person="auto"))
         for i, (_, picture, _) in enumerate(faces):
             records.digests[i] = np.random.default_rng(list(picture.encode())).integers(0, 256, 32)
-        records.groups[:] = number_groups(records.digests)
+        records.twins[:] = number_distinct(records.digests)
         return records
 
     return make

@@ -55,7 +55,7 @@ def write_zip(path: Path, tree: Tree) -> str:
 
 def params(source: str, **changes: Any) -> PrepareParams:
     defaults = {"img_size": 12, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
-    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
+    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "person": "auto"}
     defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
     defaults |= {"max_bad_fraction": 0.2, "duplicates": "keep", "conflicts": "keep"}
     return PrepareParams(source=source, **(defaults | changes))
@@ -82,7 +82,7 @@ def written(home: Path) -> dict[str, bytes]:
 
 
 FILES = {f"data/prepared/{name}" for name in ("train.npy", "val.npy", "test.npy")}
-FILES |= {f"data/prepared/{name}" for name in ("manifest.csv", "classes.json", "probe.zip")} | {
+FILES |= {f"data/prepared/{name}" for name in ("manifest.csv", "classes.json", "parity.zip")} | {
     "reports/audit.json",
     "reports/audit.html",
 }
@@ -95,7 +95,7 @@ def test_every_image_is_where_the_manifest_says(home: Path, tmp_path: Path) -> N
     assert set(written(home)) == FILES
     table = manifest()
     assert list(table["file"]) == sorted(tree)
-    assert list(table.columns) == ["file", "label", "split", "row", "sha256", "flags", "group"]
+    assert list(table.columns) == ["file", "label", "split", "row", "sha256", "flags", "twins"]
     for split in ("train", "val", "test"):
         array = np.load(f"data/prepared/{split}.npy", mmap_mode="r")
         part = table[table["split"] == split]
@@ -122,7 +122,7 @@ def test_probe_holds_untouched_bytes_of_every_class(home: Path, tmp_path: Path) 
     tree = tree_of(SPLITS)
     prepare(params(write_zip(tmp_path / "s.zip", tree)))
     by_row = {line.row: line for line in manifest().query("split == 'test'").itertuples()}
-    with zipfile.ZipFile("data/prepared/probe.zip") as archive:
+    with zipfile.ZipFile("data/prepared/parity.zip") as archive:
         members = archive.infolist()
         assert len(members) == 16
         assert {info.compress_type for info in members} == {zipfile.ZIP_STORED}
@@ -206,8 +206,8 @@ def test_blank_and_duplicate_images(home: Path, tmp_path: Path) -> None:
     table = manifest()
     assert table.duplicated("sha256").sum() == audit["exact"]["redundant"]
     assert (table["row"] >= 0).all()
-    twins = table[table["group"] != ""]
-    assert sorted(map(set, twins.groupby("group")["file"].agg(list)), key=len) == [
+    twins = table[table["twins"] != ""]
+    assert sorted(map(set, twins.groupby("twins")["file"].agg(list)), key=len) == [
         {"train/sad/black 1.png", "val/sad/black 2.png"},
         {"test/sad/000.png", "train/happy/twin.bmp", "train/sad/again.png"},
     ]
@@ -330,8 +330,8 @@ def test_near_twins_stay_on_one_side_of_a_cut(home: Path, tmp_path: Path) -> Non
     for seed in range(2):
         audit = prepare(params(write_zip(tmp_path / "s.zip", tree), seed=seed, img_size=48))
         table = manifest()
-        assert (table["group"] != "").sum() == 54
-        assert (table[table["group"] != ""].groupby("group")["split"].nunique() == 1).all()
+        assert (table["twins"] != "").sum() == 54
+        assert (table[table["twins"] != ""].groupby("twins")["split"].nunique() == 1).all()
         assert set(table[table["file"].str.contains("again")]["split"]) == {"train", "val", "test"}
         assert not any(audit["near"]["leaks"].values())
 

@@ -84,7 +84,7 @@ class FerCsv(Source):
                         f"{where}: the row of {self._votes.path.name} for it is missing or of another split. Both "
                         "files must hold the same rows in the same order: fetch them again."
                     )
-                found, shares = judge(counts, self._soft)
+                found, shares = count_votes(counts, self._soft)
                 if found is None:
                     self.left_out["FER+: unknown, no face, or no majority"] += 1
                     continue
@@ -149,7 +149,7 @@ class FerCsv(Source):
             yield split, dict(zip(names, map(int, counts)))
 
 
-def judge(counts: Mapping[str, float], soft: bool) -> tuple[str | None, dict[str, float]]:
+def count_votes(counts: Mapping[str, float], soft: bool) -> tuple[str | None, dict[str, float]]:
     """What people's votes on a picture come to.
 
     Single votes count as slips. The picture is left out if most votes are for no class, and, unless labels are

@@ -32,13 +32,13 @@ class Reading:
 
     Attributes:
         columns: Columns of tables by role (``path``, ``label``, ...), where their names are not usual.
-        group: A column, ``auto`` for one with a usual name, or None.
+        person: A column, ``auto`` for one with a usual name, or None.
         soft: Whether votes are passed on, or only what most of them say.
         known: Names of class folders besides those of expressions.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
-    group: str | None = "auto"
+    person: str | None = "auto"
     soft: bool = False
     known: Collection[str] = ()
 
@@ -95,7 +95,7 @@ def _open_file(path: Path, reading: Reading) -> Source:
     if holds_pixels(table):
         return FerCsv(path, table, None, reading.soft, reading.columns)
     if isinstance(table, ParquetTable) and picture_column(table, reading.columns):
-        return Embedded(path, [table], reading.columns, reading.group)
+        return Embedded(path, [table], reading.columns, reading.person)
     if holds_votes(table):
         raise UserError(
             f"prepare.source: {path} has the votes of FER+ and no pictures. Put it into one folder with fer2013.csv, "
@@ -118,7 +118,7 @@ def _open_folder(path: Path, reading: Reading) -> Source:
     if source := _open_tables(path, tables, reading):
         return source
     if parquet := _parquet_in(path):
-        return Embedded(path, parquet, reading.columns, reading.group)
+        return Embedded(path, parquet, reading.columns, reading.person)
     known = EXPRESSIONS | set(map(fold, reading.known))
     are_classes = sum(fold(child.name) in known for child in folders) > 1
     are_splits = any(split_name(child.name) for child in folders)
@@ -153,7 +153,7 @@ def _open_tables(path: Path, tables: list[Table], reading: Reading) -> Source | 
         )
     pictures = [table for table in tables if isinstance(table, ParquetTable) and picture_column(table, {})]
     manifests = [table for table in tables if table not in pictures and _is_manifest(table, reading)]
-    return Manifest(path, manifests, reading.columns, reading.group) if manifests else None
+    return Manifest(path, manifests, reading.columns, reading.person) if manifests else None
 
 
 def _check_only(path: Path, tables: list[Table]) -> None:

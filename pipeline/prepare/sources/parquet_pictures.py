@@ -32,13 +32,13 @@ class Embedded(Source):
     numbers_are_names = False
 
     def __init__(
-        self, path: Path, tables: Sequence[ParquetTable], given: Mapping[str, str], group: str | None
+        self, path: Path, tables: Sequence[ParquetTable], given: Mapping[str, str], person: str | None
     ) -> None:
         super().__init__(path)
         self._tables = tables
         self._pictures = [str(picture_column(table, given)) for table in tables]
         others = {role: column for role, column in given.items() if role != "path"}
-        self._roles = [table.roles(others, group) for table in tables]
+        self._roles = [table.roles(others, person) for table in tables]
         for table, roles, picture in zip(tables, self._roles, self._pictures):
             if "label" not in roles:
                 raise UserError(
@@ -55,7 +55,11 @@ class Embedded(Source):
             name = table.path.relative_to(self.path).as_posix() if self.path.is_dir() else table.path.name
             own_split = _split_of(PurePosixPath(name))
             labels = table.names(roles["label"])
-            places = ([number, group, row] for group, rows in enumerate(table.groups) for row in range(rows))
+            places = (
+                [number, row_group, row]
+                for row_group, rows in enumerate(table.row_groups)
+                for row in range(rows)
+            )
             rows = table.rows(list(roles.values()))
             for i, ((where, cells), place) in enumerate(zip(rows, places)):
                 cell = dict(zip(roles, cells))
@@ -64,14 +68,14 @@ class Embedded(Source):
                     printable([name, f"{i:07d}" + (f"-{own_name}" if own_name else "")]),
                     read_label(cell["label"], labels, where),
                     read_split(cell.get("split", ""), where) or own_split,
-                    place, group=cell.get("group") or None, weight=read_weight(cell.get("weight", ""), where),
+                    place, person=cell.get("person") or None, weight=read_weight(cell.get("weight", ""), where),
                 )  # fmt: skip
 
     def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
-        for (number, group), run in groupby(places, key=lambda place: tuple(place[:2])):
+        for (number, row_group), run in groupby(places, key=lambda place: tuple(place[:2])):
             table, picture = self._tables[number], self._pictures[number]
             column = f"{picture}.bytes" if table.has_inner(picture, "bytes") else picture
-            at, rows = -1, table.values(column, group)
+            at, rows = -1, table.values(column, row_group)
             for *_, row in run:
                 # In order of name, so that rows only ever lie ahead.
                 data = next(islice(rows, row - at - 1, None))

@@ -37,7 +37,7 @@ class Item:
         label: As the source spells it.
         split: ``train``, ``val`` or ``test``, None where the source does not say.
         place: Where ``Source.read`` finds its bytes; of the types that JSON has.
-        group: The person it shows, or whatever must not be in two splits.
+        person: The person it shows, or whatever must not be in two splits.
         weight: How much it counts in training.
         votes: How many people gave it each label.
         root: Which of several merged sources it comes from.
@@ -47,7 +47,7 @@ class Item:
     label: str
     split: str | None
     place: Any
-    group: str | None = None
+    person: str | None = None
     weight: float | None = None
     votes: Mapping[str, float] | None = None
     root: str | None = None

@@ -23,7 +23,7 @@ ROLES = {
     ),
     "label": ("label", "labels", "emotion", "expression", "class", "classname", "target", "category", "labelname"),
     "split": ("split", "usage", "set", "subset", "partition", "phase"),
-    "group": (
+    "person": (
         "subject", "subjectid", "person", "personid", "identity", "participant", "participantid", "actor", "group",
     ),
     "weight": ("weight", "weights", "sampleweight"),
@@ -56,12 +56,12 @@ class Table(ABC):
         """What the numbers in a column stand for, if the file says."""
         return None
 
-    def roles(self, given: Mapping[str, str], group: str | None) -> dict[str, str]:
+    def roles(self, given: Mapping[str, str], person: str | None) -> dict[str, str]:
         """The column of every role that has one.
 
         Args:
             given: Columns by role, as in ``stage.columns``.
-            group: ``stage.group``: a column, a pattern (which is for others to try), auto, or None.
+            person: ``prepare.person``: a column, a pattern (which is for others to try), auto, or None.
 
         Raises:
             UserError: A column that is given is not there.
@@ -73,10 +73,10 @@ class Table(ABC):
                 found[role] = self._find(given[role].strip(), f"prepare.columns.{role}")
             elif name := next((by_name[name] for name in usual if name in by_name), None):
                 found[role] = name
-        if group is None:
-            found.pop("group", None)
-        elif _plain(group) in by_name and group != "auto":
-            found["group"] = by_name[_plain(group)]
+        if person is None:
+            found.pop("person", None)
+        elif _plain(person) in by_name and person != "auto":
+            found["person"] = by_name[_plain(person)]
         return found
 
     @property
@@ -150,7 +150,7 @@ class ParquetTable(Table):
 
     Attributes:
         schema: As pyarrow has it.
-        groups: The number of rows in each row group.
+        row_groups: The number of rows in each row group.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,7 +161,7 @@ class ParquetTable(Table):
         self._errors = (pa.ArrowException, OSError, KeyError)
         with self.open() as file:
             self.schema: pa.Schema = file.schema_arrow
-            self.groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            self.row_groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         self.columns = list(self.schema.names)
 
     @contextmanager
@@ -188,10 +188,10 @@ class ParquetTable(Table):
                     number += 1
                     yield f"{self.path}, row {number}", list(map(_text, cells))
 
-    def values(self, column: str, group: int) -> Iterator[Any]:
+    def values(self, column: str, row_group: int) -> Iterator[Any]:
         """A column of a row group, few values at a time."""
         with self.open() as file:
-            for batch in file.iter_batches(_PICTURES, row_groups=[group], columns=[column]):
+            for batch in file.iter_batches(_PICTURES, row_groups=[row_group], columns=[column]):
                 yield from self._column(batch, column).to_pylist()
 
     def has_inner(self, column: str, inner: str) -> bool:

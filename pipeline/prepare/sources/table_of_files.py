@@ -46,11 +46,11 @@ class Manifest(Source):
     numbers_are_names = False
 
     def __init__(
-        self, path: Path, tables: Sequence[Table], given: Mapping[str, str], group: str | None
+        self, path: Path, tables: Sequence[Table], given: Mapping[str, str], person: str | None
     ) -> None:
         super().__init__(path)
         self._folder = Folder(path)
-        self._tables = [(table, table.roles(given, group)) for table in tables]
+        self._tables = [(table, table.roles(given, person)) for table in tables]
         for table, roles in self._tables:
             if len(tables) > 1 and "split" not in roles and not split_name(table.path.stem):
                 names = ", ".join(table.path.name for table in tables)
@@ -70,7 +70,7 @@ class Manifest(Source):
                 split = read_split(cell.get("split", ""), where) or own_split
                 yield Item(
                     printable(parts), read_label(cell["label"], names, where), split, "/".join(parts),
-                    group=cell.get("group") or None, weight=read_weight(cell.get("weight", ""), where),
+                    person=cell.get("person") or None, weight=read_weight(cell.get("weight", ""), where),
                 )  # fmt: skip
 
     def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:

@@ -158,9 +158,10 @@ class Shards(Pictures):
 
     def __init__(self, root: Path, tables: list[ParquetTable], columns: list[str]) -> None:
         self._shards = list(zip([_name_of(table.path, root) for table in tables], tables, columns))
-        self.count = sum(sum(table.groups) for table in tables)
+        self.count = sum(sum(table.row_groups) for table in tables)
         listed = [
-            (name, column, table.path.stat().st_size, table.groups) for name, table, column in self._shards
+            (name, column, table.path.stat().st_size, table.row_groups)
+            for name, table, column in self._shards
         ]
         self.digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
@@ -168,14 +169,14 @@ class Shards(Pictures):
         for name, table, column in self._shards:
             row = 0
             bytes_in = f"{column}.bytes" if table.has_inner(column, "bytes") else column
-            for group, rows in enumerate(table.groups):
+            for row_group, rows in enumerate(table.row_groups):
                 if start >= rows:
                     start, row = start - rows, row + rows
                     continue
                 names: Iterator[str | None] = iter([None] * rows)
                 if table.has_inner(column, "path"):
-                    names = table.values(f"{column}.path", group)
-                pairs = islice(zip(names, table.values(bytes_in, group)), start, None)
+                    names = table.values(f"{column}.path", row_group)
+                pairs = islice(zip(names, table.values(bytes_in, row_group)), start, None)
                 row, start = row + start, 0
                 for own, data in pairs:
                     own = (own or "").replace("\\", "/").rpartition("/")[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.prepare.array_file import Pixels
+from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.columns import TRAIN, Records, sets_of
 from pipeline.prepare.ordering import count_values, repeated
 from pipeline.prepare.twins.search import connect, near_pairs
@@ -15,9 +15,9 @@ _BLOCK = 2**16
 
 
 def find_twins(
-    records: Records, pixels: Pixels | np.ndarray, scratch: Path | None = None, progress: bool = False
+    records: Records, pixels: ArrayFile | np.ndarray, scratch: Path | None = None, progress: bool = False
 ) -> None:
-    """Give every readable image its group, and the flags ``duplicate``, ``near`` and ``conflict``, in place.
+    """Give every readable image its set of twins, and the flags ``duplicate``, ``near`` and ``conflict``, in place.
 
     Blank images are exact twins of equal ones only: there is nothing in them to compare.
 
@@ -28,28 +28,28 @@ def find_twins(
         progress: Show progress bars.
     """
     # By digest, so that neither names nor order of the files change what is found.
-    if records.twins.max(initial=-1) < 0:
+    if records.copies.max(initial=-1) < 0:
         return
-    groups = np.append(_connect_pictures(records, pixels, scratch, progress), np.int32(-1))
+    sets = np.append(_connect_pictures(records, pixels, scratch, progress), np.int32(-1))
     for start in range(0, len(records), _BLOCK):
         block = slice(start, start + _BLOCK)
-        records.groups[block] = groups[records.twins[block]]  # -1, of what cannot be read, stays so
+        records.twins[block] = sets[records.copies[block]]  # -1, of what cannot be read, stays so
     twinned = records.twinned
-    records.mark(repeated(records.twins), "duplicate")
-    records.mark(twinned[(count_values(groups) > 1)[records.groups[twinned]]], "near")
-    records.mark(twinned[in_conflict(records.groups[twinned], records.labels[twinned])], "conflict")
+    records.mark(repeated(records.copies), "duplicate")
+    records.mark(twinned[(count_values(sets) > 1)[records.twins[twinned]]], "near")
+    records.mark(twinned[in_conflict(records.twins[twinned], records.labels[twinned])], "conflict")
 
 
 def _connect_pictures(
-    records: Records, pixels: Pixels | np.ndarray, scratch: Path | None, progress: bool
+    records: Records, pixels: ArrayFile | np.ndarray, scratch: Path | None, progress: bool
 ) -> np.ndarray:
-    """The group of each different picture, in order of digest, int32 (T,)."""
-    images = np.full(records.twins.max(initial=-1) + 1, -1, np.int32)
+    """The set of twins of each different picture, in order of digest, int32 (T,)."""
+    images = np.full(records.copies.max(initial=-1) + 1, -1, np.int32)
     lit = ~records.have("corrupt", "no_face", "blank")
     for start in range(0, len(lit), _BLOCK):  # else row numbers would be the largest thing in memory
         rows = start + np.flatnonzero(lit[start : start + _BLOCK])
-        images[records.twins[rows]] = rows
-    del lit, records.twins  # the search takes the most memory of all; they are quickly numbered again
+        images[records.copies[rows]] = rows
+    del lit, records.copies  # the search takes the most memory of all; they are quickly numbered again
     missing = np.flatnonzero(images < 0)
     if len(missing):  # else it would be a copy for nothing
         images = images[images >= 0]
@@ -74,13 +74,13 @@ def _return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def in_conflict(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which of some things are in a group, by its number from 0, whose labels differ; bool (n,)."""
-    one = np.zeros(groups.max(initial=-1) + 1, labels.dtype)
-    one[groups] = labels
+def in_conflict(sets: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which of some things are in a set, by its number from 0, whose labels differ; bool (n,)."""
+    one = np.zeros(sets.max(initial=-1) + 1, labels.dtype)
+    one[sets] = labels
     clash = np.zeros(len(one), bool)
-    clash[groups[labels != one[groups]]] = True
-    return clash[groups]
+    clash[sets[labels != one[sets]]] = True
+    return clash[sets]
 
 
 def drop_twins(records: Records, duplicates: str, conflicts: str) -> None:
@@ -89,29 +89,29 @@ def drop_twins(records: Records, duplicates: str, conflicts: str) -> None:
     Val and test stay as they are.
 
     Args:
-        records: All images, with their final splits and groups.
+        records: All images, with their final splits and twins.
         duplicates: ``drop_from_train`` drops twins of val and test images, exact and near ones;
             ``drop_exact_from_train`` drops exact ones only; ``keep`` none.
         conflicts: What is done with training images that are twins with different labels: ``drop`` drops them all,
             ``majority`` those whose label is not that of more than half of the set, ``keep`` none.
     """
     twinned = records.twinned
-    groups, train = records.groups[twinned], records.splits[twinned] == TRAIN
+    twins, train = records.twins[twinned], records.splits[twinned] == TRAIN
     if duplicates != "keep":
         near = duplicates == "drop_from_train"
-        keys = groups if near else records.twins[twinned]
+        keys = twins if near else records.copies[twinned]
         _drop(records, twinned[train & np.isin(keys, keys[~train])], "twin of a val or test image")
     if conflicts != "keep":
         training = twinned[train & records.used[twinned]]
-        training = training[in_conflict(records.groups[training], records.labels[training])]
-        for places in sets_of(records.groups[training]):
+        training = training[in_conflict(records.twins[training], records.labels[training])]
+        for places in sets_of(records.twins[training]):
             members = training[places]
             votes = np.bincount(records.labels[members])
             agreed = conflicts == "majority" and 2 * votes.max() > len(members)
             wrong = members[records.labels[members] != votes.argmax()] if agreed else members
             _drop(records, wrong, "twin with another label")
-    trained_on = groups[train & records.used[twinned]]
-    records.mark(twinned[~train & np.isin(groups, trained_on)], "leak")
+    trained_on = twins[train & records.used[twinned]]
+    records.mark(twinned[~train & np.isin(twins, trained_on)], "leak")
 
 
 def _drop(records: Records, numbers: np.ndarray, why: str) -> None:

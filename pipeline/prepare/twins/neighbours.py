@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.prepare.array_file import Pixels
+from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.ordering import count_values, rows_by_value
 
 # Cosine of two descriptors. Of copies it is mostly above 0.7, of faces taken at random 0 on average.
@@ -19,7 +19,7 @@ _CANDIDATE_COSINE = 0.4
 _NEIGHBOURS = 5  # candidates that a picture has
 # So many pictures are compared all with all. More are parted into cells around pivots, this factor times the root of
 # their number; each picture is compared with those of the cells that are nearest to it.
-_CELL, _PIVOTS, _PROBES = 4096, 2, 16
+_CELL, _PIVOTS, _VISITS = 4096, 2, 16
 # With fewer pictures the descriptors' mean and spread say nothing, and all pairs are candidates.
 _FEW = 100
 
@@ -29,7 +29,7 @@ _VISITORS = 2**15  # rows whose neighbours are looked for at once, in all cells
 Parts = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def candidates(descriptors: Pixels | np.ndarray, folder: Path) -> Iterator[np.ndarray]:
+def candidates(descriptors: ArrayFile | np.ndarray, folder: Path) -> Iterator[np.ndarray]:
     """Pairs of similar descriptors, each once, the lower index first: int64 (m, 2) for every ``_BLOCK`` of rows.
 
     Args:
@@ -40,7 +40,7 @@ def candidates(descriptors: Pixels | np.ndarray, folder: Path) -> Iterator[np.nd
     if count <= _FEW:
         yield np.stack(np.triu_indices(count, 1), axis=1)
         return
-    with closing(Pixels(folder / "nearest", (count, _NEIGHBOURS), np.int32)) as nearest:
+    with closing(ArrayFile(folder / "nearest", (count, _NEIGHBOURS), np.int32)) as nearest:
         with closing(Cells(descriptors, folder)) as cells:
             for start in range(0, count, _VISITORS):
                 stop = min(count, start + _VISITORS)
@@ -85,27 +85,27 @@ class Cells:
         folder: Where the files are made; who makes it removes it.
     """
 
-    def __init__(self, descriptors: Pixels | np.ndarray, folder: Path) -> None:
+    def __init__(self, descriptors: ArrayFile | np.ndarray, folder: Path) -> None:
         count = len(descriptors)
         size = 1 if count <= _CELL else round(_PIVOTS * count**0.5)
-        probes = min(_PROBES, size)
+        visits = min(_VISITS, size)
         pivots = descriptors[np.linspace(0, count - 1, size).astype(np.int64)].T.astype(np.float32)
         # A billion pictures have as many pivots as 16 bits tell apart.
         number = np.uint16 if size <= 2**16 else np.uint32
         cell = np.empty(count, number)
-        self._probes = Pixels(folder / "probes", (count, probes), number)
+        self._visited = ArrayFile(folder / "visited", (count, visits), number)
         step = min(_BLOCK, max(1, _COSINES // size))
         for start in range(0, count, step):
             block = np.arange(start, min(count, start + step))
             cosines = descriptors[block].astype(np.float32) @ pivots
             # The very nearest pivot last.
-            nearest = np.argpartition(cosines, sorted({-probes, -1}), axis=1)[:, -probes:]
+            nearest = np.argpartition(cosines, sorted({-visits, -1}), axis=1)[:, -visits:]
             cell[block] = nearest[:, -1]
-            self._probes.append(nearest)
+            self._visited.append(nearest)
         self._members = np.empty(count, np.int32)
         self._sizes = count_values(cell, size)
         # Once more, cell by cell: each is then read in one go, which is often.
-        self._sorted = Pixels(folder / "cells", descriptors.shape, np.float16)
+        self._sorted = ArrayFile(folder / "cells", descriptors.shape, np.float16)
         done = 0
         for rows in rows_by_value(cell):
             self._members[done : done + len(rows)] = rows
@@ -120,14 +120,14 @@ class Cells:
             The rows in a cell, ascending, int32 (m,); their descriptors, float16 (m, D); and those of the rows that
             visit it, counted from ``start``, ascending, int64 (n,).
         """
-        probes = self._probes[np.arange(start, stop)]
-        by_cell = np.argsort(probes, axis=None, kind="stable")
-        sizes = np.bincount(probes.ravel(), minlength=len(self._sizes))
+        cells = self._visited[np.arange(start, stop)]
+        by_cell = np.argsort(cells, axis=None, kind="stable")
+        sizes = np.bincount(cells.ravel(), minlength=len(self._sizes))
         visits = np.split(by_cell, np.cumsum(sizes)[:-1])
         for end, size, visit in zip(np.cumsum(self._sizes), self._sizes, visits):
             if not size or not len(visit):
                 continue
-            visitors = visit // probes.shape[1]
+            visitors = visit // cells.shape[1]
             # What is all alike, such as the frames of one film, would make one huge cell: it is parted as it comes.
             places = np.array_split(np.arange(end - size, end), -(-size // _CELL))
             starts = [self._members[place[0]] for place in places[1:]]
@@ -137,5 +137,5 @@ class Cells:
 
     def close(self) -> None:
         """Close the files."""
-        self._probes.close()
+        self._visited.close()
         self._sorted.close()

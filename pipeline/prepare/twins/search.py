@@ -3,10 +3,9 @@
 Pure functions of packed images, in three steps. A descriptor of each picture that shifting and mirroring hardly
 change (magnitudes of its Fourier transform) gives candidates (``neighbours.py``), whose work grows as n^1.5 and is
 small beside the rest. Each candidate is then laid over its partner and compared place by place
-(``alignment.py``), which is linear in n. What holds becomes groups. ``benchmarks/duplicates.py`` measures it.
+(``alignment.py``), which is linear in n. What holds becomes sets of twins. ``benchmarks/duplicates.py`` measures it.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,8 @@ from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from pipeline.prepare.array_file import Pixels
+from pipeline.core.cores import available
+from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.twins.alignment import agreement, tents
 from pipeline.prepare.twins.neighbours import candidates
 
@@ -52,7 +52,7 @@ class Pairs:
 
 
 def near_pairs(
-    images: Pixels | np.ndarray, rows: np.ndarray, scratch: Path | None = None, progress: bool = False
+    images: ArrayFile | np.ndarray, rows: np.ndarray, scratch: Path | None = None, progress: bool = False
 ) -> Pairs:
     """Find the pairs of pictures that show the same thing.
 
@@ -82,22 +82,24 @@ def near_pairs(
             faces = images[rows[which]] if reduced is None else reduced[which]
             return faces.reshape(-1, SIZE, SIZE).astype(np.float32)
 
-        descriptors = stack.enter_context(closing(_describe_all(look, len(rows), Path(folder), progress)))
+        descriptors = stack.enter_context(
+            closing(_write_descriptors(look, len(rows), Path(folder), progress))
+        )
         pairs, found = _compare_all(look, candidates(descriptors, Path(folder)), len(rows), progress)
     order = np.lexsort(pairs.T[::-1])
     return Pairs(*pairs[order].T, found[order])
 
 
 def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Number the groups that pairs connect, in the order of their first members.
+    """Number the sets that pairs connect, in the order of their first members.
 
     Args:
-        count: How many things there are, N; those in no pair are groups of one.
+        count: How many things there are, N; those in no pair are sets of one.
         first: One side of the pairs, int64 (M,).
         second: The other side.
 
     Returns:
-        Each thing's group, int32 (N,), from 0.
+        Each thing's set, int32 (N,), from 0.
     """
     # A graph of those in pairs alone: most are in none, and a graph takes many bytes of each.
     linked, ends = np.unique(np.concatenate([first, second]), return_inverse=True)
@@ -108,20 +110,20 @@ def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     np.minimum.at(smallest, component, linked)
     is_first = np.ones(count, bool)
     is_first[linked] = smallest[component] == linked
-    groups = is_first.cumsum(dtype=np.int32)
-    groups -= 1
-    groups[linked] = groups[smallest[component]]
-    return groups
+    sets = is_first.cumsum(dtype=np.int32)
+    sets -= 1
+    sets[linked] = sets[smallest[component]]
+    return sets
 
 
-def _reduce(images: Pixels | np.ndarray, rows: np.ndarray, path: Path) -> Pixels:
+def _reduce(images: ArrayFile | np.ndarray, rows: np.ndarray, path: Path) -> ArrayFile:
     """Some of the images in grey and at SIZE, uint8 (R, SIZE, SIZE), in a file."""
     _, size, _, channels = images.shape
     luma = np.float32([1] if channels == 1 else [0.299, 0.587, 0.114])
     ratio = size / SIZE
     weights = tents((np.arange(SIZE, dtype=np.float32) + 0.5) * ratio - 0.5, size, max(1.0, ratio))
     weights /= weights.sum(-1, keepdims=True)
-    faces = Pixels(path, (len(rows), SIZE, SIZE))
+    faces = ArrayFile(path, (len(rows), SIZE, SIZE))
     step = max(1, _BLOCK * SIZE**2 // (size**2 * channels))
     for start in range(0, len(rows), step):
         block = images[rows[start : start + step]].astype(np.float32) @ luma
@@ -129,7 +131,7 @@ def _reduce(images: Pixels | np.ndarray, rows: np.ndarray, path: Path) -> Pixels
     return faces
 
 
-def _describe(faces: np.ndarray) -> np.ndarray:
+def _compute_descriptors(faces: np.ndarray) -> np.ndarray:
     """Descriptors of pictures (n, SIZE, SIZE), float32 (n, D): the same, nearly, for a shifted or mirrored one.
 
     A shift changes only the phases of a Fourier transform, but for what it brings in at the borders, which the
@@ -149,17 +151,17 @@ def _describe(faces: np.ndarray) -> np.ndarray:
     return np.concatenate([sums[:, disc], differences[:, disc & (down > 0) & (right > 0)]], axis=1)
 
 
-def _describe_all(
+def _write_descriptors(
     look: Callable[[np.ndarray], np.ndarray], count: int, folder: Path, progress: bool
-) -> Pixels:
+) -> ArrayFile:
     """Descriptors as unit vectors, float16 (R, D) in a file, each component brought to mean 0 and spread 1 before."""
     starts = range(0, count, _BLOCK)
-    shape = (count, _describe(np.zeros((1, SIZE, SIZE), np.float32)).shape[1])
+    shape = (count, _compute_descriptors(np.zeros((1, SIZE, SIZE), np.float32)).shape[1])
     total, squares = np.zeros((2, shape[1]), np.float32)
-    found = Pixels(folder / "descriptors", shape, np.float16)
-    with closing(Pixels(folder / "plain", shape, np.float16)) as plain:
+    found = ArrayFile(folder / "descriptors", shape, np.float16)
+    with closing(ArrayFile(folder / "plain", shape, np.float16)) as plain:
         for start in tqdm(starts, desc="describing", unit=f" {_BLOCK} img", disable=not progress):
-            values = _describe(look(np.arange(start, min(count, start + _BLOCK))))
+            values = _compute_descriptors(look(np.arange(start, min(count, start + _BLOCK))))
             total, squares = total + values.sum(axis=0), squares + (values**2).sum(axis=0)
             plain.append(values)
         mean = total / max(count, 1)
@@ -178,9 +180,8 @@ def _compare_all(
     Candidates are many and are not kept: memory is for what holds.
     """
     pairs, agreements = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     with (
-        ThreadPoolExecutor(threads) as pool,
+        ThreadPoolExecutor(available()) as pool,
         tqdm(total=count, desc="comparing", unit="img", disable=not progress) as bar,
     ):
         for block in blocks:

@@ -42,7 +42,7 @@ comparison = load_script("sources")
 
 def params(source: Path, **changes: Any) -> PrepareParams:
     defaults = {"img_size": 48, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
-    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
+    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "person": "auto"}
     defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
     defaults |= {"max_bad_fraction": 0.0, "duplicates": "keep", "conflicts": "keep"}
     return PrepareParams(source=str(source), **(defaults | changes))
@@ -136,7 +136,7 @@ def test_several_data_sets_in_one_folder(tmp_path: Path) -> None:
     with open_source(root) as source:
         items = {item.file: item for item in source.items()}
         found = [
-            (file, item.label.lower(), item.split, item.root, item.group)
+            (file, item.label.lower(), item.split, item.root, item.person)
             for file, item in sorted(items.items())
         ]
         places = [items[file].place for file in sorted(items)]
@@ -352,21 +352,21 @@ def test_weights_and_people_from_a_table(faces: list[Any], home: Path) -> None:
         assert split.weights.dtype == np.float32
         assert split.weights.tolist() == [weight[file] for file in split.files]
     header = Path("data/prepared/manifest.csv").read_text().splitlines()[0]
-    assert header == "file,label,split,row,sha256,flags,group,subject,weight"
+    assert header == "file,label,split,row,sha256,flags,twins,person,weight"
 
 
 @pytest.mark.parametrize(
-    "group, name",
+    "person, name",
     [(r"S\d+", "S{:03}_004_00000017.jpg"), (r"_p(\d+)\.", "x_p{}.jpg"), (r"/(\d+)/[^/]+$", "{}/a{}.jpg")],
 )
-def test_people_by_a_pattern_in_the_name(faces: list[Any], home: Path, group: str, name: str) -> None:
+def test_people_by_a_pattern_in_the_name(faces: list[Any], home: Path, person: str, name: str) -> None:
     own = [face for face in faces if face.split == "train"]
     with zipfile.ZipFile(home.parent / "a.zip", "w") as archive:
         for i, face in enumerate(own):
-            person = i % 14
-            archive.writestr(f"S9/{face.label}/{i}/{name.format(person, i)}" if name[0] != "{" else
-                             f"{face.label}/{name.format(person, i)}", face.data)  # fmt: skip
-    prepare(params(home.parent / "a.zip", group=group))
+            shown = i % 14
+            archive.writestr(f"S9/{face.label}/{i}/{name.format(shown, i)}" if name[0] != "{" else
+                             f"{face.label}/{name.format(shown, i)}", face.data)  # fmt: skip
+    prepare(params(home.parent / "a.zip", person=person))
     manifest = [line.split(",") for line in Path("data/prepared/manifest.csv").read_text().splitlines()[1:]]
     places: dict[str, set[str]] = {}
     for line in manifest:
@@ -381,14 +381,14 @@ def test_people_in_two_official_splits(faces: list[Any], home: Path) -> None:
         for i, face in enumerate(faces):
             archive.writestr(f"{face.split}/{face.label}/S{i % 50}_{i}.jpg", face.data)
     with pytest.raises(
-        UserError, match=r"50 of 50 groups are in more than one .* S0, S1, S10.*prepare.group to null"
+        UserError, match=r"50 of 50 people are in more than one .* S0, S1, S10.*prepare.person to null"
     ):
-        prepare(params(home.parent / "a.zip", group=r"S\d+"))
+        prepare(params(home.parent / "a.zip", person=r"S\d+"))
     with pytest.raises(
         UserError, match=r"'subject' is no column .* nor a pattern in any file's name, such as 'test/"
     ):
-        prepare(params(home.parent / "a.zip", group="subject"))
-    prepare(params(home.parent / "a.zip", group=None))
+        prepare(params(home.parent / "a.zip", person="subject"))
+    prepare(params(home.parent / "a.zip", person=None))
 
 
 def test_digest_follows_soft_labels_and_weights(faces: list[Any], home: Path) -> None:

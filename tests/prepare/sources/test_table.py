@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
 from pipeline.prepare.catalogue import Listing
-from pipeline.prepare.sources.fer2013 import judge
+from pipeline.prepare.sources.fer2013 import count_votes
 from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.sources.source import Item
 from pipeline.prepare.sources.table import CsvTable, ParquetTable
@@ -63,15 +63,15 @@ def test_usual_names_of_columns(tmp_path: Path, header: str) -> None:
     if header.startswith("weight"):
         row = ["0.5", "S1", "Happy", "PublicTest", "a.png"]
     write(tmp_path, "a.png", table=f"{header}\r\n{delimiter.join(row)}\r\n")
-    assert items(tmp_path) == [Item("a.png", "happy", "val", "a.png", group="S1", weight=0.5)]
+    assert items(tmp_path) == [Item("a.png", "happy", "val", "a.png", person="S1", weight=0.5)]
 
 
 def test_columns_given_by_name(tmp_path: Path) -> None:
     write(tmp_path, "a.png", table="label,where,file,who\nx,a.png,happy,Ann\n")
-    given = {"path": "where", "label": "file", "group": "who"}
-    assert items(tmp_path, columns=given) == [Item("a.png", "happy", None, "a.png", group="Ann")]
-    assert items(tmp_path, columns={"path": "where", "label": "file"}, group="WHO")[0].group == "Ann"
-    assert items(tmp_path, columns=given, group=None)[0].group is None
+    given = {"path": "where", "label": "file", "person": "who"}
+    assert items(tmp_path, columns=given) == [Item("a.png", "happy", None, "a.png", person="Ann")]
+    assert items(tmp_path, columns={"path": "where", "label": "file"}, person="WHO")[0].person == "Ann"
+    assert items(tmp_path, columns=given, person=None)[0].person is None
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
@@ -307,8 +307,8 @@ COLUMNS = (
 )  # fmt: skip
 def test_votes_by_hand(counts: dict[str, int], majority: str | None, soft: dict[str, int] | None) -> None:
     counts = dict.fromkeys(COLUMNS, 0) | counts
-    assert judge(counts, soft=False)[0] == majority
-    label, votes = judge(counts, soft=True)
+    assert count_votes(counts, soft=False)[0] == majority
+    label, votes = count_votes(counts, soft=True)
     assert (votes or None) == soft
     assert label == (max(soft, key=soft.get) if soft else None)
 

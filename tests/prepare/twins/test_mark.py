@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from builders import Row, records_of
 
-from pipeline.prepare.audit import build_audit, pixel_digest
+from pipeline.prepare.audit import build_audit
 from pipeline.prepare.columns import Records, flags
+from pipeline.prepare.pixels.picture import pixel_digest
 from pipeline.prepare.twins.mark import drop_twins, find_twins
 from pipeline.prepare.twins.search import Pairs
 from tests.prepare.twins.test_search import faces
@@ -29,7 +30,7 @@ def names(records: Records, chosen: np.ndarray) -> set[str]:
 def sets(records: Records) -> set[frozenset[str]]:
     """Files that share a group."""
     found = {
-        frozenset(names(records, records.groups == group)) for group in set(records.groups.tolist()) - {-1}
+        frozenset(names(records, records.twins == group)) for group in set(records.twins.tolist()) - {-1}
     }
     return {files for files in found if len(files) > 1}
 
@@ -50,7 +51,7 @@ def test_exact_and_near_twins_make_one_set() -> None:
     }
     # Numbered in order of the smallest digest in each.
     smallest = [
-        min(records.digests[i].tobytes() for i in np.flatnonzero(records.groups == g)) for g in range(6)
+        min(records.digests[i].tobytes() for i in np.flatnonzero(records.twins == g)) for g in range(6)
     ]
     assert smallest == sorted(smallest)
 
@@ -73,11 +74,11 @@ def test_neither_order_nor_corrupt_nor_blank_images_change_what_is_found() -> No
     find_twins(records, images)
     expected = {frozenset({"003", "020"}), frozenset({"004", "021"}), frozenset({"023", "024"})}
     assert sets(records) == expected
-    assert records.groups[22] == -1
+    assert records.twins[22] == -1
     shuffled = np.random.default_rng(0).permutation(25)
     again = records_of([rows[i] for i in shuffled])
     find_twins(again, images[shuffled])
-    assert again.groups.tolist() == records.groups[shuffled].tolist()
+    assert again.twins.tolist() == records.twins[shuffled].tolist()
 
 
 def test_no_usable_image() -> None:
@@ -116,7 +117,7 @@ def make(*groups: Sequence[str]) -> Records:
     for number, group in enumerate(groups):
         for place, text in enumerate(group):
             label, split, twin = text.split()
-            rows.append(Row(f"{number}-{place}", label, split, sha256=f"{number} {twin}", group=f"g{number}"))
+            rows.append(Row(f"{number}-{place}", label, split, sha256=f"{number} {twin}", twins=f"g{number}"))
     return records_of(rows)
 
 

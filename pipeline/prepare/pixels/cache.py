@@ -13,30 +13,21 @@ import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import PIL
+
+from pipeline.core.code_hash import hash_code
+from pipeline.core.errors import UserError
+from pipeline.core.project import project_root
+from pipeline.inference import faces, images
+from pipeline.prepare.pixels.picture import SEEN, Decoded
 
 MAX_BYTES = 2**34  # 16 GiB; a larger cache is begun anew
 _KEPT_FILES = 4  # one for each setting, the last used ones
 _CHECKSUM = 4  # bytes
 _HEADER = struct.Struct("<32s3L")
-
-
-class Decoded(NamedTuple):
-    """A picture and what was seen in it before it was resized.
-
-    Attributes:
-        pixels: uint8 (S, S, C).
-        digest: SHA-256 of its pixels at full size.
-        size: Height and width at full size, px.
-        marks: Bits of ``columns.FLAGS``.
-    """
-
-    pixels: np.ndarray
-    digest: bytes
-    size: tuple[int, int]
-    marks: int
 
 
 class Cache:
@@ -91,7 +82,8 @@ class Cache:
             self._base.close()
 
     def _pack(self, decoded: Decoded) -> bytes:
-        rest = _HEADER.pack(decoded.digest, *decoded.size, decoded.marks) + decoded.pixels.tobytes()
+        marks = sum(1 << SEEN.index(name) for name in decoded.seen)
+        rest = _HEADER.pack(decoded.digest, *decoded.size, marks) + decoded.pixels.tobytes()
         return zlib.crc32(rest).to_bytes(_CHECKSUM, "little") + rest
 
     def _unpack(self, value: bytes) -> Decoded | None:
@@ -101,13 +93,38 @@ class Cache:
             return None
         digest, height, width, marks = _HEADER.unpack_from(rest)
         pixels = np.frombuffer(rest, np.uint8, offset=_HEADER.size).reshape(self._shape)
-        return Decoded(pixels, digest, (height, width), marks)
+        seen = tuple(name for i, name in enumerate(SEEN) if marks >> i & 1)
+        return Decoded(pixels, digest, (height, width), seen)
 
     def _give_up(self, error: Exception) -> None:
         print(f"warning: the cache of decoded pictures is not used ({error})", file=sys.stderr)
         if self._base:
             self._base.close()
         self._base = None
+
+
+def open_cache(shape: tuple[int, int, int], face_settings: Mapping[str, Any] | None) -> Cache:
+    """The project's cache of pictures decoded by this code with these settings; none outside a project.
+
+    Args:
+        shape: Of the pixels, (S, S, C).
+        face_settings: How faces are cut out of photos; None if pictures are faces.
+
+    Raises:
+        UserError: Faces are to be found, and what finds them is not installed.
+    """
+    try:
+        folder = project_root() / ".hyojo" / "decoded"
+    except UserError:
+        folder = None
+    code = hash_code([Path(__file__).parent, Path(images.__file__), Path(faces.__file__)])
+    settings = [code, PIL.__version__, np.__version__]
+    if face_settings:
+        try:
+            settings += [json.dumps(face_settings), faces.detector_digest()]
+        except ModuleNotFoundError as error:
+            raise UserError(f"prepare.faces: {error}") from None
+    return Cache(folder, settings, shape)
 
 
 def _open(folder: Path, path: Path) -> sqlite3.Connection:

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from pipeline.core.params import PrepareParams
-from pipeline.prepare import decode_cache, decoding
-from pipeline.prepare.decode_cache import Cache, Decoded
+from pipeline.prepare.pixels import cache as decode_cache
+from pipeline.prepare.pixels import picture
+from pipeline.prepare.pixels.cache import Cache
+from pipeline.prepare.pixels.picture import SEEN, Decoded
 from pipeline.prepare.stage import prepare
 
 SHAPE = (4, 4, 1)
@@ -22,7 +24,9 @@ SHAPE = (4, 4, 1)
 
 def some(seed: int) -> Decoded:
     rng = np.random.default_rng(seed)
-    return Decoded(rng.integers(0, 256, SHAPE, dtype=np.uint8), rng.bytes(32), (seed + 1, 7), seed % 4)
+    return Decoded(
+        rng.integers(0, 256, SHAPE, dtype=np.uint8), rng.bytes(32), (seed + 1, 7), SEEN[: seed % 7]
+    )
 
 
 def key(seed: int) -> bytes:
@@ -130,7 +134,7 @@ def test_many_threads_and_two_at_once(tmp_path: Path) -> None:
 
 def params(source: Path, **changes: Any) -> PrepareParams:
     defaults = {"img_size": 12, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
-    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "group": "auto"}
+    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "person": "auto"}
     defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
     defaults |= {"max_bad_fraction": 0.2, "duplicates": "keep", "conflicts": "keep"}
     return PrepareParams(source=str(source), **(defaults | changes))
@@ -162,11 +166,11 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Every picture that is really decoded."""
     seen: list[bytes] = []
 
-    def decode(data: bytes, channels: int, decode: Any = decoding.decode) -> np.ndarray:
+    def decode(data: bytes, channels: int, decode: Any = picture.decode) -> np.ndarray:
         seen.append(data)
         return decode(data, channels)
 
-    monkeypatch.setattr(decoding, "decode", decode)
+    monkeypatch.setattr(picture, "decode", decode)
     return seen
 
 
@@ -208,20 +212,20 @@ def test_what_an_interrupted_run_decoded_is_not_lost(
     home: Path, tmp_path: Path, decodings: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_zip(tmp_path / "a.zip", 200)
-    reading = decoding.decode
+    reading = picture.decode
 
     def stop(data: bytes, channels: int) -> np.ndarray:
         if len(decodings) >= 120:
             raise KeyboardInterrupt
         return reading(data, channels)
 
-    monkeypatch.setattr(decoding, "decode", stop)
+    monkeypatch.setattr(picture, "decode", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(params(source))
     assert not list(home.glob("data/**/*.npy"))
     assert not list(home.glob("data/.*"))
     decodings.clear()
-    monkeypatch.setattr(decoding, "decode", reading)
+    monkeypatch.setattr(picture, "decode", reading)
     prepare(params(source))
     assert len(decodings) <= 200 - 64
 
