@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ def make_project(root: Path, database: Path) -> Path:
     write_prepared(root / "data" / "prepared")
     (root / ".dvc").mkdir()
     (root / "params.yaml").write_text(TINY_PARAMS)
+    shutil.copy(Path(__file__).parents[1] / "dvc.yaml", root)  # it says what a stage's code is
     (root / "mlflow.db").write_bytes(database.read_bytes())
     return root
 

@@ -1,7 +1,6 @@
 """The project around the working folder: its root, its locks, and the folders below ``.hyojo`` that outlive a stage."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,11 +40,6 @@ def project_lock(name: str) -> Iterator[None]:
 def find_checkpoint(root: Path, key: str) -> Path:
     """The folder in which a training job keeps its checkpoint."""
     return root / ".hyojo" / "checkpoints" / key
-
-
-def discard_checkpoint(root: Path, key: str) -> None:
-    """Delete a job's checkpoint."""
-    shutil.rmtree(find_checkpoint(root, key), ignore_errors=True)
 
 
 def _outside_dvc(path: Path) -> Path:

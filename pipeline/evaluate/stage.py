@@ -27,7 +27,6 @@ from pipeline.core.dataset import PREPARED, Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
-from pipeline.core.project import discard_checkpoint, project_root
 from pipeline.evaluate import explanations, page, robustness, slices, tables  # fmt: skip
 from pipeline.metrics import calibration, suspects
 from pipeline.metrics.intervals import bootstrap_intervals
@@ -51,10 +50,6 @@ def main() -> None:
     """Run the stage on the project's folders."""
     params = load_params()
     evaluate(params.evaluate, params.train.device)
-    # From here on DVC has recorded the training, so nothing needs its checkpoint any more.
-    job = json.loads((TRAINED / "run.json").read_text(encoding="utf-8")).get("job")
-    if job:
-        discard_checkpoint(project_root(), job)
 
 
 def evaluate(

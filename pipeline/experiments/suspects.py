@@ -23,7 +23,7 @@ from pipeline.models import model
 from pipeline.reporting import suspects as suspects_page
 from pipeline.tracking import runs
 from pipeline.train import loop, planning
-from pipeline.train.loader import Loader
+from pipeline.train.loader import build_loader
 from pipeline.train.loop import Progress
 from pipeline.train.trainer import build_trainer, resolve_device, set_determinism
 
@@ -172,16 +172,14 @@ def train_on(params: TrainParams, prepared: Prepared, split: Split, label: str =
     shared = {item.name: getattr(prepared, item.name) for item in fields(Prepared)}
     recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     trainer = build_trainer(params, _Part(**shared, part=split), recipe, device)
-    balanced = params.imbalance.method == "sampling"
-    loader = Loader(split, params.batch_size, params.seed, device, balanced)
+    loader = build_loader(split, params, device)
     for epoch in range(params.epochs):
         scores = loop.train_one_epoch(
             trainer, loader, Progress(epoch=epoch), lambda: None, f"{label}epoch {epoch + 1}/{params.epochs}"
         )
         loss = params.early_stopping.metric == "val/loss"
         trainer.schedule.step_epoch(scores["loss" if loss else "accuracy"])
-    net = trainer.ema.module if trainer.ema else trainer.model
-    return model.Classifier(net, recipe).to(device).eval()
+    return model.Classifier(trainer.candidate, recipe).to(device).eval()
 
 
 def judge(classifier: model.Classifier, params: TrainParams, images: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params import TrainParams
 from pipeline.train import loop, planning
-from pipeline.train.loader import Loader
+from pipeline.train.loader import Loader, build_loader
 from pipeline.train.trainer import Trainer, build_trainer, resolve_device
 
 WARM_UP = 2  # updates before the first that counts
@@ -125,8 +125,7 @@ def _start(params: TrainParams, prepared: Prepared, device: torch.device) -> tup
     recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     trainer = build_trainer(params, prepared, recipe, device)
     trainer.train_mode()
-    balanced = params.imbalance.method == "sampling"
-    return trainer, Loader(prepared.split("train"), params.batch_size, params.seed, device, balanced)
+    return trainer, build_loader(prepared.split("train"), params, device)
 
 
 def _wait(device: torch.device) -> None:

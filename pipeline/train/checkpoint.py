@@ -1,13 +1,13 @@
 """Resumable training state, kept outside DVC's outs because DVC deletes those before a stage runs.
 
 One folder a job under ``.hyojo/checkpoints``, named by a hash of all that determines the result, with one file
-written atomically and a lock that keeps two trainers apart.
+written atomically and a lock that keeps two trainers apart. Of finished jobs, the last one's is kept.
 """
 
 import hashlib
 import json
-import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,22 +17,15 @@ import torch
 from filelock import FileLock, Timeout
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import replacing
 
-STATE = "state.pt"
+STATE, FINISHED = "state.pt", "finished"
 LOCK_POLL_S = 0.5
 
 
-def job_key(parts: dict[str, Any], code: list[Path]) -> str:
-    """Hash of what determines a training result.
-
-    Args:
-        parts: Params, data digest, versions; ``json``-able.
-        code: Source files that take part.
-    """
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for path in sorted(code):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:32]
+def hash_parts(parts: dict[str, Any]) -> str:
+    """Hash what determines a training result; ``json``-able parts of equal content give equal keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -68,36 +61,44 @@ def locked(directory: Path, give_up: Callable[[], bool] = lambda: False) -> Iter
         lock.release()
 
 
-def save(directory: Path, state: dict[str, Any]) -> None:
+def save(directory: Path, state: dict[str, Any], finished: bool = False) -> None:
     """Write a checkpoint so that a crash at any moment leaves the old one or the new one.
 
     Args:
         directory: The job's folder, made if need be.
         state: Tensors and plain Python values.
+        finished: Nothing is left to train; a file beside the state says so.
 
     Raises:
         UserError: The disk is full or not writable; the last good checkpoint stays.
     """
-    temporary = directory / f"{STATE}.{os.getpid()}.tmp"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        if not finished:
+            (directory / FINISHED).unlink(missing_ok=True)
+        with replacing(directory / STATE) as scratch, scratch.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, directory / STATE)
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # the rename itself must reach the disk
-        finally:
-            os.close(descriptor)
+        if finished:
+            (directory / FINISHED).touch()
     except (OSError, RuntimeError) as error:  # torch.save turns a short write into a RuntimeError
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(
             f"the checkpoint {directory / STATE} cannot be written ({error}). Free some disk space or mend its "
             "permissions and run again: training goes on from the last good checkpoint."
         ) from None
+
+
+def discard_finished(own: Path) -> None:
+    """Delete the checkpoints of finished jobs, but a job's own and those of jobs that are at work.
+
+    The last finished one stays, so that a training whose outs are lost, or whose code changed in nothing that counts,
+    is restored from it.
+    """
+    for directory in own.parent.iterdir():
+        if directory == own or not directory.is_dir():
+            continue
+        with suppress(Timeout), FileLock(f"{directory}.lock", timeout=0):
+            if (directory / FINISHED).exists():  # the state goes first: an unfinished one never has the mark
+                (directory / STATE).unlink(missing_ok=True)
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def load(directory: Path) -> dict[str, Any] | None:
@@ -107,8 +108,6 @@ def load(directory: Path) -> dict[str, Any] | None:
         UserError: The file is damaged; the message says how to start over.
     """
     path = directory / STATE
-    for leftover in directory.glob(f"{STATE}.*.tmp"):
-        leftover.unlink(missing_ok=True)
     if not path.exists():
         return None
     try:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.dataset import Split
+from pipeline.core.params import TrainParams
 from pipeline.train.augment.batched import sample_seed
 
 # Part of the device's free memory that the images may take to stay there for the whole run.
@@ -122,3 +123,8 @@ class Loader:
             None if self.soft is None else self.soft[rows],
             None if self.weights is None else self.weights[rows],
         )
+
+
+def build_loader(split: Split, params: TrainParams, device: torch.device) -> Loader:
+    """A loader of a split in the order that params say."""
+    return Loader(split, params.batch_size, params.seed, device, params.imbalance.method == "sampling")

@@ -49,6 +49,11 @@ class Progress:
     correct: int | Tensor = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def begin_next_epoch(self) -> None:
+        """Count from the start of the epoch that follows."""
+        self.epoch, self.step, self.samples = self.epoch + 1, 0, 0
+        self.loss_sum, self.correct = 0.0, 0
+
     def summed(self, ranks: Ranks) -> "Progress":
         """The same with the sums over all ranks, each of which must call this."""
         return replace(
@@ -209,17 +214,28 @@ def predict(
 
 
 def evaluate(
-    classifier: Classifier, split: Split, batch_size: int, device: torch.device, progress: str | None = None,
-    ranks: Ranks | None = None, amp: str = "none",
-) -> dict[str, float]:  # fmt: skip
-    """Score a split, every sample of it once, whatever the number of ranks; ``amp`` as ``predict`` has it.
+    classifier: Classifier,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    *,
+    label: str | None = None,
+    ranks: Ranks | None = None,
+    amp: str = "none",
+) -> dict[str, float]:
+    """Score a split, every sample of it once, whatever the number of ranks; arguments as ``predict`` has them.
 
     Returns:
         ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``.
+
+    Raises:
+        UserError: Probabilities that are no numbers.
     """
     ranks = ranks or Ranks()
     images = split.images[ranks.rank :: ranks.world]
-    probs = predict(classifier.eval(), images, batch_size, device, progress if ranks.main else None, amp)
+    probs = predict(
+        classifier.eval(), images, batch_size, device, progress=label if ranks.main else None, amp=amp
+    )
     probs = ranks.gather(probs, len(split))
     if not np.isfinite(probs).all():
         raise UserError(

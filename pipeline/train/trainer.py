@@ -46,6 +46,11 @@ class Trainer:
     wrapped: nn.Module | None = None  # the net as trained, where that is not the net itself (several ranks)
     updates: int = 0  # done so far, over all epochs
 
+    @property
+    def candidate(self) -> nn.Module:
+        """The net that is scored and kept: averaged over updates, where params say so."""
+        return self.ema.module if self.ema else self.model
+
     def train_mode(self) -> None:
         """Put the net into train mode, but for its frozen parts."""
         self.model.train()

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from pipeline.core.errors import UserError
-from pipeline.core.project import discard_checkpoint, find_checkpoint
+from pipeline.core.project import find_checkpoint
 from pipeline.train import checkpoint
 
 STATE = {
@@ -35,9 +35,6 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path, directory: Path) -> None:
     assert torch.equal(found["model"].pop("weight"), STATE["model"]["weight"])
     assert found == {**STATE, "model": {}}
     assert [path.name for path in directory.iterdir()] == ["state.pt"]
-    discard_checkpoint(tmp_path, "a" * 32)
-    assert not directory.exists()
-    discard_checkpoint(tmp_path, "a" * 32)  # twice is no error
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64")])
@@ -62,7 +59,7 @@ def test_killed_while_writing_it_leaves_the_old_state_and_the_rest_is_swept_up(d
     code = f"""
 import os, signal, torch
 from pathlib import Path
-from pipeline.core.project import discard_checkpoint, find_checkpoint
+from pipeline.core.project import find_checkpoint
 from pipeline.train import checkpoint
 def half(state, file):
     file.write(b"half of it")
@@ -75,6 +72,7 @@ checkpoint.save(Path({str(directory)!r}), {{"step": 2}})
     assert done.returncode == -9
     assert len(list(directory.iterdir())) == 2
     assert checkpoint.load(directory) == {"step": 1}
+    checkpoint.save(directory, {"step": 2})
     assert [path.name for path in directory.iterdir()] == ["state.pt"]
 
 
@@ -154,31 +152,25 @@ def test_an_error_inside_frees_the_lock(directory: Path) -> None:
         pass
 
 
-@pytest.fixture
-def code(tmp_path: Path) -> list[Path]:
-    """Two source files."""
-    paths = [tmp_path / "one.py", tmp_path / "two.py"]
-    for path in paths:
-        path.write_text(f"# {path.name}\n")
-    return paths
+def test_discard_finished_keeps_the_own_the_unfinished_and_the_locked(directory: Path) -> None:
+    """Of five jobs the finished ones go; a job that goes on after a crash in between is no finished one."""
+    jobs = {name: directory.with_name(name * 32) for name in "abcde"}
+    for name, finished in {"a": True, "b": True, "c": False, "d": True, "e": True}.items():
+        checkpoint.save(jobs[name], STATE, finished)
+    (jobs["e"] / "state.pt").unlink()  # a deletion that was killed
+    checkpoint.save(jobs["e"], STATE)
+    with checkpoint.locked(jobs["d"]):
+        checkpoint.discard_finished(directory)
+    assert [name for name, job in jobs.items() if job.exists()] == ["a", "c", "d", "e"]
+    checkpoint.discard_finished(directory)
+    assert [name for name, job in jobs.items() if job.exists()] == ["a", "c", "e"]
 
 
-def test_a_job_is_named_by_params_data_and_code(code: list[Path], tmp_path: Path) -> None:
-    parts = {"train": {"lr": 0.1, "epochs": 3}, "data": "d" * 64}
-    key = checkpoint.job_key(parts, code)
-    assert len(key) == 32
-    assert int(key, 16) >= 0
-    # Neither the order of files and params nor the place of the project matters.
-    assert checkpoint.job_key({"data": "d" * 64, "train": {"epochs": 3, "lr": 0.1}}, code[::-1]) == key
-    (tmp_path / "moved").mkdir()
-    moved = [Path(path.rename(tmp_path / "moved" / path.name)) for path in code]
-    assert checkpoint.job_key(parts, moved) == key
-
-    others = [
-        checkpoint.job_key(parts | {"train": {"lr": 0.2, "epochs": 3}}, moved),
-        checkpoint.job_key(parts | {"data": "e" * 64}, moved),
-        checkpoint.job_key(parts, moved[:1]),
-    ]
-    moved[1].write_text("# changed\n")
-    others.append(checkpoint.job_key(parts, moved))
-    assert len({key, *others}) == 5
+def test_hash_parts() -> None:
+    """The order of keys does not matter, every value does."""
+    parts = {"train": {"lr": 0.1, "epochs": 3}, "data": "d"}
+    key = checkpoint.hash_parts(parts)
+    assert len(bytes.fromhex(key)) == 16
+    assert checkpoint.hash_parts({"data": "d", "train": {"epochs": 3, "lr": 0.1}}) == key
+    assert checkpoint.hash_parts(parts | {"data": "e"}) != key
+    assert checkpoint.hash_parts(parts | {"train": {"lr": 0.2, "epochs": 3}}) != key

@@ -34,7 +34,7 @@ from pipeline.models.model import load_classifier, load_model
 from pipeline.reporting import plots
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store, sync
-from pipeline.train import loop, stage
+from pipeline.train import job, loop, stage
 
 ROOT = Path(__file__).parents[2]
 OUT = Path("models/train")
@@ -339,11 +339,51 @@ def test_lost_outs_are_restored_without_training(
     assert steps(run_id, "train/best_epoch") == [0]
 
 
+def test_edited_comments_restore_and_edited_code_trains_anew(project: Path, tmp_path: Path) -> None:
+    """The outs of a finished training come back without an update, on its run, when what changed has no effect."""
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "pipeline", code / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    first = spawn("none", "0", code=code)
+    output, _ = first.communicate()
+    assert first.returncode == 0, output
+    wanted, record = results(), json.loads((OUT / "run.json").read_text())
+    killed = str(int(signal.SIGKILL))
+    for edit, status in (("# A comment.\n", 0), ("EXTRA = 1\n", -signal.SIGKILL)):
+        with (code / "pipeline/train/loop.py").open("a") as file:
+            file.write(edit)
+        shutil.rmtree("models")
+        again = spawn("0", killed, code=code)  # its first update would be its end
+        output, _ = again.communicate()
+        assert again.returncode == status, output
+        if status == 0:
+            assert results() == wanted
+            assert json.loads((OUT / "run.json").read_text()) == record
+            assert [run.info.run_id for run in runs()] == [record["run_id"]]
+
+
+def test_the_last_finished_checkpoint_is_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job's end discards it; an unfinished one stays."""
+
+    def keys() -> set[str]:
+        return {path.name for path in Path(".hyojo/checkpoints").iterdir() if path.is_dir()}
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        train("train.seed=1", stop=stop_at(patch, 2))
+    (unfinished,) = keys()
+    train("train.epochs=2")
+    (first,) = keys() - {unfinished}
+    train("train.epochs=2", "train.seed=2")
+    (second,) = keys() - {unfinished}
+    assert second != first
+    train("train.seed=1")
+    assert keys() == {unfinished}
+
+
 def test_other_params_are_another_job(project: Path) -> None:
     prepared = load_prepared("data/prepared")
 
     def key(*overrides: str) -> str:
-        return stage.job_key(parse_params(apply_overrides(TINY_PARAMS, list(overrides))), prepared)
+        return job.hash_job(parse_params(apply_overrides(TINY_PARAMS, list(overrides))), prepared)
 
     assert key() == key("train.device=auto") == key("evaluate.worst=9") == key("export.tolerance=0.1")
     others = {
@@ -356,7 +396,7 @@ def test_early_stopping_keeps_the_best_weights(project: Path, monkeypatch: pytes
     values = iter([0.5, 0.6, 0.6, 0.55, 0.9, 0.9])
     seen: list[dict[str, torch.Tensor]] = []
 
-    def evaluate(classifier: Any, *_: object) -> dict[str, float]:
+    def evaluate(classifier: Any, *_: object, **__: object) -> dict[str, float]:
         seen.append({name: value.clone() for name, value in classifier.model.state_dict().items()})
         return {"loss": 1.0, "accuracy": next(values), "balanced_accuracy": 0.5, "macro_f1": 0.5}
 
@@ -385,7 +425,7 @@ def test_every_metric_stops_and_picks_in_its_direction(
     each = iter(values)
     # The other metrics say the contrary.
     others = dict.fromkeys(("loss", "accuracy", "balanced_accuracy", "macro_f1"), 0.5)
-    monkeypatch.setattr(loop, "evaluate", lambda *_: others | {metric: next(each)})
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: others | {metric: next(each)})
     train(
         "train.epochs=5", "train.early_stopping.patience=2", f"train.early_stopping.metric=val/{metric}",
     )  # fmt: skip
@@ -550,11 +590,11 @@ stage_main(train.main)
 """
 
 
-def spawn(*args: str) -> subprocess.Popen[str]:
-    """Start the stage in a process of its own, in the working directory."""
+def spawn(*args: str, code: Path = ROOT) -> subprocess.Popen[str]:
+    """Start the stage, of some tree of code, in a process of its own, in the working directory."""
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, *args],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(code)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -568,13 +608,13 @@ def test_killed_while_it_saves_and_run_again_it_ends_alike(
     output, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, output
     assert not OUT.exists()
-    assert list(Path(".hyojo/checkpoints").glob("*/*.tmp"))  # half of a checkpoint
+    assert list(Path(".hyojo/checkpoints").glob("*/.*.tmp.*"))  # half of a checkpoint
     train()
     assert results() == uninterrupted
     (run,) = runs()
     assert run.info.status == "FINISHED"
     assert steps(run.info.run_id) == [1, 2, 3]
-    assert not list(Path(".hyojo/checkpoints").glob("*/*.tmp"))
+    assert not list(Path(".hyojo/checkpoints").glob("*/.*.tmp.*"))
 
 
 def test_sigterm_ends_it_with_143_and_a_killed_run(project: Path, uninterrupted: dict[str, str]) -> None:
@@ -613,12 +653,12 @@ from pathlib import Path
 import torch
 from pipeline.models import formats
 from pipeline.reporting import plots
-from pipeline.train import loop, stage as train
+from pipeline.train import job, loop, stage as train
 from pipeline.core.errors import stage_main
 formats.probe = lambda *_: {"pt2": None}
 plots.save = lambda _figure, path: path.write_bytes(b"png")
 plots.training_curves = lambda *_: None
-train.CHECKPOINT_INTERVAL_S = 0.1
+job.CHECKPOINT_INTERVAL_S = 0.1
 update, save, saves, updates = loop.update, torch.save, iter(range(10**6)), iter(range(10**6))
 victim = int(sys.argv[1])
 def slow(*args):
@@ -684,7 +724,7 @@ def log_kill(kill: int, after_s: float, writing: bool, capsys: pytest.CaptureFix
         torch.load(states[0], weights_only=True)["session"]["progress"] if states else {"epoch": 0, "step": 0}
     )
     moment = "while it wrote a checkpoint" if writing else "at a moment of chance"
-    left = len(list(Path(".hyojo/checkpoints").glob("*/*.tmp")))
+    left = len(list(Path(".hyojo/checkpoints").glob("*/.*.tmp.*")))
     with capsys.disabled():
         print(
             f"\nkill {kill + 1:2} after {after_s:5.2f} s, {moment}: epoch {progress['epoch'] + 1}, step "

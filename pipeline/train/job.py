@@ -1,0 +1,174 @@
+"""A training job: what it is made of, what it is named by, how far it has come, and how a checkpoint holds that."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+import timm
+import torch
+
+from pipeline.core.code_hash import find_stage_code, hash_code
+from pipeline.core.dataset import Prepared
+from pipeline.core.params import Params, flatten
+from pipeline.core.project import find_checkpoint, project_root
+from pipeline.core.signals import StopRequest
+from pipeline.models.model import Recipe
+from pipeline.train import checkpoint
+from pipeline.train.distributed import Ranks
+from pipeline.train.loop import Interrupted, Progress
+from pipeline.train.trainer import Trainer
+
+# Not part of a result, so not of a job's key either.
+RUNTIME_PARAMS = {"device", "devices"}
+CHECKPOINT_INTERVAL_S = 30.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training is made of.
+
+    Attributes:
+        params: All params; only prepare's and train's matter to the result.
+        prepared: The data set.
+        recipe: The net.
+        key: From ``hash_job``.
+        folder: Where its checkpoint is kept.
+    """
+
+    params: Params
+    prepared: Prepared
+    recipe: Recipe
+    key: str
+    folder: Path
+
+    @property
+    def flat_params(self) -> dict[str, str]:
+        """The params that decided the result, by dotted names."""
+        return flatten(self.params.prepare, "prepare") | flatten(self.params.train, "train")
+
+
+@dataclass
+class Session:
+    """The state of a run that a checkpoint holds, besides net and optimizer."""
+
+    progress: Progress = field(default_factory=Progress)
+    run_id: str | None = None
+    attempt: str = ""
+    formats: dict[str, str | None] | None = None
+    best_value: float | None = None
+    best_epoch: int = 0
+    best_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    train_s: float = 0.0
+    finished: bool = False
+
+
+def build_job(params: Params, prepared: Prepared, recipe: Recipe) -> Job:
+    """Name a job, and find the place of its checkpoint; raises ``UserError`` outside a project."""
+    key = hash_job(params, prepared)
+    return Job(params, prepared, recipe, key, find_checkpoint(project_root(), key))
+
+
+def hash_job(params: Params, prepared: Prepared) -> str:
+    """Hash what determines the weights: params, data, the stage's code and the libraries that compute."""
+    return checkpoint.hash_parts(
+        {
+            "train": params.train.model_dump(exclude=RUNTIME_PARAMS),
+            "data": prepared.digest,
+            "code": hash_code(find_stage_code("train")),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        }
+    )
+
+
+@contextmanager
+def hold(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
+    """Hold a job's lock; the main rank waits for it, the others for the main rank. A request to stop ends the wait."""
+
+    def give_up() -> bool:
+        ranks.share("wait")
+        return bool(stop)
+
+    with checkpoint.locked(job.folder, give_up) if ranks.main else nullcontext(True) as held:
+        while (word := ranks.share("go" if held else "stop")) == "wait":
+            pass
+        if word == "stop":
+            sys.exit(128 + (stop.signal or SIGTERM))
+        yield
+
+
+def resume(job: Job, trainer: Trainer) -> Session:
+    """Read the job's checkpoint, if there is one, into the trainer; returns where the run stands."""
+    session, main = Session(), trainer.ranks.main
+    state = trainer.ranks.share(checkpoint.load(job.folder) if main else None)
+    if state is not None:
+        restore(state, trainer, session)
+        if main:
+            print(f"Going on from the checkpoint at epoch {session.progress.epoch + 1}.", flush=True)
+    return session
+
+
+def save(job: Job, trainer: Trainer, session: Session) -> None:
+    """Write the job's checkpoint; raises ``UserError`` if the disk is full."""
+    checkpoint.save(job.folder, snapshot(trainer, session), session.finished)
+
+
+def snapshot(trainer: Trainer, session: Session) -> dict[str, Any]:
+    """Collect all that a run needs to go on as if nothing had happened; tensors and plain values.
+
+    Draws follow from the position in the run, so there is no generator's state to keep.
+    """
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "ema": trainer.ema.module.state_dict() if trainer.ema else None,
+        "session": {**vars(session), "progress": vars(session.progress)},
+    }
+
+
+def restore(state: dict[str, Any], trainer: Trainer, session: Session) -> None:
+    """Put a ``snapshot`` back."""
+    trainer.model.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.schedule.load_state_dict(state["schedule"])
+    trainer.scaler.load_state_dict(state["scaler"])
+    if trainer.ema:
+        trainer.ema.module.load_state_dict(state["ema"])
+    values = dict(state["session"])
+    session.progress = Progress(**values.pop("progress"))
+    vars(session).update(values)
+    if not trainer.ranks.main:  # the main rank counts on from the sums
+        session.progress.samples, session.progress.loss_sum, session.progress.correct = 0, 0.0, 0
+
+
+class Keeper:
+    """Keeps a job's checkpoint while it trains: now and then, after every epoch, and before it stops."""
+
+    def __init__(self, job: Job, trainer: Trainer, session: Session, stop: StopRequest) -> None:
+        self.job, self.trainer, self.session, self.stop = job, trainer, session, stop
+        self.saved_s = time.monotonic()
+
+    def keep(self) -> None:
+        """Write the checkpoint; all ranks must call this."""
+        self.session.train_s += time.monotonic() - self.saved_s
+        summed = replace(self.session, progress=self.session.progress.summed(self.trainer.ranks))
+        if self.trainer.ranks.main:
+            save(self.job, self.trainer, summed)
+        self.saved_s = time.monotonic()
+
+    def after_step(self) -> None:
+        """Keep what is due after an update; raises ``Interrupted`` where a rank was asked to stop."""
+        ranks = self.trainer.ranks
+        due = ranks.main and time.monotonic() - self.saved_s > CHECKPOINT_INTERVAL_S
+        stopped, due = ranks.any(bool(self.stop), due)
+        if stopped or due:
+            self.keep()
+        if stopped:
+            raise Interrupted
