@@ -31,7 +31,8 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from pipeline.core.dataset import PREPARED, load_prepared
-from pipeline.inference.predictor import RUNTIMES, Predictor
+from pipeline.inference.graphs import RUNTIMES
+from pipeline.inference.predictor import Predictor
 
 FER = """
 import json, sys, time

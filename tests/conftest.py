@@ -1,7 +1,6 @@
 """Shared by the tests: an environment without DVC's and MLflow's variables, and fixtures over ``builders``."""
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 
 import pytest
-from builders import FOREIGN, TINY_PARAMS, Items, brightness_graph, forget_store, make_project, write_prepared
+from builders import FOREIGN, TINY_PARAMS, Items, forget_store, make_project, write_bundle, write_prepared
 
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.source import Item
@@ -103,17 +102,8 @@ def temporary_copy(project: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def bright_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import onnx
-
-    folder = tmp_path_factory.mktemp("bright") / "bundle"
-    folder.mkdir()
-    onnx.save(brightness_graph(), folder / "model.onnx")
-    preprocessing = {"img_size": 8, "channels": 1}
-    (folder / "bundle.json").write_text(
-        json.dumps({"class_names": ["bright", "dark"], "preprocessing": preprocessing})
-    )
-    (folder / "MODEL_CARD.md").write_text("card")
-    return folder
+    """A bundle whose answer is known: the brighter a picture, the surer "bright"."""
+    return write_bundle(tmp_path_factory.mktemp("bright") / "bundle")
 
 
 @pytest.fixture(scope="session")

@@ -16,16 +16,15 @@ from pipeline.core.params import PromoteParams
 from pipeline.core.params_file import load_params
 from pipeline.core.project import project_lock
 from pipeline.experiments import contenders, gate
-from pipeline.inference import latency, predictor
+from pipeline.inference import graphs, latency
 from pipeline.tracking import registry, runs
 from pipeline.tracking.registry import DECISION_TAG, MODEL, PARITY_TAG, MovedError, Outcome
-from pipeline.tracking.store import connect, find_run
+from pipeline.tracking.store import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-BUNDLE = "model/artifacts/bundle"
 GATE = "gate."
 
 
@@ -100,10 +99,9 @@ def measure(
         try:
             for version in versions:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hyojo-promote-")))
-                run = find_run(client, version.run_id)
-                folder = runs.fetch(client, run.info.run_id, BUNDLE, scratch)
+                folder = registry.fetch_bundle(client, version, scratch)
                 shape = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["preprocessing"]
-                sizes.append(predictor.served_file(folder)[1].stat().st_size / 1e6)
+                sizes.append(graphs.served_file(folder)[1].stat().st_size / 1e6)
                 models.append(latency.open_model(folder, shape["img_size"], shape["channels"]))
             return list(zip(latency.measure_ms(models), sizes))
         except Exception:  # gone artifacts, a runtime that is not installed, an operator it lacks

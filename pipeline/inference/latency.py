@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.inference import predictor
+from .graphs import load_graph, served_file
 
 WARM_UP = 10
 ROUNDS = 200
@@ -22,7 +22,7 @@ def open_model(bundle_dir: Path, img_size: int, channels: int) -> Callable[[], n
         img_size: Height and width of its images, px.
         channels: Of them, 1 or 3.
     """
-    run = predictor.load_graph(bundle_dir)
+    run = load_graph(served_file(bundle_dir)[1])
     shape = (1, img_size, img_size, channels)
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return lambda: run(image)

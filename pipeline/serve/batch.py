@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from pipeline.core import cores
 from pipeline.core.errors import UserError
+from pipeline.inference.graphs import served_file
 from pipeline.inference.images import ImageError
-from pipeline.inference.predictor import served_file
 from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
 from pipeline.serve import locate
 from pipeline.serve.files import Predict, load_predictor
@@ -51,7 +51,7 @@ class Settings(NamedTuple):
         faces: Whether faces are looked for; None: as the model was trained.
         column: Of a table, where its pictures or their paths are; None: by its usual name.
         restart: Whether to begin anew.
-        runtime: One of ``predictor.RUNTIMES``; None: the first that the model has a file for.
+        runtime: One of ``graphs.RUNTIMES``; None: the first that the model has a file for.
     """
 
     batch_size: int = 64

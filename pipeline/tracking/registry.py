@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
 from pipeline.core.project import project_lock
-from pipeline.tracking.runs import BUNDLE_TAG, TEST_DIGEST_TAG, bundle_costs
+from pipeline.core.stage_files import BundleFile
+from pipeline.tracking.runs import TEST_DIGEST_TAG, bundle_costs, fetch, find_model
 from pipeline.tracking.store import SQLITE, connect, find_run
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 MODEL = "hyojo"
 CHAMPION = "champion"
-BUNDLE = Path("models/bundle")
+PREFIX = "models:/"
 # On the registered model: the versions that were champion, oldest first, the present one last.
 FORMER_TAG = "hyojo.champions"
 DECISION_TAG = "hyojo.decision"
@@ -53,25 +54,25 @@ class MovedError(Exception):
         self.champion = champion
 
 
-def has_model(bundle_dir: Path = BUNDLE) -> bool:
+def has_model(bundle_dir: Path | None = None) -> bool:
     """Whether the bundle's MLflow run is in this store and holds the model; if not, ``hyojo sync`` puts it there."""
-    return _run_with_model(connect(), _read_bundle(bundle_dir)) is not None
+    return _run_with_model(connect(), BundleFile.load(bundle_dir)) is not None
 
 
-def register(bundle_dir: Path = BUNDLE) -> Outcome:
+def register(bundle_dir: Path | None = None) -> Outcome:
     """Make a version of a bundle, unless there is one; the first version ever becomes champion.
 
     Args:
-        bundle_dir: What export wrote.
+        bundle_dir: What export wrote; None: where the stage leaves it.
 
     Raises:
         UserError: No bundle, or its run has no model (``hyojo sync`` puts it there).
     """
-    bundle = _read_bundle(bundle_dir)
+    bundle = BundleFile.load(bundle_dir)
     client = connect()
     with project_lock("registry"):
         registered = versions(client)
-        same = [version for version in registered if version.tags.get("hyojo.digest") == bundle["digest"]]
+        same = [version for version in registered if version.tags.get("hyojo.digest") == bundle.digest]
         if same:
             known = max(same, key=lambda version: int(version.version))
             number = int(known.version)
@@ -89,10 +90,10 @@ def register(bundle_dir: Path = BUNDLE) -> Outcome:
             _create_model(client)
         created = client.create_model_version(
             MODEL,
-            source=f"{run.info.artifact_uri}/model",
+            source=f"{run.info.artifact_uri}/{find_model(run, bundle.digest)}",
             run_id=run.info.run_id,
             tags=_tags(bundle, run),
-            description=f"{bundle['backbone']}, test accuracy {bundle['metrics']['test']['accuracy']:.4f}",
+            description=f"{bundle.backbone}, test accuracy {bundle.metrics['test']['accuracy']:.4f}",
         )
         number = int(created.version)
         if version_with_alias(client, CHAMPION) is not None:
@@ -195,38 +196,64 @@ def _alone(client: "MlflowClient") -> Iterator[None]:
         client.delete_registered_model(LOCK)
 
 
-def _tags(bundle: dict[str, Any], run: "Run | None") -> dict[str, str]:
+def _tags(bundle: BundleFile, run: "Run | None") -> dict[str, str]:
     """What a version says of itself."""
+    test = bundle.metrics["test"]
     tags = {
-        "hyojo.digest": bundle["digest"],
-        TEST_DIGEST_TAG: bundle["test_digest"],
-        "hyojo.data_digest": bundle["data_digest"],
-        "hyojo.weights_sha256": bundle["weights_sha256"],
-        "hyojo.backbone": bundle["backbone"],
-        "test.accuracy": repr(bundle["metrics"]["test"]["accuracy"]),
-        "test.macro_f1": repr(bundle["metrics"]["test"]["macro_f1"]),
+        "hyojo.digest": bundle.digest,
+        "hyojo.data_digest": bundle.data_digest,
+        "hyojo.weights_sha256": bundle.weights_sha256,
+        "hyojo.backbone": bundle.backbone,
+        "test.accuracy": repr(test["accuracy"]),
+        "test.macro_f1": repr(test["macro_f1"]),
     }
-    if bundle.get("parity"):
+    if bundle.test_digest:
+        tags[TEST_DIGEST_TAG] = bundle.test_digest
+    if bundle.parity:
         tags[PARITY_TAG] = "passed"
     recorded = {k: v for k, v in run.data.metrics.items() if k.startswith("cost/")} if run else {}
-    return tags | {k.replace("/", "."): repr(v) for k, v in (recorded | bundle_costs(bundle)).items()}
+    costs = recorded | bundle_costs(bundle.as_dict())
+    return tags | {k.replace("/", "."): repr(v) for k, v in costs.items()}
 
 
-def _read_bundle(bundle_dir: Path) -> dict[str, Any]:
-    try:
-        return json.loads((bundle_dir / "bundle.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{bundle_dir / 'bundle.json'} not found. Run `dvc repro` first.") from None
-
-
-def _run_with_model(client: "MlflowClient", bundle: dict[str, Any]) -> "Run | None":
+def _run_with_model(client: "MlflowClient", bundle: BundleFile) -> "Run | None":
     """The bundle's run, if it holds this very bundle."""
-    run = find_run(client, bundle["run_id"])
-    return run if run is not None and run.data.tags.get(BUNDLE_TAG) == bundle["digest"] else None
+    run = find_run(client, bundle.run_id)
+    return run if run is not None and find_model(run, bundle.digest) else None
+
+
+def fetch_bundle(client: "MlflowClient", version: "ModelVersion", dest: Path) -> Path:
+    """Copy a version's bundle into ``dest``; raises what MLflow or the file system raises."""
+    run = find_run(client, version.run_id)
+    return fetch(client, run.info.run_id, f"{version.source.rsplit('/', 1)[1]}/artifacts/bundle", dest)
+
+
+def find_version(client: "MlflowClient", name: str) -> "ModelVersion | None":
+    """Find the registered version that a name stands for, if there is one.
+
+    Args:
+        client: Of the store.
+        name: A number (``3``, ``v3``), an alias (``champion``, ``@champion``), or a URI (``models:/hyojo/3``,
+            ``models:/hyojo@champion``), which may be of another model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    model, at = MODEL, ""
+    if name.startswith(PREFIX):
+        path = name.removeprefix(PREFIX)
+        model, at, name = path.partition("@") if "@" in path else path.partition("/")
+    number = name.removeprefix("v")
+    try:
+        if number.isdecimal() and at != "@":
+            # A long one begins the id of a run.
+            return client.get_model_version(model, str(int(number))) if len(number) < 8 else None
+        return client.get_model_version_by_alias(model, name.removeprefix("@"))
+    except MlflowException:
+        return None
 
 
 def versions(client: "MlflowClient") -> "list[ModelVersion]":
-    """All versions that there are."""
+    """List all versions that there are."""
     return list(client.search_model_versions(f"name = '{MODEL}'"))
 
 

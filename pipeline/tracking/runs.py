@@ -295,7 +295,10 @@ def describe(metrics: dict[str, float], tags: dict[str, str]) -> str:
 def log_bundle(
     run_id: str, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float] | None = None
 ) -> None:
-    """Put the served model (``model/``), its card and its costs onto a run, the files once for each bundle digest.
+    """Put the served model, its card and its costs onto a run, the files once for each bundle digest.
+
+    The first model of a run lies in ``model/``, another one in a folder of its own: a registered version is what
+    lies in its folder, and has to stay what it is.
 
     Args:
         run_id: The id that files know the run by.
@@ -312,13 +315,27 @@ def log_bundle(
         if run is None:
             raise LookupError(f"no run {run_id}")
         log_metrics(client, run.info.run_id, bundle_costs(bundle) | (metrics or {}))
-        if run.data.tags.get(BUNDLE_TAG) == digest and client.list_artifacts(run.info.run_id, "model"):
+        known = find_model(run, digest)
+        if known and client.list_artifacts(run.info.run_id, known):
             return
-        client.log_artifacts(run.info.run_id, str(pyfunc_dir), "model")
+        tag, folder = _model_places(digest)[known is None and BUNDLE_TAG in run.data.tags]
+        client.log_artifacts(run.info.run_id, str(pyfunc_dir), known or folder)
         client.log_artifact(run.info.run_id, str(bundle_dir / "MODEL_CARD.md"))
-        client.set_tag(run.info.run_id, BUNDLE_TAG, digest)
+        if known is None:
+            client.set_tag(run.info.run_id, tag, digest)
 
     attempt(log, "logging the bundle")
+
+
+def find_model(run: "Run", digest: str) -> str | None:
+    """Find the artifact folder in which a run holds the served model of a bundle; None if it lacks it."""
+    return next((folder for tag, folder in _model_places(digest) if run.data.tags.get(tag) == digest), None)
+
+
+def _model_places(digest: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Tag and folder of a bundle's model on a run: as its first model, and as a later one."""
+    short = digest[:12]
+    return (BUNDLE_TAG, "model"), (f"{BUNDLE_TAG}.{short}", f"model-{short}")
 
 
 def log_suspects(

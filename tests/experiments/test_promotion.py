@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import write_predictions
+from builders import bundle_record, write_predictions
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import promotion
@@ -35,12 +35,11 @@ def add_version(right: int, digest: str, test_digest: str = "7" * 64, graph: Pat
     client.set_tag(run_id, runs.EVALUATION_TAG, "k")
     folder = Path("models") / digest
     folder.mkdir(parents=True)
-    bundle = {
-        "digest": digest, "test_digest": test_digest, "data_digest": "d" * 64, "weights_sha256": "e" * 64,
-        "backbone": "face_resnet_s", "run_id": run_id, "parity": {"formats": ["onnx"]},
-        "metrics": {"test": {"accuracy": right / 100, "macro_f1": right / 100}},
-        "preprocessing": {"img_size": 8, "channels": 1}, "cost": {"parameters": 5, "size_bytes": 1000},
-    }  # fmt: skip
+    bundle = bundle_record(
+        digest=digest, test_digest=test_digest, run_id=run_id, parity={"formats": ["onnx"]},
+        metrics={"test": {"accuracy": right / 100, "macro_f1": right / 100}},
+        cost={"parameters": 5, "size_bytes": 1000},
+    )  # fmt: skip
     (folder / "bundle.json").write_text(json.dumps(bundle))
     (folder / "MODEL_CARD.md").write_text("card")
     inner = folder / "pyfunc" / "artifacts" / "bundle"

@@ -13,7 +13,8 @@ import pipeline.models.backbones  # noqa: F401  (registers our nets with timm)
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
 from pipeline.export import int8, stage
-from pipeline.inference.predictor import RUNTIMES, Predictor
+from pipeline.inference.graphs import RUNTIMES
+from pipeline.inference.predictor import Predictor
 from pipeline.models import formats, model
 from pipeline.serve import batch, locate
 from pipeline.tracking.pyfunc import build_pyfunc, example_picture

@@ -16,7 +16,7 @@ from pipeline.core.params import PrepareParams
 from pipeline.inference import faces
 from pipeline.inference.faces import Face, NoFace, cut_faces, cut_out, detect, to_channels
 from pipeline.inference.images import ImageError, decode, resize
-from pipeline.inference.predictor import Predictor, answer
+from pipeline.inference.predictor import Predictor
 from pipeline.prepare.stage import prepare
 from pipeline.serve.files import format_csv, format_table, predict_paths
 
@@ -260,7 +260,7 @@ def test_a_bundle_trained_on_photos_looks_for_faces_by_itself(
     predictor = Predictor(tmp_path)
     assert len(predictor.predict_bytes([png(photo)])[0]["faces"]) == 1
     assert "faces" not in predictor.predict_bytes([png(photo)], faces=False)[0]
-    assert "faces" not in answer(predictor, [png(photo)], {"faces": False})[0]
+    assert "faces" not in predictor.answer([png(photo)], {"faces": False})[0]
 
 
 def test_predict_shows_each_face(photo: np.ndarray, bright_bundle: Path, tmp_path: Path) -> None:

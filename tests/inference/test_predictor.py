@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +23,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.inference.predictor import Predictor, answer
+from pipeline.inference.predictor import Predictor
+from pipeline.tracking.pyfunc import SHIPPED
 
 SIZE = 8
 CLASSES = ["bright", "dark"]
@@ -167,15 +169,15 @@ def test_requests_of_any_shape(predictor: Predictor) -> None:
         picture(10),
     ]
     for shape in shapes:
-        rows = answer(predictor, shape)
+        rows = predictor.answer(shape)
         assert len(rows) == 1
         check_good(rows[0], 10)
     for shape in [None, 5, {}, pd.DataFrame(), pd.DataFrame({"img": [good]}), [[good]], np.zeros((1, 2, 2))]:
-        rows = answer(predictor, shape)
+        rows = predictor.answer(shape)
         assert len(rows) == 1
         check_bad(rows[0])
-    assert answer(predictor, []) == []
-    assert len(answer(predictor, {"img": [good, good]})) == 2
+    assert predictor.answer([]) == []
+    assert len(predictor.answer({"img": [good, good]})) == 2
 
 
 def test_importing_the_module_does_not_load_mlflow() -> None:
@@ -185,7 +187,7 @@ def test_importing_the_module_does_not_load_mlflow() -> None:
 
 
 def test_the_logged_model_stands_alone(pyfunc_dir: Path, tmp_path: Path) -> None:
-    """In another folder, without this project or torch, and with pickle off; it uses its own images.py."""
+    """In another folder, without this project or torch, and with pickle off."""
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["pipeline"] = None  # an import of either fails
@@ -194,7 +196,6 @@ model = mlflow.pyfunc.load_model({str(pyfunc_dir)!r})
 rows = model.predict({{"image": [{b64(picture(250))!r}, "junk"]}})
 assert model.metadata.signature.inputs.input_names() == ["image"]
 assert model.metadata.signature.outputs.input_names() == ["label", "probabilities", "abstain", "faces", "error"]
-assert sys.modules["images"].__file__.startswith({str(pyfunc_dir)!r})
 print(rows[0]["label"], rows[0]["error"], rows[1]["label"], len(rows))
 """
     env = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -205,16 +206,26 @@ print(rows[0]["label"], rows[0]["error"], rows[1]["label"], len(rows))
     assert done.stdout.split() == ["bright", "None", "None", "2"]
 
 
+def test_two_versions_in_one_process_answer_each_with_its_own_code(pyfunc_dir: Path, tmp_path: Path) -> None:
+    import mlflow.pyfunc
+
+    other = tmp_path / "other"
+    shutil.copytree(pyfunc_dir, other)
+    code = other / "code" / "hyojo_inference" / "requests.py"
+    code.write_text(code.read_text().replace('"not base64"', '"other: not base64"'))
+    first, second, again = (mlflow.pyfunc.load_model(str(place)) for place in (pyfunc_dir, other, pyfunc_dir))
+    said = [model.predict({"image": ["@@@"]})[0]["error"] for model in (first, second, again)]
+    assert said == ["not base64", "other: not base64", "not base64"]
+    assert not [name for name in sys.modules if name.startswith("hyojo_inference")]
+
+
 def test_what_the_logged_model_holds(pyfunc_dir: Path) -> None:
     files = {str(path.relative_to(pyfunc_dir)) for path in pyfunc_dir.rglob("*") if path.is_file()}
-    assert {
-        "predictor.py",
-        "code/images.py",
-        "code/faces.py",
-        "MLmodel",
-        "requirements.txt",
-        "input_example.json",
-    } <= files
+    shipped = {path.name for path in SHIPPED.glob("*.py")} - {"pyfunc_model.py"}
+    assert {name for name in files if name.startswith("code/")} == {
+        f"code/hyojo_inference/{name}" for name in shipped
+    }
+    assert {"pyfunc_model.py", "MLmodel", "requirements.txt", "input_example.json"} <= files
     assert sum(name.endswith((".onnx", ".pt2", ".safetensors", ".pkl")) for name in files) == 1
     lines = (pyfunc_dir / "requirements.txt").read_text().split()
     assert {line.split("==")[0] for line in lines} == {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.inference import latency, predictor
+from pipeline.inference import graphs, latency
 from pipeline.models import costs
 from pipeline.tracking import runs
 from pipeline.tracking.store import connect, experiment_id
@@ -56,9 +56,9 @@ def test_times_are_medians_taken_in_turns() -> None:
 
 def test_a_bundle_is_opened_as_it_is_served(bright_bundle: Path, tmp_path: Path) -> None:
     assert latency.open_model(bright_bundle, 8, 1)().shape == (1, 2)
-    assert predictor.served_file(bright_bundle) == ("onnx", bright_bundle / "model.onnx")
+    assert graphs.served_file(bright_bundle) == ("onnx", bright_bundle / "model.onnx")
     with pytest.raises(FileNotFoundError):
-        predictor.served_file(tmp_path)
+        graphs.served_file(tmp_path)
 
 
 def test_counting_leaves_the_state_of_torch_alone() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from builders import bundle_record
 
 from pipeline.core.errors import UserError
 from pipeline.tracking import registry, runs
@@ -18,15 +19,9 @@ def make_bundle(digest: str, accuracy: float, *, test_digest: str = TEST_DIGEST,
     run_id = client.create_run(experiment_id(client)).info.run_id
     folder = Path("models") / digest
     folder.mkdir(parents=True)
-    (folder / "bundle.json").write_text(
-        json.dumps(
-            {
-                "digest": digest, "test_digest": test_digest, "data_digest": "d" * 64, "weights_sha256": "e" * 64,
-                "backbone": "face_resnet_s", "run_id": run_id,
-                "metrics": {"test": {"accuracy": accuracy, "macro_f1": accuracy / 2}},
-            }
-        )
-    )  # fmt: skip
+    metrics = {"test": {"accuracy": accuracy, "macro_f1": accuracy / 2}}
+    record = bundle_record(digest=digest, test_digest=test_digest, run_id=run_id, metrics=metrics)
+    (folder / "bundle.json").write_text(json.dumps(record))
     (folder / "MODEL_CARD.md").write_text(f"card of {digest}")
     (folder / "pyfunc").mkdir()
     (folder / "pyfunc" / "MLmodel").write_text("flavors: {}\n")

@@ -263,8 +263,10 @@ def test_a_bundle_is_logged_once_for_each_digest(own: str, bundle: tuple[Path, P
     assert Path(client.download_artifacts(own, "model/MLmodel")).read_text() == "flavors: {}"
     (folder / "bundle.json").write_text(json.dumps({"digest": "2"}))
     log_bundle(own, folder, model)
-    assert Path(client.download_artifacts(own, "model/MLmodel")).read_text() == "flavors: {a: {}}"
-    assert client.get_run(own).data.tags[tracking.BUNDLE_TAG] == "2"
+    folders = [tracking.find_model(client.get_run(own), digest) for digest in "123"]
+    assert folders == ["model", "model-2", None]
+    contents = [Path(client.download_artifacts(own, f"{name}/MLmodel")).read_text() for name in folders[:2]]
+    assert contents == ["flavors: {}", "flavors: {a: {}}"]  # a version that was registered stays what it was
     assert client.get_run(own).info.status == "FINISHED"
 
 
