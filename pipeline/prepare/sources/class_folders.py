@@ -9,9 +9,6 @@ usual name (``Training``, ``valid``, ``PublicTest``, ``test_set``). Several data
 told by class folders that have names of expressions.
 """
 
-import os
-import stat
-import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -19,12 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.core.errors import UserError
-from pipeline.inference.images import ImageError
-from pipeline.prepare.sources.archive import DAMAGED, MAX_FILE_BYTES, Archive, Parts, damaged, is_junk
+from pipeline.prepare.sources.archive import Parts
+from pipeline.prepare.sources.form import Form, list_forms, register
 from pipeline.prepare.sources.labels import EXPRESSIONS, fold
-from pipeline.prepare.sources.source import LOOKED_FOR, Item, Source, printable, split_name
-from pipeline.prepare.sources.tar import TarArchive, decompressed
-from pipeline.prepare.sources.zip import ZipArchive
+from pipeline.prepare.sources.members import find_archive_kind, open_members
+from pipeline.prepare.sources.source import Item, Source, printable, split_name
 
 
 class _Class(NamedTuple):
@@ -35,7 +31,7 @@ class _Class(NamedTuple):
     root: str | None
 
 
-class Tree(Source):
+class ClassFolders(Source):
     """Class folders in a folder or an archive; hidden files and what operating systems leave are passed over.
 
     Raises:
@@ -48,7 +44,7 @@ class Tree(Source):
 
     def __init__(self, path: Path, known: Collection[str] = ()) -> None:
         super().__init__(path)
-        self._reader = Folder(path) if path.is_dir() else open_archive(path)
+        self._reader = open_members(path)
         try:
             counts: Counter[Parts] = Counter()
             table: Parts = ()
@@ -64,7 +60,7 @@ class Tree(Source):
             if not labels or (table and len(labels) < 2):
                 hint = f"It holds {printable(table)}: unpack it, and give that. " if table else ""
                 raise UserError(
-                    f"prepare.source: {path} has no class folders with files in them. {hint}{LOOKED_FOR}"
+                    f"prepare.source: {path} has no class folders with files in them. {hint}{list_forms()}"
                 )
         except BaseException:
             self.close()
@@ -86,85 +82,6 @@ class Tree(Source):
 
     def close(self) -> None:
         self._reader.close()
-
-
-class Folder:
-    """Files below a folder; links are followed, as in any folder of one's own."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def members(self) -> Iterator[tuple[Parts, str | None]]:
-        """Every file and its path, and every folder (None); without hidden ones."""
-        todo: list[tuple[Parts, tuple[tuple[int, int], ...]]] = [((), ())]
-        while todo:
-            parts, above = todo.pop()
-            path = self._path.joinpath(*parts)
-            try:
-                info = path.stat()
-                here = (info.st_dev, info.st_ino)
-                if here in above:  # a link that goes in circles
-                    continue
-                yield parts, None
-                with os.scandir(path) as children:
-                    for child in children:
-                        if is_junk(child.name):
-                            continue
-                        if child.is_dir():
-                            todo.append(((*parts, child.name), (*above, here)))
-                        else:
-                            yield (*parts, child.name), "/".join((*parts, child.name))
-            except OSError as error:
-                raise UserError(f"prepare.source: {path} cannot be read ({error.strerror}).") from error
-
-    def read(self, place: str) -> bytes:
-        """The bytes of a file; raises ``ImageError``."""
-        path = self._path / place
-        try:
-            info = path.stat()
-            if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
-                raise ImageError("not a regular file")
-            if info.st_size > MAX_FILE_BYTES:
-                raise ImageError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
-            return path.read_bytes()
-        except (OSError, ValueError) as error:
-            if isinstance(error, ImageError):
-                raise
-            raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def archive_kind(path: Path) -> type[Archive] | None:
-    """What reads a zip or tar archive (plain, gz, bz2 or xz), told by content; None if it is neither.
-
-    Raises:
-        UserError: It is damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            # An empty zip starts with its end.
-            if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):
-                return ZipArchive
-            file.seek(0)
-            start = decompressed(file).read(tarfile.BLOCKSIZE)
-        # By the first block's checksum: `tarfile.is_tarfile` reads extended headers of any size.
-        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
-    except tarfile.EOFHeaderError:
-        return TarArchive  # a tar without members
-    except tarfile.HeaderError:
-        return None
-    except DAMAGED as error:
-        raise damaged(path, error) from error
-    return TarArchive
-
-
-def open_archive(path: Path) -> Archive:
-    """Open a file that ``archive_kind`` knows."""
-    kind = archive_kind(path)
-    assert kind
-    return kind(path)
 
 
 def _find_classes(path: Path, counts: Mapping[Parts, int], known: Collection[str]) -> dict[Parts, _Class]:
@@ -219,7 +136,7 @@ def _read_level(path: Path, counts: Mapping[Parts, int]) -> dict[Parts, tuple[st
             found[folder] = split, printable(rest[len(wrapper) :][:1])
     if found and all(split is None and split_name(label) for split, label in found.values()):
         raise UserError(
-            f"prepare.source: {path} has split folders, but no class folders in them. {LOOKED_FOR}"
+            f"prepare.source: {path} has split folders, but no class folders in them. {list_forms()}"
         )
     return found
 
@@ -240,3 +157,17 @@ def _wrapper(rests: list[Parts]) -> Parts:
             break  # the last level is the class, even if there is only one
         depth += 1
     return max(rests, key=len)[:depth] if rests else ()
+
+
+register(
+    Form(
+        5,
+        {
+            "class folders, with or without split folders around them, in a folder or in a zip or tar archive (plain, "
+            "gz, bz2, xz)": "the folders' names; splits as `train`, `val`/`valid`/`validation`/`PublicTest`, "
+            "`test`/`PrivateTest`, ..."
+        },
+        lambda place: place.path.is_dir() or find_archive_kind(place.path) is not None,
+        lambda place: ClassFolders(place.path, place.reading.known),
+    )
+)

@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
+from pipeline.prepare.sources.form import Form, Place, Reading, register
 from pipeline.prepare.sources.labels import FER_NAMES, FERPLUS_NAMES
 from pipeline.prepare.sources.source import Item, Source, read_split
 from pipeline.prepare.sources.table import MAX_LINE, CsvTable, Table, read_label
@@ -27,12 +28,12 @@ _PIXELS = "pixels"
 _NO_FACE = ("unknown", "NF")
 
 
-def holds_pixels(table: Table) -> bool:
+def _holds_pixels(table: Table) -> bool:
     """Whether a table is a CSV with pictures as text."""
     return isinstance(table, CsvTable) and _PIXELS in table.columns
 
 
-def holds_votes(table: Table) -> bool:
+def _holds_votes(table: Table) -> bool:
     """Whether a table has the columns of FER+."""
     return {*FERPLUS_NAMES, *_NO_FACE} <= set(table.columns)
 
@@ -41,19 +42,17 @@ class FerCsv(Source):
     """A CSV of pixels; its lines are read where they stand, and not all at once.
 
     Args:
-        path: What ``stage.source`` names.
+        path: What ``prepare.source`` names.
         table: The CSV.
         votes: FER+'s table for it, or None.
-        soft: Whether votes are passed on, or only what most of them say.
-        given: Columns by role.
+        reading: How to read it.
     """
 
     numbers_are_names = False
 
-    def __init__(
-        self, path: Path, table: CsvTable, votes: Table | None, soft: bool, given: Mapping[str, str]
-    ) -> None:
+    def __init__(self, path: Path, table: Table, votes: Table | None, reading: Reading) -> None:
         super().__init__(path)
+        given, soft = reading.columns, reading.soft
         self.form = "FER2013's CSV" + (
             f" with FER+'s votes, {'soft' if soft else 'majority'} labels" if votes else ""
         )
@@ -167,3 +166,43 @@ def count_votes(counts: Mapping[str, float], soft: bool) -> tuple[str | None, di
     if top in _NO_FACE or (not soft and 2 * counts[top] <= sum(counts.values())):
         return None, {}
     return FERPLUS_NAMES[top], {FERPLUS_NAMES[name]: n for name, n in counts.items() if name in FERPLUS_NAMES}
+
+
+def recognises(place: Place) -> bool:
+    """Whether there are pixels or votes."""
+    return any(_holds_pixels(table) or _holds_votes(table) for table in place.tables)
+
+
+def open_fer(place: Place) -> FerCsv:
+    """Open the CSV, with the votes on it if they lie beside it; raises ``UserError``."""
+    pixels = [table for table in place.tables if _holds_pixels(table)]
+    votes = [table for table in place.tables if _holds_votes(table)]
+    if not pixels:
+        lack = (
+            ", but no CSV with FER2013's pixels lies beside it. Put fer2013.csv into the folder."
+            if place.path.is_dir()
+            else " and no pictures. Put it into one folder with fer2013.csv, and give the folder."
+        )
+        raise UserError(f"prepare.source: {votes[0].path} has the votes of FER+{lack}")
+    labelled = [table for table in pixels if "label" in table.roles({}, None)] or pixels[:1]
+    for tables in (labelled, votes):
+        if len(tables) > 1:
+            names = ", ".join(table.path.name for table in tables)
+            raise UserError(
+                f"prepare.source: {place.path} has several tables of the same kind ({names}). Leave one there."
+            )
+    return FerCsv(place.path, labelled[0], votes[0] if votes else None, place.reading)
+
+
+register(
+    Form(
+        1,
+        {
+            "FER2013's CSV: `fer2013.csv`, `icml_face_data.csv`, or the challenge's `train.csv`": "the numbers 0 to 6; "
+            "`Usage`",
+            "FER+: a folder with `fer2013new.csv` and FER2013's CSV": "people's votes; `Usage`",
+        },
+        recognises,
+        open_fer,
+    )
+)

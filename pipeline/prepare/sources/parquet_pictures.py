@@ -7,7 +7,7 @@ in the file's metadata. Files are named after their split, or lie in a folder th
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
@@ -15,30 +15,25 @@ from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
+from pipeline.prepare.sources.form import Form, Place, Reading, register
 from pipeline.prepare.sources.source import Item, Source, printable, read_split, split_name
 from pipeline.prepare.sources.table import ROLES, ParquetTable, read_label, read_weight
 
-
-def picture_column(table: ParquetTable, given: Mapping[str, str]) -> str | None:
-    """The column that holds pictures, or None."""
-    asked = given.get("path")
-    return next((name for name in table.columns if asked in (None, name) and table.holds_bytes(name)), None)
+_AROUND_PARQUET = ("data", "default")
 
 
-class Embedded(Source):
+class ParquetPictures(Source):
     """Parquet files with pictures in them, read from start to end."""
 
     form = "Parquet with pictures in it"
     numbers_are_names = False
 
-    def __init__(
-        self, path: Path, tables: Sequence[ParquetTable], given: Mapping[str, str], person: str | None
-    ) -> None:
+    def __init__(self, path: Path, tables: Sequence[ParquetTable], reading: Reading) -> None:
         super().__init__(path)
         self._tables = tables
-        self._pictures = [str(picture_column(table, given)) for table in tables]
-        others = {role: column for role, column in given.items() if role != "path"}
-        self._roles = [table.roles(others, person) for table in tables]
+        self._pictures = [str(table.find_pictures(reading.columns)) for table in tables]
+        others = {role: column for role, column in reading.columns.items() if role != "path"}
+        self._roles = [table.roles(others, reading.person) for table in tables]
         for table, roles, picture in zip(tables, self._roles, self._pictures):
             if "label" not in roles:
                 raise UserError(
@@ -52,7 +47,7 @@ class Embedded(Source):
 
     def items(self) -> Iterator[Item]:
         for number, (table, roles) in enumerate(zip(self._tables, self._roles)):
-            name = table.path.relative_to(self.path).as_posix() if self.path.is_dir() else table.path.name
+            name = name_table(table, self.path)
             own_split = _split_of(PurePosixPath(name))
             labels = table.names(roles["label"])
             places = (
@@ -63,9 +58,8 @@ class Embedded(Source):
             rows = table.rows(list(roles.values()))
             for i, ((where, cells), place) in enumerate(zip(rows, places)):
                 cell = dict(zip(roles, cells))
-                own_name = PurePosixPath(cell.get("path", "").replace("\\", "/")).name
                 yield Item(
-                    printable([name, f"{i:07d}" + (f"-{own_name}" if own_name else "")]),
+                    name_row(name, i, cell.get("path")),
                     read_label(cell["label"], labels, where),
                     read_split(cell.get("split", ""), where) or own_split,
                     place, person=cell.get("person") or None, weight=read_weight(cell.get("weight", ""), where),
@@ -74,17 +68,27 @@ class Embedded(Source):
     def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
         for (number, row_group), run in groupby(places, key=lambda place: tuple(place[:2])):
             table, picture = self._tables[number], self._pictures[number]
-            column = f"{picture}.bytes" if table.has_inner(picture, "bytes") else picture
-            at, rows = -1, table.values(column, row_group)
+            at, rows = -1, table.pictures(picture, row_group)
             for *_, row in run:
                 # In order of name, so that rows only ever lie ahead.
                 data = next(islice(rows, row - at - 1, None))
                 at = row
-                yield partial(_bytes, data)
+                yield partial(check_bytes, data)
 
 
-def _bytes(data: bytes | None) -> bytes:
-    """A picture's bytes, if its row has any."""
+def name_table(table: ParquetTable, root: Path) -> str:
+    """A table's name within its source."""
+    return table.path.relative_to(root).as_posix() if root.is_dir() else table.path.name
+
+
+def name_row(table: str, row: int, own: str | None) -> str:
+    """A picture's name: its table's, its row's number, and the name that the row has for it, if any."""
+    own = PurePosixPath((own or "").replace("\\", "/")).name
+    return printable([table, f"{row:07d}" + (f"-{own}" if own else "")])
+
+
+def check_bytes(data: bytes | None) -> bytes:
+    """A picture's bytes; raises ``ImageError`` if its row has none."""
     if data is None:
         raise ImageError("no bytes in its row")
     return data
@@ -94,3 +98,26 @@ def _split_of(name: PurePosixPath) -> str | None:
     """The split that a file is named after (``train-00000-of-00002``), or the nearest folder around it."""
     own = split_name(re.split(r"[-.]", name.name)[0])
     return own or next(filter(None, map(split_name, reversed(name.parts[:-1]))), None)
+
+
+def _find_tables(place: Place, depth: int = 2) -> list[ParquetTable]:
+    """The file, or those in a folder and in its folders of splits."""
+    found = list(place.picture_tables)
+    for folder in place.folders if depth else []:
+        if split_name(folder.path.name) or folder.path.name in _AROUND_PARQUET:
+            found += _find_tables(folder, depth - 1)
+    return found
+
+
+register(
+    Form(
+        3,
+        {
+            "Parquet with pictures in it, as Hugging Face has it: a file, or a folder of "
+            "`train-00000-of-00002.parquet`, ...": "text, or numbers with names in the file's metadata; the file's "
+            "name, or a column"
+        },
+        lambda place: bool(_find_tables(place)),
+        lambda place: ParquetPictures(place.path, _find_tables(place), place.reading),
+    )
+)

@@ -20,13 +20,6 @@ _SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
 _SPLIT_SUFFIX = re.compile(r"(set|data|dataset|images?|imgs?|split|faces|labels?|list)$")
 _SHOWN = 20
 
-LOOKED_FOR = (
-    "Looked for: class folders, with or without split folders around them, in a folder or in a zip or tar archive "
-    "(.zip, .tar, .tar.gz, .tar.bz2, .tar.xz); a folder of several of these; a folder of pictures with a table of them "
-    "(.csv, .tsv, .parquet, with columns of paths and labels); FER2013's CSV (columns emotion and pixels), alone or in "
-    "a folder with FER+'s fer2013new.csv; Parquet with pictures in it."
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Item:

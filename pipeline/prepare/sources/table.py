@@ -194,17 +194,28 @@ class ParquetTable(Table):
             for batch in file.iter_batches(_PICTURES, row_groups=[row_group], columns=[column]):
                 yield from self._column(batch, column).to_pylist()
 
+    def pictures(self, column: str, row_group: int) -> Iterator[bytes | None]:
+        """The pictures of a row group, from a column of bytes or of structs with a field ``bytes``."""
+        return self.values(f"{column}.bytes" if self.has_inner(column, "bytes") else column, row_group)
+
     def has_inner(self, column: str, inner: str) -> bool:
         """Whether a column is a struct with a field of that name."""
         kind = self.schema.field(column).type
         return self._types.is_struct(kind) and kind.get_field_index(inner) >= 0
 
-    def holds_bytes(self, column: str) -> bool:
+    def _holds_bytes(self, column: str) -> bool:
         """Whether a column is binary, or a struct whose field ``bytes`` is."""
         kind = self.schema.field(column).type
         if self.has_inner(column, "bytes"):
             kind = kind.field("bytes").type
         return self._types.is_binary(kind) or self._types.is_large_binary(kind)
+
+    def find_pictures(self, given: Mapping[str, str]) -> str | None:
+        """The column that holds pictures, which is the one given for ``path`` if any is; None if there is none."""
+        asked = given.get("path")
+        return next(
+            (name for name in self.columns if asked in (None, name) and self._holds_bytes(name)), None
+        )
 
     def _column(self, batch: Any, name: str) -> Any:
         """A column of a batch, also one inside a struct, as ``image.bytes``."""

@@ -5,15 +5,16 @@ stands before that in an absolute path is passed over.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.core.errors import UserError
-from pipeline.prepare.sources.archive import Parts, is_junk
-from pipeline.prepare.sources.class_folders import Folder
+from pipeline.prepare.sources.archive import Parts
+from pipeline.prepare.sources.form import Form, Place, Reading, list_forms, register
+from pipeline.prepare.sources.members import Folder
 from pipeline.prepare.sources.source import Item, Source, printable, read_split, split_name
 from pipeline.prepare.sources.table import Table, read_label, read_weight
 
@@ -35,7 +36,7 @@ class _Way(NamedTuple):
         return (*self.before, *folders, name + self.suffix)
 
 
-class Manifest(Source):
+class TableOfFiles(Source):
     """Tables in a folder of pictures.
 
     Where there are several tables, each is named after its split (``train.csv``, ``test_labels.csv``), unless it
@@ -45,12 +46,10 @@ class Manifest(Source):
     form = "a table of pictures"
     numbers_are_names = False
 
-    def __init__(
-        self, path: Path, tables: Sequence[Table], given: Mapping[str, str], person: str | None
-    ) -> None:
+    def __init__(self, path: Path, tables: Sequence[Table], reading: Reading) -> None:
         super().__init__(path)
         self._folder = Folder(path)
-        self._tables = [(table, table.roles(given, person)) for table in tables]
+        self._tables = [(table, table.roles(reading.columns, reading.person)) for table in tables]
         for table, roles in self._tables:
             if len(tables) > 1 and "split" not in roles and not split_name(table.path.stem):
                 names = ", ".join(table.path.name for table in tables)
@@ -110,12 +109,8 @@ class Manifest(Source):
 
     def _subfolders(self) -> list[Parts]:
         """Folders below, the nearest first."""
-        found: list[Parts] = []
-        for path, names, _ in os.walk(self.path):
-            names[:] = sorted(name for name in names if not is_junk(name))
-            found += [(*Path(path).relative_to(self.path).parts, name) for name in names]
-            if len(found) > _MAX_FOLDERS:
-                break
+        folders = (parts for parts, place in self._folder.members() if place is None and parts)
+        found = islice(folders, _MAX_FOLDERS)
         return sorted(found, key=lambda parts: (len(parts), parts))
 
 
@@ -134,3 +129,43 @@ def _checked_parts(path: str, where: str, dropped: int) -> Parts:
             f"{where}: {path!r} does not lead into the folder as the paths before it do. Mend it."
         )
     return parts
+
+
+def _names_files(table: Table, reading: Reading) -> bool:
+    """Whether a table has columns of paths and labels."""
+    given = {role: name for role, name in reading.columns.items() if name.strip() in table.columns}
+    return {"path", "label"} <= table.roles(given, None).keys()
+
+
+def recognises(place: Place) -> bool:
+    """Whether a folder has tables of files; whether a file is any table without pictures."""
+    return any(place.path.is_file() or _names_files(table, place.reading) for table in place.tables)
+
+
+def open_tables(place: Place) -> TableOfFiles:
+    """Open a folder's tables; raises ``UserError``, also for a table by itself."""
+    tables = [table for table in place.tables if _names_files(table, place.reading)]
+    if place.path.is_dir():
+        return TableOfFiles(place.path, tables, place.reading)
+    if tables:
+        raise UserError(
+            f"prepare.source: {place.path} is a table of pictures. Give the folder that holds it and the pictures, so "
+            "that DVC tracks both."
+        )
+    raise UserError(
+        f"prepare.source: {place.path} is a table with the columns {place.tables[0].named}: no paths and labels "
+        f"among them. Name them in prepare.columns. {list_forms()}"
+    )
+
+
+register(
+    Form(
+        2,
+        {
+            "a table and pictures: a folder with `labels.csv`, say (.tsv, .parquet), and pictures in it or below "
+            "it": "columns of path and label, and of split, person and weight if there are any"
+        },
+        recognises,
+        open_tables,
+    )
+)

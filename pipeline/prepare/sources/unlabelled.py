@@ -22,8 +22,8 @@ from typing import Any, Protocol, Self
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError, suffixes
 from pipeline.prepare.sources.archive import Archive
-from pipeline.prepare.sources.class_folders import Folder, archive_kind, open_archive
-from pipeline.prepare.sources.parquet_pictures import picture_column
+from pipeline.prepare.sources.members import Folder, find_archive_kind, open_members
+from pipeline.prepare.sources.parquet_pictures import check_bytes, name_row, name_table
 from pipeline.prepare.sources.source import printable
 from pipeline.prepare.sources.table import ParquetTable, Table, open_table
 
@@ -96,8 +96,8 @@ def open_pictures(path: Path | str, column: str | None = None) -> Pictures:
             return _open_folder(path, column)
         if table := open_table(path):
             return _open_table(path, table, column)
-        if archive_kind(path):
-            return _open_archive(path)
+        if find_archive_kind(path):
+            return _checked(path, _list_members(path)[0])
     except UserError as error:  # the readers were made for the prepare stage
         raise UserError(str(error).removeprefix("prepare.source: ")) from error
     raise UserError(f"{path} is of no known form. {FORMS}")
@@ -157,7 +157,7 @@ class Shards(Pictures):
     """
 
     def __init__(self, root: Path, tables: list[ParquetTable], columns: list[str]) -> None:
-        self._shards = list(zip([_name_of(table.path, root) for table in tables], tables, columns))
+        self._shards = list(zip([name_table(table, root) for table in tables], tables, columns))
         self.count = sum(sum(table.row_groups) for table in tables)
         listed = [
             (name, column, table.path.stat().st_size, table.row_groups)
@@ -168,7 +168,6 @@ class Shards(Pictures):
     def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
         for name, table, column in self._shards:
             row = 0
-            bytes_in = f"{column}.bytes" if table.has_inner(column, "bytes") else column
             for row_group, rows in enumerate(table.row_groups):
                 if start >= rows:
                     start, row = start - rows, row + rows
@@ -176,11 +175,10 @@ class Shards(Pictures):
                 names: Iterator[str | None] = iter([None] * rows)
                 if table.has_inner(column, "path"):
                     names = table.values(f"{column}.path", row_group)
-                pairs = islice(zip(names, table.values(bytes_in, row_group)), start, None)
+                pairs = islice(zip(names, table.pictures(column, row_group)), start, None)
                 row, start = row + start, 0
                 for own, data in pairs:
-                    own = (own or "").replace("\\", "/").rpartition("/")[2]
-                    yield printable([name, f"{row:07d}" + (f"-{own}" if own else "")]), partial(_given, data)
+                    yield name_row(name, row, own), partial(check_bytes, data)
                     row += 1
 
     def close(self) -> None:
@@ -197,10 +195,10 @@ class _Beside(Folder):
 
 
 class _Members:
-    """Members of an archive; one that lies about its size spoils only its own row."""
+    """Members of a folder or an archive; one that lies about its size spoils only its own row."""
 
-    def __init__(self, archive: Archive) -> None:
-        self.read_member, self.close = archive.read, archive.close
+    def __init__(self, members: Folder | Archive) -> None:
+        self.read_member, self.close = members.read, members.close
 
     def read(self, place: Any) -> bytes:
         try:
@@ -209,26 +207,32 @@ class _Members:
             raise ImageError("unpacks to more than its archive says") from None
 
 
-def _open_folder(path: Path, column: str | None) -> Pictures:
-    """Pictures in a folder and those in it; if there are none, its Parquet files."""
+def _list_members(path: Path) -> tuple[Listed, list[Path]]:
+    """The pictures in a folder or an archive, and where its Parquet files are."""
     known, others, shards = suffixes(), 0, []
+    members = open_members(path)
 
-    def files() -> Iterator[tuple[str, str]]:
+    def files() -> Iterator[tuple[str, Any]]:
         nonlocal others
-        for parts, place in folder.members():
+        for parts, place in members.members():
             if place is None:
                 continue
             suffix = Path(parts[-1]).suffix.lower()
             if suffix in known:
                 yield printable(parts), place
-            else:
-                others += 1
-                if suffix == ".parquet":
-                    shards.append(path / place)
+                continue
+            others += 1
+            if suffix == ".parquet":
+                shards.append(path.joinpath(*parts))
 
-    folder = Folder(path)
-    found = Listed(folder, files(), ordered=False)
+    found = Listed(_Members(members), files(), ordered=not path.is_dir())
     found.passed_over = others
+    return found, shards
+
+
+def _open_folder(path: Path, column: str | None) -> Pictures:
+    """Pictures in a folder and those in it; if there are none, its Parquet files."""
+    found, shards = _list_members(path)
     if found.count:
         return found
     found.close()
@@ -245,26 +249,6 @@ def _open_folder(path: Path, column: str | None) -> Pictures:
                 "of the folder."
             )
     return _checked(path, Shards(path, tables, list(map(str, columns))))
-
-
-def _open_archive(path: Path) -> Pictures:
-    """Pictures in an archive."""
-    known, others = suffixes(), 0
-
-    def files() -> Iterator[tuple[str, Any]]:
-        nonlocal others
-        for parts, member in archive.members():
-            if member is None:
-                continue
-            if Path(parts[-1]).suffix.lower() in known:
-                yield printable(parts), member
-            else:
-                others += 1
-
-    archive = open_archive(path)
-    found = Listed(_Members(archive), files(), ordered=True)
-    found.passed_over = others
-    return _checked(path, found)
 
 
 def _open_table(path: Path, table: Table, column: str | None) -> Pictures:
@@ -287,7 +271,7 @@ def _open_table(path: Path, table: Table, column: str | None) -> Pictures:
 
 def _embedded_in(table: ParquetTable, column: str | None) -> str | None:
     """The column that holds pictures, if the one asked for does."""
-    return picture_column(table, {"path": column} if column else {})
+    return table.find_pictures({"path": column} if column else {})
 
 
 def _checked(path: Path, found: Pictures) -> Pictures:
@@ -296,15 +280,3 @@ def _checked(path: Path, found: Pictures) -> Pictures:
         found.close()
         raise UserError(f"{path} holds no pictures. {FORMS}")
     return found
-
-
-def _name_of(file: Path, root: Path) -> str:
-    """A shard's name within its source."""
-    return file.relative_to(root).as_posix() if root.is_dir() else file.name
-
-
-def _given(data: bytes | None) -> bytes:
-    """A picture's bytes, if its row has any."""
-    if data is None:
-        raise ImageError("no bytes in its row")
-    return data

@@ -212,7 +212,7 @@ def test_people_above_the_classes_are_no_classes(tmp_path: Path) -> None:
             {"v": f"Usage,Image name,{','.join(forms.FERPLUS_COLUMNS)}\n"},
             "votes of FER.*Put fer2013.csv into the folder",
         ),
-        ({"a": "what,else\n"}, "no class folders.*Looked for:.*FER2013's CSV.*Parquet with pictures"),
+        ({"a": "what,else\n"}, "no class folders.*Looked for:.*Parquet with pictures.*FER2013's CSV"),
     ],
 )
 def test_folders_that_do_not_fit(tmp_path: Path, texts: dict[str, str], message: str) -> None:

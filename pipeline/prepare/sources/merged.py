@@ -1,0 +1,79 @@
+"""Several sources side by side in one folder, as one source."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pipeline.prepare.sources.form import Form, Place, find_form, open_place, register
+from pipeline.prepare.sources.labels import EXPRESSIONS, fold
+from pipeline.prepare.sources.source import Item, Source, printable, split_name
+
+_RANK = 4
+
+
+class Merged(Source):
+    """Several sources as one; the name of each stands before those of its items."""
+
+    def __init__(self, path: Path, roots: Mapping[str, Source]) -> None:
+        super().__init__(path)
+        self._roots = roots
+        self.form = "; ".join(f"{name}: {root.form}" for name, root in roots.items())
+        self.numbers_are_names = any(root.numbers_are_names for root in roots.values())
+        self.later_wins = all(root.later_wins for root in roots.values())
+        self.vote_labels = {label for root in roots.values() for label in root.vote_labels}
+        self.empty = {place for root in roots.values() for place in root.empty}
+
+    def items(self) -> Iterator[Item]:
+        for name, root in self._roots.items():
+            for item in root.items():
+                inner = f"{name}/{item.root}" if item.root else name
+                yield replace(item, file=f"{name}/{item.file}", place=[name, item.place], root=inner)
+            self.left_out += root.left_out
+            self.ignored += [f"{name}/{file}" for file in root.ignored]
+            self.ignored_count += root.ignored_count
+
+    def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
+        for name, run in groupby(places, key=lambda place: place[0]):
+            yield from self._roots[name].fetch(place for _, place in run)
+
+    def close(self) -> None:
+        for root in self._roots.values():
+            root.close()
+
+
+def recognises(place: Place) -> bool:
+    """Whether there are archives, or folders of other forms than class folders, and no class or split folders."""
+    names = [folder.path.name for folder in place.folders]
+    known = EXPRESSIONS | set(map(fold, place.reading.known))
+    if sum(fold(name) in known for name in names) > 1 or any(map(split_name, names)):
+        return False
+    return place.path.is_dir() and (
+        bool(place.archives) or any(find_form(folder, _RANK) for folder in place.folders)
+    )
+
+
+def open_all(place: Place) -> Merged:
+    """Open what lies in the folder; raises ``UserError``."""
+    roots: dict[str, Source] = {}
+    try:
+        for child in sorted([*place.folders, *place.archives], key=lambda child: child.path):
+            roots[printable([child.path.name])] = open_place(child)
+    except BaseException:
+        Merged(place.path, roots).close()
+        raise
+    return Merged(place.path, roots)
+
+
+register(
+    Form(
+        _RANK,
+        {
+            "several data sets: a folder of folders and archives, each of any of these forms": "merged; the manifest's "
+            "column `root` has their names"
+        },
+        recognises,
+        open_all,
+    )
+)
