@@ -5,6 +5,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,9 +18,11 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
-from builders import write_arrays
+from builders import make_project, write_arrays
+from mlflow.artifacts import download_artifacts
 from PIL import Image
 
+from pipeline.core.code_hash import PACKAGE, hash_code
 from pipeline.core.errors import UserError
 from pipeline.core.params import ExportParams
 from pipeline.core.stage_files import BundleFile
@@ -25,6 +31,9 @@ from pipeline.inference import images
 from pipeline.inference.graphs import Graph, load_graph
 from pipeline.inference.predictor import Predictor
 from pipeline.models import costs, formats, model
+from pipeline.tracking import registry
+from pipeline.tracking.pyfunc import hash_shipped_code
+from pipeline.tracking.store import connect, experiment_id
 
 INT8 = {"absent": "not asked for"}
 SIZE, CLASSES = 32, ["angry", "happy", "sad|blue"]
@@ -375,6 +384,48 @@ def test_digest_follows_what_changes_an_answer(exported: Project, monkeypatch: p
     assert digest("calibration", temperature=2.0) != first
     monkeypatch.setattr(stage, "hash_shipped_code", lambda: "other")
     assert digest() != first
+
+
+REGISTER = """
+from pathlib import Path
+from pipeline.core.params import ExportParams
+from pipeline.export import stage
+from pipeline.tracking import registry
+params = ExportParams(formats=["pt2"], opset=18, tolerance=1e-4, int8_drop=None)
+stage.export(params, Path("prepared"), Path("train"), Path("reports"), Path("bundle"))
+print(registry.register(Path("bundle")).message)
+"""
+
+
+def test_another_served_code_is_another_version(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One error text is edited, and nothing learnt: the registry gets a version that says it, the first stays."""
+    root = make_project(tmp_path / "root", empty_store)
+    monkeypatch.chdir(root)
+    client, project = connect(), Project(root)
+    run_id = client.create_run(experiment_id(client)).info.run_id
+    metrics = json.loads((project.reports / "metrics.json").read_text())
+    (project.reports / "metrics.json").write_text(json.dumps(metrics | {"run_id": run_id}))
+    project.export(formats=["pt2"])
+    assert "version 1" in registry.register(project.bundle).message
+
+    package = tmp_path / "edited" / "pipeline"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    predictor = package / "inference" / "predictor.py"
+    predictor.write_text(predictor.read_text() + "# A comment.\n")
+    assert hash_code([package / "inference"], package) == hash_shipped_code()
+    predictor.write_text(predictor.read_text().replace("could not be decoded", "is beyond us"))
+    env = os.environ | {"PYTHONPATH": str(package.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTER], env=env, capture_output=True, text=True, check=False
+    )
+    assert "Registered version 2" in done.stdout, done.stderr
+    for number, new in (("1", False), ("2", True)):
+        held = Path(download_artifacts(client.get_model_version("hyojo", number).source)).rglob(
+            "predictor.py"
+        )
+        assert ["is beyond us" in path.read_text() for path in held] == [new]
 
 
 def test_the_bundle_tells_of_its_int8_version(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
