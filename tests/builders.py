@@ -61,11 +61,36 @@ CLASS_NAMES = ["angry", "happy", "sad"]
 AUDIT = {"redundant": 3, "conflicting_groups": 1, "test_in_train": 2}
 
 
+def write_arrays(
+    folder: Path, splits: dict[str, tuple[np.ndarray, Sequence[int]]], class_names: list[str], **about: object
+) -> Path:
+    """Write images, uint8 (N, H, W, C), and class indices by split as the prepare stage does.
+
+    Args:
+        folder: Is made.
+        splits: Images and targets by name.
+        class_names: The classes.
+        about: Keys of ``classes.json`` that take the place of its own.
+    """
+    folder.mkdir(parents=True)
+    lines = ["file,label,split,row,sha256,flags,twins"]
+    for split, (images, targets) in splits.items():
+        np.save(folder / f"{split}.npy", images)
+        lines += [f"{split}/{i}.png,{class_names[target]},{split},{i},,," for i, target in enumerate(targets)]
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    _, img_size, _, channels = images.shape
+    meta = {
+        "class_names": class_names, "img_size": img_size, "channels": channels, "digest": "d" * 64,
+        "split_digests": {split: split[0] * 64 for split in splits}, "counts": {},
+    }  # fmt: skip
+    (folder / "classes.json").write_text(json.dumps(meta | about))
+    return folder
+
+
 def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: int = 0) -> Path:
     """Write a learnable data set as the prepare stage does: stripes this way, that way, or none."""
-    folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    lines, digest = ["file,label,split,row,sha256,flags,twins"], hashlib.sha256(f"{channels},{seed}".encode())
+    splits, digest = {}, hashlib.sha256(f"{channels},{seed}".encode())
     stripes = np.where(np.arange(img_size) % 4 < 2, 70, 0).astype(np.uint8)
     for split, each in SPLIT_SIZES.items():
         targets = np.repeat(np.arange(len(CLASS_NAMES)), each)
@@ -73,18 +98,11 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
         images = rng.integers(0, 150, (len(targets), img_size, img_size, channels), dtype=np.uint8)
         for image, target in zip(images, targets):
             image += (stripes[:, None, None], stripes[None, :, None], np.uint8(35))[target]
-        np.save(folder / f"{split}.npy", images)
         digest.update(images.tobytes())
-        for row, target in enumerate(targets):
-            lines.append(f"{split}/{row}.png,{CLASS_NAMES[target]},{split},{row},,,")
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    meta = {
-        "class_names": CLASS_NAMES, "img_size": img_size, "channels": channels, "digest": digest.hexdigest(),
-        "split_digests": dict.fromkeys(SPLIT_SIZES, digest.hexdigest()), "counts": {},
-        "audit": AUDIT,
-    }  # fmt: skip
-    (folder / "classes.json").write_text(json.dumps(meta))
-    return folder
+        splits[split] = (images, targets)
+    digests = dict.fromkeys(SPLIT_SIZES, digest.hexdigest())
+    about = {"digest": digest.hexdigest(), "split_digests": digests, "audit": AUDIT}
+    return write_arrays(folder, splits, CLASS_NAMES, **about)
 
 
 class Items(Source):

@@ -4,7 +4,6 @@ Everything that the gate looked at, its decision and who asked for it are tags o
 ``hyojo.decision``. Limits stand below ``promote`` in ``params.yaml``.
 """
 
-import json
 import tempfile
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -100,9 +99,8 @@ def measure(
             for version in versions:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hyojo-promote-")))
                 folder = registry.fetch_bundle(client, version, scratch)
-                shape = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["preprocessing"]
                 sizes.append(graphs.served_file(folder)[1].stat().st_size / 1e6)
-                models.append(latency.open_model(folder, shape["img_size"], shape["channels"]))
+                models.append(latency.open_model(folder))
             return list(zip(latency.measure_ms(models), sizes))
         except Exception:  # gone artifacts, a runtime that is not installed, an operator it lacks
             return None

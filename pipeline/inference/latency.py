@@ -1,5 +1,6 @@
 """How long a model takes for an answer, as it is served."""
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,16 +15,12 @@ ROUNDS = 200
 LIMIT_S = 3.0  # of measuring, for each model; slow ones get fewer rounds
 
 
-def open_model(bundle_dir: Path, img_size: int, channels: int) -> Callable[[], np.ndarray]:
-    """Load what a bundle is served from; returns a function that classifies one image, of noise.
-
-    Args:
-        bundle_dir: Holds the exported graph.
-        img_size: Height and width of its images, px.
-        channels: Of them, 1 or 3.
-    """
+def open_model(bundle_dir: Path) -> Callable[[], np.ndarray]:
+    """Load what a bundle is served from; returns a function that classifies one image, of noise."""
     run = load_graph(served_file(bundle_dir)[1])
-    shape = (1, img_size, img_size, channels)
+    preprocessing = json.loads((bundle_dir / "bundle.json").read_text(encoding="utf-8"))["preprocessing"]
+    size = preprocessing["img_size"]
+    shape = (1, size, size, preprocessing["channels"])
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return lambda: run(image)
 

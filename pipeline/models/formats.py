@@ -12,19 +12,19 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.inference.graphs import Graph, load_graph
+
 FORMATS = ("pt2", "onnx")
 INPUT, OUTPUT = "images", "probabilities"
 PROBE_BATCHES = (1, 2, 7)
 PROBE_TOLERANCE = 1e-3  # the probe's weights are untrained: it looks for broken graphs; export checks closely
-
-Runner = Callable[[np.ndarray], np.ndarray]
 
 
 def trace(classifier: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -112,41 +112,6 @@ def export_onnx(
         onnx_program.save(str(path), external_data=False)
 
 
-def load_pt2(path: str | Path) -> Runner:
-    """Load a file of ``export_pt2`` on the CPU: a function from uint8 images to float32 probabilities."""
-    with quiet():
-        module = torch.export.load(str(path)).module()
-
-    def run(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return module(torch.from_numpy(np.ascontiguousarray(images))).numpy()
-
-    return run
-
-
-def load_onnx(path: str | Path) -> Runner:
-    """Load a file of ``export_onnx`` in ONNX Runtime: a function from uint8 images to float32 probabilities."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
-
-
-LOADERS: dict[str, Callable[[str | Path], Runner]] = {"pt2": load_pt2, "onnx": load_onnx}
-
-
-def run_pt2(path: str | Path, images: np.ndarray) -> np.ndarray:
-    """Probabilities, float32 (B, K), of uint8 images (B, H, W, C) from a pt2 file, on the CPU."""
-    return load_pt2(path)(images)
-
-
-def run_onnx(path: str | Path, images: np.ndarray) -> np.ndarray:
-    """Probabilities, float32 (B, K), of uint8 images (B, H, W, C) from an ONNX file, on the CPU."""
-    return load_onnx(path)(images)
-
-
 def write(
     fmt: str,
     classifier: nn.Module,
@@ -199,7 +164,9 @@ def probe(
             path = Path(folder) / f"model.{fmt}"
             try:
                 write(fmt, reference, example, path, opset, program, optimize=False)
-                found[fmt] = _disagreement(LOADERS[fmt](path), images, expected)
+                with quiet():
+                    run = load_graph(path)
+                found[fmt] = _disagreement(run, images, expected)
             except Exception as error:
                 found[fmt] = one_line(error)
     return found
@@ -215,7 +182,7 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _disagreement(run: Runner, images: np.ndarray, expected: dict[int, np.ndarray]) -> str | None:
+def _disagreement(run: Graph, images: np.ndarray, expected: dict[int, np.ndarray]) -> str | None:
     """Compare a loaded format with the classifier at every batch size: None, or what is wrong."""
     for size, probs in expected.items():
         try:

@@ -1,6 +1,5 @@
 """The int8 version of a classifier: near the float one, offered only where it costs little accuracy, and served."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -8,12 +7,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from builders import bundle_record, write_arrays
 
 import pipeline.models.backbones  # noqa: F401  (registers our nets with timm)
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
-from pipeline.export import int8, stage
-from pipeline.inference.graphs import RUNTIMES
+from pipeline.export import int8
+from pipeline.inference.graphs import RUNTIMES, load_graph
 from pipeline.inference.predictor import Predictor
 from pipeline.models import formats, model
 from pipeline.serve import batch, locate
@@ -49,28 +49,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = model.Recipe("face_resnet_s", arguments, CLASSES, preprocessing)
     classifier = model.Classifier(net, recipe)
     formats.export_onnx(classifier, torch.from_numpy(images[:2]), folder / "model.onnx", 18)
-    write_prepared(folder / "prepared", formats.run_onnx(folder / "model.onnx", images).argmax(1), images)
+    targets = load_graph(folder / "model.onnx")(images).argmax(1)
+    splits = {"train": (images[:300], targets[:300]), "val": (images[300:], targets[300:])}
+    write_arrays(folder / "prepared", splits, CLASSES)
     return folder
-
-
-def write_prepared(path: Path, targets: np.ndarray, images: np.ndarray) -> None:
-    """The first 300 as train, the others as val."""
-    path.mkdir()
-    np.save(path / "train.npy", images[:300])
-    np.save(path / "val.npy", images[300:])
-    with (path / "manifest.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "split", "row", "sha256", "flags"])
-        for i, target in enumerate(targets):
-            split, row = ("train", i) if i < 300 else ("val", i - 300)
-            writer.writerow([f"{i}.png", CLASSES[target], split, row, "", ""])
-    classes = {"class_names": CLASSES, "img_size": SIZE, "channels": 1, "digest": "d", "counts": {}}
-    (path / "classes.json").write_text(json.dumps(classes | {"split_digests": {}}))
 
 
 @pytest.fixture(scope="module")
 def offered(folder: Path) -> dict:
-    return stage.offer_int8(load_prepared(folder / "prepared"), folder, 0.1)
+    return int8.offer_int8(load_prepared(folder / "prepared"), folder, 0.1)
 
 
 def test_it_answers_nearly_as_the_float_one(folder: Path, offered: dict) -> None:
@@ -78,10 +65,10 @@ def test_it_answers_nearly_as_the_float_one(folder: Path, offered: dict) -> None
     assert offered["absent"] is None
     assert (offered["images"], offered["float_accuracy"]) == (400, 1.0)
     val = np.load(folder / "prepared" / "val.npy")
-    expected = formats.run_onnx(folder / "model.onnx", val)
+    expected = load_graph(folder / "model.onnx")(val)
     assert min(np.bincount(expected.argmax(1), minlength=3)) > 10
     for size in (1, 7, 400):
-        got = formats.run_onnx(folder / INT8, val[:size])
+        got = load_graph(folder / INT8)(val[:size])
         assert np.abs(got - expected[:size]).mean() < 0.06  # 0.28 where the pool's border is wrong
     assert offered["accuracy"] == pytest.approx((got.argmax(1) == expected.argmax(1)).mean())
     assert offered["accuracy"] >= 0.9
@@ -94,7 +81,7 @@ def test_it_answers_nearly_as_the_float_one(folder: Path, offered: dict) -> None
 def test_equal_models_give_equal_bytes(folder: Path, offered: dict, tmp_path: Path) -> None:
     images = np.load(folder / "prepared" / "train.npy")
     int8.quantize(
-        folder / "model.onnx", tmp_path / "again", images[int8.sample(300, int8.CALIBRATION_IMAGES)]
+        folder / "model.onnx", tmp_path / "again", images[int8.pick_rows(300, int8.CALIBRATION_IMAGES)]
     )
     assert (tmp_path / "again").read_bytes() == (folder / INT8).read_bytes()
 
@@ -111,7 +98,7 @@ def test_what_costs_accuracy_is_left_out(
 
     quantize_really = int8.quantize
     monkeypatch.setattr(int8, "quantize", blind)
-    found = stage.offer_int8(prepared, tmp_path, 0.05)
+    found = int8.offer_int8(prepared, tmp_path, 0.05)
     assert found["accuracy"] < 0.9
     assert (
         found["absent"] == f"it costs {1 - found['accuracy']:.4f} of accuracy, and export.int8_drop is 0.05"
@@ -122,11 +109,11 @@ def test_what_costs_accuracy_is_left_out(
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(int8, "quantize", fail)
-    assert stage.offer_int8(prepared, tmp_path, 0.05) == {"absent": "RuntimeError: no such operator"}
-    assert stage.offer_int8(prepared, tmp_path, None) == {"absent": "export.int8_drop is null"}
+    assert int8.offer_int8(prepared, tmp_path, 0.05) == {"absent": "RuntimeError: no such operator"}
+    assert int8.offer_int8(prepared, tmp_path, None) == {"absent": "export.int8_drop is null"}
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     (tmp_path / "model.onnx").unlink()
-    assert "model.onnx, which is absent" in stage.offer_int8(prepared, tmp_path, 0.05)["absent"]
+    assert "model.onnx, which is absent" in int8.offer_int8(prepared, tmp_path, 0.05)["absent"]
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +122,8 @@ def bundle(folder: Path, offered: dict, tmp_path_factory: pytest.TempPathFactory
     bundle.mkdir()
     for name in ("model.onnx", INT8):
         (bundle / name).write_bytes((folder / name).read_bytes())
-    preprocessing = {"img_size": SIZE, "channels": 1}
-    (bundle / "bundle.json").write_text(json.dumps({"class_names": CLASSES, "preprocessing": preprocessing}))
+    record = bundle_record(class_names=CLASSES, preprocessing={"img_size": SIZE, "channels": 1})
+    (bundle / "bundle.json").write_text(json.dumps(record))
     (bundle / "MODEL_CARD.md").write_text("card")
     return bundle
 
@@ -171,7 +158,7 @@ def test_batch_scores_with_it(bundle: Path, registered: Path, tmp_path: Path) ->
     images = smooth(20, 5)
     for i, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(tmp_path / "faces" / f"{i:02d}.png")
-    expected = formats.run_onnx(bundle / INT8, images)
+    expected = load_graph(bundle / INT8)(images)
     for place in (bundle, registered):
         out = tmp_path / f"{place.name}.parquet"
         batch.score(tmp_path / "faces", out, str(place), batch.Settings(runtime="int8"))

@@ -1,10 +1,14 @@
 """Export: a bundle whose formats agree with the trained model on real bytes, or none; and what goes to MLflow."""
 
 import base64
-import csv
+import dataclasses
 import hashlib
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,14 +18,22 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
+from builders import make_project, write_arrays
+from mlflow.artifacts import download_artifacts
 from PIL import Image
 
+from pipeline.core.code_hash import PACKAGE, hash_code
 from pipeline.core.errors import UserError
 from pipeline.core.params import ExportParams
-from pipeline.export import stage
+from pipeline.core.stage_files import BundleFile
+from pipeline.export import parity, stage
 from pipeline.inference import images
+from pipeline.inference.graphs import Graph, load_graph
 from pipeline.inference.predictor import Predictor
 from pipeline.models import costs, formats, model
+from pipeline.tracking import registry
+from pipeline.tracking.pyfunc import hash_shipped_code
+from pipeline.tracking.store import connect, experiment_id
 
 INT8 = {"absent": "not asked for"}
 SIZE, CLASSES = 32, ["angry", "happy", "sad|blue"]
@@ -36,26 +48,19 @@ def params(**changes: object) -> ExportParams:
 
 def write_prepared(folder: Path) -> None:
     """Nine test pictures of other sizes and modes than the prepared ones, and their bytes in parity.zip."""
-    folder.mkdir()
     rng = np.random.default_rng(0)
-    rows = []
+    files = []
+    for row in range(9):
+        buffer = io.BytesIO()
+        mode, fmt = [("L", "png"), ("RGB", "jpeg"), ("RGB", "webp")][row % 3]
+        picture = Image.fromarray(rng.integers(0, 30 + 25 * row, (50, 40), dtype=np.uint8)).convert(mode)
+        picture.save(buffer, fmt)
+        files.append((f"{row:06d}.{fmt}", buffer.getvalue()))
+    rows = np.stack([images.load(data, SIZE, 1) for _, data in files])
+    write_arrays(folder, {"test": (rows, [1] * 9)}, CLASSES, counts=COUNTS)
     with zipfile.ZipFile(folder / "parity.zip", "w") as archive:
-        for row in range(9):
-            buffer = io.BytesIO()
-            mode, fmt = [("L", "png"), ("RGB", "jpeg"), ("RGB", "webp")][row % 3]
-            picture = Image.fromarray(rng.integers(0, 30 + 25 * row, (50, 40), dtype=np.uint8)).convert(mode)
-            picture.save(buffer, fmt)
-            archive.writestr(f"{row:06d}.{fmt}", buffer.getvalue())
-            rows.append(images.load(buffer.getvalue(), SIZE, 1))
-    np.save(folder / "test.npy", np.stack(rows))
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "split", "row", "sha256", "flags"])
-        writer.writerows([f"{row}.png", "happy", "test", row, "", ""] for row in range(9))
-    digests = {name: name[0] * 64 for name in COUNTS}
-    classes = {"class_names": CLASSES, "img_size": SIZE, "channels": 1, "digest": "d" * 64, "counts": COUNTS}
-    classes["split_digests"] = digests
-    (folder / "classes.json").write_text(json.dumps(classes))
+        for name, data in files:
+            archive.writestr(name, data)
 
 
 def write_trained(folder: Path) -> None:
@@ -81,7 +86,7 @@ def write_trained(folder: Path) -> None:
     flat = {
         "prepare.source": "/home/somebody/fer2013.zip",
         "train.backbone": "face_resnet_s",
-        "train.lr": 0.1,
+        "train.lr": "0.1",
     }
     model.save_weights(folder, net, recipe, {"data_digest": "d" * 64, "params": flat})
     (folder / "run.json").write_text(json.dumps({"run_id": "r1", "formats": {"pt2": None, "onnx": None}}))
@@ -91,6 +96,7 @@ TRUST = {
     "temperature": 1.5,
     "ece": {"test": {"before": 0.1, "after": 0.02}},
     "abstain": {"risk": 0.2, "threshold": 0.4, "test": {"coverage": 0.6, "risk": 0.19}},
+    "aurc": 0.1,
 }
 
 
@@ -123,7 +129,7 @@ class Project:
         self.logged.append((run_id, {path.name for path in pyfunc_dir.rglob("*")}))
         self.metrics.append(metrics)
 
-    def export(self, **changes: object) -> dict:
+    def export(self, **changes: object) -> BundleFile:
         return stage.export(params(**changes), self.prepared, self.trained, self.reports, self.bundle)
 
     def pictures(self) -> list[bytes]:
@@ -161,9 +167,9 @@ def test_every_format_answers_as_the_trained_net(exported: Project) -> None:
         expected = (net((x - 0.5) / 0.25) / TRUST["temperature"]).softmax(1).numpy()
     assert np.ptp(expected, axis=0).max() > 0.02  # the pictures can be told apart
     for size in (1, 4, 9):
-        for run in (formats.run_pt2, formats.run_onnx):
-            name = "model.pt2" if run is formats.run_pt2 else "model.onnx"
-            np.testing.assert_allclose(run(exported.bundle / name, pixels[:size]), expected[:size], atol=1e-4)
+        for name in ("model.pt2", "model.onnx"):
+            probs = load_graph(exported.bundle / name)(pixels[:size])
+            np.testing.assert_allclose(probs, expected[:size], atol=1e-4)
     rows = Predictor(exported.bundle).predict_bytes(exported.pictures())
     served = np.array([[row["probabilities"][name] for name in CLASSES] for row in rows])
     np.testing.assert_allclose(served, expected, atol=1e-4)
@@ -177,27 +183,26 @@ def test_views_that_are_served_are_in_the_graph(project: Project, views: list[st
     (project.reports / "calibration.json").write_text(json.dumps({**TRUST, "tta": tta}))
     plain = model.load_classifier(project.trained)
     bundle = project.export()
-    assert bundle["views"] == views
+    assert bundle.views == views
     assert f"other views of it: {', '.join(views)}" in (project.bundle / "MODEL_CARD.md").read_text()
     pixels = np.load(project.prepared / "test.npy")
     mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
-    for name, run in (("model.pt2", formats.run_pt2), ("model.onnx", formats.run_onnx)):
-        probs = run(project.bundle / name, pixels)
-        np.testing.assert_allclose(run(project.bundle / name, mirrored), probs, atol=1e-4)
+    for name in ("model.pt2", "model.onnx"):
+        run = load_graph(project.bundle / name)
+        probs = run(pixels)
+        np.testing.assert_allclose(run(mirrored), probs, atol=1e-4)
         if views == ["flip"]:
             with torch.inference_mode():
                 both = [plain(torch.from_numpy(each)).log() for each in (pixels, mirrored)]
             expected = (sum(both) / 2 / TRUST["temperature"]).softmax(1).numpy()
             np.testing.assert_allclose(probs, expected, atol=1e-4)
-    assert bundle["cost"]["flops"] == count * costs.count(plain, SIZE, 1)["flops"]
-    assert (
-        bundle["cost"]["size_bytes"] < 1.2 * (project.bundle / "weights.safetensors").stat().st_size + 40_000
-    )
+    assert bundle.cost["flops"] == count * costs.count(plain, SIZE, 1)["flops"]
+    assert bundle.cost["size_bytes"] < 1.2 * (project.bundle / "weights.safetensors").stat().st_size + 40_000
     tta["served"] = False
     (project.reports / "calibration.json").write_text(json.dumps({**TRUST, "tta": tta}))
     other = project.export()
-    assert other["views"] == []
-    assert other["digest"] != bundle["digest"]
+    assert other.views == []
+    assert other.digest != bundle.digest
 
 
 def test_what_the_bundle_holds(exported: Project) -> None:
@@ -298,11 +303,10 @@ def test_a_disagreement_stops_the_stage(
     project: Project, monkeypatch: pytest.MonkeyPatch, wrong_batch: int
 ) -> None:
     """A graph that is off by 2e-4 for one picture, at one batch size."""
-    right = formats.load_pt2
     last = np.load(project.prepared / "test.npy")[-1]
 
-    def load(path: str | Path) -> formats.Runner:
-        run = right(path)
+    def load(path: Path) -> Graph:
+        run = load_graph(path)
 
         def off(batch: np.ndarray) -> np.ndarray:
             probs = run(batch).copy()
@@ -312,7 +316,7 @@ def test_a_disagreement_stops_the_stage(
 
         return off
 
-    monkeypatch.setitem(formats.LOADERS, "pt2", load)
+    monkeypatch.setattr(parity, "load_graph", load)
     project.bundle.mkdir()
     (project.bundle / "old").touch()
     with pytest.raises(UserError, match=rf"pt2 disagrees.*batch {wrong_batch}"):
@@ -325,7 +329,7 @@ def test_a_disagreement_stops_the_stage(
 
 
 def test_nan_is_a_disagreement(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(formats.LOADERS, "pt2", lambda path: lambda batch: np.full((len(batch), 3), np.nan))
+    monkeypatch.setattr(parity, "load_graph", lambda path: lambda batch: np.full((len(batch), 3), np.nan))
     with pytest.raises(UserError, match="disagrees"):
         project.export(formats=["pt2"])
 
@@ -352,6 +356,7 @@ def test_pixels_other_than_prepared_ones_stop_the_stage(project: Project) -> Non
         ("train/run.json", "train"),
         ("reports/metrics.json", "evaluate"),
         ("reports/calibration.json", "evaluate"),
+        ("reports/per_class.csv", "evaluate"),
         ("prepared/classes.json", "prepare"),
     ],
 )
@@ -362,24 +367,65 @@ def test_missing_inputs_are_named(project: Project, missing: str, remedy: str) -
     assert not project.bundle.exists()
 
 
-def test_digest_follows_what_changes_an_answer() -> None:
-    sidecar = {
-        "backbone": "b", "model_args": {"a": 1}, "class_names": ["x", "y"], "preprocessing": {"mean": [0.5]},
-        "weights_sha256": "1", "data_digest": "2",
-    }  # fmt: skip
-    metrics = {"val": {}, "test": {}, "run_id": "r"}
-    digest = stage.describe(sidecar, metrics, TRUST, {}, "t", INT8)["digest"]
-    assert stage.describe(sidecar, metrics, {**TRUST, "temperature": 2.0}, {}, "t", INT8)["digest"] != digest
-    for key in ("backbone", "model_args", "class_names", "preprocessing", "weights_sha256"):
-        assert stage.describe({**sidecar, key: "other"}, metrics, TRUST, {}, "t", INT8)["digest"] != digest
-    for changed in ({**metrics, "run_id": "s"}, {**metrics, "test": {"accuracy": 1}}):
-        assert (
-            stage.describe({**sidecar, "data_digest": "3"}, changed, TRUST, {"pt2": None}, "u", INT8)[
-                "digest"
-            ]
-            == digest
+def test_digest_follows_what_changes_an_answer(exported: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = stage.read_inputs(exported.prepared, exported.trained, exported.reports)
+
+    def digest(part: str = "run", **changes: object) -> str:
+        changed = getattr(inputs, part).model_copy(update=changes)
+        rest = {"formats": {}, "parity": {}, "int8": INT8, "cost": {}}
+        return stage.bundle_record(dataclasses.replace(inputs, **{part: changed}), **rest).digest
+
+    first = digest()
+    assert digest("run", run_id="s") == digest("weights", data_digest="3") == first
+    assert digest("metrics", run_id="s", test={"accuracy": 1}) == first
+    decisive = {"backbone": "b", "model_args": {"a": 1}, "class_names": ["x"], "weights_sha256": "1"}
+    for name, value in (decisive | {"preprocessing": {"mean": [0.5]}}).items():
+        assert digest("weights", **{name: value}) != first
+    assert digest("calibration", temperature=2.0) != first
+    monkeypatch.setattr(stage, "hash_shipped_code", lambda: "other")
+    assert digest() != first
+
+
+REGISTER = """
+from pathlib import Path
+from pipeline.core.params import ExportParams
+from pipeline.export import stage
+from pipeline.tracking import registry
+params = ExportParams(formats=["pt2"], opset=18, tolerance=1e-4, int8_drop=None)
+stage.export(params, Path("prepared"), Path("train"), Path("reports"), Path("bundle"))
+print(registry.register(Path("bundle")).message)
+"""
+
+
+def test_another_served_code_is_another_version(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One error text is edited, and nothing learnt: the registry gets a version that says it, the first stays."""
+    root = make_project(tmp_path / "root", empty_store)
+    monkeypatch.chdir(root)
+    client, project = connect(), Project(root)
+    run_id = client.create_run(experiment_id(client)).info.run_id
+    metrics = json.loads((project.reports / "metrics.json").read_text())
+    (project.reports / "metrics.json").write_text(json.dumps(metrics | {"run_id": run_id}))
+    project.export(formats=["pt2"])
+    assert "version 1" in registry.register(project.bundle).message
+
+    package = tmp_path / "edited" / "pipeline"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    predictor = package / "inference" / "predictor.py"
+    predictor.write_text(predictor.read_text() + "# A comment.\n")
+    assert hash_code([package / "inference"], package) == hash_shipped_code()
+    predictor.write_text(predictor.read_text().replace("could not be decoded", "is beyond us"))
+    env = os.environ | {"PYTHONPATH": str(package.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTER], env=env, capture_output=True, text=True, check=False
+    )
+    assert "Registered version 2" in done.stdout, done.stderr
+    for number, new in (("1", False), ("2", True)):
+        held = Path(download_artifacts(client.get_model_version("hyojo", number).source)).rglob(
+            "predictor.py"
         )
-    assert stage.describe(sidecar, metrics, TRUST, {}, "t", {"absent": None})["digest"] != digest
+        assert ["is beyond us" in path.read_text() for path in held] == [new]
 
 
 def test_the_bundle_tells_of_its_int8_version(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_times_are_medians_taken_in_turns() -> None:
 
 
 def test_a_bundle_is_opened_as_it_is_served(bright_bundle: Path, tmp_path: Path) -> None:
-    assert latency.open_model(bright_bundle, 8, 1)().shape == (1, 2)
+    assert latency.open_model(bright_bundle)().shape == (1, 2)
     assert graphs.served_file(bright_bundle) == ("onnx", bright_bundle / "model.onnx")
     with pytest.raises(FileNotFoundError):
         graphs.served_file(tmp_path)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from pipeline.inference.graphs import Graph, load_graph
 from pipeline.models import formats
 
 SIZE, CLASSES, OPSET = 32, 5, 18
@@ -94,8 +95,7 @@ def eager(classifier: nn.Module, images: np.ndarray) -> np.ndarray:
 def test_any_batch_agrees_with_the_classifier(
     toy: Toy, faces: np.ndarray, files: dict[str, Path], fmt: str, batch: int
 ) -> None:
-    run = {"pt2": formats.run_pt2, "onnx": formats.run_onnx}[fmt]
-    probs = run(files[fmt], faces[:batch])
+    probs = load_graph(files[fmt])(faces[:batch])
     assert probs.shape == (batch, CLASSES)
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, eager(toy, faces[:batch]), atol=1e-5)
@@ -158,13 +158,11 @@ def test_probe_tells_what_cannot_be_exported(capfd: pytest.CaptureFixture) -> No
 def test_probe_finds_a_graph_that_is_wrong_at_another_batch(
     toy: Toy, faces: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = formats.load_onnx
+    def load(path: Path) -> Graph:
+        run = load_graph(path)
+        return lambda images: run(images) if len(images) < 7 else run(images[::-1].copy())
 
-    def load(path: str | Path) -> formats.Runner:
-        run = right(path)
-        return lambda images: run(images) if len(images) < 7 else run(images[::-1])
-
-    monkeypatch.setitem(formats.LOADERS, "onnx", load)
+    monkeypatch.setattr(formats, "load_graph", load)
     assert "batch 7" in formats.probe(toy, SIZE, 1, ["onnx"], OPSET)["onnx"]
 
 
