@@ -28,7 +28,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageEnhance
 
 from pipeline.core.params_file import load_params
-from pipeline.metrics.metrics import accuracy_interval
+from pipeline.metrics.intervals import accuracy_interval
 from pipeline.prepare.audit import look_at, pixel_digest
 from pipeline.prepare.columns import Records, bits
 from pipeline.prepare.stage import PREPARED, prepare

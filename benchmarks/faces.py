@@ -25,7 +25,7 @@ from pipeline.core.dataset import PREPARED, load_prepared
 from pipeline.inference.faces import DEFAULTS, Face, cut_out, detect, to_channels
 from pipeline.inference.images import resize
 from pipeline.inference.predictor import Predictor
-from pipeline.metrics.metrics import accuracy_interval
+from pipeline.metrics.intervals import accuracy_interval
 
 SIDES = (40, 64, 110, 240)  # px of a pasted face; bounds of the three groups that are told apart
 MARGINS = (-0.05, 0.0, 0.05, 0.1, 0.2)

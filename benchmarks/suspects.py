@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.core.dataset import load_prepared
 from pipeline.core.params_file import load_params
 from pipeline.experiments import suspects
-from pipeline.metrics.metrics import accuracy_interval
+from pipeline.metrics.intervals import accuracy_interval
 from pipeline.metrics.suspects import find_suspects
 
 

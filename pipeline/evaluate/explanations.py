@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.core.dataset import Split
-from pipeline.metrics.metrics import worst_mistakes
+from pipeline.metrics.by_class import worst_mistakes
 from pipeline.models.model import Classifier
 
 MIN_SIDE = 5

@@ -14,8 +14,9 @@ from markupsafe import Markup
 from pipeline.core.dataset import Prepared, Split
 from pipeline.evaluate import robustness
 from pipeline.evaluate.explanations import Explanation
-from pipeline.evaluate.tables import SCORES
-from pipeline.metrics import calibration, metrics
+from pipeline.metrics import by_class, calibration
+from pipeline.metrics.intervals import accuracy_interval
+from pipeline.metrics.table import HEADLINES, TITLES
 from pipeline.reporting import card, html, plots
 
 AUDIT_TITLES = {
@@ -69,8 +70,8 @@ class Findings:
 def render(found: Findings) -> str:
     """Write the page, HTML, the same for the same findings: no times and no places in it."""
     names, preds = found.prepared.class_names, found.probs.argmax(axis=1)
-    table = metrics.per_class(found.test.targets, preds, names)
-    matrix = metrics.confusion(found.test.targets, preds, len(names))
+    table = by_class.per_class(found.test.targets, preds, names)
+    matrix = by_class.confusion(found.test.targets, preds, len(names))
     about = {
         "backbone": found.sidecar["backbone"],
         "class_names": names,
@@ -84,7 +85,8 @@ def render(found: Findings) -> str:
     return html.render(
         "report.html",
         title="Evaluation",
-        titles=SCORES,
+        titles=TITLES,
+        headlines=HEADLINES,
         audit_titles=AUDIT_TITLES,
         found=found,
         names=names,
@@ -107,7 +109,7 @@ def _with_intervals(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = table.to_dict("records")
     for row in rows:
         right = round(row["recall"] * row["support"])
-        row["interval"] = metrics.accuracy_interval(right, row["support"]) if row["support"] else None
+        row["interval"] = accuracy_interval(right, row["support"]) if row["support"] else None
     return rows
 
 
@@ -134,7 +136,7 @@ def _explained(item: Explanation, found: Findings, names: list[str]) -> dict[str
 def _mistakes(found: Findings, names: list[str]) -> list[dict[str, Any]]:
     """The mistakes of which the model was surest."""
     shown = []
-    for row in metrics.worst_mistakes(found.test.targets, found.probs, found.worst):
+    for row in by_class.worst_mistakes(found.test.targets, found.probs, found.worst):
         pred, actual = int(found.probs[row].argmax()), int(found.test.targets[row])
         shown.append(
             {

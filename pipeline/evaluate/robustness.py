@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from pipeline.core.dataset import Split
 from pipeline.evaluate.corruptions import LEVELS, STRENGTHS, corrupt
-from pipeline.metrics.metrics import accuracy_interval
+from pipeline.metrics.intervals import accuracy_interval
 from pipeline.models.model import Classifier
 from pipeline.train import loop
 

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage, stats
 
-from pipeline.metrics.metrics import accuracy_interval
+from pipeline.core.dataset import Split
+from pipeline.metrics.intervals import ALPHA, accuracy_interval
+from pipeline.metrics.selection import accuracy
 
 COLUMNS = ("by", "slice", "images", "accuracy", "low", "high", "rest", "p", "worse")
-LEVEL = 0.05
 # Of a column of the manifest: fewer images say too little, and more values are not looked through.
 MIN_IMAGES, MAX_VALUES = 20, 30
 
@@ -45,10 +46,9 @@ def cut(values: np.ndarray, parts: int, names: tuple[str, str]) -> np.ndarray:
 
 
 def tabulate(
-    right: np.ndarray,
-    targets: np.ndarray,
+    split: Split,
+    probs: np.ndarray,
     class_names: Sequence[str],
-    images: np.ndarray,
     parts: int,
     columns: Mapping[str, Iterable[str]],
 ) -> pd.DataFrame:
@@ -59,10 +59,9 @@ def tabulate(
     Benjamini and D. Yekutieli, "The control of the false discovery rate in multiple testing under dependency", 2001).
 
     Args:
-        right: Which answers are right, bool (N,).
-        targets: Class indices, integers (N,).
+        split: N images and their classes.
+        probs: The answers to them, floats (N, K).
         class_names: The K class names.
-        images: uint8 (N, H, W, C).
         parts: Parts by brightness and by sharpness; 1 for none.
         columns: Further values, text (N,), by name; those with ``MIN_IMAGES`` or more are slices, the ``MAX_VALUES``
             most frequent at most, unless all have the same.
@@ -70,9 +69,9 @@ def tabulate(
     Returns:
         ``COLUMNS``: ``by`` what, which ``slice``, ``images`` in it, their ``accuracy`` with its 95 % Wilson interval
         (``low``, ``high``), the accuracy of the ``rest``, the corrected ``p``, and ``worse``, whether it is below
-        ``LEVEL``. Slices without images are missing.
+        ``ALPHA``. Slices without images are missing.
     """
-    groups = {"class": (np.array(class_names, object)[targets], list(class_names))}
+    groups = {"class": (np.array(class_names, object)[split.targets], list(class_names))}
     for name, values in columns.items():
         values = np.array(list(values), object)
         counts = pd.Series(values[values != ""]).value_counts(sort=False)
@@ -80,25 +79,26 @@ def tabulate(
         if len(counts) > 1:
             groups[name] = (values, sorted(often.index[:MAX_VALUES]))
     if parts > 1:
-        for name, measured, ends in (
+        for name, measure, ends in (
             ("brightness", brightness, ("darkest", "brightest")),
             ("sharpness", sharpness, ("blurriest", "sharpest")),
         ):
-            places = cut(measured(images), parts, ends)
+            places = cut(measure(split.images), parts, ends)
             groups[name] = (places, sorted(set(places), key=lambda place: int(place.split()[0])))
-    lines = []
-    for name, (values, wanted) in groups.items():
-        for value in wanted:
-            own = values == value
-            if own.any():
-                lines.append((name, value, *_compare(right[own], right[~own])))
+    masks = {(by, value): values == value for by, (values, wanted) in groups.items() for value in wanted}
+    masks = {name: mask for name, mask in masks.items() if mask.any()}
+    rows = np.array(list(masks.values()), np.float64)
+    accuracies = zip(*(accuracy(split.targets, probs, weights) for weights in (rows, 1 - rows)))
+    lines = [
+        (*name, *_compare(mask, own, rest)) for (name, mask), (own, rest) in zip(masks.items(), accuracies)
+    ]
     table = pd.DataFrame(lines, columns=list(COLUMNS[:-1]))
     table["p"] = stats.false_discovery_control(table["p"], method="by")
-    table["worse"] = table["p"] < LEVEL
+    table["worse"] = table["p"] < ALPHA
     return table
 
 
-def describe(table: pd.DataFrame) -> list[str]:
+def worse_slices(table: pd.DataFrame) -> list[str]:
     """A line for each slice that is worse than the rest, the worst first."""
     worse = table[table["worse"]].sort_values("accuracy", kind="stable")
     return [
@@ -108,12 +108,16 @@ def describe(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _compare(own: np.ndarray, rest: np.ndarray) -> tuple[int, float, float, float, float, float]:
+def _compare(mask: np.ndarray, own: float, rest: float) -> tuple[int, float, float, float, float, float]:
     """Images, accuracy, its interval, the rest's accuracy (NaN if none) and how likely chance makes it so low."""
-    counts = [[int(part.sum()), int((~part).sum())] for part in (own, rest)]
-    low, high = accuracy_interval(counts[0][0], len(own))
-    p = float(stats.fisher_exact(counts, alternative="less").pvalue) if len(rest) else 1.0
-    return len(own), float(own.mean()), low, high, float(rest.mean()) if len(rest) else np.nan, p
+    images, others = int(mask.sum()), int((~mask).sum())
+    right = round(own * images)
+    p = 1.0
+    if others:
+        right_others = round(rest * others)
+        counts = [[right, images - right], [right_others, others - right_others]]
+        p = float(stats.fisher_exact(counts, alternative="less").pvalue)
+    return images, own, *accuracy_interval(right, images), rest, p
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -29,9 +29,11 @@ from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
 from pipeline.core.project import discard_checkpoint, project_root
 from pipeline.evaluate import explanations, page, robustness, slices, tables  # fmt: skip
-from pipeline.metrics import calibration, metrics, suspects
+from pipeline.metrics import calibration, suspects
 from pipeline.metrics.intervals import bootstrap_intervals
+from pipeline.metrics.table import HEADLINES, score
 from pipeline.models import model, views
+from pipeline.reporting import suspects as suspects_page
 from pipeline.tracking import runs
 from pipeline.train import loop
 from pipeline.train.trainer import resolve_device
@@ -88,11 +90,11 @@ def evaluate(
     temperature = calibration.fit_temperature(targets["val"], plain["val"])
     probs = {name: calibration.temper(values, temperature) for name, values in plain.items()}
     scores = {name: score(targets[name], probs[name]) for name in splits}
-    trust = calibration.describe(targets, plain, temperature, params.risk)
+    trust = calibration.calibration_report(targets, plain, temperature, params.risk)
     intervals = bootstrap_intervals(targets["test"], probs["test"])
     key = evaluation_key(sidecar["weights_sha256"], params, prepared.digest)
     result: dict[str, Any] = {
-        "val": {name: scores["val"][name] for name in ("accuracy", "macro_f1")},
+        "val": {name: scores["val"][name] for name in HEADLINES},
         "test": scores["test"],
         "test_clean": clean_scores(targets["test"], probs["test"], prepared.leaks("test")),
         "audit": prepared.audit,
@@ -109,15 +111,14 @@ def evaluate(
     )
     if len(robust):
         result["robustness"] = robustness.headline(robust)
-    right = probs["test"].argmax(axis=1) == test.targets
     parts = slices.tabulate(
-        right, test.targets, prepared.class_names, test.images, params.quantiles, prepared.origins("test")
+        test, probs["test"], prepared.class_names, params.quantiles, prepared.origins("test")
     )
     method, explained = explanations.explain(classifier, test, probs["test"], params.explain, place)
     with _replacing(reports_dir) as folder:
         tables.write_tables(folder, splits["test"], probs["test"], prepared.class_names)
         doubted = suspects.tabulate(splits, probs, prepared.class_names)
-        (folder / "label_suspects.html").write_text(suspects.render(doubted, splits), encoding="utf-8")
+        (folder / "label_suspects.html").write_text(suspects_page.render(doubted, splits), encoding="utf-8")
         tables.write_csv(folder / "label_suspects.csv", doubted)
         tables.draw_figures(
             folder / "figures", splits["test"], probs["test"], prepared.class_names, params.worst
@@ -146,7 +147,7 @@ def evaluate(
         )
     if len(robust):
         print(robustness.describe(robust))
-    for line in slices.describe(parts):
+    for line in slices.worse_slices(parts):
         print(f"worse than the rest, {line}")
     print(
         f"{len(doubted)} of the val and test labels are in doubt, see {reports_dir / 'label_suspects.html'}"
@@ -194,12 +195,6 @@ def evaluation_key(weights_sha256: str, params: EvaluateParams, data_digest: str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def score(targets: np.ndarray, probs: np.ndarray) -> dict[str, float]:
-    """Return those of ``tables.SCORES`` that are defined for class indices (N,) and probabilities (N, K)."""
-    found = metrics.classification_metrics(targets, probs) | calibration.probability_metrics(targets, probs)
-    return {name: found[name] for name in tables.SCORES if name in found}
-
-
 def clean_scores(targets: np.ndarray, probs: np.ndarray, leaks: np.ndarray) -> dict[str, float]:
     """Return the scores on the test images that have no twin in what was trained on.
 
@@ -209,13 +204,10 @@ def clean_scores(targets: np.ndarray, probs: np.ndarray, leaks: np.ndarray) -> d
         leaks: Which images have one, bool (N,).
 
     Returns:
-        ``images``, how many are left, and the scores of ``score``, which are missing when none is left.
+        ``images``, how many are left, and the scores of ``METRICS``, which are missing when none is left.
     """
     found: dict[str, float] = {"images": int((~leaks).sum())}
-    if found["images"]:
-        scores = score(targets[~leaks], probs[~leaks])
-        found |= scores
-    return found
+    return found | (score(targets, probs, ~leaks) if found["images"] else {})
 
 
 def _load_classifier(
@@ -249,7 +241,7 @@ def _predict(
 def _score_beside(
     classifier: model.Classifier, test: Split, params: EvaluateParams, place: torch.device, temperature: float
 ) -> tuple[dict[str, float], float]:
-    """Some scores of the mean over views, or of the image alone where that mean is what is served; and the seconds."""
+    """The scores of the mean over views, or of the image alone where that mean is what is served; and the seconds."""
     served = classifier.views
     classifier.views = [] if served else params.tta
     start = time.perf_counter()
@@ -258,7 +250,7 @@ def _score_beside(
     found = score(test.targets, calibration.temper(probs, temperature))
     passes = views.passes(classifier.views)
     classifier.views = served
-    return {"passes": passes} | {name: found[name] for name in ("accuracy", "macro_f1", "nll")}, seconds
+    return {"passes": passes} | found, seconds
 
 
 @contextmanager

@@ -8,19 +8,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.dataset import Split
-from pipeline.metrics import calibration, metrics
+from pipeline.metrics import by_class, calibration
+from pipeline.metrics.table import TITLES
 from pipeline.reporting import plots
-
-# Scores of a split, in the order in which they are shown, and their titles.
-SCORES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "balanced_accuracy": "balanced accuracy",
-    "nll": "NLL",
-    "ece": "ECE",
-    "top2": "top-2 accuracy",
-    "auroc": "AUROC",
-}
 
 
 def summary(
@@ -32,12 +22,12 @@ def summary(
 ) -> str:
     """Return the scores of the test split as a short table, with the recall of every class."""
     preds = probs.argmax(axis=1)
-    table = metrics.per_class(split.targets, preds, class_names)
+    table = by_class.per_class(split.targets, preds, class_names)
     width = max(17, *(len(name) for name in class_names))
     rows = [
         f"test split, {len(split):,} images",
         *(
-            f"  {SCORES[name]:{width}}  {value:.4f}  (95 % interval {low:.4f} to {high:.4f})"
+            f"  {TITLES[name]:{width}}  {value:.4f}  (95 % interval {low:.4f} to {high:.4f})"
             for (name, value), (low, high) in zip(
                 scores.items(), map(intervals.__getitem__, scores), strict=True
             )
@@ -88,7 +78,7 @@ def write_tables(folder: Path, split: Split, probs: np.ndarray, class_names: lis
         "predictions": pd.concat([rows, columns], axis=1),
         # One row a sample, which is what DVC's confusion template counts.
         "confusion": pd.DataFrame({"actual": actual, "predicted": predicted}),
-        "per_class": metrics.per_class(split.targets, preds, class_names),
+        "per_class": by_class.per_class(split.targets, preds, class_names),
     }
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
@@ -105,15 +95,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def draw_figures(folder: Path, split: Split, probs: np.ndarray, class_names: list[str], worst: int) -> None:
     """Draw the three pictures of the test split."""
     preds = probs.argmax(axis=1)
-    matrix = metrics.confusion(split.targets, preds, len(class_names))
-    rows = metrics.worst_mistakes(split.targets, probs, worst)
+    matrix = by_class.confusion(split.targets, preds, len(class_names))
+    rows = by_class.worst_mistakes(split.targets, probs, worst)
     wrong = int((preds != split.targets).sum())
     counted = f"{wrong:,} of {len(split):,} test images are classified wrongly"
     title = f"{counted}; the model was surest of these {len(rows)}" if len(rows) > 1 else counted
     faces, files = split.images[rows], [split.files[row] for row in rows]
     figures = {
         "confusion_matrix": plots.confusion_matrix(matrix, class_names),
-        "per_class": plots.per_class_bars(metrics.per_class(split.targets, preds, class_names)),
+        "per_class": plots.per_class_bars(by_class.per_class(split.targets, preds, class_names)),
         "worst_mistakes": plots.worst_mistakes(
             faces, split.targets[rows], probs[rows], class_names, files, title
         ),

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.core.params import PromoteParams
-from pipeline.metrics.calibration import calibration_error
+from pipeline.metrics.calibration import ece
 from pipeline.metrics.paired import Alternative, difference_interval, mcnemar, seed_test
-
-LEVEL = 0.95  # of the interval that is recorded
+from pipeline.metrics.selection import score_all
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def _judge_accuracy(
         sds = (params.seed_sd, params.seed_sd)
     sides: dict[str, Alternative] = {"better": "greater", "not_worse": "less"}
     p = p_value(ours, theirs, sides[params.rule], sds, runs)
-    low, high = difference_interval(ours, theirs, LEVEL)
+    low, high = difference_interval(ours, theirs)
     verdict.figures |= {
         "images": len(ours),
         "accuracy": float(ours.mean()),
@@ -206,7 +205,7 @@ def _judge_recall(
 def _judge_calibration(
     verdict: Verdict, candidate: Evidence, champion: Evidence, params: PromoteParams
 ) -> None:
-    ours, theirs = (calibration_error(side.targets, side.probs) for side in (candidate, champion))
+    ours, theirs = (score_all(ece, side.targets, side.probs) for side in (candidate, champion))
     verdict.figures |= {"ece": ours, "champion_ece": theirs, "ece_rise": ours - theirs}
     if params.ece_rise is not None and ours - theirs > params.ece_rise:
         verdict.reasons.append(

@@ -20,6 +20,7 @@ from pipeline.core.params_file import load_params
 from pipeline.evaluate import tables
 from pipeline.metrics import suspects
 from pipeline.models import model
+from pipeline.reporting import suspects as suspects_page
 from pipeline.tracking import runs
 from pipeline.train import loop, planning
 from pipeline.train.loader import Loader
@@ -52,7 +53,7 @@ def doubt_training_labels(folds: int, epochs: int | None) -> str:
     table = suspects.tabulate({"train": split}, {"train": probs}, prepared.class_names)
     REPORT.parent.mkdir(exist_ok=True)
     tables.write_csv(REPORT, table)
-    PAGE.write_text(suspects.render(table, {"train": split}, REPORT.name), encoding="utf-8")
+    PAGE.write_text(suspects_page.render(table, {"train": split}, REPORT.name), encoding="utf-8")
     accuracy = float((probs.argmax(axis=1) == split.targets).mean())
     summary = {
         "data_digest": prepared.digest, "images": len(split), "doubted": len(table), "accuracy": accuracy,

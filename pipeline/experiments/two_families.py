@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.core.errors import UserError
 from pipeline.experiments import contenders
 from pipeline.experiments.two_models import differing
+from pipeline.metrics.intervals import ALPHA
 from pipeline.metrics.paired import holm
 from pipeline.metrics.seed_anova import GroupDifference, compare_groups
 from pipeline.tracking import families
@@ -16,8 +17,6 @@ from pipeline.tracking.store import connect, experiment_id, find_run
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class GroupComparison:
     @property
     def verdict(self) -> str:
         """Which is better, if the interval leaves out zero."""
-        if self.accuracy.p_value >= 1 - LEVEL:
+        if self.accuracy.p_value >= ALPHA:
             return "indistinguishable"
         return f"{(self.b if self.accuracy.difference > 0 else self.a).name} is better"
 
@@ -125,7 +124,7 @@ def compare(a: "Run", b: "Run") -> GroupComparison:
     if one.samples != other.samples or len(one.test_digests | other.test_digests) > 1:
         raise UserError(f"{one.name} and {other.name} were not tested on the same samples.")
     return GroupComparison(
-        one, other, compare_groups(other.right, one.right, LEVEL), _classes(one, other),
+        one, other, compare_groups(other.right, one.right), _classes(one, other),
         differing(a.data.params, b.data.params),
     )  # fmt: skip
 
@@ -137,7 +136,7 @@ def _classes(a: Group, b: Group) -> list[dict[str, Any]]:
         own = labels == name
         if own.sum() < 2:
             continue
-        found = compare_groups(b.right[:, own], a.right[:, own], LEVEL)
+        found = compare_groups(b.right[:, own], a.right[:, own])
         rows.append({
             "class": str(name), "images": int(own.sum()), "a": float(a.right[:, own].mean()),
             "b": float(b.right[:, own].mean()), "difference": found.difference, "low": found.low, "high": found.high,

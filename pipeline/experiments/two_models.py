@@ -9,11 +9,10 @@ import numpy as np
 from pipeline.core.errors import UserError
 from pipeline.experiments import gate
 from pipeline.experiments.contenders import Contender
-from pipeline.metrics import metrics
-from pipeline.metrics.calibration import calibration_error
-from pipeline.metrics.paired import difference_interval, holm, macro_f1_interval, mcnemar
+from pipeline.metrics import table
+from pipeline.metrics.intervals import ALPHA, bootstrap_intervals
+from pipeline.metrics.paired import difference_interval, holm, mcnemar
 
-LEVEL = 0.05  # below which a difference is called one
 # Titles and metrics.
 COSTS = {
     "parameters": "cost/parameters",
@@ -34,7 +33,7 @@ class Comparison:
         a: The one.
         b: The other, with its classes in the order of ``a``.
         verdict: In a sentence.
-        scores: For each score ``a``, ``b``, ``difference``, and where it was drawn, ``low`` and ``high`` (95 %).
+        scores: For each score ``a``, ``b``, ``difference`` and its bootstrap interval, ``low`` and ``high``.
         test: Of the accuracy: ``p`` (McNemar's exact test), ``p_seeds`` (with the seeds considered, if known),
             ``gained`` and ``lost`` samples.
         classes: A row a class with its recalls, their difference with interval, and ``p``, corrected by Holm.
@@ -103,11 +102,11 @@ def describe(accuracy: dict[str, float], test: dict[str, float], images: int) ->
         f"95 % interval {100 * accuracy['low']:.2f} to {100 * accuracy['high']:.2f}, p = {test['p']:.2g}, "
         f"{images:,} images"
     )
-    if test["p"] > LEVEL:
+    if test["p"] > ALPHA:
         return f"Indistinguishable on these {images:,} images: B - A is {points:+.2f} points ({found})."
     better = "better" if points > 0 else "worse"
     text = f"B is {better} by {abs(points):.2f} points of accuracy (difference: {found})"
-    if (p := test.get("p_seeds", 0)) > LEVEL:
+    if (p := test.get("p_seeds", 0)) > ALPHA:
         return f"{text}, but no more than another seed might make it (p = {p:.2g})."
     return f"{text}."
 
@@ -134,23 +133,13 @@ def _paired(a: Contender, b: Contender) -> Contender:
 
 
 def _scores(a: Contender, b: Contender) -> dict[str, dict[str, float]]:
-    found = []
-    for side in (a, b):
-        scores = metrics.classification_metrics(side.targets, side.probs)
-        f1 = float(metrics.per_class(side.targets, side.preds, a.class_names)["f1"].mean())
-        ece = calibration_error(side.targets, side.probs)
-        found.append({"accuracy": float(side.right.mean()), "macro-F1": f1, "NLL": scores["nll"], "ECE": ece})
-    table = {
-        name: {"a": ours, "b": found[1][name], "difference": found[1][name] - ours}
-        for name, ours in found[0].items()
-    }
-    intervals = {
-        "accuracy": difference_interval(b.right, a.right),
-        "macro-F1": macro_f1_interval(a.targets, b.preds, a.preds, len(a.class_names)),
-    }
-    for name, (low, high) in intervals.items():
-        table[name] |= {"low": low, "high": high}
-    return table
+    """Both sides' scores by title, their difference and its interval, of those that both have."""
+    ours, theirs = (table.score(side.targets, side.probs) for side in (a, b))
+    found = {}
+    for name, (low, high) in bootstrap_intervals(a.targets, b.probs, a.probs).items():
+        sides = {"a": ours[name], "b": theirs[name], "difference": theirs[name] - ours[name]}
+        found[table.TITLES[name]] = sides | {"low": low, "high": high}
+    return found
 
 
 def _classes(a: Contender, b: Contender) -> list[dict[str, Any]]:

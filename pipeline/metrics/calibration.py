@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import roc_auc_score
+
+from pipeline.metrics.selection import score_all
 
 BINS = 15
 # Fewer samples say too little about how sure a net should be.
@@ -60,7 +61,7 @@ def fit_temperature(targets: np.ndarray, probs: np.ndarray) -> float:
     return round(float(np.exp(found.x)), 4) if found.fun < nll(0.0) else 1.0
 
 
-def describe(
+def calibration_report(
     targets: dict[str, np.ndarray], plain: dict[str, np.ndarray], temperature: float, risk: float
 ) -> dict[str, Any]:
     """Put together ``reports/calibration.json``.
@@ -82,8 +83,8 @@ def describe(
         "temperature": temperature,
         "ece": {
             name: {
-                "before": calibration_error(targets[name], plain[name]),
-                "after": calibration_error(targets[name], after[name]),
+                "before": score_all(ece, targets[name], plain[name]),
+                "after": score_all(ece, targets[name], after[name]),
             }
             for name in targets
         },
@@ -105,7 +106,7 @@ def reliability(targets: np.ndarray, probs: np.ndarray, bins: int = BINS) -> pd.
         NaN in empty bins.
     """
     top = probs.max(axis=1)
-    place = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
+    place = _bin_of(top, bins)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(place, top, bins) / count
@@ -121,36 +122,21 @@ def reliability(targets: np.ndarray, probs: np.ndarray, bins: int = BINS) -> pd.
     return pd.DataFrame(columns)
 
 
-def calibration_error(targets: np.ndarray, probs: np.ndarray, bins: int = BINS) -> float:
-    """Return the expected calibration error: the mean gap of confidence and accuracy, weighted by the bins' counts."""
-    table = reliability(targets, probs, bins)
-    gaps = (table["confidence"] - table["accuracy"]).abs()
-    return float((gaps * table["count"]).sum() / len(targets))
+def ece(targets: np.ndarray, probs: np.ndarray, weights: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Return the expected calibration error: the mean gap of confidence and accuracy, weighted by the bins' counts.
 
-
-def probability_metrics(targets: np.ndarray, probs: np.ndarray) -> dict[str, float]:
-    """Return scores of the probabilities themselves.
-
-    Args:
-        targets: Class indices, integers (N,).
-        probs: Class probabilities, floats (N, K).
-
-    Returns:
-        ``ece`` (expected calibration error), ``top2`` (how often the label is one of the two likeliest classes) and
-        ``auroc`` (area under the ROC curve, one class against the rest, mean over the classes in ``targets``; missing
-        where all samples are of one class).
+    Arguments as ``selection.accuracy``, and how many ``bins``.
     """
-    found = {"ece": calibration_error(targets, probs), "top2": float(top2_hits(targets, probs).mean())}
-    present = np.unique(targets)
-    if len(present) > 1:
-        found["auroc"] = float(np.mean([roc_auc_score(targets == k, probs[:, k]) for k in present]))
-    return found
+    top = probs.max(axis=1)
+    place, gaps = _bin_of(top, bins), top - (probs.argmax(axis=1) == targets)
+    sums = np.stack([np.bincount(place, row * gaps, bins) for row in weights])
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.abs(sums).sum(axis=1) / weights.sum(axis=1))
 
 
-def top2_hits(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """Whether the label is one of the two likeliest classes, bool (N,)."""
-    best = np.argsort(-probs, axis=1, kind="stable")[:, :2]
-    return (best == targets[:, None]).any(axis=1)
+def _bin_of(top: np.ndarray, bins: int) -> np.ndarray:
+    """In which of equal ranges of the top probability each sample is, (N,)."""
+    return np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
 
 
 def risk_coverage(targets: np.ndarray, probs: np.ndarray) -> pd.DataFrame:

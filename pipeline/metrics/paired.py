@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest, norm, t
 
+from pipeline.metrics.intervals import COVERAGE
+
 Alternative = Literal["two-sided", "greater", "less"]
-_BLOCK = 200  # resamples at once: bounds memory
 
 
 def mcnemar(ours: np.ndarray, theirs: np.ndarray, alternative: Alternative = "two-sided") -> float:
@@ -72,43 +73,8 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def macro_f1_interval(
-    targets: np.ndarray, ours: np.ndarray, theirs: np.ndarray, classes: int,
-    level: float = 0.95, resamples: int = 2000, seed: int = 0,
-) -> tuple[float, float]:  # fmt: skip
-    """Return the bootstrap percentile interval of the macro-F1 of ``ours`` minus that of ``theirs``.
-
-    Samples are drawn with both answers to them; those with equal label and answers are drawn together.
-
-    Args:
-        targets: Class indices, integers (N,).
-        ours: What the one predicted, integers (N,).
-        theirs: What the other predicted, integers (N,).
-        classes: K; macro-F1 is over all of them.
-        level: Coverage, in (0, 1).
-        resamples: How many are drawn.
-        seed: Of the draws.
-    """
-    kinds, counts = np.unique(np.stack([targets, ours, theirs]), axis=1, return_counts=True)
-    cells = [np.eye(classes * classes)[kinds[0] * classes + kinds[side]] for side in (1, 2)]
-    rng, found = np.random.default_rng(seed), []
-    for start in range(0, resamples, _BLOCK):
-        size = min(_BLOCK, resamples - start)
-        drawn = rng.multinomial(len(targets), counts / len(targets), size=size).astype(np.float64)
-        scores = [_macro_f1((drawn @ side).reshape(-1, classes, classes)) for side in cells]
-        found.append(scores[0] - scores[1])
-    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _macro_f1(matrices: np.ndarray) -> np.ndarray:
-    """Macro-F1 of confusion matrices, floats (R, K, K); a class neither present nor predicted counts as 0."""
-    right = np.diagonal(matrices, axis1=1, axis2=2)
-    return (2 * right / np.maximum(matrices.sum(axis=1) + matrices.sum(axis=2), 1)).mean(axis=1)
-
-
 def difference_interval(
-    ours: np.ndarray, theirs: np.ndarray, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    ours: np.ndarray, theirs: np.ndarray, coverage: float = COVERAGE, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Return the bootstrap percentile interval of the accuracy of ``ours`` minus that of ``theirs``.
 
@@ -118,7 +84,7 @@ def difference_interval(
     Args:
         ours: Which samples the one got right, bool (N,).
         theirs: Which the other got right, bool (N,).
-        level: Coverage, in (0, 1).
+        coverage: Of the interval, in (0, 1).
         resamples: How many are drawn.
         seed: Of the draws.
 
@@ -130,7 +96,7 @@ def difference_interval(
     gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     shares = np.array([gained, lost, count - gained - lost]) / count
     drawn = np.random.default_rng(seed).multinomial(count, shares, size=resamples)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / count, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / count, [(1 - coverage) / 2, (1 + coverage) / 2])
     return float(low), float(high)
 
 

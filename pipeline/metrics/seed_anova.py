@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
+from pipeline.metrics.intervals import COVERAGE
+
 
 @dataclass(frozen=True)
 class MeanInterval:
@@ -44,12 +46,12 @@ class GroupDifference:
         return math.sqrt(self.from_seeds + self.from_images)
 
 
-def mean_interval(values: np.ndarray, level: float = 0.95) -> MeanInterval:
+def mean_interval(values: np.ndarray, coverage: float = COVERAGE) -> MeanInterval:
     """Return the mean of values with Student's interval for it.
 
     Args:
         values: One figure a seed, floats (S,).
-        level: Coverage, in (0, 1).
+        coverage: Of the interval, in (0, 1).
 
     Raises:
         ValueError: If there is no value, or one is not a number.
@@ -61,11 +63,11 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> MeanInterval:
     if count == 1:
         return MeanInterval(mean, math.nan, math.nan, math.nan, 1)
     sd = float(values.std(ddof=1))
-    half = float(student.ppf((1 + level) / 2, count - 1)) * sd / math.sqrt(count)
+    half = float(student.ppf((1 + coverage) / 2, count - 1)) * sd / math.sqrt(count)
     return MeanInterval(mean, sd, mean - half, mean + half, count)
 
 
-def compare_groups(ours: np.ndarray, theirs: np.ndarray, level: float = 0.95) -> GroupDifference:
+def compare_groups(ours: np.ndarray, theirs: np.ndarray, coverage: float = COVERAGE) -> GroupDifference:
     """Return the difference of two groups' mean scores, its interval and a two-sided p-value.
 
     Analysis of variance of a fully crossed set of test samples, with seeds nested in groups: Obuchowski and Rockette,
@@ -82,7 +84,7 @@ def compare_groups(ours: np.ndarray, theirs: np.ndarray, level: float = 0.95) ->
     Args:
         ours: One group's scores, such as right or wrong, bool or floats (S, N); a row is a seed, S at least 2.
         theirs: The other's, (S', N), of the same samples in the same order.
-        level: Coverage, in (0, 1).
+        coverage: Of the interval, in (0, 1).
 
     Raises:
         ValueError: Fewer than 2 seeds or samples, or other samples in the one than in the other.
@@ -109,7 +111,7 @@ def compare_groups(ours: np.ndarray, theirs: np.ndarray, level: float = 0.95) ->
     shares = sum(part**2 / (len(table) - 1) for part, table in zip(parts, tables))
     df = variance**2 / shares if shares else math.inf
     error = math.sqrt(variance)
-    half = float(student.ppf((1 + level) / 2, df)) * error
+    half = float(student.ppf((1 + coverage) / 2, df)) * error
     p_value = float(2 * student.sf(abs(difference) / error, df))
     return GroupDifference(
         difference, difference - half, difference + half, p_value, df, from_seeds, from_images

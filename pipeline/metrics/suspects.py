@@ -1,12 +1,9 @@
-"""Labels that a model doubts: ``reports/label_suspects.csv`` and the page beside it, and the like of train."""
+"""Labels that are probably wrong, as far as a model tells."""
 
 import numpy as np
 import pandas as pd
 
 from pipeline.core.dataset import Split
-from pipeline.reporting import html
-
-SHOWN_FACES, SHOWN_PAIRS = 96, 10
 
 
 def find_suspects(targets: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,21 +64,3 @@ def tabulate(splits: dict[str, Split], probs: dict[str, np.ndarray], class_names
     table["prob_label"] = together[found, targets[found]]
     table["prob_suggested"] = together[found, suggested]
     return table
-
-
-def render(table: pd.DataFrame, splits: dict[str, Split], file: str = "label_suspects.csv") -> str:
-    """The page of what ``tabulate`` returns, HTML; ``file`` has it all."""
-    pairs = table.groupby(["label", "suggested"]).size().sort_values(ascending=False, kind="stable")
-    faces = table.head(SHOWN_FACES).to_dict("records")
-    for face in faces:
-        face["picture"] = html.thumbnail(splits[face["split"]].images[face["row"]])
-    return html.render(
-        "label_suspects.html",
-        title="Labels in doubt",
-        images=sum(map(len, splits.values())),
-        total=len(table),
-        where=" and ".join("training" if name == "train" else name for name in splits),
-        file=file,
-        pairs=[(*pair, count) for pair, count in pairs.head(SHOWN_PAIRS).items()],
-        faces=faces,
-    )

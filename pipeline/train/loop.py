@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pipeline.core.dataset import Split
 from pipeline.core.errors import UserError
-from pipeline.metrics.metrics import classification_metrics
+from pipeline.metrics.selection import selection_scores
 from pipeline.models.model import Classifier
 from pipeline.models.views import passes
 from pipeline.train.augment.batched import sample_seed
@@ -225,5 +225,5 @@ def evaluate(
         raise UserError(
             "the net's val probabilities are not finite: lower train.lr or set train.grad_clip_norm"
         )
-    scores = classification_metrics(split.targets, probs)
+    scores = selection_scores(split.targets, probs)
     return {"loss": scores.pop("nll"), **scores}

@@ -8,11 +8,18 @@ from scipy.stats import fisher_exact
 
 from pipeline.core.dataset import Split
 from pipeline.evaluate import robustness, slices
-from pipeline.metrics.metrics import accuracy_interval
+from pipeline.metrics.intervals import accuracy_interval
 
 
 def grey(values: list[int]) -> np.ndarray:
     return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), 4, 4, 1))
+
+
+def tabulate(right: np.ndarray, targets: np.ndarray, images: np.ndarray, **given: object) -> pd.DataFrame:
+    """The slices of answers that are right or wrong."""
+    names = list("abcd")
+    probs = np.eye(len(names))[np.where(right, targets, (targets + 1) % len(names))]
+    return slices.tabulate(Split(images, targets, [""] * len(targets)), probs, names, **given)
 
 
 def test_a_worked_case() -> None:
@@ -21,12 +28,10 @@ def test_a_worked_case() -> None:
     right = np.concatenate([np.ones(40, bool), np.arange(40) % 2 == 0])
     dark = np.tile(np.arange(20) < 10, 4)
     roots = np.where(dark, "x", "y")
-    table = slices.tabulate(
-        right, targets, ["a", "b", "c"], grey(np.where(dark, 50, 200).tolist()), 2,
-        {"root": roots, "subject": ["someone"] * 80},
-    )  # fmt: skip
+    columns = {"root": roots, "subject": ["someone"] * 80}
+    table = tabulate(right, targets, grey(np.where(dark, 50, 200).tolist()), parts=2, columns=columns)
     found = table.set_index(["by", "slice"])
-    # Class c has no images; one subject is no slice; even pictures are all equally sharp.
+    # Classes c and d have no images; one subject is no slice; even pictures are all equally sharp.
     assert [name for name in table["by"].unique()] == ["class", "root", "brightness", "sharpness"]
     b = found.loc[("class", "b")]
     assert (b["images"], b["accuracy"], b["rest"]) == (40, 0.5, 1.0)
@@ -36,7 +41,7 @@ def test_a_worked_case() -> None:
     m = len(table)
     assert b["p"] == pytest.approx(p * m * sum(1 / i for i in range(1, m + 1)))
     assert table[table["worse"]][["by", "slice"]].values.tolist() == [["class", "b"]]
-    (line,) = slices.describe(table)
+    (line,) = slices.worse_slices(table)
     assert line.startswith("class b: accuracy 0.5000 [")
     assert line.endswith("on 40 images, 1.0000 on the rest")
     darkest = found.loc[("brightness", "1 of 2, darkest")]
@@ -49,9 +54,7 @@ def test_chance_is_seldom_called_worse() -> None:
     called = 0
     for _ in range(40):
         right, roots = rng.random(200) < 0.7, rng.integers(0, 5, 200).astype(str)
-        table = slices.tabulate(
-            right, rng.integers(0, 4, 200), list("abcd"), grey([1] * 200), 1, {"root": roots}
-        )
+        table = tabulate(right, rng.integers(0, 4, 200), grey([1] * 200), parts=1, columns={"root": roots})
         called += bool(table["worse"].any())
     assert called <= 4
 
@@ -59,9 +62,8 @@ def test_chance_is_seldom_called_worse() -> None:
 def test_small_and_nameless_values_of_a_column_are_no_slices() -> None:
     roots = ["big"] * 50 + ["other"] * 30 + ["small"] * 19 + [""] * 30
     right = np.ones(len(roots), bool)
-    table = slices.tabulate(
-        right, np.zeros(len(roots), int), ["a"], grey([9] * len(roots)), 1, {"root": roots}
-    )
+    targets, images = np.zeros(len(roots), int), grey([9] * len(roots))
+    table = tabulate(right, targets, images, parts=1, columns={"root": roots})
     assert table[table["by"] == "root"]["slice"].tolist() == ["big", "other"]
     assert not table["worse"].any()
 

@@ -1,0 +1,26 @@
+"""The page of label suspects, ``reports/label_suspects.html`` and the like of train."""
+
+import pandas as pd
+
+from pipeline.core.dataset import Split
+from pipeline.reporting import html
+
+SHOWN_FACES, SHOWN_PAIRS = 96, 10
+
+
+def render(table: pd.DataFrame, splits: dict[str, Split], file: str = "label_suspects.csv") -> str:
+    """Return the page of what ``metrics.suspects.tabulate`` returns, HTML; ``file`` has all of it."""
+    pairs = table.groupby(["label", "suggested"]).size().sort_values(ascending=False, kind="stable")
+    faces = table.head(SHOWN_FACES).to_dict("records")
+    for face in faces:
+        face["picture"] = html.thumbnail(splits[face["split"]].images[face["row"]])
+    return html.render(
+        "label_suspects.html",
+        title="Labels in doubt",
+        images=sum(map(len, splits.values())),
+        total=len(table),
+        where=" and ".join("training" if name == "train" else name for name in splits),
+        file=file,
+        pairs=[(*pair, count) for pair, count in pairs.head(SHOWN_PAIRS).items()],
+        faces=faces,
+    )
