@@ -13,12 +13,13 @@ from typing import Any
 import grimp
 import networkx as nx
 import yaml
-from pipeline.prepare.sources.registry import render_table
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from pipeline.core.params import Params
 from pipeline.core.params_file import read_default
+from pipeline.prepare.sources import open as _open  # noqa: F401  (registers the forms)
+from pipeline.prepare.sources.form import render_forms
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +49,7 @@ def render_documents() -> dict[Path, str]:
     return {
         ROOT / "docs/params.md": render_params(),
         architecture: fill_in(architecture.read_text(encoding="utf-8"), drawings),
-        readme: fill_in(readme.read_text(encoding="utf-8"), {"forms": render_table()}),
+        readme: fill_in(readme.read_text(encoding="utf-8"), {"forms": render_forms()}),
     }
 
 

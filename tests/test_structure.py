@@ -1,4 +1,4 @@
-"""What a stage reaches stands in its deps, the extras name every package that is imported, and nothing grows too large."""
+"""What a stage reaches stands in its deps, the extras name every package imported, and nothing grows too large."""
 
 import ast
 import operator
