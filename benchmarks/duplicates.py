@@ -28,10 +28,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageEnhance
 
 from pipeline.core.params_file import load_params
+from pipeline.core.paths import PREPARED
 from pipeline.metrics.intervals import accuracy_interval
 from pipeline.prepare.columns import Records, bits
 from pipeline.prepare.pixels.picture import look_at, pixel_digest
-from pipeline.prepare.stage import PREPARED, prepare
+from pipeline.prepare.stage import prepare
 from pipeline.prepare.twins.mark import find_twins
 
 MAX_SHIFT = 3 / 48  # of the size: 3 px on a face of 48 px

@@ -17,7 +17,7 @@ def tell():
     with open("/proc/self/status") as status:
         print("peak_kb", *(line.split()[1] for line in status if line.startswith("VmHWM")))
 atexit.register(tell)
-runpy.run_module("pipeline.prepare.stage", run_name="__main__")
+runpy.run_module("pipeline.prepare", run_name="__main__")
 """
 
 

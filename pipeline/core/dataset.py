@@ -3,7 +3,6 @@
 Reads ``data/prepared``: one uint8 array a split, ``manifest.csv`` and ``classes.json``.
 """
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError
+from pipeline.core.paths import PREPARED
+from pipeline.core.stage_files import DatasetFile
 
-PREPARED = Path("data/prepared")
 _COLUMNS = ("file", "label", "split", "row", "flags", "weight", "root", "person")
 
 
@@ -136,17 +136,5 @@ def load_prepared(path: Path | str = PREPARED) -> Prepared:
     Raises:
         UserError: If ``prepare`` has not written it.
     """
-    path = Path(path)
-    try:
-        meta = json.loads((path / "classes.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path / 'classes.json'} not found. Run `dvc repro prepare` first.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path / 'classes.json'} cannot be read ({error}). Run `dvc repro prepare` again."
-        ) from None
-    keys = ("class_names", "img_size", "channels", "digest", "split_digests")
-    if missing := set(keys) - set(meta):
-        raise UserError(f"{path / 'classes.json'} lacks {sorted(missing)}. Run `dvc repro prepare` again.")
-    others = {"audit": meta.get("audit", {}), "counts": meta.get("counts", {}), "faces": meta.get("faces")}
-    return Prepared(path, *(meta[key] for key in keys), **others)
+    meta = DatasetFile.load(Path(path))
+    return Prepared(Path(path), **{name: getattr(meta, name) for name in DatasetFile.model_fields})

@@ -1,7 +1,7 @@
 """The JSON files that stages hand on: one typed model each, with one way to write and one way to read them.
 
-Reads and writes ``run.json`` and ``weights.json`` (train), ``metrics.json`` and ``calibration.json`` (evaluate) and
-``bundle.json`` (export). Keys of a newer version are passed over.
+Reads and writes ``classes.json`` (prepare), ``run.json`` and ``weights.json`` (train), ``metrics.json`` and
+``calibration.json`` (evaluate) and ``bundle.json`` (export). Keys of a newer version are passed over.
 """
 
 from pathlib import Path
@@ -63,6 +63,21 @@ class StageFile(BaseModel):
     def as_dict(self) -> dict[str, Any]:
         """The file's content; keys that were not given are left out."""
         return self.model_dump(exclude_unset=True)
+
+
+class DatasetFile(StageFile):
+    """What the prepared arrays are: classes, sizes, digests, counts by split and class, and the audit's headline."""
+
+    FILE, FOLDER, STAGE = "classes.json", paths.PREPARED, "prepare"
+
+    class_names: list[str]
+    img_size: int
+    channels: int
+    faces: dict[str, Any] | None = None
+    digest: str
+    split_digests: dict[str, str]
+    counts: dict[str, dict[str, int]] = {}
+    audit: dict[str, int] = {}
 
 
 class RunFile(StageFile):

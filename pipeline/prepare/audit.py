@@ -1,5 +1,6 @@
 """What is wrong with the source, image by image, and the counts of it all."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ from pipeline.prepare.pixels.picture import LOOKS
 LEAKS = ("test_in_train", "val_in_train", "test_in_val")
 
 
-def build_audit(records: Records) -> dict[str, Any]:
+def build_audit(
+    records: Records, faces: bool = False, left_out: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Count what ``reports/audit.json`` holds.
 
     Args:
         records: All images, with their final splits, twins and drops.
+        faces: Whether they were cut out of photos; then ``faces`` says how many show none, and several.
+        left_out: Items of the source that are no images of the data, counted by the reason.
 
     Returns:
         ``images`` (all files in class folders), ``splits.<split>.<class>`` (those in the arrays), ``corrupt`` and
@@ -35,7 +40,7 @@ def build_audit(records: Records) -> dict[str, Any]:
     counts = records.counts()
     in_train = counts["train"].values()
     bad = sorted(records.problems)
-    return {
+    audit = {
         "images": len(records),
         "splits": counts,
         "corrupt": int(np.count_nonzero(records.have("corrupt"))),
@@ -60,12 +65,12 @@ def build_audit(records: Records) -> dict[str, Any]:
             {"file": file, "reason": records.problems[i]} for i, file in zip(bad, records.files(bad))
         ],
     }
-
-
-def count_faces(records: Records) -> dict[str, int]:
-    """How many photos show no face (``none``), and how many show ``several``."""
-    names = {"none": "no_face", "several": "several_faces"}
-    return {name: int(np.count_nonzero(records.have(flag))) for name, flag in names.items()}
+    if faces:
+        names = {"none": "no_face", "several": "several_faces"}
+        audit["faces"] = {name: int(np.count_nonzero(records.have(flag))) for name, flag in names.items()}
+    if left_out:
+        audit["left_out"] = dict(sorted(left_out.items()))
+    return audit
 
 
 def headline(audit: dict[str, Any]) -> dict[str, int]:

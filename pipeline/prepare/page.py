@@ -48,8 +48,8 @@ class Exhibit:
     sets: list[tuple[list[dict[str, str]], int]]
 
 
-def render(audit: dict[str, Any], records: Records, pixels: ArrayFile | np.ndarray) -> str:
-    """Write the page.
+def render_page(audit: dict[str, Any], records: Records, pixels: ArrayFile | np.ndarray) -> str:
+    """Render the page.
 
     Args:
         audit: What ``build_audit`` returns.

@@ -78,7 +78,7 @@ def make_rows() -> list[Row]:
 
 def render(rows: list[Row]) -> str:
     records = records_of(rows, CLASS_NAMES)
-    return audit_page.render(build_audit(records), records, PIXELS)
+    return audit_page.render_page(build_audit(records), records, PIXELS)
 
 
 def test_page_is_one_file_that_fetches_nothing() -> None:

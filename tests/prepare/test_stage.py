@@ -118,7 +118,7 @@ def test_every_image_is_where_the_manifest_says(home: Path, tmp_path: Path) -> N
     assert classes == {"class_names": ["happy", "sad"], "img_size": 12, "channels": 1, "faces": None}
 
 
-def test_probe_holds_untouched_bytes_of_every_class(home: Path, tmp_path: Path) -> None:
+def test_parity_zip_holds_untouched_bytes_of_every_class(home: Path, tmp_path: Path) -> None:
     tree = tree_of(SPLITS)
     prepare(params(write_zip(tmp_path / "s.zip", tree)))
     by_row = {line.row: line for line in manifest().query("split == 'test'").itertuples()}
@@ -415,7 +415,9 @@ def test_digest_follows_pixels_and_labels(home: Path, tmp_path: Path) -> None:
     assert digest(tree) == digest(dict(reversed(tree.items())))
 
 
-@pytest.mark.parametrize("name", ["_pack", "_write_manifest", "_write_probe", "_publish", "decode_all"])
+@pytest.mark.parametrize(
+    "name", ["write_arrays", "write_manifest", "write_parity_pictures", "write_json", "decode_all"]
+)
 @pytest.mark.parametrize("before", [False, True])
 def test_a_failure_leaves_what_was_there(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: bool
@@ -425,7 +427,7 @@ def test_a_failure_leaves_what_was_there(
     there = written(home)
 
     def fail(*_: object) -> None:
-        raise KeyboardInterrupt if name == "_pack" else OSError("disk full")
+        raise KeyboardInterrupt if name == "write_arrays" else OSError("disk full")
 
     monkeypatch.setattr(stage, name, fail)
     with pytest.raises((OSError, KeyboardInterrupt)):
@@ -511,7 +513,7 @@ def test_a_stopped_command_leaves_nothing(home: Path, tmp_path: Path, sign: int)
     tree = {f"{label}/{i}.png": slow.getvalue() for label in ("a", "b") for i in range(100)}
     process = run_stage(home, write_zip(tmp_path / "s.zip", tree))
     deadline = time.monotonic() + 30
-    while not list(home.glob("data/.prepared*/pixels")) and time.monotonic() < deadline:
+    while not list(home.glob("data/.prepared*/*/pixels")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(sign)
     process.communicate(timeout=120)
@@ -520,7 +522,7 @@ def test_a_stopped_command_leaves_nothing(home: Path, tmp_path: Path, sign: int)
 
 
 def test_what_a_killed_run_left_is_cleared_by_the_next(home: Path, tmp_path: Path) -> None:
-    left = home / "data" / ".prepared.partial" / "pixels"
+    left = home / "data" / ".prepared.4194305.tmp" / "pixels"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     prepare(params(write_zip(tmp_path / "s.zip", tree_of(SPLITS))))
