@@ -24,14 +24,14 @@ import torch
 from pipeline.inference.images import load
 from pipeline.inference.predictor import Predictor
 from pipeline.models.model import load_classifier
-from pipeline.serve.batch import Settings, score
+from pipeline.serve.batch import Settings, score_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 # The kernel's own high-water mark of this program: `ru_maxrss` would hold that of the benchmark, too.
 _RUN = """
 import sys
-from pipeline.serve.batch import score
-score(*sys.argv[1:])
+from pipeline.serve.batch import score_pictures
+score_pictures(*sys.argv[1:])
 with open("/proc/self/status") as status:
     print(*(line.split()[1] for line in status if line.startswith("VmHWM")))
 """
@@ -95,7 +95,9 @@ def main() -> None:
         for _ in range(arguments.rounds + 1):
             few = pictures[: max(1, len(pictures) // 8)]
             peers.append(one_by_one(arguments.weights, few, predictor.img_size, predictor.channels))
-            result = score(source, folder / "round.parquet", arguments.bundle, Settings(restart=True))
+            result = score_pictures(
+                source, folder / "round.parquet", arguments.bundle, Settings(restart=True)
+            )
             rates.append(result.scored / result.seconds)
         rates, peers = rates[1:], peers[1:]  # the first round warms up
         ratios = [rate / peer for rate, peer in zip(rates, peers)]

@@ -47,7 +47,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipeline.serve.batch import Settings, score
+    from pipeline.serve.batch import Settings, score_pictures
 
     settings = Settings(
         batch_size=arguments.batch_size,
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         runtime=arguments.runtime,
     )
     try:
-        found = score(arguments.source, arguments.out, arguments.model, settings)
+        found = score_pictures(arguments.source, arguments.out, arguments.model, settings)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130

@@ -7,7 +7,6 @@ goes on behind the last finished part, to the same file.
 
 import hashlib
 import importlib.metadata
-import json
 import threading
 import time
 from collections import deque
@@ -15,24 +14,23 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from pipeline.core import cores
 from pipeline.core.errors import UserError
 from pipeline.inference.graphs import served_file
-from pipeline.inference.images import ImageError
 from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
 from pipeline.serve import locate
-from pipeline.serve.files import Predict, load_predictor
-from pipeline.serve.scores_file import Row, Scores
+from pipeline.serve.answer_file import AnswerFile
+from pipeline.serve.answers import Predict, Row, answer_pictures
 
 # Packages whose version may change a score in its last digits.
 _DECIDING = ("numpy", "onnxruntime", "pillow")
 
 
-class Model(NamedTuple):
+class LoadedModel(NamedTuple):
     """A loaded model, and what its answers are like."""
 
     predict: Predict
@@ -86,13 +84,15 @@ class Result(NamedTuple):
     seconds: float
 
 
-def score(source: Path | str, out: Path | str, model: Path | str, settings: Settings = DEFAULTS) -> Result:
+def score_pictures(
+    source: Path | str, out: Path | str, model: Path | str, settings: Settings = DEFAULTS
+) -> Result:
     """Score all pictures of a source; shows progress on a terminal.
 
     Args:
         source: As ``unlabelled.open_pictures`` takes it.
         out: The Parquet file to make.
-        model: A bundle folder, or a model URI of MLflow.
+        model: As in ``locate.locate``.
         settings: How.
 
     Returns:
@@ -116,51 +116,52 @@ def score(source: Path | str, out: Path | str, model: Path | str, settings: Sett
             "chunk": settings.chunk,
             **{name: importlib.metadata.version(name) for name in _DECIDING},
         }
-        with Scores(Path(out), made_of, loaded.class_names, loaded.faces, settings.restart) as scores:
-            return _score(pictures, loaded, scores, settings, workers)
+        with AnswerFile(Path(out), made_of, loaded.class_names, loaded.faces, settings.restart) as answers:
+            return _fill(answers, pictures, loaded.predict, settings, workers)
 
 
-def load_model(model: Path | str, faces: bool | None, runtime: str | None = None) -> Model:
+def load_model(model: Path | str, faces: bool | None, runtime: str | None = None) -> LoadedModel:
     """Load a bundle, or a registered version, of which the files are fetched first: an alias may move meanwhile.
 
     Raises:
         UserError: If there is no such bundle or model, or not the file that the runtime wants.
     """
     found = locate.locate(str(model), runtime)
-    place = str(found.path) if found.path == found.bundle else found.path.resolve().as_uri()
     # Each worker runs a batch of its own; with more threads inside the graph they would only wait for each other.
-    predict = load_predictor(place, faces, threads=1, runtime=runtime)
-    text = (found.bundle / "bundle.json").read_bytes()
-    digest = hashlib.sha256(text + served_file(found.bundle, runtime)[1].read_bytes())
-    bundle = json.loads(text)
-    look = bool(bundle["preprocessing"].get("faces")) if faces is None else faces
-    return Model(predict, bundle["class_names"], look, digest.hexdigest())
+    predict = locate.open_predictor(found, faces, threads=1, runtime=runtime)
+    bundle = found.read_bundle()
+    digest = hashlib.sha256((found.bundle / bundle.FILE).read_bytes())
+    digest.update(served_file(found.bundle, runtime)[1].read_bytes())
+    look = bool(bundle.preprocessing.get("faces")) if faces is None else faces
+    return LoadedModel(predict, bundle.class_names, look, digest.hexdigest())
 
 
-def _score(pictures: Pictures, model: Model, scores: Scores, settings: Settings, workers: int) -> Result:
+def _fill(
+    answers: AnswerFile, pictures: Pictures, predict: Predict, settings: Settings, workers: int
+) -> Result:
     """Score what is not scored yet, part by part, and finish the file."""
     start = time.monotonic()
     rows = errors = scored = 0
-    if scores.finished:
-        told = scores.summary()
+    if answers.finished:
+        told = answers.read_summary()
         return Result(pictures.count, told["rows"], told["errors"], pictures.passed_over, 0, 0.0)
-    for number in range(scores.parts):
-        found, bad = scores.rows(number)
+    for number in range(answers.parts):
+        found, bad = answers.count_rows(number)
         rows, errors = rows + found, errors + bad
-    done = min(scores.parts * settings.chunk, pictures.count)
+    done = min(answers.parts * settings.chunk, pictures.count)
     with tqdm(total=pictures.count, initial=done, unit="img", disable=None, smoothing=0.05) as bar:
         part: list[Row] = []
         at = done
-        for count, answers in _answers(pictures.stream(done), model.predict, settings, workers):
-            part += answers
+        for count, batch in _answers(pictures.stream(done), predict, settings, workers):
+            part += batch
             at, scored = at + count, scored + count
-            errors += sum(row["error"] is not None for row in answers)
-            rows += len(answers)
+            errors += sum(row["error"] is not None for row in batch)
+            rows += len(batch)
             bar.update(count)
             if at % settings.chunk == 0 or at == pictures.count:
-                scores.write(part)
+                answers.write(part)
                 part = []
-    scores.finish({"pictures": pictures.count, "rows": rows, "errors": errors})
+    answers.finish({"pictures": pictures.count, "rows": rows, "errors": errors})
     return Result(pictures.count, rows, errors, pictures.passed_over, scored, time.monotonic() - start)
 
 
@@ -173,7 +174,7 @@ def _answers(
     with ThreadPoolExecutor(workers, "batch") as pool:
         try:
             for batch in _batches(stream, settings):
-                waiting.append(pool.submit(_score_batch, batch, predict, stop))
+                waiting.append(pool.submit(_answer_batch, batch, predict, stop))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -192,31 +193,8 @@ def _batches(stream: Iterator[tuple[str, Fetch]], settings: Settings) -> Iterato
         left = left - len(batch) or settings.chunk
 
 
-def _score_batch(
+def _answer_batch(
     batch: Sequence[tuple[str, Fetch]], predict: Predict, stop: threading.Event
 ) -> tuple[int, list[Row]]:
     """Read, decode and classify; the number of pictures, and their rows."""
-    if stop.is_set():
-        return 0, []
-    contents = [_read(fetch) for _, fetch in batch]
-    answers = iter(predict([data for data in contents if isinstance(data, bytes)]))
-    rows: list[Row] = []
-    for (file, _), data in zip(batch, contents):
-        answer: dict[str, Any] = _unreadable(data) if isinstance(data, str) else next(answers)
-        rows += [{"file": file, "error": None, **face} for face in answer.get("faces") or [answer]]
-    return len(batch), rows
-
-
-def _read(fetch: Fetch) -> bytes | str:
-    """A picture's file, or why it can't be read."""
-    try:
-        return fetch()
-    except ImageError as error:
-        return str(error)
-    except MemoryError:
-        return "too large for the memory"
-
-
-def _unreadable(reason: str) -> Row:
-    """The answer for a picture that couldn't be read."""
-    return {"label": None, "probabilities": None, "abstain": None, "error": reason}
+    return (0, []) if stop.is_set() else (len(batch), answer_pictures(batch, predict))

@@ -1,21 +1,23 @@
-"""Which model a server serves: a bundle folder or a registered version, found and loaded as MLflow's pyfunc."""
+"""Which model is served or asked: a bundle folder or a registered version, found and loaded."""
 
 import importlib.util
-import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
-from pipeline.inference import graphs
+from pipeline.core.stage_files import BundleFile
+from pipeline.inference.graphs import RUNTIMES
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.requests import COLUMN
+from pipeline.serve.answers import Predict
 from pipeline.tracking import registry, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.pyfunc import PyFuncModel
-
-PREFIX = "models:/"
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class Located:
     path: Path
     bundle: Path
 
-    def describe(self) -> dict[str, Any]:
-        """What ``bundle.json`` holds."""
-        return json.loads((self.bundle / "bundle.json").read_text(encoding="utf-8"))
+    def read_bundle(self) -> BundleFile:
+        """Read ``bundle.json``."""
+        return BundleFile.load(self.bundle)
 
-    def card(self) -> str:
-        """The model card, Markdown; empty if there is none."""
+    def read_card(self) -> str:
+        """Read the model card, Markdown; empty if there is none."""
         path = self.bundle / "MODEL_CARD.md"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
@@ -58,10 +60,10 @@ def locate(model: str, runtime: str | None = None) -> Located:
         raise UserError(
             "--runtime torch needs torch, which is not installed here: pip install torch, or --runtime onnx."
         )
-    found = _registered(model) if model.startswith(PREFIX) or model.isdecimal() else _folder(model)
-    wanted = graphs.RUNTIMES if runtime is None else {runtime: graphs.RUNTIMES[runtime]}
+    found = _registered(model) if model.startswith(registry.PREFIX) or model.isdecimal() else _folder(model)
+    wanted = RUNTIMES if runtime is None else {runtime: RUNTIMES[runtime]}
     if not any((found.bundle / file).exists() for file in wanted.values()):
-        there = [name for name, file in graphs.RUNTIMES.items() if (found.bundle / file).exists()]
+        there = [name for name, file in RUNTIMES.items() if (found.bundle / file).exists()]
         remedy = f"It can be served with --runtime {' or '.join(there)}. " if there else ""
         raise UserError(
             f"{found.title} holds no {' and no '.join(wanted.values())}. {remedy}A registered version holds one file, "
@@ -70,12 +72,43 @@ def locate(model: str, runtime: str | None = None) -> Located:
     return found
 
 
-def open_model(found: Located, **config: Any) -> "PyFuncModel":
-    """Load a model that was found.
+def open_predictor(found: Located, faces: bool | None = None, **config: Any) -> Predict:
+    """Load a model that was found, to ask it in this process; a bundle needs no MLflow.
+
+    Args:
+        found: From ``locate``.
+        faces: Whether to find faces in each picture and classify those; None: as the model was trained.
+        config: As in ``predictor.CONFIG``.
+
+    Raises:
+        UserError: It cannot be loaded, or cannot find faces.
+    """
+    if found.path == found.bundle:
+        return partial(Predictor(found.bundle, **config).predict_bytes, faces=faces)
+    model = open_pyfunc(found, **config)
+    known = knows_faces(model)
+    if faces and not known:
+        raise UserError(
+            f"{found.title} was registered by a version that finds no faces. `dvc repro export` and `hyojo register` "
+            "make a new one."
+        )
+    import pandas as pd
+
+    params = None if faces is None or not known else {"faces": faces}
+    return lambda pictures: model.predict(
+        pd.DataFrame({COLUMN: pd.Series(pictures, dtype=object)}), params=params
+    )
+
+
+def open_pyfunc(found: Located, **config: Any) -> "PyFuncModel":
+    """Load a model that was found as MLflow's pyfunc: a registered version with its own code.
 
     Args:
         found: From ``locate``.
         config: As in ``predictor.CONFIG``; a version that was registered before it could be told minds none of it.
+
+    Raises:
+        UserError: It cannot be loaded.
     """
     if found.path == found.bundle:
         from pipeline.tracking.pyfunc import open_bundle
@@ -83,8 +116,17 @@ def open_model(found: Located, **config: Any) -> "PyFuncModel":
         return open_bundle(found.bundle, **config)
     store.configure_mlflow()
     import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
 
-    return mlflow.pyfunc.load_model(str(found.path), model_config=config)
+    try:
+        return mlflow.pyfunc.load_model(str(found.path), model_config=config)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{found.title} can't be loaded: {str(error).splitlines()[0]}") from None
+
+
+def knows_faces(model: "PyFuncModel") -> bool:
+    """Whether a model can be asked to look for faces."""
+    return "faces" in str(model.metadata.get_params_schema())
 
 
 def _folder(model: str) -> Located:
@@ -112,7 +154,8 @@ def _fetch(uri: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(uri))
     except (MlflowException, OSError) as error:
-        raise UserError(f"{uri} can't be fetched: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{uri} can't be fetched: {reason} `hyojo register` makes a version.") from None
 
 
 def _registered(model: str) -> Located:
@@ -121,19 +164,12 @@ def _registered(model: str) -> Located:
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
-    uri = f"{PREFIX}{registry.MODEL}/{model}" if model.isdecimal() else model
+    version = registry.find_version(client, model)
+    if version is None:
+        raise UserError(_missing(client, model))
+    champion = client.get_registered_model(version.name).aliases.get(registry.CHAMPION) == version.version
     try:
-        name, _, alias = uri.removeprefix(PREFIX).partition("@")
-        if alias:
-            version = client.get_model_version_by_alias(name, alias)
-        else:
-            name, _, number = name.partition("/")
-            version = client.get_model_version(name, number)
-        champion = client.get_registered_model(version.name).aliases.get(registry.CHAMPION) == version.version
-    except MlflowException:
-        raise UserError(_missing(client, uri)) from None
-    try:
-        path = Path(mlflow.artifacts.download_artifacts(f"{PREFIX}{version.name}/{version.version}"))
+        path = Path(mlflow.artifacts.download_artifacts(f"{registry.PREFIX}{version.name}/{version.version}"))
     except (MlflowException, OSError):
         path = Path("missing")
     title = f"{version.name} version {version.version}{' (champion)' if champion else ''}"
@@ -145,14 +181,15 @@ def _registered(model: str) -> Located:
     return Located(title, path, path / "artifacts" / "bundle")
 
 
-def _missing(client: "MlflowClient", uri: str) -> str:
+def _missing(client: "MlflowClient", name: str) -> str:
     """Why there is no such version."""
     numbers = sorted(int(version.version) for version in registry.versions(client))
+    there = ", ".join(map(str, numbers))
     if not numbers:
-        return f"{uri}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
-    if uri == f"{PREFIX}{registry.MODEL}@{registry.CHAMPION}":
-        return f"{registry.MODEL} has no champion. `hyojo promote` makes one of version {', '.join(map(str, numbers))}."
-    return f"{uri}: there is no such version; {registry.MODEL} has {', '.join(map(str, numbers))}."
+        return f"{name}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
+    if name == f"{registry.PREFIX}{registry.MODEL}@{registry.CHAMPION}":
+        return f"{registry.MODEL} has no champion. `hyojo promote` makes one of version {there}."
+    return f"{name}: there is no such version; {registry.MODEL} has {there}."
 
 
 def _client() -> "MlflowClient":

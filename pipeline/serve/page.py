@@ -11,8 +11,8 @@ _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=ut
 HTML = "text/html; charset=utf-8"
 
 
-def files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str, tuple[bytes, str]]:
-    """Every file of the page.
+def render_files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str, tuple[bytes, str]]:
+    """Render every file of the page.
 
     Args:
         found: The model that is served.
@@ -22,17 +22,17 @@ def files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str, tuple[
     Returns:
         Content and media type by path; no script or style in the page itself, and nothing of other hosts.
     """
-    bundle = found.describe()
+    bundle = found.read_bundle()
     values: dict[str, Any] = {
         "title": found.title,
-        "backbone": bundle.get("backbone", ""),
-        "class_names": bundle["class_names"],
-        "accuracy": bundle.get("metrics", {}).get("test", {}).get("accuracy"),
-        "threshold": bundle.get("abstain", {}).get("threshold"),
+        "backbone": bundle.backbone,
+        "class_names": bundle.class_names,
+        "accuracy": bundle.metrics.get("test", {}).get("accuracy"),
+        "threshold": bundle.abstain.get("threshold"),
         "knows_faces": knows_faces,
         # Base64 takes 4 bytes for 3, and the JSON around it a few.
         "max_bytes": (max_bytes - 1024) * 3 // 4,
-        "card": html.from_markdown(found.card(), level=1),
+        "card": html.from_markdown(found.read_card(), level=1),
     }
     page = html.render("serve.html", **values).encode()
     static = {

@@ -68,7 +68,16 @@ def serve(
     listener = _listen(host, port)
     found = locate.locate(model, runtime)
     threads = threads or max(1, cores.available() // workers)
-    options = Options(found, host, listener.getsockname()[1], workers, threads, runtime, page, max_mb)
+    options = Options(
+        found=found,
+        host=host,
+        port=listener.getsockname()[1],
+        workers=workers,
+        threads=threads,
+        runtime=runtime,
+        page=page,
+        max_mb=max_mb,
+    )
     if workers == 1:
         _run_one(options, listener)
     else:
@@ -79,24 +88,24 @@ def build_app(options: Options) -> Guard:
     """The model, loaded and warm, behind its app and its guard."""
     os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", str(TIMEOUT_S))
     # Requests are what is done at once, so each is computed by one thread, as are the faces in it.
-    model = locate.open_model(options.found, runtime=options.runtime, threads=1, seconds=BUDGET_S)
+    model = locate.open_pyfunc(options.found, runtime=options.runtime, threads=1, seconds=BUDGET_S)
     from mlflow.pyfunc import scoring_server
 
     from pipeline.inference.mlflow_server import tame_server
     from pipeline.inference.requests import COLUMN
-    from pipeline.tracking import pyfunc
+    from pipeline.tracking.pyfunc import example_picture
 
     tame_server()
     app = scoring_server.init(model)
-    knows_faces = "faces" in str(model.metadata.get_params_schema())
-    picture = pyfunc.example_picture(options.found.describe()["preprocessing"])
+    knows_faces = locate.knows_faces(model)
+    picture = example_picture(options.found.read_bundle().preprocessing)
     for faces in (False, True) if knows_faces else (None,):  # the nets that find faces are loaded too
         model.predict({COLUMN: [picture]}, params=None if faces is None else {"faces": faces})
     files: Mapping[str, tuple[bytes, str]] = {}
     if options.page:
-        from pipeline.serve import page as webpage
+        from pipeline.serve.page import render_files
 
-        files = webpage.files(options.found, knows_faces, int(options.max_mb * MB))
+        files = render_files(options.found, knows_faces, int(options.max_mb * MB))
     # To look for garbage among all that was loaded would hold up requests for a tenth of a second.
     gc.collect()
     gc.freeze()
@@ -155,9 +164,17 @@ def _config(app: object, options: Options) -> "object":
     import uvicorn
 
     return uvicorn.Config(
-        app, workers=options.workers, log_level="warning", access_log=False, ws="none", server_header=False,
-        timeout_keep_alive=75, timeout_graceful_shutdown=STOP_S, timeout_worker_healthcheck=60, backlog=2048,
-    )  # fmt: skip
+        app,
+        workers=options.workers,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=STOP_S,
+        timeout_worker_healthcheck=60,
+        backlog=2048,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

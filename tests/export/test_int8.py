@@ -144,7 +144,7 @@ def test_it_is_served_on_demand_only(bundle: Path, registered: Path) -> None:
     for runtime in (None, "onnx", "int8"):
         (row,) = Predictor(bundle, runtime).predict_values([png])
         for place in (bundle, registered):
-            opened = locate.open_model(locate.locate(str(place), runtime), runtime=runtime)
+            opened = locate.open_pyfunc(locate.locate(str(place), runtime), runtime=runtime)
             assert opened.predict(pd.DataFrame({"image": [png]})) == [row]
         answers[runtime] = row["probabilities"]
     assert answers[None] == answers["onnx"] != answers["int8"]
@@ -161,12 +161,14 @@ def test_batch_scores_with_it(bundle: Path, registered: Path, tmp_path: Path) ->
     expected = load_graph(bundle / INT8)(images)
     for place in (bundle, registered):
         out = tmp_path / f"{place.name}.parquet"
-        batch.score(tmp_path / "faces", out, str(place), batch.Settings(runtime="int8"))
+        batch.score_pictures(tmp_path / "faces", out, str(place), batch.Settings(runtime="int8"))
         got = pd.read_parquet(out)[[f"prob_{name}" for name in CLASSES]].to_numpy()
         np.testing.assert_allclose(got, expected, atol=1e-5)
     (bundle / INT8).rename(tmp_path / "away")
     try:
         with pytest.raises(UserError, match=r"no model\.int8\.onnx.*--runtime onnx"):
-            batch.score(tmp_path / "faces", tmp_path / "x.parquet", bundle, batch.Settings(runtime="int8"))
+            batch.score_pictures(
+                tmp_path / "faces", tmp_path / "x.parquet", bundle, batch.Settings(runtime="int8")
+            )
     finally:
         (tmp_path / "away").rename(bundle / INT8)

@@ -80,14 +80,14 @@ def check(rows: list[dict], bundle: Path) -> None:
 
 def test_a_folder(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "scores.parquet"
-    result = batch.score(album, out, bright_bundle, SETTINGS)
+    result = batch.score_pictures(album, out, bright_bundle, SETTINGS)
     assert result[:5] == (FILES, FILES, len(BAD), 1, FILES)
     rows = rows_of(out)
     assert [row["file"] for row in rows] == sorted(pictures())
     check(rows, bright_bundle)
     assert pq.ParquetFile(out).num_row_groups == 4
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    assert batch.score(album, out, bright_bundle, SETTINGS)[:5] == (FILES, FILES, len(BAD), 1, 0)
+    assert batch.score_pictures(album, out, bright_bundle, SETTINGS)[:5] == (FILES, FILES, len(BAD), 1, 0)
 
 
 def archive(path: Path) -> Path:
@@ -108,7 +108,7 @@ def archive(path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["faces.zip", "faces.tar", "faces.tar.gz"])
 def test_an_archive(name: str, bright_bundle: Path, tmp_path: Path) -> None:
-    result = batch.score(archive(tmp_path / name), tmp_path / "s.parquet", bright_bundle, SETTINGS)
+    result = batch.score_pictures(archive(tmp_path / name), tmp_path / "s.parquet", bright_bundle, SETTINGS)
     assert result[:4] == (FILES, FILES, len(BAD), 1)
     rows = rows_of(tmp_path / "s.parquet")
     assert [row["file"] for row in rows] == list(reversed(pictures()))
@@ -124,7 +124,7 @@ def test_parquet_with_pictures_in_it(bright_bundle: Path, tmp_path: Path) -> Non
     for i, part in enumerate((slice(0, 90), slice(90, None))):
         table = pa.table({"label": [0] * len(names[part]), "image": structs[part]})
         pq.write_table(table, shards / f"train-{i:05d}-of-00002.parquet", row_group_size=33)
-    batch.score(shards, tmp_path / "s.parquet", bright_bundle, SETTINGS)
+    batch.score_pictures(shards, tmp_path / "s.parquet", bright_bundle, SETTINGS)
     rows = rows_of(tmp_path / "s.parquet")
     assert rows[0]["file"] == "train-00000-of-00002.parquet/0000000-000.png"
     assert rows[149]["file"] == "train-00001-of-00002.parquet/0000059-149.png"
@@ -142,7 +142,7 @@ def test_parquet_with_pictures_in_it(bright_bundle: Path, tmp_path: Path) -> Non
                 if data[start + i]
             )
     pq.write_table(pa.table({"photo": pa.array(data, pa.binary())}), tmp_path / "plain.parquet")
-    batch.score(tmp_path / "plain.parquet", tmp_path / "t.parquet", bright_bundle, SETTINGS)
+    batch.score_pictures(tmp_path / "plain.parquet", tmp_path / "t.parquet", bright_bundle, SETTINGS)
     assert [row["label"] for row in rows_of(tmp_path / "t.parquet")] == [row["label"] for row in rows]
 
 
@@ -156,8 +156,8 @@ def test_a_table_of_paths(suffix: str, album: Path, bright_bundle: Path, tmp_pat
     else:
         pq.write_table(pa.table({"id": range(len(cells)), "where is it": cells}), table)
     with pytest.raises(UserError, match=r"--column"):
-        batch.score(table, tmp_path / "s.parquet", bright_bundle, SETTINGS)
-    result = batch.score(
+        batch.score_pictures(table, tmp_path / "s.parquet", bright_bundle, SETTINGS)
+    result = batch.score_pictures(
         table, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(column="where is it")
     )
     assert result[:3] == (13, 13, 2)
@@ -174,7 +174,7 @@ def test_workers_change_nothing(album: Path, bright_bundle: Path, tmp_path: Path
     files = []
     for workers in (1, 3):
         out = tmp_path / f"{workers}.parquet"
-        batch.score(album, out, bright_bundle, SETTINGS._replace(workers=workers))
+        batch.score_pictures(album, out, bright_bundle, SETTINGS._replace(workers=workers))
         files.append(out.read_bytes())
     assert files[0] == files[1]
 
@@ -189,23 +189,23 @@ def test_stopped_and_run_again(
 ) -> None:
     """After any number of parts, and also between the last of them and the finished file."""
     whole, out = tmp_path / "whole.parquet", tmp_path / "s.parquet"
-    batch.score(album, whole, bright_bundle, SETTINGS)
-    write = batch.Scores.write
+    batch.score_pictures(album, whole, bright_bundle, SETTINGS)
+    write = batch.AnswerFile.write
 
     def fail(*_: object) -> None:
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):  # noqa: PT012
         patch.setattr(
-            batch.Scores, "write", lambda self, rows: fail() if self.parts == parts else write(self, rows)
+            batch.AnswerFile, "write", lambda self, rows: fail() if self.parts == parts else write(self, rows)
         )
-        patch.setattr(batch.Scores, "finish", fail)
-        batch.score(album, out, bright_bundle, SETTINGS)
+        patch.setattr(batch.AnswerFile, "finish", fail)
+        batch.score_pictures(album, out, bright_bundle, SETTINGS)
     assert not out.exists()
     assert len(list(tmp_path.glob("s.parquet.parts/*.parquet"))) == parts
     if parts == 2:  # a machine that lost its power
         (tmp_path / "s.parquet.parts" / "00000001.parquet").write_bytes(b"PAR1 torn")
-    result = batch.score(album, out, bright_bundle, SETTINGS)
+    result = batch.score_pictures(album, out, bright_bundle, SETTINGS)
     assert result.scored == max(0, FILES - 40 * (1 if parts == 2 else parts))
     assert result[:3] == (FILES, FILES, len(BAD))
     assert out.read_bytes() == whole.read_bytes()
@@ -217,20 +217,20 @@ def test_what_was_made_otherwise_is_not_gone_on_with(
 ) -> None:
     out = tmp_path / "s.parquet"
     with monkeypatch.context() as patch, pytest.raises(Stop):  # noqa: PT012
-        patch.setattr(batch.Scores, "finish", lambda *_: (_ for _ in ()).throw(Stop))
-        batch.score(album, out, bright_bundle, SETTINGS)
+        patch.setattr(batch.AnswerFile, "finish", lambda *_: (_ for _ in ()).throw(Stop))
+        batch.score_pictures(album, out, bright_bundle, SETTINGS)
     other = archive(tmp_path / "other.zip")
     for finished in (False, True):
         with pytest.raises(UserError, match=r"made with other source.*--restart"):
-            batch.score(other, out, bright_bundle, SETTINGS)
+            batch.score_pictures(other, out, bright_bundle, SETTINGS)
         with pytest.raises(UserError, match=r"made with other chunk"):
-            batch.score(album, out, bright_bundle, SETTINGS._replace(chunk=41))
+            batch.score_pictures(album, out, bright_bundle, SETTINGS._replace(chunk=41))
         if not finished:
-            batch.score(album, out, bright_bundle, SETTINGS)
-    assert batch.score(other, out, bright_bundle, SETTINGS._replace(restart=True)).scored == FILES
+            batch.score_pictures(album, out, bright_bundle, SETTINGS)
+    assert batch.score_pictures(other, out, bright_bundle, SETTINGS._replace(restart=True)).scored == FILES
     out.write_bytes(b"somebody's work")
     with pytest.raises(UserError, match="did not make it"):
-        batch.score(album, out, bright_bundle, SETTINGS)
+        batch.score_pictures(album, out, bright_bundle, SETTINGS)
     assert out.read_bytes() == b"somebody's work"
 
 
@@ -252,30 +252,32 @@ def test_mistakes_are_told_before_any_work(album: Path, bright_bundle: Path, tmp
     ]
     for source, target, settings, text in cases:
         with pytest.raises(UserError, match=text) as error:
-            batch.score(source, target, bright_bundle, settings)
+            batch.score_pictures(source, target, bright_bundle, settings)
         assert "prepare" not in str(error.value)
     with pytest.raises(UserError, match="dvc repro"):
-        batch.score(album, out, tmp_path / "empty", SETTINGS)
+        batch.score_pictures(album, out, tmp_path / "empty", SETTINGS)
     assert not out.exists()
 
 
 def test_a_row_a_face(bright_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes, the largest first, and an error where there is no face; what finds them has tests of its own."""
-    from pipeline.inference import predictor as serving
+    from pipeline.inference import images, predictor
     from pipeline.inference.faces import Face, NoFace
 
     def cut(data: bytes, channels: int, settings: object):
-        value = serving.load(data, 8, channels)
+        value = images.load(data, 8, channels)
         if value.mean() < 20:
             raise NoFace("no face was found")
         return iter([(Face((1, 2, 6, 7), 0.9), value), (Face((0, 0, 3, 3), 0.8), 255 - value)])
 
-    monkeypatch.setattr(serving, "cut_faces", cut)
+    monkeypatch.setattr(predictor, "cut_faces", cut)
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, value in (("a", 10), ("b", 200), ("c", 30)):
         (folder / f"{name}.png").write_bytes(png(value))
-    result = batch.score(folder, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(faces=True))
+    result = batch.score_pictures(
+        folder, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(faces=True)
+    )
     assert result[:3] == (3, 5, 1)
     rows = rows_of(tmp_path / "s.parquet")
     assert [(row["file"], row["left"], row["width"], row["label"]) for row in rows] == [
@@ -291,17 +293,17 @@ def test_a_registered_model_gives_the_same(
     from pipeline.tracking import store
 
     monkeypatch.setattr(store, "connect", lambda: None)  # no project is around
-    batch.score(album, tmp_path / "a.parquet", bright_bundle, SETTINGS)
-    batch.score(album, tmp_path / "b.parquet", pyfunc_dir.as_uri(), SETTINGS)
+    batch.score_pictures(album, tmp_path / "a.parquet", bright_bundle, SETTINGS)
+    batch.score_pictures(album, tmp_path / "b.parquet", pyfunc_dir.as_uri(), SETTINGS)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     with pytest.raises(UserError, match="-other can't be fetched"):
-        batch.score(album, tmp_path / "c.parquet", pyfunc_dir.as_uri() + "-other", SETTINGS)
+        batch.score_pictures(album, tmp_path / "c.parquet", pyfunc_dir.as_uri() + "-other", SETTINGS)
 
 
 def test_the_command_says_how_it_went(album: Path, bright_bundle: Path, tmp_path: Path, capsys) -> None:
     def run(*words: object) -> int:
         arguments = build_parser().parse_args(["batch", *map(str, words), "--model", str(bright_bundle)])
-        return arguments.command(arguments)
+        return arguments.run(arguments)
 
     out = tmp_path / "s.parquet"
     assert run(album, "--out", out) == 0
@@ -318,8 +320,8 @@ def test_the_command_says_how_it_went(album: Path, bright_bundle: Path, tmp_path
 
 def test_a_bundle_needs_neither_torch_nor_mlflow(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pipeline.serve.batch import score\n"
-        f"score({str(album)!r}, {str(tmp_path / 's.parquet')!r}, {str(bright_bundle)!r})\n"
+        "import sys\nfrom pipeline.serve.batch import score_pictures\n"
+        f"score_pictures({str(album)!r}, {str(tmp_path / 's.parquet')!r}, {str(bright_bundle)!r})\n"
         "print([name for name in ('torch', 'mlflow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -364,6 +366,6 @@ def test_killed_again_and_again(bright_bundle: Path, tmp_path: Path) -> None:
 
 def test_two_at_once_are_one_too_many(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.parquet"
-    with batch.Scores(out, {}, ["a"], False, False), pytest.raises(UserError, match="another process"):
-        batch.score(album, out, bright_bundle, SETTINGS)
+    with batch.AnswerFile(out, {}, ["a"], False, False), pytest.raises(UserError, match="another process"):
+        batch.score_pictures(album, out, bright_bundle, SETTINGS)
     assert json.loads((tmp_path / "s.parquet.parts" / "settings.json").read_text()) == {}

@@ -13,45 +13,6 @@ from PIL import Image
 
 from pipeline.core.errors import UserError
 from pipeline.serve import files
-from pipeline.tracking.pyfunc import build_pyfunc
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that tells bright pictures from dark ones: softmax([mean, 255 - mean] / 64)."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    shape = ["batch", 8, 8, 1]
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
-        helper.make_node("Mul", ["column", "slope"], ["sloped"]),
-        helper.make_node("Add", ["sloped", "offset"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    constants = {
-        "axes": np.array([1, 2, 3], np.int64),
-        "last": np.array([1], np.int64),
-        "slope": np.array([[1 / 64, -1 / 64]], np.float32),
-        "offset": np.array([[0, 255 / 64]], np.float32),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, shape)],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    folder = tmp_path_factory.mktemp("predict") / "bundle"
-    folder.mkdir()
-    opset = [helper.make_opsetid("", 18)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "model.onnx")
-    described = {"class_names": ["bright", "dark"], "preprocessing": {"img_size": 8, "channels": 1}}
-    (folder / "bundle.json").write_text(json.dumps(described))
-    (folder / "MODEL_CARD.md").write_text("card")
-    return folder
 
 
 @pytest.fixture
@@ -76,8 +37,8 @@ EXPECTED = {"a.png": "bright", "b/broken.png": None, "b/c.JPG": "dark", "b/deep/
             "b/e ü.gif": "dark", "f.bmp": "bright"}  # fmt: skip
 
 
-def test_a_folder(album: Path, bundle: Path) -> None:
-    rows = list(files.predict_paths([album], bundle))
+def test_a_folder(album: Path, bright_bundle: Path) -> None:
+    rows = list(files.predict_paths([album], bright_bundle))
     assert {str(Path(row["file"]).relative_to(album)): row["label"] for row in rows} == EXPECTED
     for row in rows:
         if row["label"]:
@@ -89,68 +50,69 @@ def test_a_folder(album: Path, bundle: Path) -> None:
             assert row["probability"] is row["probabilities"] is None
 
 
-def test_files_any_name_each_once_in_the_order_given(album: Path, bundle: Path) -> None:
+def test_files_any_name_each_once_in_the_order_given(album: Path, bright_bundle: Path) -> None:
     odd = album / "picture.without-suffix"
     odd.write_bytes((album / "a.png").read_bytes())
-    rows = list(files.predict_paths([str(odd), album / "notes.txt", album / "a.png", odd, album], bundle))
+    rows = list(
+        files.predict_paths([str(odd), album / "notes.txt", album / "a.png", odd, album], bright_bundle)
+    )
     names = [Path(row["file"]).name for row in rows]
     assert names[:3] == ["picture.without-suffix", "notes.txt", "a.png"]
     assert len(names) == len(set(names)) == 8
     assert [row["label"] for row in rows[:3]] == ["bright", None, "bright"]
 
 
-def test_more_files_than_a_batch(tmp_path: Path, bundle: Path) -> None:
+def test_more_files_than_a_batch(tmp_path: Path, bright_bundle: Path) -> None:
     for i in range(140):
         path = tmp_path / f"{i:03d}.png"
         if i % 10 == 3:
             path.write_bytes(b"")
         else:
             Image.new("L", (8, 8), 255 * (i % 2)).save(path)
-    rows = list(files.predict_paths([tmp_path], bundle))
+    rows = list(files.predict_paths([tmp_path], bright_bundle))
     expected = [None if i % 10 == 3 else ("bright" if i % 2 else "dark") for i in range(140)]
     assert [row["label"] for row in rows] == expected
 
 
-def test_a_file_that_vanishes_is_an_error_of_its_row(album: Path, bundle: Path) -> None:
-    rows = files.predict_paths([album / "a.png", album / "f.bmp"], bundle)
+def test_a_file_that_vanishes_is_an_error_of_its_row(album: Path, bright_bundle: Path) -> None:
+    rows = files.predict_paths([album / "a.png", album / "f.bmp"], bright_bundle)
     (album / "a.png").unlink()
     first, second = rows
     assert "can't be read" in first["error"]
     assert second["label"] == "bright"
 
 
-def test_mistakes_are_told_before_any_work(album: Path, bundle: Path, tmp_path: Path) -> None:
+def test_mistakes_are_told_before_any_work(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"nowhere.*does not exist"):
-        files.predict_paths([album, tmp_path / "nowhere"], bundle)
+        files.predict_paths([album, tmp_path / "nowhere"], bright_bundle)
     with pytest.raises(UserError, match="empty holds no pictures"):
-        files.predict_paths([tmp_path / "empty"], bundle)
+        files.predict_paths([tmp_path / "empty"], bright_bundle)
     with pytest.raises(UserError, match="dvc repro"):
         files.predict_paths([album], tmp_path / "empty")
 
 
 def test_a_model_of_mlflow_answers_the_same(
-    album: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    album: Path, bright_bundle: Path, pyfunc_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_pyfunc(bundle, album.parent / "model")
     from pipeline.tracking import store
 
     monkeypatch.setattr(store, "connect", lambda: None)
-    uri = (album.parent / "model").as_uri()
-    assert list(files.predict_paths([album], uri)) == list(files.predict_paths([album], bundle))
+    uri = pyfunc_dir.as_uri()
+    assert list(files.predict_paths([album], uri)) == list(files.predict_paths([album], bright_bundle))
     with pytest.raises(UserError, match=r"hyojo register"):
         files.predict_paths([album], uri + "-other")
 
 
-def test_json(album: Path, bundle: Path) -> None:
-    rows = list(files.predict_paths([album], bundle))
+def test_json(album: Path, bright_bundle: Path) -> None:
+    rows = list(files.predict_paths([album], bright_bundle))
     text = files.format_json(iter(rows))
     assert json.loads(text) == rows
     assert "ü" in text
 
 
-def test_csv(album: Path, bundle: Path) -> None:
-    rows = list(files.predict_paths([album], bundle))
+def test_csv(album: Path, bright_bundle: Path) -> None:
+    rows = list(files.predict_paths([album], bright_bundle))
     read = list(csv.DictReader(io.StringIO(files.format_csv(iter(rows)))))
     assert list(read[0]) == ["file", "label", "probability", "prob_bright", "prob_dark", "abstain", "error"]
     for got, row in zip(read, rows, strict=True):
@@ -162,8 +124,8 @@ def test_csv(album: Path, bundle: Path) -> None:
     assert files.format_csv([]) == "file,label,probability,abstain,error"
 
 
-def test_table(album: Path, bundle: Path) -> None:
-    lines = files.format_table(files.predict_paths([album], bundle)).splitlines()
+def test_table(album: Path, bright_bundle: Path) -> None:
+    lines = files.format_table(files.predict_paths([album], bright_bundle)).splitlines()
     assert len(lines) == 6
     assert lines[0].split() == [str(album / "a.png"), "bright", "0.979"]
     assert "error: " in lines[1]
@@ -171,11 +133,11 @@ def test_table(album: Path, bundle: Path) -> None:
     assert files.format_table([]) == ""
 
 
-def test_a_bundle_needs_neither_torch_nor_mlflow(album: Path, bundle: Path) -> None:
+def test_a_bundle_needs_neither_torch_nor_mlflow(album: Path, bright_bundle: Path) -> None:
     code = f"""
 import sys
 from pipeline.serve import files
-rows = list(files.predict_paths([{str(album)!r}], {str(bundle)!r}))
+rows = list(files.predict_paths([{str(album)!r}], {str(bright_bundle)!r}))
 print(len(rows), [name for name in ("torch", "mlflow", "pandas") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,6 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.inference.predictor import Predictor
 from pipeline.serve import locate, server
 from pipeline.serve.guard import Guard, Limits
+from pipeline.serve.page import render_files
 from pipeline.tracking import pyfunc
 
 ROOT = Path(__file__).parents[2]
@@ -107,8 +108,6 @@ def test_the_page_needs_nothing_from_elsewhere(running: Running) -> None:
 
 
 def test_a_card_cannot_bring_markup_into_the_page(bright_bundle: Path, tmp_path: Path) -> None:
-    from pipeline.serve import page as webpage
-
     folder = tmp_path / "bundle"
     folder.mkdir()
     for file in bright_bundle.iterdir():
@@ -116,7 +115,7 @@ def test_a_card_cannot_bring_markup_into_the_page(bright_bundle: Path, tmp_path:
     (folder / "MODEL_CARD.md").write_text(
         "# Card\n\n<script>alert(1)</script> ![x](https://example.org/x.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
     )
-    page = webpage.files(locate.locate(str(folder)), True, 2**20)["/"][0].decode()
+    page = render_files(locate.locate(str(folder)), True, 2**20)["/"][0].decode()
     assert "<h1>Card</h1>" in page
     assert str(tmp_path) not in page  # a path of the server's is nobody's business
     assert "<td>2</td>" in page
@@ -135,11 +134,11 @@ def test_several_processes_serve_and_stop_together(bright_bundle: Path) -> None:
 
 def test_a_registered_model_is_served_with_its_own_code(pyfunc_dir: Path) -> None:
     found = locate.locate(str(pyfunc_dir))
-    model = locate.open_model(found, runtime="onnx", threads=1, seconds=5)
+    model = locate.open_pyfunc(found, runtime="onnx", threads=1, seconds=5)
     answers = model.predict({"image": [picture(250)]})
     assert answers[0]["label"] == "bright"
     assert model._model_impl.python_model.predictor._seconds == 5
-    assert found.describe()["class_names"] == ["bright", "dark"]
+    assert found.read_bundle().class_names == ["bright", "dark"]
 
 
 def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path) -> None:
@@ -287,7 +286,10 @@ def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
 
 
 def test_what_was_loaded_is_not_searched_for_garbage_while_requests_wait(bright_bundle: Path) -> None:
-    options = server.Options(locate.locate(str(bright_bundle)), "127.0.0.1", 0, 1, 1, None, False, 1.0)
+    options = server.Options(
+        found=locate.locate(str(bright_bundle)), host="127.0.0.1", port=0, workers=1, threads=1, runtime=None,
+        page=False, max_mb=1.0,
+    )  # fmt: skip
     try:
         server.build_app(options)
         assert len(gc.get_objects()) < gc.get_freeze_count() / 100

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.serve.batch import Settings, score
+from pipeline.serve.batch import Settings, score_pictures
 
 MISSING = [
     name
@@ -58,7 +58,7 @@ def test_spark_answers_as_batch_does(
     finally:
         spark.stop()
     found = {Path(row["path"]).name: row for row in pq.read_table(tmp_path / "spark").to_pylist()}
-    score(folder, tmp_path / "batch.parquet", bright_bundle, Settings())
+    score_pictures(folder, tmp_path / "batch.parquet", bright_bundle, Settings())
     rows = pq.read_table(tmp_path / "batch.parquet").to_pylist()
     assert set(found) == {row["file"] for row in rows}
     assert sum(row["error"] is not None for row in rows) == 6

@@ -6,7 +6,6 @@ last of them. The finished file takes its name only when all is in it; then the 
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import replacing, write_json
+from pipeline.serve.answers import Row
 
 SIDES = ("left", "top", "width", "height")
 _NOTE = b"hyojo"  # key of the file's metadata that says what was scored
 _REMEDY = "Give another --out, or --restart to score anew."
-Row = dict[str, Any]
 
 
-class Scores:
+class AnswerFile:
     """The table in the making; a context manager that holds its lock.
 
     Args:
@@ -68,30 +68,29 @@ class Scores:
             self._lock.release()
             raise
 
-    def rows(self, number: int) -> tuple[int, int]:
-        """How many rows a finished part has, and how many of them are errors."""
+    def count_rows(self, number: int) -> tuple[int, int]:
+        """Count the rows of a finished part, and how many of them are errors."""
         import pyarrow.parquet as pq
 
         errors = pq.read_table(self._part(number), columns=["error"]).column("error")
         return len(errors), len(errors) - errors.null_count
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Write the next part: an answer of ``predictor.Predictor``, with ``file``, and ``box`` if there are, a row."""
+        """Write the next part: rows of ``answers.answer_pictures``."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         probs = [row["probabilities"] or {} for row in rows]
-        boxes = [row.get("box") or (None,) * len(SIDES) for row in rows]
-        columns: dict[str, Any] = {
-            name: [row[name] for row in rows] for name in ("file", "label", "abstain", "error")
-        }
+        boxes = [row["box"] or (None,) * len(SIDES) for row in rows]
+        plain = ("file", "label", "probability", "abstain", "error")
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in plain}
         columns |= {side: [box[i] for box in boxes] for i, side in enumerate(SIDES)}
-        columns["probability"] = [given.get(label) for given, label in zip(probs, columns["label"])]
         columns |= {f"prob_{name}": [given.get(name) for given in probs] for name in self._classes}
         table = pa.table(
             [pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema
         )
-        with self._replacing(self._part(self.parts)) as scratch:
+        part = self._part(self.parts)
+        with self._writing(part), replacing(part) as scratch:
             pq.write_table(table, scratch, compression="zstd", row_group_size=max(1, len(rows)))
         self.parts += 1
 
@@ -106,7 +105,8 @@ class Scores:
         note = {**self._settings, **summary}
         schema = self._schema.with_metadata({_NOTE: json.dumps(note, sort_keys=True).encode()})
         with (
-            self._replacing(self.path) as scratch,
+            self._writing(self.path),
+            replacing(self.path) as scratch,
             pq.ParquetWriter(scratch, schema, compression="zstd") as file,
         ):
             for number in range(self.parts):
@@ -115,11 +115,11 @@ class Scores:
         self.finished = True
         self._clear()
 
-    def summary(self) -> dict[str, Any]:
-        """What ``finish`` was given; of a finished file."""
+    def read_summary(self) -> dict[str, Any]:
+        """Read what ``finish`` was given; of a finished file."""
         return {key: value for key, value in (_note(self.path) or {}).items() if key not in self._settings}
 
-    def __enter__(self) -> "Scores":
+    def __enter__(self) -> "AnswerFile":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,9 +160,8 @@ class Scores:
         plan = self._folder / "settings.json"
         with self._writing(self._folder):
             self._folder.mkdir(exist_ok=True)
-        if not plan.exists():
-            with self._replacing(plan) as scratch:
-                scratch.write_text(json.dumps(self._settings), encoding="utf-8")
+            if not plan.exists():
+                write_json(plan, self._settings)
         self._compare(self._folder, json.loads(plan.read_text(encoding="utf-8")))
         number = 0
         while self._part(number).exists() and self._is_whole(self._part(number)):
@@ -203,16 +202,6 @@ class Scores:
                 f"--out: {path} cannot be written ({error.strerror or error}). What is finished is kept: make room and "
                 "run again."
             ) from None
-
-    @contextlib.contextmanager
-    def _replacing(self, path: Path) -> Iterator[Path]:
-        """A scratch file that takes the name of ``path`` once it is whole and on the disk."""
-        scratch = path.with_name(f".{path.name}.tmp")
-        with self._writing(path):
-            yield scratch
-            with scratch.open("rb") as file:
-                os.fsync(file.fileno())
-            scratch.replace(path)
 
 
 def _note(path: Path) -> dict[str, Any] | None:
