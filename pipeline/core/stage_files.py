@@ -80,6 +80,17 @@ class DatasetFile(StageFile):
     audit: dict[str, int] = {}
 
 
+class NetFile(StageFile):
+    """How to build a net and feed it, and which weights are its."""
+
+    backbone: str
+    model_args: dict[str, Any]
+    class_names: list[str]
+    preprocessing: dict[str, Any]
+    stem: dict[str, Any] = {}
+    weights_sha256: str
+
+
 class RunFile(StageFile):
     """Which MLflow run the weights belong to, the job's key, and why a format cannot be exported (None: it can)."""
 
@@ -90,17 +101,11 @@ class RunFile(StageFile):
     formats: dict[str, str | None] = {}
 
 
-class WeightsFile(StageFile):
+class WeightsFile(NetFile):
     """The sidecar of ``weights.pt``: how to build the net, how to feed it, and what it learnt from."""
 
     FILE, FOLDER, STAGE = "weights.json", paths.TRAINED, "train"
 
-    backbone: str
-    model_args: dict[str, Any]
-    class_names: list[str]
-    preprocessing: dict[str, Any]
-    stem: dict[str, Any] = {}
-    weights_sha256: str
     data_digest: str
     best_epoch: int = 0
     params: dict[str, str] = {}
@@ -138,17 +143,11 @@ class CalibrationFile(StageFile):
         return self.tta["views"] if self.tta.get("served") else []
 
 
-class BundleFile(StageFile):
+class BundleFile(NetFile):
     """What is served, and where it came from."""
 
     FILE, FOLDER, STAGE = "bundle.json", paths.BUNDLE, "export"
 
-    backbone: str
-    model_args: dict[str, Any]
-    class_names: list[str]
-    preprocessing: dict[str, Any]
-    stem: dict[str, Any] = {}
-    weights_sha256: str
     calibration: dict[str, Any]
     abstain: dict[str, Any] = {}
     views: list[str] = []
