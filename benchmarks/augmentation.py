@@ -27,6 +27,7 @@ from torchvision import datasets, transforms
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
 from pipeline.inference.images import load
+from pipeline.models.transforms import resolve
 from pipeline.train.augment import batched
 
 SIZE = 48
@@ -88,7 +89,7 @@ def peer(folder: Path, batch_size: int, workers: int) -> Callable[[], float]:
 def ours(faces: np.ndarray, batch_size: int) -> Callable[[], float]:
     """A function that augments faces in batches of random rows and returns img/s."""
     images = torch.from_numpy(faces)
-    augmentation = batched.Augmentation(batched.resolve(OURS, [0.5], [0.25], "OURS"), 0, SIZE, 1)
+    augmentation = batched.Augmentation(resolve(OURS, [0.5], [0.25], "OURS"), 0, SIZE, 1)
     epoch = 0
 
     def measure() -> float:

@@ -30,12 +30,12 @@ def images_per_s(name: str, stem: str, batch_size: int, updates: int) -> tuple[f
     """Median and spread (interquartile range) of img/s over single updates, and the net's parameters."""
     prepared = load_prepared()
     params = load_params().train.model_copy(update={"backbone": name, "backbone_args": {}, "stem": stem})
-    recipe = budget.plan(params, prepared)
-    net = model.build_model(recipe).to(memory_format=torch.channels_last).train()
+    spec = budget.plan(params, prepared)
+    net = model.build_model(spec).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    size, channels = recipe.preprocessing["input_size"], recipe.preprocessing["in_chans"]
+    size, channels = spec.preprocessing["input_size"], spec.preprocessing["in_chans"]
     images = torch.randn(batch_size, channels, size, size).to(memory_format=torch.channels_last)
-    targets = torch.arange(batch_size) % len(recipe.class_names)
+    targets = torch.arange(batch_size) % len(spec.class_names)
     rates = []
     for update in range(updates + 2):
         start = time.perf_counter()

@@ -23,7 +23,7 @@ import torch
 
 from pipeline.inference.images import load
 from pipeline.inference.predictor import Predictor
-from pipeline.models.model import load_classifier
+from pipeline.models.weights import load_classifier
 from pipeline.serve.batch import Settings, score_pictures
 
 ROOT = Path(__file__).resolve().parents[1]

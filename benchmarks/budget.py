@@ -18,10 +18,11 @@ from pipeline.core.dataset import Prepared
 from pipeline.core.params import TrainParams
 from pipeline.core.params_file import apply_overrides, parse_params, read_text
 from pipeline.models import maps, model, stem
+from pipeline.models.devices import resolve_device
 from pipeline.train import loop, planning
 from pipeline.train.loader import Batch, Loader
 from pipeline.train.schedule import LRSchedule
-from pipeline.train.trainer import build_trainer, resolve_device
+from pipeline.train.trainer import build_trainer
 
 TICKS = 1000  # of the schedule
 WARMUP = 0.2  # part of the time in which the learning rate rises
@@ -77,8 +78,8 @@ def settings(arguments: argparse.Namespace, prepared: Prepared) -> TrainParams:
     return parse_params(apply_overrides(read_text("params.yaml"), overrides)).train
 
 
-def plan(params: TrainParams, prepared: Prepared) -> model.Recipe:
-    """The recipe of a net; with ``stem: keep`` also of one whose last map collapses, which the pipeline refuses."""
+def plan(params: TrainParams, prepared: Prepared) -> model.ModelSpec:
+    """The spec of a net; with ``stem: keep`` also of one whose last map collapses, which the pipeline refuses."""
     with mock.patch.object(stem, "COLLAPSED", 0 if params.stem == "keep" else stem.COLLAPSED):
         return planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)[0]
 
@@ -113,8 +114,8 @@ def train(
         marks: Parts of that time, rising and ending with 1, after which val is scored.
     """
     device = resolve_device(params.device)
-    recipe = plan(params, prepared)
-    trainer = build_trainer(params, prepared, recipe, device)
+    spec = plan(params, prepared)
+    trainer = build_trainer(params, prepared, spec, device)
     cycle = params.schedule.model_copy(update={"warmup_epochs": WARMUP})
     trainer.schedule = LRSchedule(trainer.optimizer, cycle, params.lr, 1, TICKS, "max")
     loader = Loader(prepared.split("train"), params.batch_size, params.seed, device)
@@ -131,11 +132,11 @@ def train(
             while ticks < min(TICKS - 1, int(TICKS * used / budget)):
                 ticks += 1
                 trainer.schedule.step_update(ticks)
-        classifier = model.Classifier(trainer.ema.module, recipe).to(device)
+        classifier = model.Classifier(trainer.ema.module, spec).to(device)
         accuracy = loop.evaluate(classifier, prepared.split("val"), 256, device)["accuracy"]
         found.append(Mark(used / 60, images, accuracy))
     net = trainer.model
-    side = maps.last_side(net, recipe.preprocessing["input_size"], recipe.preprocessing["in_chans"])
+    side = maps.find_last_side(net, spec.preprocessing["input_size"], spec.preprocessing["in_chans"])
     return Training(side, sum(parameter.numel() for parameter in net.parameters()), found)
 
 

@@ -18,10 +18,12 @@ from torch import nn
 from pipeline.core.dataset import load_prepared
 from pipeline.core.params import TrainParams
 from pipeline.core.params_file import load_params
+from pipeline.models.devices import resolve_device, synchronize
+from pipeline.models.predict import use_precision
 from pipeline.train import loop, planning
-from pipeline.train.loader import Loader
+from pipeline.train.loader import Loader, build_loader
 from pipeline.train.loop import Progress
-from pipeline.train.trainer import Trainer, build_trainer, resolve_device
+from pipeline.train.trainer import Trainer, build_trainer
 
 
 class RoundOver(Exception):
@@ -31,17 +33,10 @@ class RoundOver(Exception):
 def start(params: TrainParams) -> tuple[Trainer, Loader]:
     """A trainer at its first update, and its data."""
     prepared = load_prepared()
-    recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     device = resolve_device(params.device)
-    trainer = build_trainer(params, prepared, recipe, device)
-    balanced = params.imbalance.method == "sampling"
-    return trainer, Loader(prepared.split("train"), params.batch_size, params.seed, device, balanced)
-
-
-def wait(device: torch.device) -> None:
-    """Wait for the GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    trainer = build_trainer(params, prepared, spec, device)
+    return trainer, build_loader(prepared.split("train"), params, device)
 
 
 def ours(trainer: Trainer, loader: Loader, updates: int) -> float:
@@ -54,28 +49,27 @@ def ours(trainer: Trainer, loader: Loader, updates: int) -> float:
         if done == updates:
             raise RoundOver
 
-    wait(trainer.device)
+    synchronize(trainer.device)
     begin = time.perf_counter()
     with suppress(RoundOver):
         loop.train_one_epoch(trainer, loader, progress, after_step)
-    wait(trainer.device)
+    synchronize(trainer.device)
     return done * loader.batch_size / (time.perf_counter() - begin)
 
 
 def bare(trainer: Trainer, images: torch.Tensor, targets: torch.Tensor, updates: int) -> float:
     """img/s of forward, backward and step on one batch."""
-    dtype = loop.AMP_DTYPES.get(trainer.amp)
     trainer.model.train()
-    wait(trainer.device)
+    synchronize(trainer.device)
     begin = time.perf_counter()
     for _ in range(updates):
-        with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
+        with use_precision(trainer.amp, trainer.device):
             loss = nn.functional.cross_entropy(trainer.model(images), targets)
         trainer.scaler.scale(loss).backward()
         trainer.scaler.step(trainer.optimizer)
         trainer.scaler.update()
         trainer.optimizer.zero_grad()
-    wait(trainer.device)
+    synchronize(trainer.device)
     return updates * len(images) / (time.perf_counter() - begin)
 
 

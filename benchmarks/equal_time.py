@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.params import TrainParams
-from pipeline.models.model import Recipe
+from pipeline.models.model import ModelSpec
 from pipeline.reporting import plots
 
 NAMES = [
@@ -51,7 +51,7 @@ def main() -> None:
     trainings: dict[tuple[str, str, int], dict[str, Any]] = {}
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         for name, _, lr in (word.partition(":") for word in arguments.names):
-            plans: list[tuple[Recipe, dict[str, Any]]] = []
+            plans: list[tuple[ModelSpec, dict[str, Any]]] = []
             for variant in arguments.variants:
                 params = base.model_copy(
                     update={

@@ -178,10 +178,10 @@ def eager(train_dir: Path, predictor: Predictor) -> Callable[[bytes], object]:
     import torch
 
     from pipeline.inference import images
-    from pipeline.models import model
+    from pipeline.models.weights import load_classifier
 
     torch.set_num_threads(1)
-    classifier = model.load_classifier(train_dir, "cpu").eval()
+    classifier = load_classifier(train_dir, "cpu").eval()
     classifier.views = predictor.bundle.get("views", [])
 
     def call(picture: bytes) -> object:

@@ -27,10 +27,11 @@ from torchvision import datasets, transforms
 from pipeline.core.dataset import Split, load_prepared
 from pipeline.core.params_file import load_params
 from pipeline.models import model
+from pipeline.models.devices import resolve_device
 from pipeline.train import loop, planning
 from pipeline.train.loader import Loader
 from pipeline.train.loop import Progress
-from pipeline.train.trainer import build_trainer, resolve_device
+from pipeline.train.trainer import build_trainer
 
 TRANSFORM = transforms.Compose(
     [
@@ -50,16 +51,15 @@ def ours(target: float) -> tuple[float, float]:
     """Seconds of training until val accuracy reaches the target, and the accuracy reached."""
     params, prepared = load_params().train, load_prepared()
     device = resolve_device(params.device)
-    recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
-    trainer = build_trainer(params, prepared, recipe, device)
+    spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    trainer = build_trainer(params, prepared, spec, device)
     loader = Loader(prepared.split("train"), params.batch_size, params.seed, device)
     progress, val, accuracy = Progress(), prepared.split("val"), 0.0
     start = time.perf_counter()
     for epoch in range(params.epochs):
         progress = Progress(epoch=epoch)
         loop.train_one_epoch(trainer, loader, progress, lambda: None, f"epoch {epoch + 1}/{params.epochs}")
-        net = trainer.ema.module if trainer.ema else trainer.model
-        classifier = model.Classifier(net, recipe).to(device)
+        classifier = model.Classifier(trainer.candidate, spec).to(device)
         accuracy = loop.evaluate(classifier, val, params.batch_size, device)["accuracy"]
         trainer.schedule.step_epoch(accuracy)
         print(

@@ -11,7 +11,7 @@ from pipeline.core.dataset import Split
 from pipeline.evaluate.corruptions import LEVELS, STRENGTHS, corrupt
 from pipeline.metrics.intervals import accuracy_interval
 from pipeline.models.model import Classifier
-from pipeline.train import loop
+from pipeline.models.predict import predict
 
 COLUMNS = ("corruption", "level", "strength", "images", "accuracy", "low", "high")
 CLEAN = "none"  # stands as the corruption of the pictures as they are, in the first row
@@ -62,7 +62,7 @@ def measure(
     lines = []
     for name, level in tqdm(jobs if names else [], desc="robustness", disable=None, leave=False):
         seen = images if name == CLEAN else corrupt(images, rows, name, level)
-        right = int((loop.predict(classifier, seen, batch_size, device).argmax(axis=1) == targets).sum())
+        right = int((predict(classifier, seen, batch_size, device).argmax(axis=1) == targets).sum())
         strength = STRENGTHS[name][level - 1] if level else None
         interval = accuracy_interval(right, len(rows))
         lines.append((name, level, strength, len(rows), right / len(rows), *interval))

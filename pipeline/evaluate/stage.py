@@ -27,15 +27,17 @@ from pipeline.core.dataset import PREPARED, Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
+from pipeline.core.stage_files import WeightsFile
 from pipeline.evaluate import explanations, page, robustness, slices, tables  # fmt: skip
 from pipeline.metrics import calibration, suspects
 from pipeline.metrics.intervals import bootstrap_intervals
 from pipeline.metrics.table import HEADLINES, score
 from pipeline.models import model, views
+from pipeline.models.devices import resolve_device
+from pipeline.models.predict import predict
+from pipeline.models.weights import load_classifier
 from pipeline.reporting import suspects as suspects_page
 from pipeline.tracking import runs
-from pipeline.train import loop
-from pipeline.train.trainer import resolve_device
 
 TRAINED = Path("models/train")
 REPORTS = Path("reports")
@@ -75,7 +77,7 @@ def evaluate(
         UserError: Missing inputs, data that are not of the model's classes or shape (found before any
             work), or a classifier whose probabilities are not numbers.
     """
-    prepared, sidecar = load_prepared(prepared_dir), model.load_sidecar(train_dir)
+    prepared, sidecar = load_prepared(prepared_dir), WeightsFile.load(train_dir).as_dict()
     check_match(prepared, sidecar)
     splits = {name: prepared.split(name) for name in ("val", "test")}
     classifier, place = _load_classifier(splits, train_dir, device)
@@ -99,7 +101,7 @@ def evaluate(
         beside = "test_plain" if params.serve_tta else "test_tta"
         result[beside], seconds = _score_beside(classifier, test, params, place, temperature)
         trust["tta"] = {
-            "views": params.tta, "passes": views.passes(params.tta), "served": params.serve_tta,
+            "views": params.tta, "passes": views.count_passes(params.tta), "served": params.serve_tta,
         }  # fmt: skip
     robust = robustness.measure(
         classifier, test, params.corruptions, params.corrupted, params.batch_size, place
@@ -213,7 +215,7 @@ def _load_classifier(
         raise UserError(f"the {empty[0]} split is empty: there is nothing to evaluate. Add images, or let "
                         f"prepare.{empty[0]}_fraction cut some from train.")  # fmt: skip
     place = resolve_device(device)
-    return model.load_classifier(train_dir, place), place
+    return load_classifier(train_dir, place), place
 
 
 def _predict(
@@ -221,7 +223,7 @@ def _predict(
 ) -> dict[str, np.ndarray]:
     """Probabilities (N, K) of every sample of each split."""
     probs = {
-        name: loop.predict(classifier, split.images, batch_size, place, progress=name)
+        name: predict(classifier, split.images, batch_size, place, progress=name)
         for name, split in splits.items()
     }
     for name, values in probs.items():
@@ -240,10 +242,10 @@ def _score_beside(
     served = classifier.views
     classifier.views = [] if served else params.tta
     start = time.perf_counter()
-    probs = loop.predict(classifier, test.images, params.batch_size, place, progress="views")
+    probs = predict(classifier, test.images, params.batch_size, place, progress="views")
     seconds = time.perf_counter() - start
     found = score(test.targets, calibration.temper(probs, temperature))
-    passes = views.passes(classifier.views)
+    passes = views.count_passes(classifier.views)
     classifier.views = served
     return {"passes": passes} | found, seconds
 

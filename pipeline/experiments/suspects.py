@@ -20,12 +20,14 @@ from pipeline.core.params_file import load_params
 from pipeline.evaluate import tables
 from pipeline.metrics import suspects
 from pipeline.models import model
+from pipeline.models.devices import resolve_device, set_determinism
+from pipeline.models.predict import predict
 from pipeline.reporting import suspects as suspects_page
 from pipeline.tracking import runs
 from pipeline.train import loop, planning
 from pipeline.train.loader import build_loader
 from pipeline.train.loop import Progress
-from pipeline.train.trainer import build_trainer, resolve_device, set_determinism
+from pipeline.train.trainer import build_trainer
 
 REPORT = Path("reports/label_suspects_train.csv")
 SUMMARY, PAGE = REPORT.with_suffix(".json"), REPORT.with_suffix(".html")
@@ -170,8 +172,8 @@ def train_on(params: TrainParams, prepared: Prepared, split: Split, label: str =
     device = resolve_device(params.device)
     set_determinism(params.deterministic, device)
     shared = {item.name: getattr(prepared, item.name) for item in fields(Prepared)}
-    recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
-    trainer = build_trainer(params, _Part(**shared, part=split), recipe, device)
+    spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    trainer = build_trainer(params, _Part(**shared, part=split), spec, device)
     loader = build_loader(split, params, device)
     for epoch in range(params.epochs):
         scores = loop.train_one_epoch(
@@ -179,12 +181,12 @@ def train_on(params: TrainParams, prepared: Prepared, split: Split, label: str =
         )
         loss = params.early_stopping.metric == "val/loss"
         trainer.schedule.step_epoch(scores["loss" if loss else "accuracy"])
-    return model.Classifier(trainer.candidate, recipe).to(device).eval()
+    return model.Classifier(trainer.candidate, spec).to(device).eval()
 
 
 def judge(classifier: model.Classifier, params: TrainParams, images: np.ndarray) -> np.ndarray:
     """Probabilities of images, float32 (N, K)."""
-    return loop.predict(classifier, images, params.batch_size, resolve_device(params.device))
+    return predict(classifier, images, params.batch_size, resolve_device(params.device))
 
 
 def held_out_probs(

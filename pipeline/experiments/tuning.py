@@ -16,9 +16,10 @@ from tqdm import tqdm
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params import TrainParams
+from pipeline.models.devices import list_precisions, resolve_device, synchronize
 from pipeline.train import loop, planning
 from pipeline.train.loader import Loader, build_loader
-from pipeline.train.trainer import Trainer, build_trainer, resolve_device
+from pipeline.train.trainer import Trainer, build_trainer
 
 WARM_UP = 2  # updates before the first that counts
 # A larger or smaller batch is another training; it must be worth it.
@@ -54,12 +55,9 @@ def fastest_settings(params: TrainParams, seconds: float = 8.0) -> tuple[dict, l
         UserError: Nothing is prepared, or no setting works.
     """
     prepared, device = load_prepared(), resolve_device(params.device)
-    dtypes = ["none", "bf16"] if device.type == "cpu" or torch.cuda.is_bf16_supported() else ["none"]
-    if device.type == "cuda":
-        dtypes.append("fp16")
     settings = [
         {"amp": amp, "channels_last": layout, "batch_size": params.batch_size}
-        for amp, layout in itertools.product(dtypes, (True, False))
+        for amp, layout in itertools.product(list_precisions(device), (True, False))
     ]
     first = _measure(params, prepared, device, settings, seconds * 0.6)
     best = max(first, key=lambda found: found.rate)
@@ -114,23 +112,18 @@ def _updates(params: TrainParams, prepared: Prepared, device: torch.device):
     trainer, loader = _start(params, prepared, device)
     for epoch in itertools.count():
         for step, batch in enumerate(loader.batches(epoch)):
-            _wait(device)
+            synchronize(device)
             start = time.perf_counter()
             loop.update(trainer, batch, epoch, step)
-            _wait(device)
+            synchronize(device)
             yield time.perf_counter() - start
 
 
 def _start(params: TrainParams, prepared: Prepared, device: torch.device) -> tuple[Trainer, Loader]:
-    recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
-    trainer = build_trainer(params, prepared, recipe, device)
+    spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+    trainer = build_trainer(params, prepared, spec, device)
     trainer.train_mode()
     return trainer, build_loader(prepared.split("train"), params, device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def lr_range(params: TrainParams, lowest: float, highest: float, updates: int) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from pipeline.export.parity import check_parity
 from pipeline.inference import latency
 from pipeline.inference.graphs import served_file
 from pipeline.models import costs, formats, model
+from pipeline.models.weights import load_classifier
 from pipeline.reporting import card
 from pipeline.tracking import runs
 from pipeline.tracking.pyfunc import build_pyfunc, hash_shipped_code, installed_versions
@@ -101,7 +102,7 @@ def read_inputs(prepared_dir: Path, train_dir: Path, reports_dir: Path) -> Input
     """Read what earlier stages left; raises ``UserError`` for what is missing, with the remedy."""
     inputs = Inputs(
         prepared=load_prepared(prepared_dir),
-        classifier=model.load_classifier(train_dir, "cpu"),
+        classifier=load_classifier(train_dir, "cpu"),
         run=RunFile.load(train_dir),
         weights=WeightsFile.load(train_dir),
         metrics=MetricsFile.load(reports_dir),
@@ -151,7 +152,7 @@ def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[st
 
 def measure_costs(inputs: Inputs, folder: Path) -> dict[str, int]:
     """Count parameters, operations and bytes of what is served. A time is none of the bundle's: it varies."""
-    counted = costs.count(inputs.classifier, inputs.prepared.img_size, inputs.prepared.channels)
+    counted = costs.count_costs(inputs.classifier, inputs.prepared.img_size, inputs.prepared.channels)
     return counted | {"size_bytes": served_file(folder)[1].stat().st_size}
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def count(classifier: nn.Module, img_size: int, channels: int) -> dict[str, int]:
+def count_costs(classifier: nn.Module, img_size: int, channels: int) -> dict[str, int]:
     """Count what one image takes, by running one through a classifier.
 
     Args:

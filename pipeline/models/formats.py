@@ -128,7 +128,7 @@ def write(
         export_onnx(classifier, example, path, opset, program, optimize)
 
 
-def probe(
+def check_exportable(
     classifier: nn.Module, img_size: int, channels: int, formats: Sequence[str], opset: int
 ) -> dict[str, str | None]:
     """Find which formats a classifier can be exported to, before hours of training are spent on it.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, BlurPool2d)
 
 
-def last_side(model: nn.Module, size: int, in_chans: int) -> int | None:
+def find_last_side(model: nn.Module, size: int, in_chans: int) -> int | None:
     """Side of a net's last map, before it is pooled; None where it has none, or does not run.
 
     Args:
@@ -41,11 +41,11 @@ def last_side(model: nn.Module, size: int, in_chans: int) -> int | None:
     return None
 
 
-def reductions(model: nn.Module, size: int, in_chans: int) -> list[tuple[str, nn.Module, int, int]]:
+def find_reductions(model: nn.Module, size: int, in_chans: int) -> list[tuple[str, nn.Module, int, int]]:
     """Convolutions and pools that stride, in the order in which they run.
 
     Args:
-        model: As for ``last_side``; it may fail on the way, and what ran before it did is told.
+        model: As for ``find_last_side``; it may fail on the way, and what ran before it did is told.
         size: Side of the input, px.
         in_chans: Channels of the input.
 
@@ -63,7 +63,7 @@ def reductions(model: nn.Module, size: int, in_chans: int) -> list[tuple[str, nn
     handles = [
         module.register_forward_hook(see)
         for module in model.modules()
-        if isinstance(module, (nn.Conv2d, *_POOLS)) and stride(module) > 1
+        if isinstance(module, (nn.Conv2d, *_POOLS)) and read_stride(module) > 1
     ]
     try:
         with _evaluating(model):
@@ -76,7 +76,7 @@ def reductions(model: nn.Module, size: int, in_chans: int) -> list[tuple[str, nn
     return seen
 
 
-def stride(module: nn.Module) -> int:
+def read_stride(module: nn.Module) -> int:
     """A convolution's or a pool's stride, in cells; the larger of two."""
     return max(module.stride) if isinstance(module.stride, tuple | list) else module.stride
 

@@ -7,7 +7,7 @@ whatever its family: all that reduce the earliest map that is reduced, then all 
 is large enough. Nets built for one size, which have tables of positions, take a smaller patch or a larger grid instead.
 Where that costs too much, a last map can be kept from collapsing by rounding its side up when it is halved.
 
-What was changed is part of a recipe (``Changes``), so that no later stage works it out again.
+What was changed is part of a spec (``Changes``), so that no later stage works it out again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -110,7 +110,7 @@ def round_up(
     Returns:
         A net with a larger last map; None if there is none to be had so.
     """
-    changes = plain.changes | _rounded_up(maps.reductions(plain.model, size, in_chans))
+    changes = plain.changes | _rounded_up(maps.find_reductions(plain.model, size, in_chans))
     found = next(_larger(plain, size, in_chans, build, runs, [(plain.model_args, changes)]), plain)
     return replace(found, changed=True, note=_note(plain, found, size)) if found.side > plain.side else None
 
@@ -125,7 +125,7 @@ def _larger(
             candidate = apply(build(args), changes)
         except Exception:  # timm's nets refuse arguments with errors of every kind
             continue
-        side = maps.last_side(candidate, size, in_chans)
+        side = maps.find_last_side(candidate, size, in_chans)
         if side is None:
             continue
         # One cell stays one until what is left for the last halvings is more than that.
@@ -152,7 +152,7 @@ def _note(plain: Fitted, found: Fitted, size: int) -> str:
     )
 
 
-def remedies(size: int, stem: str) -> str:
+def name_remedies(size: int, stem: str) -> str:
     """What to do about a map that collapses at a size."""
     larger = max(96, -(-2 * size // 32) * 32)  # most nets halve five times: 96 px end in 3x3
     wider = f"train.input_size to a larger one, such as {larger}"
@@ -181,7 +181,7 @@ def _steps(
 
 def _without_a_halving(model: nn.Module, size: int, in_chans: int) -> Changes:
     """What must change for the first map that is reduced to stay as it is, in all its branches."""
-    seen = maps.reductions(model, size, in_chans)
+    seen = maps.find_reductions(model, size, in_chans)
     return {
         name: _gentler(module, side, reduced) if isinstance(module, nn.Conv2d) else None
         for name, module, side, reduced in seen
@@ -193,11 +193,11 @@ def _rounded_up(seen: list[tuple[str, nn.Module, int, int]]) -> Changes:
     """What must change for the last map that is reduced to be rounded up, in all branches that round it down."""
     changes: Changes = {}
     for name, module, side, reduced in seen:
-        wanted = -(-side // maps.stride(module))
+        wanted = -(-side // maps.read_stride(module))
         if side != seen[-1][2] or reduced >= wanted:
             continue
         if isinstance(module, nn.Conv2d):
-            missing = (wanted - 1) * maps.stride(module) + _reach(module) - side
+            missing = (wanted - 1) * maps.read_stride(module) + _reach(module) - side
             changes[name] = {"padding": [-(-missing // 2)] * 2}
         elif not isinstance(module, BlurPool2d):
             changes[name] = {"ceil_mode": True}
@@ -206,14 +206,14 @@ def _rounded_up(seen: list[tuple[str, nn.Module, int, int]]) -> Changes:
 
 def _gentler(conv: nn.Conv2d, side: int, reduced: int) -> dict[str, Any]:
     """Half a convolution's stride, with the padding that then gives a map of twice the side."""
-    stride = max(1, maps.stride(conv) // 2)
+    stride = max(1, maps.read_stride(conv) // 2)
     change: dict[str, Any] = {"stride": [stride, stride]}
     reach = _reach(conv)
     if isinstance(conv.padding, str):
         return change
     padding = conv.padding[0]
     if (
-        reduced != (side + 2 * padding - reach) // maps.stride(conv) + 1
+        reduced != (side + 2 * padding - reach) // maps.read_stride(conv) + 1
     ):  # timm's own "same" convolutions pad themselves
         return change
     if not reach - stride <= 2 * padding < reach:

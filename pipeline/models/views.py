@@ -8,8 +8,8 @@ from torch import Tensor
 SHIFT = 2  # px
 
 
-def views(images: Tensor, names: Sequence[str]) -> list[Tensor]:
-    """The views of images that are averaged, the images themselves first.
+def list_views(images: Tensor, names: Sequence[str]) -> list[Tensor]:
+    """List the views of images that are averaged, the images themselves first.
 
     Args:
         images: (B, C, H, W).
@@ -24,8 +24,8 @@ def views(images: Tensor, names: Sequence[str]) -> list[Tensor]:
     return found
 
 
-def passes(names: Sequence[str]) -> int:
-    """How many views there are of an image."""
+def count_passes(names: Sequence[str]) -> int:
+    """Count the views of an image."""
     return (5 if "shifts" in names else 1) * (2 if "flip" in names else 1)
 
 

@@ -16,9 +16,9 @@ from pipeline.core.dataset import PREPARED
 from pipeline.core.errors import UserError
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
+from pipeline.core.stage_files import WeightsFile
 from pipeline.evaluate.stage import evaluation_key, log_reports
 from pipeline.experiments import suspects
-from pipeline.models.model import load_sidecar
 from pipeline.tracking import runs
 from pipeline.tracking.pyfunc import build_pyfunc
 from pipeline.tracking.store import connect, find_run
@@ -73,7 +73,7 @@ def _run_of(client: "MlflowClient", path: Path) -> str:
 
 def _evaluation_key() -> str:
     """The key of the evaluation in the work tree; the prepared data need not be there."""
-    sidecar = load_sidecar(TRAINED)
+    sidecar = WeightsFile.load(TRAINED).as_dict()
     classes = PREPARED / "classes.json"
     digest = json.loads(classes.read_text())["digest"] if classes.exists() else sidecar["data_digest"]
     return evaluation_key(sidecar["weights_sha256"], _evaluation_params(), digest)

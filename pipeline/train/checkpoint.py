@@ -29,7 +29,7 @@ def hash_parts(parts: dict[str, Any]) -> str:
 
 
 @contextmanager
-def locked(directory: Path, give_up: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+def hold_lock(directory: Path, give_up: Callable[[], bool] = lambda: False) -> Iterator[bool]:
     """Hold a job's lock; wait, and say so, while another process trains the same job.
 
     Args:

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.core.errors import UserError
 from pipeline.core.signals import LAUNCHER
+from pipeline.models import devices
 
 # A rank that dies closes its connections and ends the others at once; this is for a host that falls silent.
 TIMEOUT = timedelta(minutes=10)
@@ -36,9 +36,7 @@ class Ranks:
     def join(self, device: torch.device) -> None:
         """Meet the other ranks; call ``leave`` at the end."""
         if self.world > 1:
-            # The CPU's backend is there under CUDA, too: what steers a run must not wait for the GPU.
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            dist.init_process_group(devices.choose_backend(device), timeout=TIMEOUT)
 
     def leave(self) -> None:
         """Part from the other ranks."""
@@ -99,23 +97,20 @@ class Ranks:
         return out
 
 
-def launch(devices: int, device: torch.device) -> None:
+def launch(count: int, device: torch.device) -> None:
     """Become torchrun with that many ranks of this very stage; returns only where there is nothing to start.
 
     Raises:
         UserError: More devices than there are.
     """
-    if devices == 1 or "RANK" in os.environ:
+    if count == 1 or "RANK" in os.environ:
         return
-    if device.type == "cuda" and torch.cuda.device_count() < devices:
-        raise UserError(
-            f"train.devices: {devices} CUDA devices are wanted and {torch.cuda.device_count()} are here"
-        )
+    devices.check_count(device, count)
     # Threads that fight for cores make ranks on a CPU slower than one rank.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     sys.stdout.flush()
     # Another process image: this one may hold memory of a device.
-    os.execv(sys.executable, [sys.executable, "-m", "pipeline.train.distributed", str(devices)])
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.train.distributed", str(count)])
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def _run_epoch(
         progress.lr = max(group["lr"] for group in trainer.optimizer.param_groups)
     trained = loop.train_one_epoch(trainer, loader, progress, after_step, label)
     trainer.ranks.align(trainer.candidate)
-    classifier = model.Classifier(trainer.candidate, job.recipe).to(trainer.device)
+    classifier = model.Classifier(trainer.candidate, job.spec).to(trainer.device)
     # At the precision of training, which takes half the time with bf16; evaluate's scores are in float32.
     scores = loop.evaluate(
         classifier,

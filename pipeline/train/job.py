@@ -17,7 +17,7 @@ from pipeline.core.dataset import Prepared
 from pipeline.core.params import Params, flatten
 from pipeline.core.project import find_checkpoint, project_root
 from pipeline.core.signals import StopRequest
-from pipeline.models.model import Recipe
+from pipeline.models.model import ModelSpec
 from pipeline.train import checkpoint
 from pipeline.train.distributed import Ranks
 from pipeline.train.loop import Interrupted, Progress
@@ -35,14 +35,14 @@ class Job:
     Attributes:
         params: All params; only prepare's and train's matter to the result.
         prepared: The data set.
-        recipe: The net.
+        spec: The net.
         key: From ``hash_job``.
         folder: Where its checkpoint is kept.
     """
 
     params: Params
     prepared: Prepared
-    recipe: Recipe
+    spec: ModelSpec
     key: str
     folder: Path
 
@@ -67,10 +67,10 @@ class Session:
     finished: bool = False
 
 
-def build_job(params: Params, prepared: Prepared, recipe: Recipe) -> Job:
+def build_job(params: Params, prepared: Prepared, spec: ModelSpec) -> Job:
     """Name a job, and find the place of its checkpoint; raises ``UserError`` outside a project."""
     key = hash_job(params, prepared)
-    return Job(params, prepared, recipe, key, find_checkpoint(project_root(), key))
+    return Job(params, prepared, spec, key, find_checkpoint(project_root(), key))
 
 
 def hash_job(params: Params, prepared: Prepared) -> str:
@@ -94,7 +94,7 @@ def hold(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
         ranks.share("wait")
         return bool(stop)
 
-    with checkpoint.locked(job.folder, give_up) if ranks.main else nullcontext(True) as held:
+    with checkpoint.hold_lock(job.folder, give_up) if ranks.main else nullcontext(True) as held:
         while (word := ranks.share("go" if held else "stop")) == "wait":
             pass
         if word == "stop":

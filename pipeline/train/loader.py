@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pipeline.core.dataset import Split
 from pipeline.core.params import TrainParams
-from pipeline.train.augment.batched import sample_seed
+from pipeline.models import devices
+from pipeline.train.augment.counter_rng import derive_seed
 
 # Part of the device's free memory that the images may take to stay there for the whole run.
 RESIDENT_PART = 0.5
@@ -34,12 +35,12 @@ class Batch:
     weights: Tensor | None = None
 
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
+def count_steps(samples: int, batch_size: int) -> int:
     """Updates in an epoch: the last, smaller batch is dropped, unless it is the only one."""
     return max(1, samples // batch_size)
 
 
-def epoch_order(targets: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:
+def order_epoch(targets: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:
     """Sample numbers of an epoch, int64 (N,), in their order; a function of the arguments.
 
     Args:
@@ -49,7 +50,7 @@ def epoch_order(targets: np.ndarray, seed: int, epoch: int, balanced: bool = Fal
         balanced: Show every class equally often: small ones several times, of large ones a random part.
     """
     samples = len(targets)
-    generator = torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch, -1))
     if not balanced:
         return torch.randperm(samples, generator=generator).numpy()
     classes = np.unique(targets)
@@ -81,17 +82,14 @@ class Loader:
             None if values is None else torch.from_numpy(values).to(device)
             for values in (split.soft, split.weights)
         )
-        self.resident = device.type == "cpu"
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            self.resident = self.images.nbytes < RESIDENT_PART * free
-            if self.resident:
-                self.images = self.images.to(device)
+        self.resident = devices.has_room(device, self.images.nbytes, RESIDENT_PART)
+        if self.resident:
+            self.images = self.images.to(device)
 
     @property
     def steps(self) -> int:
         """Updates in an epoch."""
-        return steps_per_epoch(len(self.split), self.batch_size)
+        return count_steps(len(self.split), self.batch_size)
 
     def batches(self, epoch: int, first_step: int = 0, positions: Tensor | None = None) -> Iterator[Batch]:
         """The batches of an epoch from a step on.
@@ -101,21 +99,19 @@ class Loader:
             first_step: Where to begin.
             positions: Which places of each batch to give, int64; all without.
         """
-        order = torch.from_numpy(epoch_order(self.split.targets, self.seed, epoch, self.balanced))
+        order = torch.from_numpy(order_epoch(self.split.targets, self.seed, epoch, self.balanced))
         for step in range(first_step, self.steps):
             numbers = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield self._fetch(numbers if positions is None else numbers[positions])
 
     def _fetch(self, numbers: Tensor) -> Batch:
         """The batch of these sample numbers (on the CPU); waits for nothing on CUDA."""
-        if self.device.type == "cuda":
-            numbers = numbers.pin_memory()
-        moved = numbers.to(self.device, non_blocking=True)
+        moved = devices.copy_to(numbers, self.device)
         rows = moved % len(self.split)
         if self.resident:
             images = self.images[rows]
         else:
-            images = self.images[numbers % len(self.split)].pin_memory().to(self.device, non_blocking=True)
+            images = devices.copy_to(self.images[numbers % len(self.split)], self.device)
         return Batch(
             images,
             self.targets[rows],

@@ -19,14 +19,14 @@ from tqdm import tqdm
 from pipeline.core.dataset import Split
 from pipeline.core.errors import UserError
 from pipeline.metrics.selection import selection_scores
+from pipeline.models import devices
 from pipeline.models.model import Classifier
-from pipeline.models.views import passes
-from pipeline.train.augment.batched import sample_seed
+from pipeline.models.predict import predict, use_precision
+from pipeline.train.augment.counter_rng import derive_seed
 from pipeline.train.distributed import Ranks
 from pipeline.train.loader import Batch, Loader
 from pipeline.train.trainer import Trainer
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BAR_INTERVAL_S = 0.5
 
 
@@ -138,8 +138,7 @@ def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Ten
 def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns the sum of the losses () and the number of right answers (), on the device."""
     images, targets = _prepare(trainer, batch, epoch, step)
-    _seed_draws(sample_seed(trainer.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, trainer.device)
-    dtype = AMP_DTYPES.get(trainer.amp)
+    devices.seed_draws(derive_seed(trainer.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, trainer.device)
     net = trainer.wrapped or trainer.model
     size = len(images) // trainer.accumulate if len(images) % trainer.accumulate == 0 else len(images)
     starts = range(0, len(images), size)
@@ -150,7 +149,7 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
         # Ranks exchange gradients once an update, not once a part.
         waits = isinstance(net, DistributedDataParallel) and begin != starts[-1]
         with net.no_sync() if waits else nullcontext():
-            with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
+            with use_precision(trainer.amp, trainer.device):
                 logits = net(images[part])
             weights = None if batch.weights is None else batch.weights[part]
             loss = trainer.criterion(logits.float(), targets[part], weights)
@@ -167,50 +166,6 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
     if trainer.ema is not None:
         trainer.ema.update(trainer.model, step=trainer.updates)
     return loss_sum, correct
-
-
-def _seed_draws(seed: int, device: torch.device) -> None:
-    """Seed what dropout and stochastic depth draw from."""
-    # Not torch.manual_seed: that also records a stack trace for every device, at 20 times the cost.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
-
-
-@torch.inference_mode()
-def predict(
-    classifier: Classifier,
-    images: np.ndarray,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    progress: str | None = None,
-    amp: str = "none",
-) -> np.ndarray:
-    """Classify prepared images, every one of them.
-
-    Args:
-        classifier: In eval mode, on ``device``.
-        images: uint8 (N, H, W, C).
-        batch_size: Images at once, each view of one counted.
-        device: Where the classifier is.
-        progress: Label of a progress bar; none without.
-        amp: Precision of the net, as ``stage.amp`` has it.
-
-    Returns:
-        Probabilities, float32 (N, K).
-    """
-    parts = []
-    dtype = AMP_DTYPES.get(amp)
-    batch_size = max(1, batch_size // passes(classifier.views))
-    bar = tqdm(
-        total=len(images), desc=progress, unit="img", disable=True if progress is None else None, leave=False
-    )
-    with bar, torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
-        for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
-            parts.append(classifier(batch).cpu())
-            bar.update(len(batch))
-    return torch.cat(parts).numpy()
 
 
 def evaluate(

@@ -7,11 +7,11 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from pipeline.core.params import Imbalance, Mixing
-from pipeline.train.augment.batched import sample_seed
+from pipeline.train.augment.counter_rng import derive_seed
 
 
-def class_weights(counts: np.ndarray, beta: float) -> np.ndarray:
-    """Weights by the effective number of samples (Cui et al., 2019, https://arxiv.org/abs/1901.05555).
+def weigh_classes(counts: np.ndarray, beta: float) -> np.ndarray:
+    """Weigh classes by the effective number of samples (Cui et al., 2019, https://arxiv.org/abs/1901.05555).
 
     Args:
         counts: Training samples of each class, int (K,).
@@ -42,7 +42,7 @@ class TrainingLoss(nn.Module):
         self.label_smoothing = label_smoothing
         weights = prior = None
         if imbalance.method == "weights":
-            weights = torch.from_numpy(class_weights(counts, imbalance.beta)).float()
+            weights = torch.from_numpy(weigh_classes(counts, imbalance.beta)).float()
         if imbalance.method == "logits":
             # A class without samples counts as one, or its logit would be minus infinity.
             shares = np.maximum(counts, 1) / np.maximum(counts, 1).sum()
@@ -85,7 +85,7 @@ class Mixer:
         )  # fmt: skip
         state = np.random.get_state()
         np.random.seed(
-            sample_seed(self.seed, epoch, -3 - 2 * step) % 2**32
+            derive_seed(self.seed, epoch, -3 - 2 * step) % 2**32
         )  # timm draws from numpy's global generator
         try:
             images, parts = mixup(images, torch.arange(len(images), device=images.device))

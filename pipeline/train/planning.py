@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import TrainParams
-from pipeline.models import costs, maps, stem
-from pipeline.models.model import Recipe, build_model
+from pipeline.models import costs, maps, stem, transforms
+from pipeline.models.model import ModelSpec, build_model
 from pipeline.train import pretrained
-from pipeline.train.augment import batched
 
 # Left to choose, nets are adapted that then take no more for an image: multiply-adds, each of two operations. A finer
 # map is worth its cost when there is time to train: in ten minutes of a core it was for small nets, and not for large
@@ -40,7 +39,7 @@ def check_backbone(name: str) -> None:
 
 def plan(
     params: TrainParams, class_names: list[str], img_size: int, channels: int
-) -> tuple[Recipe, list[str]]:
+) -> tuple[ModelSpec, list[str]]:
     """Work out, before any training, how this backbone takes this data.
 
     Args:
@@ -50,7 +49,7 @@ def plan(
         channels: 1 or 3.
 
     Returns:
-        The recipe, and sentences for the log about what was adapted.
+        The spec, and sentences for the log about what was adapted.
 
     Raises:
         UserError: Unknown backbone or transform, a size that the backbone cannot take, or one of which it leaves a
@@ -78,48 +77,48 @@ def plan(
         notes.append(f"{params.backbone} does not take {wanted} px; images are resized to {size} px")
     if fitted.note:
         notes.append(f"{params.backbone} {fitted.note}")
-    probe = fitted.model
+    trial = fitted.model
 
-    mean, std = _statistics(probe, in_chans)
+    mean, std = _statistics(trial, in_chans)
     resolved = {}
     for split, own_size in (("train", train_size), ("eval", eval_size)):
         where = f"train.transforms.{split}"
-        resolved[split] = batched.resolve(getattr(specs, split), mean, std, where)
+        resolved[split] = transforms.resolve(getattr(specs, split), mean, std, where)
         fits = own_size == size or (
             own_size is not None
             and params.input_size == "auto"
             and size == wanted
-            and _runs(probe, own_size, in_chans)
+            and _runs(trial, own_size, in_chans)
         )
         if not fits:
             resolved[split].append({"Resize": {"size": [size, size]}})
-    _check_deterministic(batched.build(resolved["eval"]), img_size, channels)
+    _check_deterministic(transforms.build(resolved["eval"], "train.transforms.eval"), img_size, channels)
     preprocessing = {
         "img_size": img_size, "channels": channels, "input_size": size, "in_chans": in_chans,
         "mean": mean, "std": std, **resolved,
     }  # fmt: skip
-    return Recipe(params.backbone, fitted.model_args, class_names, preprocessing, fitted.changes), notes
+    return ModelSpec(params.backbone, fitted.model_args, class_names, preprocessing, fitted.changes), notes
 
 
-def initial_model(recipe: Recipe, params: TrainParams) -> nn.Module:
+def build_initial_model(spec: ModelSpec, params: TrainParams) -> nn.Module:
     """Build the net that training starts from: random, timm's pretrained weights, or a local state_dict.
 
     Raises:
         UserError: Weights that cannot be had, do not match their digest or do not fit; with the remedy.
     """
     if params.weights:
-        net = pretrained.from_file(recipe.backbone, recipe.model_args, params.weights, params.weights_sha256)
+        net = pretrained.load_file(spec.backbone, spec.model_args, params.weights, params.weights_sha256)
     elif params.pretrained:
-        net = pretrained.from_hub(recipe.backbone, recipe.model_args)
+        net = pretrained.load_hub(spec.backbone, spec.model_args)
     else:
-        return build_model(recipe)
-    return stem.apply(net, recipe.stem)
+        return build_model(spec)
+    return stem.apply(net, spec.stem)
 
 
 def _shape_after(specs: list, img_size: int, channels: int, where: str) -> tuple[int, int | None]:
     """Channels and side of what a transform list makes of a prepared image; the side is None if it varies."""
-    transform = batched.build(batched.resolve(specs, [0.5], [0.5], where), where)
-    out_channels, height, width = batched.output_shape(transform, img_size, channels, where)
+    transform = transforms.build(transforms.resolve(specs, [0.5], [0.5], where), where)
+    out_channels, height, width = transforms.find_output_shape(transform, img_size, channels, where)
     if height != width:
         raise UserError(f"{where} gives images of {height}x{width}; they must be square")
     return out_channels, height
@@ -161,7 +160,7 @@ def _first_that_fits(
                 except Exception as error:  # timm's nets refuse sizes with errors of every kind
                     failure = f"{type(error).__name__}: {error}"
                     continue
-                failure = run_failure(model, size, model_args["in_chans"])
+                failure = find_run_failure(model, size, model_args["in_chans"])
                 fitted = _fit_stem(params, args, size, model, bool(failure))
                 if not failure or fitted.changed:
                     return size, fitted
@@ -178,7 +177,7 @@ def _fit_stem(
 ) -> stem.Fitted:
     """A net that suits its size, as far as params let it; one whose last map collapses is refused."""
     in_chans = args["in_chans"]
-    found = stem.Fitted(model, args, 0 if fails else maps.last_side(model, size, in_chans))
+    found = stem.Fitted(model, args, 0 if fails else maps.find_last_side(model, size, in_chans))
     if params.stem != "keep":
         ways = {
             "build": lambda args: timm.create_model(params.backbone, pretrained=False, **args),
@@ -189,7 +188,7 @@ def _fit_stem(
     if found.side is not None and 0 < found.side <= stem.COLLAPSED:
         raise UserError(
             f"train.backbone: {params.backbone} shrinks pictures of {size} px to a map of {found.side}x{found.side}, "
-            f"in which no place of a face is left. {stem.remedies(size, params.stem)}"
+            f"in which no place of a face is left. {stem.name_remedies(size, params.stem)}"
         )
     return found
 
@@ -216,7 +215,7 @@ def _choose(
     return replace(kept, note=note)
 
 
-def run_failure(model: nn.Module, size: int, in_chans: int) -> str:
+def find_run_failure(model: nn.Module, size: int, in_chans: int) -> str:
     """Why a net cannot run on images of a size, in train and in eval mode; empty if it can."""
     images = torch.zeros(2, in_chans, size, size)
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -236,7 +235,7 @@ def run_failure(model: nn.Module, size: int, in_chans: int) -> str:
 
 
 def _runs(model: nn.Module, size: int, in_chans: int) -> bool:
-    return not run_failure(model, size, in_chans)
+    return not find_run_failure(model, size, in_chans)
 
 
 def _check_deterministic(transform: nn.Module, img_size: int, channels: int) -> None:
@@ -245,7 +244,7 @@ def _check_deterministic(transform: nn.Module, img_size: int, channels: int) -> 
     torch.manual_seed(0)
     image = torch.randint(0, 256, (channels, img_size, img_size), dtype=torch.uint8)
     first = transform(image)
-    same = all(torch.equal(first, transform(image)) for _ in range(batched.SHAPE_DRAWS))
+    same = all(torch.equal(first, transform(image)) for _ in range(transforms.SHAPE_DRAWS))
     torch.set_rng_state(state)
     if not same:
         raise UserError(

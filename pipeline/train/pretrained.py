@@ -25,7 +25,7 @@ HUB_TIMEOUT_S = 3.0
 log = logging.getLogger(__name__)
 
 
-def from_file(backbone: str, model_args: dict[str, Any], path: str, sha256: str | None) -> nn.Module:
+def load_file(backbone: str, model_args: dict[str, Any], path: str, sha256: str | None) -> nn.Module:
     """Build a net from a local state_dict; stem and head are adapted to the data's channels and classes.
 
     Args:
@@ -58,7 +58,7 @@ def from_file(backbone: str, model_args: dict[str, Any], path: str, sha256: str 
     return _with_new_head(net, classes, model_args)
 
 
-def from_hub(backbone: str, model_args: dict[str, Any]) -> nn.Module:
+def load_hub(backbone: str, model_args: dict[str, Any]) -> nn.Module:
     """Build a net with timm's pretrained weights, from the local cache or else from the hub.
 
     Raises:

@@ -17,6 +17,7 @@ from pipeline.core.params_file import load_params
 from pipeline.core.paths import TRAINED
 from pipeline.core.signals import StopRequest, stop_requests
 from pipeline.models import formats, model
+from pipeline.models.devices import resolve_device, set_determinism
 from pipeline.tracking.runs import ATTEMPT_TAG, TrainingRun
 from pipeline.train import checkpoint, distributed, planning
 from pipeline.train.distributed import Ranks
@@ -26,11 +27,9 @@ from pipeline.train.loop import Interrupted
 from pipeline.train.outs import collect_figures, write_outs
 from pipeline.train.trainer import (
     Trainer,
-    augmentation_notes,
     build_trainer,
     check_batches,
-    resolve_device,
-    set_determinism,
+    note_augmentation,
 )
 
 
@@ -53,17 +52,17 @@ def train(params: Params, stop: StopRequest) -> None:
     ranks = Ranks()
     prepared = load_prepared()
     device = resolve_device(params.train.device, ranks.local)
-    recipe, notes = planning.plan(params.train, prepared.class_names, prepared.img_size, prepared.channels)
-    recipe.preprocessing["faces"] = prepared.faces  # who serves the model finds them in the same way
+    spec, notes = planning.plan(params.train, prepared.class_names, prepared.img_size, prepared.channels)
+    spec.preprocessing["faces"] = prepared.faces  # who serves the model finds them in the same way
     check_batches(params.train, prepared, ranks)
-    job = build_job(params, prepared, recipe)
+    job = build_job(params, prepared, spec)
     if stop:  # torchrun would not hear of it
         sys.exit(128 + stop.signal)
     distributed.launch(params.train.devices, device)
     set_determinism(params.train.deterministic, device)
-    trainer = build_trainer(params.train, prepared, recipe, device, ranks)
+    trainer = build_trainer(params.train, prepared, spec, device, ranks)
     if ranks.main:
-        for note in [*notes, *augmentation_notes(trainer.augmentation)]:
+        for note in [*notes, *note_augmentation(trainer.augmentation)]:
             print(note, flush=True)
     ranks.join(device)
     try:
@@ -128,9 +127,11 @@ def check_formats(job: Job, trainer: Trainer) -> dict[str, str | None]:
     Raises:
         UserError: To none.
     """
-    backbone, wanted, prepared = job.recipe.backbone, list(job.params.export.formats), job.prepared
-    classifier = model.Classifier(copy.deepcopy(trainer.model), job.recipe).cpu().eval()
-    found = formats.probe(classifier, prepared.img_size, prepared.channels, wanted, job.params.export.opset)
+    backbone, wanted, prepared = job.spec.backbone, list(job.params.export.formats), job.prepared
+    classifier = model.Classifier(copy.deepcopy(trainer.model), job.spec).cpu().eval()
+    found = formats.check_exportable(
+        classifier, prepared.img_size, prepared.channels, wanted, job.params.export.opset
+    )
     for name, reason in found.items():
         if reason:
             print(f"{backbone} cannot be exported to {name}: {reason}", flush=True)

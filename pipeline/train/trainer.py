@@ -1,6 +1,5 @@
 """What an update needs, built as the train section says: net, loss, optimizer, schedule and what goes with them."""
 
-import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,11 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.core.dataset import Prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params import Stretch, TrainParams
-from pipeline.models import model
+from pipeline.models import devices
+from pipeline.models.model import ModelSpec
 from pipeline.train import optim, planning
 from pipeline.train.augment.batched import Augmentation
 from pipeline.train.distributed import Ranks
-from pipeline.train.loader import steps_per_epoch
+from pipeline.train.loader import count_steps
 from pipeline.train.losses import Mixer, TrainingLoss
 from pipeline.train.schedule import LRSchedule
 
@@ -63,29 +63,6 @@ class Trainer:
         return sizes[-1] if sizes else None
 
 
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """Turn ``stage.device`` into a device; ``auto`` takes CUDA when there is one.
-
-    Args:
-        name: As torch names devices, or ``auto``.
-        local_rank: Which of this machine's CUDA devices, where the name does not say.
-
-    Raises:
-        UserError: No such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{local_rank}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"train.device: {name!r} is not to be had here ({reason}); set auto or cpu") from None
-    return device
-
-
 def check_batches(params: TrainParams, prepared: Prepared, ranks: Ranks) -> None:
     """Refuse batches that cannot be shared out or mixed."""
     world, samples = max(params.devices, ranks.world), len(prepared.split("train"))
@@ -107,15 +84,7 @@ def check_batches(params: TrainParams, prepared: Prepared, ranks: Ranks) -> None
         )
 
 
-def set_determinism(wanted: bool, device: torch.device) -> None:
-    """Have CUDA compute alike every time, at some cost in speed; the CPU always does."""
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not wanted
-
-
-def augmentation_notes(augmentation: Augmentation) -> list[str]:
+def note_augmentation(augmentation: Augmentation) -> list[str]:
     """What a user should know about how the train transforms run."""
     if not augmentation.per_sample:
         return []
@@ -126,13 +95,13 @@ def augmentation_notes(augmentation: Augmentation) -> list[str]:
 def check_sizes(net: nn.Module, progressive: list[Stretch], in_chans: int) -> None:
     """Refuse sizes that the net does not take before the epoch that would bring them."""
     for place, stretch in enumerate(progressive):
-        reason = stretch.size and planning.run_failure(net, stretch.size, in_chans)
+        reason = stretch.size and planning.find_run_failure(net, stretch.size, in_chans)
         if reason:
             raise UserError(f"train.progressive.{place}: the net does not take {stretch.size} px ({reason})")
 
 
 def build_trainer(
-    params: TrainParams, prepared: Prepared, recipe: model.Recipe, device: torch.device,
+    params: TrainParams, prepared: Prepared, spec: ModelSpec, device: torch.device,
     ranks: Ranks | None = None,
 ) -> Trainer:  # fmt: skip
     """Net, loss, optimizer, schedule and the rest, as params say.
@@ -143,8 +112,8 @@ def build_trainer(
     """
     optim.check_optimizer(params.optimizer)
     torch.manual_seed(params.seed)
-    net = planning.initial_model(recipe, params)
-    check_sizes(net, params.progressive, recipe.preprocessing["in_chans"])
+    net = planning.build_initial_model(spec, params)
+    check_sizes(net, params.progressive, spec.preprocessing["in_chans"])
     frozen = optim.freeze_parts(net, params.freeze)
     memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
     net = net.to(device, memory_format=memory_format)
@@ -152,7 +121,7 @@ def build_trainer(
     split = prepared.split("train")
     counts = np.bincount(split.targets, minlength=len(prepared.class_names))
     mode = "min" if params.early_stopping.metric == "val/loss" else "max"
-    preprocessing = recipe.preprocessing
+    preprocessing = spec.preprocessing
     return Trainer(
         model=net,
         criterion=TrainingLoss(counts, params.label_smoothing, params.imbalance).to(device),
@@ -162,7 +131,7 @@ def build_trainer(
             params.schedule,
             params.lr,
             params.epochs,
-            steps_per_epoch(len(split), params.batch_size),
+            count_steps(len(split), params.batch_size),
             mode,
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
@@ -185,12 +154,12 @@ def build_trainer(
 
 def wrap(trainer: Trainer, params: TrainParams) -> None:
     """Compile the net and have it exchange gradients, as params say; its state_dict keeps its names."""
-    if params.sync_bn and trainer.ranks.world > 1 and trainer.device.type == "cuda":
+    if params.sync_bn and trainer.ranks.world > 1 and devices.can_sync_batch_norm(trainer.device):
         trainer.model = convert_sync_batchnorm(
             trainer.model
         )  # timm's: torch's would lose its fused activations
     if params.compile:
         trainer.model.compile(dynamic=False)
     if trainer.ranks.world > 1:
-        device_ids = [trainer.device.index] if trainer.device.type == "cuda" else None
-        trainer.wrapped = DistributedDataParallel(trainer.model, device_ids=device_ids)
+        ids = devices.list_ids(trainer.device)
+        trainer.wrapped = DistributedDataParallel(trainer.model, device_ids=ids)

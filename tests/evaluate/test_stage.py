@@ -16,8 +16,10 @@ from sklearn import metrics as reference
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError, stage_main
 from pipeline.core.params import EvaluateParams
+from pipeline.core.stage_files import WeightsFile
 from pipeline.evaluate import stage
-from pipeline.models.model import Recipe, build_model, load_model, load_sidecar, save_weights
+from pipeline.models.model import ModelSpec, build_model
+from pipeline.models.weights import load_model, read_spec, save_weights
 from pipeline.reporting import plots
 
 # Names that a csv reader may take for a missing value, a number or two columns.
@@ -78,7 +80,7 @@ def make_trained(folder: Path) -> Path:
     }  # fmt: skip
     model_args = {"num_classes": 3, "in_chans": 1, "widths": [8, 8, 8]}
     torch.manual_seed(0)
-    recipe = Recipe("face_resnet_s", model_args, CLASS_NAMES, preprocessing)
+    recipe = ModelSpec("face_resnet_s", model_args, CLASS_NAMES, preprocessing)
     model = build_model(recipe)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -87,7 +89,7 @@ def make_trained(folder: Path) -> Path:
         model.fc.bias -= model.eval()(
             torch.randn(64, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
         ).mean(0)
-    save_weights(folder, model, recipe, {"data_digest": "d" * 64})
+    save_weights(folder, model, recipe, "d" * 64)
     (folder / "run.json").write_text(json.dumps({"run_id": "run-of-train", "formats": {}}))
     (folder / "history.csv").write_text(
         "epoch,lr,train/loss,train/accuracy,val/loss,val/accuracy\n1,0.1,1.1,0.3,1.2,0.2\n2,0.0,1.0,0.4,1.1,0.3\n"
@@ -152,7 +154,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plain_probs(workspace: Workspace, split: str) -> np.ndarray:
     """Probabilities worked out with timm and NumPy alone, without our preprocessing and batching."""
-    sidecar = load_sidecar(workspace.trained)
+    sidecar = WeightsFile.load(workspace.trained).as_dict()
     net = timm.create_model(sidecar["backbone"], **sidecar["model_args"])
     net.load_state_dict(torch.load(workspace.trained / "weights.pt", weights_only=True))
     images = np.load(workspace.prepared / f"{split}.npy").astype(np.float32).transpose(0, 3, 1, 2)
@@ -411,13 +413,12 @@ def test_data_that_were_not_trained_on_are_pointed_out(
 
 
 def test_diverged_weights_are_explained(workspace: Workspace) -> None:
-    sidecar = load_sidecar(workspace.trained)
-    recipe = Recipe(*(sidecar[key] for key in ("backbone", "model_args", "class_names", "preprocessing")))
-    model = build_model(recipe)
+    spec = read_spec(WeightsFile.load(workspace.trained))
+    model = build_model(spec)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    save_weights(workspace.trained, model, recipe, {})
+    save_weights(workspace.trained, model, spec, "d" * 64)
     with pytest.raises(UserError, match=r"9 of 9 val images.*diverged.*train\.lr"):
         workspace.evaluate()
 

@@ -46,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         logits = net.eval()(inputs)
         net.fc.weight.mul_(2 / logits.std(0)[:, None])  # answers that differ, and no class that is rare
         net.fc.bias.sub_(net(inputs).mean(0))
-    recipe = model.Recipe("face_resnet_s", arguments, CLASSES, preprocessing)
-    classifier = model.Classifier(net, recipe)
+    spec = model.ModelSpec("face_resnet_s", arguments, CLASSES, preprocessing)
+    classifier = model.Classifier(net, spec)
     formats.export_onnx(classifier, torch.from_numpy(images[:2]), folder / "model.onnx", 18)
     targets = load_graph(folder / "model.onnx")(images).argmax(1)
     splits = {"train": (images[:300], targets[:300]), "val": (images[300:], targets[300:])}

@@ -30,7 +30,7 @@ from pipeline.export import parity, stage
 from pipeline.inference import images
 from pipeline.inference.graphs import Graph, load_graph
 from pipeline.inference.predictor import Predictor
-from pipeline.models import costs, formats, model
+from pipeline.models import costs, formats, model, weights
 from pipeline.tracking import registry
 from pipeline.tracking.pyfunc import hash_shipped_code
 from pipeline.tracking.store import connect, experiment_id
@@ -76,9 +76,9 @@ def write_trained(folder: Path) -> None:
         "train": transform, "eval": transform,
     }  # fmt: skip
     arguments = {"num_classes": 3, "in_chans": 1, "widths": [8, 8], "depths": [1, 1], "stem_width": 8}
-    recipe = model.Recipe("face_resnet_s", arguments, CLASSES, preprocessing)
+    spec = model.ModelSpec("face_resnet_s", arguments, CLASSES, preprocessing)
     torch.manual_seed(0)
-    net = model.build_model(recipe)
+    net = model.build_model(spec)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -88,7 +88,7 @@ def write_trained(folder: Path) -> None:
         "train.backbone": "face_resnet_s",
         "train.lr": "0.1",
     }
-    model.save_weights(folder, net, recipe, {"data_digest": "d" * 64, "params": flat})
+    weights.save_weights(folder, net, spec, "d" * 64, params=flat)
     (folder / "run.json").write_text(json.dumps({"run_id": "r1", "formats": {"pt2": None, "onnx": None}}))
 
 
@@ -159,7 +159,7 @@ def read_bundle(project: Project) -> dict:
 
 def test_every_format_answers_as_the_trained_net(exported: Project) -> None:
     """Held against the plain timm net with the arithmetic of the preprocessing written out here."""
-    net, _ = model.load_model(exported.trained)
+    net, _ = weights.load_model(exported.trained)
     pixels = np.load(exported.prepared / "test.npy")
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     x = torch.nn.functional.interpolate(x, (28, 28), mode="bilinear", antialias=True)
@@ -181,7 +181,7 @@ def test_every_format_answers_as_the_trained_net(exported: Project) -> None:
 def test_views_that_are_served_are_in_the_graph(project: Project, views: list[str], count: int) -> None:
     tta = {"views": views, "passes": count, "served": True}
     (project.reports / "calibration.json").write_text(json.dumps({**TRUST, "tta": tta}))
-    plain = model.load_classifier(project.trained)
+    plain = weights.load_classifier(project.trained)
     bundle = project.export()
     assert bundle.views == views
     assert f"other views of it: {', '.join(views)}" in (project.bundle / "MODEL_CARD.md").read_text()
@@ -196,7 +196,7 @@ def test_views_that_are_served_are_in_the_graph(project: Project, views: list[st
                 both = [plain(torch.from_numpy(each)).log() for each in (pixels, mirrored)]
             expected = (sum(both) / 2 / TRUST["temperature"]).softmax(1).numpy()
             np.testing.assert_allclose(probs, expected, atol=1e-4)
-    assert bundle.cost["flops"] == count * costs.count(plain, SIZE, 1)["flops"]
+    assert bundle.cost["flops"] == count * costs.count_costs(plain, SIZE, 1)["flops"]
     assert bundle.cost["size_bytes"] < 1.2 * (project.bundle / "weights.safetensors").stat().st_size + 40_000
     tta["served"] = False
     (project.reports / "calibration.json").write_text(json.dumps({**TRUST, "tta": tta}))
@@ -209,13 +209,13 @@ def test_what_the_bundle_holds(exported: Project) -> None:
     names = {path.name for path in exported.bundle.iterdir()}
     assert names == {"weights.safetensors", "model.pt2", "model.onnx", "bundle.json", "MODEL_CARD.md"}
     assert not list(exported.bundle.parent.glob(".*"))
-    net, sidecar = model.load_model(exported.trained)
-    weights = safetensors.torch.load_file(exported.bundle / "weights.safetensors")
-    assert weights.keys() == net.state_dict().keys()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items())
+    net, sidecar = weights.load_model(exported.trained)
+    tensors = safetensors.torch.load_file(exported.bundle / "weights.safetensors")
+    assert tensors.keys() == net.state_dict().keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
     bundle = read_bundle(exported)
     assert bundle["class_names"] == CLASSES
-    assert bundle["preprocessing"] == sidecar["preprocessing"]
+    assert bundle["preprocessing"] == sidecar.preprocessing
     assert (
         bundle["weights_sha256"] == hashlib.sha256((exported.trained / "weights.pt").read_bytes()).hexdigest()
     )

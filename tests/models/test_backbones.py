@@ -154,14 +154,14 @@ def test_an_ensemble_of_nothing_is_refused(arguments: dict[str, object], said: s
 
 def test_an_ensemble_of_stock_nets_is_adapted_member_by_member() -> None:
     """Stems, and the mean and std of its members."""
-    recipe, _ = plan(
+    spec, _ = plan(
         train_params("ensemble", stem="adapt", backbone_args={"of": "convnext_atto", "members": 2}),
         NAMES,
         48,
         1,
     )
     single, _ = plan(train_params("convnext_atto", stem="adapt"), NAMES, 48, 1)
-    assert recipe.stem == {
+    assert spec.stem == {
         f"members.{i}.{name}": change for i in (0, 1) for name, change in single.stem.items()
     }
-    assert recipe.preprocessing == single.preprocessing
+    assert spec.preprocessing == single.preprocessing

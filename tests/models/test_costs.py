@@ -27,7 +27,7 @@ class Tiny(nn.Module):
 
 def test_counts_by_hand() -> None:
     # 8 * 8 places, 4 * 9 multiply-adds each; 4 * 2 in the layer.
-    assert costs.count(Tiny().eval(), 8, 1) == {"parameters": 36 + 10, "flops": 2 * (64 * 36 + 8)}
+    assert costs.count_costs(Tiny().eval(), 8, 1) == {"parameters": 36 + 10, "flops": 2 * (64 * 36 + 8)}
 
 
 def test_a_net_that_cannot_be_followed_still_has_its_parameters() -> None:
@@ -35,7 +35,7 @@ def test_a_net_that_cannot_be_followed_still_has_its_parameters() -> None:
         def forward(self, images: Tensor) -> Tensor:
             raise RuntimeError("no hooks here")
 
-    assert costs.count(Odd(), 8, 1) == {"parameters": 46}
+    assert costs.count_costs(Odd(), 8, 1) == {"parameters": 46}
 
 
 def test_times_are_medians_taken_in_turns() -> None:
@@ -66,7 +66,7 @@ def test_counting_leaves_the_state_of_torch_alone() -> None:
     expected = torch.rand(2)
     net = Tiny()
     torch.manual_seed(3)
-    costs.count(net, 8, 1)
+    costs.count_costs(net, 8, 1)
     assert torch.equal(torch.rand(2), expected)
 
 

@@ -130,7 +130,10 @@ def test_equal_classifiers_give_equal_bytes(
 
 def test_the_classifier_is_left_as_it_is(faces: np.ndarray, capfd: pytest.CaptureFixture) -> None:
     classifier = Toy().train()
-    assert formats.probe(classifier, SIZE, 1, ["pt2", "onnx"], OPSET) == {"pt2": None, "onnx": None}
+    assert formats.check_exportable(classifier, SIZE, 1, ["pt2", "onnx"], OPSET) == {
+        "pt2": None,
+        "onnx": None,
+    }
     assert classifier.training
     assert classifier.act.inplace
     assert capfd.readouterr() == ("", "")
@@ -142,16 +145,16 @@ def test_a_batch_of_one_is_no_example(toy: Toy, faces: np.ndarray) -> None:
 
 
 def test_probe_tells_what_cannot_be_exported(capfd: pytest.CaptureFixture) -> None:
-    branch = formats.probe(PythonBranch(), SIZE, 1, ["pt2", "onnx"], OPSET)
+    branch = formats.check_exportable(PythonBranch(), SIZE, 1, ["pt2", "onnx"], OPSET)
     assert all(branch.values())
-    only_pt2 = formats.probe(Unmappable(), SIZE, 1, ["pt2", "onnx"], OPSET)
+    only_pt2 = formats.check_exportable(Unmappable(), SIZE, 1, ["pt2", "onnx"], OPSET)
     assert only_pt2["pt2"] is None
     assert "bessel_j0" in only_pt2["onnx"]
     for reason in (*branch.values(), only_pt2["onnx"]):
         assert "\n" not in reason
         assert len(reason) <= 200
         assert str(Path(torch.__file__).parent) not in reason
-    assert formats.probe(Unmappable(), SIZE, 1, [], OPSET) == {}
+    assert formats.check_exportable(Unmappable(), SIZE, 1, [], OPSET) == {}
     assert capfd.readouterr() == ("", "")
 
 
@@ -163,7 +166,7 @@ def test_probe_finds_a_graph_that_is_wrong_at_another_batch(
         return lambda images: run(images) if len(images) < 7 else run(images[::-1].copy())
 
     monkeypatch.setattr(formats, "load_graph", load)
-    assert "batch 7" in formats.probe(toy, SIZE, 1, ["onnx"], OPSET)["onnx"]
+    assert "batch 7" in formats.check_exportable(toy, SIZE, 1, ["onnx"], OPSET)["onnx"]
 
 
 def test_a_batch_frozen_by_the_network_is_reported() -> None:
@@ -173,7 +176,7 @@ def test_a_batch_frozen_by_the_network_is_reported() -> None:
                 return super().forward(images)
             return Toy.forward(self, images)
 
-    assert formats.probe(Probed(), SIZE, 1, ["pt2"], OPSET)["pt2"]
+    assert formats.check_exportable(Probed(), SIZE, 1, ["pt2"], OPSET)["pt2"]
 
 
 def test_one_line_takes_the_root_cause() -> None:

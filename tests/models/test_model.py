@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import TrainParams
 from pipeline.core.params_file import parse_params
 from pipeline.models import model as hyojo
-from pipeline.models.model import Classifier, Recipe, load_classifier, load_model, save_weights
+from pipeline.models.model import Classifier, ModelSpec
+from pipeline.models.weights import load_classifier, load_model, read_spec, save_weights
 from pipeline.train import planning
 from pipeline.train.planning import plan
 
@@ -31,41 +31,41 @@ def train_params(backbone: str = "test_resnet", **changes: Any) -> TrainParams:
     return TrainParams.model_validate(section)
 
 
-def make(recipe: Recipe, seed: int = 0) -> torch.nn.Module:
+def make(spec: ModelSpec, seed: int = 0) -> torch.nn.Module:
     """A net with weights of a seed, and batch statistics other than the initial ones."""
     torch.manual_seed(seed)
-    net = hyojo.build_model(recipe)
+    net = hyojo.build_model(spec)
     with torch.no_grad():
-        net.train()(torch.randn(4, recipe.preprocessing["in_chans"], 48, 48))
+        net.train()(torch.randn(4, spec.preprocessing["in_chans"], 48, 48))
     return net.eval()
 
 
 def test_a_convolutional_net_takes_the_images_as_they_are() -> None:
     """resnet18 on 48 px grey: no resizing; ImageNet's statistics averaged over the channels."""
-    recipe, notes = plan(train_params("resnet18"), NAMES, 48, 1)
+    spec, notes = plan(train_params("resnet18"), NAMES, 48, 1)
     assert notes == []
-    assert recipe.model_args == {"num_classes": 3, "in_chans": 1}
+    assert spec.model_args == {"num_classes": 3, "in_chans": 1}
     mean, std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
     expected = [{"ToDtype": {}}, {"Normalize": {"mean": [pytest.approx(mean)], "std": [pytest.approx(std)]}}]
-    assert recipe.preprocessing["eval"] == recipe.preprocessing["train"] == expected
-    assert recipe.preprocessing["input_size"] == recipe.preprocessing["img_size"] == 48
+    assert spec.preprocessing["eval"] == spec.preprocessing["train"] == expected
+    assert spec.preprocessing["input_size"] == spec.preprocessing["img_size"] == 48
 
 
 def test_colour_keeps_the_statistics_of_the_backbone() -> None:
     """Three channels in, so the statistics are timm's own."""
-    recipe, _ = plan(train_params("resnet18"), NAMES, 48, 3)
+    spec, _ = plan(train_params("resnet18"), NAMES, 48, 3)
     cfg = timm.get_pretrained_cfg("resnet18")
-    assert recipe.preprocessing["mean"] == list(cfg.mean)
-    assert recipe.preprocessing["std"] == list(cfg.std)
+    assert spec.preprocessing["mean"] == list(cfg.mean)
+    assert spec.preprocessing["std"] == list(cfg.std)
 
 
 @pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "gmlp_ti16_224"])
 def test_a_net_of_fixed_size_is_built_for_the_images(backbone: str) -> None:
     """Nets with position tables get ``img_size``, so that they run on what is there, and on nothing else."""
-    recipe, notes = plan(train_params(backbone), NAMES, 48, 1)
+    spec, notes = plan(train_params(backbone), NAMES, 48, 1)
     assert notes == []
-    assert recipe.model_args == {"num_classes": 3, "in_chans": 1, "img_size": 48}
-    net = timm.create_model(recipe.backbone, **recipe.model_args).eval()
+    assert spec.model_args == {"num_classes": 3, "in_chans": 1, "img_size": 48}
+    net = timm.create_model(spec.backbone, **spec.model_args).eval()
     assert net(torch.randn(1, 1, 48, 48)).shape == (1, 3)
     with pytest.raises((AssertionError, RuntimeError)):
         net(torch.randn(1, 1, 80, 80))
@@ -73,21 +73,21 @@ def test_a_net_of_fixed_size_is_built_for_the_images(backbone: str) -> None:
 
 def test_a_net_that_cannot_take_the_size_gets_the_nearest() -> None:
     """HRNet's branches need multiples of 32: 48 px become 64, and that is said."""
-    recipe, notes = plan(train_params("hrnet_w18_small"), NAMES, 48, 1)
-    assert recipe.preprocessing["input_size"] == 64
+    spec, notes = plan(train_params("hrnet_w18_small"), NAMES, 48, 1)
+    assert spec.preprocessing["input_size"] == 64
     assert notes == ["hrnet_w18_small does not take 48 px; images are resized to 64 px"]
     for split in ("train", "eval"):
-        assert recipe.preprocessing[split][-1] == {"Resize": {"size": [64, 64]}}
+        assert spec.preprocessing[split][-1] == {"Resize": {"size": [64, 64]}}
 
 
 def test_channels_may_change_on_the_way() -> None:
     """Grayscale to 3 in both lists makes a net for three channels; in one list alone it is refused."""
     grey = {"Grayscale": {"num_output_channels": 3}}
     both = train_params(transforms={"train": [grey], "eval": [grey]})
-    recipe, _ = plan(both, NAMES, 48, 1)
-    assert recipe.model_args["in_chans"] == 3
-    assert len(recipe.preprocessing["mean"]) == 3
-    probs = Classifier(make(recipe), recipe)(torch.zeros(2, 48, 48, 1, dtype=torch.uint8))
+    spec, _ = plan(both, NAMES, 48, 1)
+    assert spec.model_args["in_chans"] == 3
+    assert len(spec.preprocessing["mean"]) == 3
+    probs = Classifier(make(spec), spec)(torch.zeros(2, 48, 48, 1, dtype=torch.uint8))
     assert probs.shape == (2, 3)
     with pytest.raises(UserError, match=r"train gives 3 channel\(s\) and eval 1"):
         plan(train_params(transforms={"train": [grey], "eval": []}), NAMES, 48, 1)
@@ -97,8 +97,8 @@ def test_sizes_of_both_lists_are_brought_together() -> None:
     """A training crop smaller than the eval image stays as it is where the net takes it; else it is resized."""
     crop = {"RandomCrop": {"size": 32}}
     lists = {"train": [crop], "eval": []}
-    recipe, _ = plan(train_params(transforms=lists), NAMES, 48, 1)
-    assert [next(iter(spec)) for spec in recipe.preprocessing["train"]] == [
+    spec, _ = plan(train_params(transforms=lists), NAMES, 48, 1)
+    assert [next(iter(step)) for step in spec.preprocessing["train"]] == [
         "RandomCrop",
         "ToDtype",
         "Normalize",
@@ -146,8 +146,8 @@ def test_what_cannot_work_is_refused_before_training(changes: dict[str, Any], sa
 
 def test_a_name_may_say_which_weights() -> None:
     """A tag of timm's is part of a name."""
-    recipe, _ = plan(train_params("test_resnet.r160_in1k"), NAMES, 48, 1)
-    assert recipe.backbone == "test_resnet.r160_in1k"
+    spec, _ = plan(train_params("test_resnet.r160_in1k"), NAMES, 48, 1)
+    assert spec.backbone == "test_resnet.r160_in1k"
 
 
 def test_planning_draws_nothing() -> None:
@@ -158,24 +158,18 @@ def test_planning_draws_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_recipe_survives_json() -> None:
-    """It is saved beside the weights and read back as it was."""
-    recipe, _ = plan(train_params("test_vit"), NAMES, 48, 1)
-    assert hyojo.recipe_of(json.loads(json.dumps(asdict(recipe)))) == recipe
-
-
 @pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, Recipe, torch.nn.Module]:
-    """A net saved in a folder, with its recipe."""
-    recipe, _ = plan(train_params(), NAMES, 48, 1)
-    net = make(recipe)
-    save_weights(tmp_path, net, recipe, {"best_epoch": 3})
-    return tmp_path, recipe, net
+def saved(tmp_path: Path) -> tuple[Path, ModelSpec, torch.nn.Module]:
+    """A net saved in a folder, with its spec."""
+    spec, _ = plan(train_params(), NAMES, 48, 1)
+    net = make(spec)
+    save_weights(tmp_path, net, spec, "d" * 64, best_epoch=3)
+    return tmp_path, spec, net
 
 
-def test_weights_come_back_as_they_were(saved: tuple[Path, Recipe, torch.nn.Module]) -> None:
+def test_weights_come_back_as_they_were(saved: tuple[Path, ModelSpec, torch.nn.Module]) -> None:
     """Every tensor, every entry of the sidecar; in eval mode; the file is a plain state_dict."""
-    folder, recipe, net = saved
+    folder, spec, net = saved
     loaded, sidecar = load_model(folder)
     state = torch.load(folder / "weights.pt", weights_only=True)
     assert not loaded.training
@@ -183,25 +177,27 @@ def test_weights_come_back_as_they_were(saved: tuple[Path, Recipe, torch.nn.Modu
     for name, tensor in net.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
         assert torch.equal(state[name], tensor), name
-    assert hyojo.recipe_of(sidecar) == recipe
-    assert sidecar["best_epoch"] == 3
-    assert sidecar["weights_sha256"] == hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
+    assert read_spec(sidecar) == spec
+    assert sidecar.best_epoch == 3
+    assert sidecar.weights_sha256 == hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
 
 
-def test_equal_weights_are_equal_bytes(tmp_path: Path, saved: tuple[Path, Recipe, torch.nn.Module]) -> None:
+def test_equal_weights_are_equal_bytes(
+    tmp_path: Path, saved: tuple[Path, ModelSpec, torch.nn.Module]
+) -> None:
     """Neither the folder's name nor whether gradients are wanted shows in the file; another weight does."""
-    folder, recipe, _ = saved
+    folder, spec, _ = saved
     other = tmp_path / "elsewhere" / "deeper"
     other.mkdir(parents=True)
-    twin = make(recipe).requires_grad_(False)
-    digest = save_weights(other, twin, recipe, {})
+    twin = make(spec).requires_grad_(False)
+    digest = save_weights(other, twin, spec, "d" * 64)
     assert (other / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
     with torch.no_grad():
         next(twin.parameters()).view(-1)[0] += 1e-6
-    assert save_weights(other, twin, recipe, {}) != digest
+    assert save_weights(other, twin, spec, "d" * 64) != digest
 
 
-def test_other_files_than_the_saved_are_refused(saved: tuple[Path, Recipe, torch.nn.Module]) -> None:
+def test_other_files_than_the_saved_are_refused(saved: tuple[Path, ModelSpec, torch.nn.Module]) -> None:
     """One changed byte, a missing file or none at all: each is told, with what to run."""
     folder, *_ = saved
     data = bytearray((folder / "weights.pt").read_bytes())
@@ -216,7 +212,7 @@ def test_other_files_than_the_saved_are_refused(saved: tuple[Path, Recipe, torch
         load_model(folder / "nowhere")
 
 
-def test_loading_is_strict(saved: tuple[Path, Recipe, torch.nn.Module]) -> None:
+def test_loading_is_strict(saved: tuple[Path, ModelSpec, torch.nn.Module]) -> None:
     """A file with its right digest that lacks a tensor does not become a net with a random layer."""
     folder, *_ = saved
     state = torch.load(folder / "weights.pt", weights_only=True)
@@ -233,9 +229,9 @@ def test_loading_is_strict(saved: tuple[Path, Recipe, torch.nn.Module]) -> None:
 def test_a_classifier_is_timm_and_torchvision(channels: int, tmp_path: Path) -> None:
     """Saved, loaded and called, it gives what both give by hand: crop, scale, normalise, resize, net, softmax."""
     lists = {"train": [], "eval": [{"CenterCrop": {"size": 40}}]}
-    recipe, _ = plan(train_params(transforms=lists, input_size=48), NAMES, 44, channels)
-    net = make(recipe)
-    save_weights(tmp_path, net, recipe, {})
+    spec, _ = plan(train_params(transforms=lists, input_size=48), NAMES, 44, channels)
+    net = make(spec)
+    save_weights(tmp_path, net, spec, "d" * 64)
     images = np.random.default_rng(0).integers(0, 256, (5, 44, 44, channels), dtype=np.uint8)
 
     by_hand = timm.create_model("test_resnet", num_classes=3, in_chans=channels).eval()
@@ -257,10 +253,10 @@ def test_a_classifier_is_timm_and_torchvision(channels: int, tmp_path: Path) -> 
 
 def test_initial_weights_follow_the_global_seed() -> None:
     """Nothing given: random weights, the same for the same seed."""
-    recipe, _ = plan(train_params(), NAMES, 48, 1)
+    spec, _ = plan(train_params(), NAMES, 48, 1)
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn.append(planning.initial_model(recipe, train_params()).conv1[0].weight.detach())
+        drawn.append(planning.build_initial_model(spec, train_params()).conv1[0].weight.detach())
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

@@ -19,7 +19,8 @@ from pipeline.core.params import TrainParams
 from pipeline.evaluate import explanations
 from pipeline.export import stage
 from pipeline.models import costs, formats, maps, model, stem
-from pipeline.models.model import Classifier, Recipe, load_model, save_weights
+from pipeline.models.model import Classifier, ModelSpec
+from pipeline.models.weights import load_model, read_spec, save_weights
 from pipeline.train import planning
 from pipeline.train.planning import plan
 from tests.models.test_model import NAMES, train_params
@@ -40,7 +41,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def adapted(backbone: str, size: int = 48, **changes: Any) -> tuple[TrainParams, Recipe, list[str]]:
+def adapted(backbone: str, size: int = 48, **changes: Any) -> tuple[TrainParams, ModelSpec, list[str]]:
     """Params with ``stage.stem: adapt``, and the plan for grey pictures of a size."""
     params = train_params(backbone, stem="adapt", **changes)
     return params, *plan(params, NAMES, size, 1)
@@ -68,7 +69,7 @@ def dear(note: str) -> float:
     return float(re.search(r"train\.stem: adapt\) .* needs ([\d.]+) times the operations", note)[1])
 
 
-def cost(of: Recipe, against: Recipe) -> float:
+def cost(of: ModelSpec, against: ModelSpec) -> float:
     """How many times the operations of one net another has at 48 px."""
     here, there = (model.build_model(each).eval() for each in (of, against))
     return np.divide(*(costs.count_flops(net, torch.zeros(1, 1, 48, 48)) for net in (there, here)))
@@ -102,13 +103,13 @@ def test_the_first_halving_goes_and_every_weight_stays(
     """A map of 3x3 at 48 px where timm's net leaves 2x2 or 1x1; the same names and shapes; weights load strictly."""
     stock = timm.create_model(backbone, **PLAIN)
     assert sides(stock, 48) == (before, before)
-    _, recipe, notes = adapted(backbone)
-    assert {name: change["stride"] for name, change in recipe.stem.items()} == {
+    _, spec, notes = adapted(backbone)
+    assert {name: change["stride"] for name, change in spec.stem.items()} == {
         name: [stride, stride] for name, stride in changes.items()
     }
-    assert recipe.model_args == PLAIN
-    assert recipe.preprocessing["input_size"] == 48
-    net = model.build_model(recipe)
+    assert spec.model_args == PLAIN
+    assert spec.preprocessing["input_size"] == 48
+    net = model.build_model(spec)
     assert sides(net, 48) == (3, 3)
     assert shapes(net) == shapes(stock)
     net.load_state_dict(stock.state_dict(), strict=True)
@@ -122,8 +123,8 @@ def test_the_first_halving_goes_and_every_weight_stays(
 
 def test_on_24_px_a_resnet_becomes_that_for_cifar() -> None:
     """Two halvings fewer: the first convolution without stride and no pool after it, as built by hand."""
-    _, recipe, _ = adapted("resnet18", 24)
-    net = model.build_model(recipe).eval()
+    _, spec, _ = adapted("resnet18", 24)
+    net = model.build_model(spec).eval()
     reference = timm.create_model("resnet18", **PLAIN).eval()
     reference.conv1 = nn.Conv2d(1, 64, 7, 1, 3, bias=False)
     reference.maxpool = nn.Identity()
@@ -137,8 +138,8 @@ def test_on_24_px_a_resnet_becomes_that_for_cifar() -> None:
 def test_patches_come_to_overlap() -> None:
     """ConvNeXt's kernel of 4x4 stays; by 2 it needs a border of 1, by 1 one of 2, which makes 25 of 24."""
     for size, stride, border, side in ((48, 2, 1, 24), (24, 1, 2, 25)):
-        _, recipe, _ = adapted("convnext_atto", size)
-        conv = model.build_model(recipe).stem[0]
+        _, spec, _ = adapted("convnext_atto", size)
+        conv = model.build_model(spec).stem[0]
         faces = torch.randn(1, 1, size, size)
         with torch.no_grad():
             expected = F.conv2d(F.pad(faces, [border] * 4), conv.weight, conv.bias, stride)
@@ -148,9 +149,9 @@ def test_patches_come_to_overlap() -> None:
 
 def test_a_convolution_that_pads_itself_is_left_to_do_so() -> None:
     """TensorFlow's "same": at stride 1 a kernel of 3x3 has a border of 1 on each side."""
-    _, recipe, _ = adapted("tf_efficientnet_lite0")
-    assert recipe.stem == {"conv_stem": {"stride": [1, 1]}}
-    conv = model.build_model(recipe).conv_stem
+    _, spec, _ = adapted("tf_efficientnet_lite0")
+    assert spec.stem == {"conv_stem": {"stride": [1, 1]}}
+    conv = model.build_model(spec).conv_stem
     faces = torch.randn(1, 1, 48, 48)
     torch.testing.assert_close(conv(faces), F.conv2d(faces, conv.weight, padding=1))
 
@@ -167,10 +168,10 @@ def test_nets_of_one_size_are_built_for_the_grid_that_comes(
     backbone: str, added: dict[str, int], side: int
 ) -> None:
     """Patches of half the side; or tables for the larger picture that a stem without stride makes believe."""
-    _, recipe, (said,) = adapted(backbone)
-    assert recipe.model_args == PLAIN | added
-    net = model.build_model(recipe).eval()
-    assert maps.last_side(net, 48, 1) == side
+    _, spec, (said,) = adapted(backbone)
+    assert spec.model_args == PLAIN | added
+    net = model.build_model(spec).eval()
+    assert maps.find_last_side(net, 48, 1) == side
     assert net(torch.randn(2, 1, 48, 48)).shape == (2, 3)
     assert all(f"{key} {value}" in said for key, value in added.items() if value != 48)
     if backbone == "vit_tiny_patch16_224":
@@ -181,8 +182,8 @@ def test_nets_of_one_size_are_built_for_the_grid_that_comes(
 def test_weights_of_the_stock_net_are_taken_over(tmp_path: Path) -> None:
     """`train.weights` of a net with its strides starts one without, tensor by tensor."""
     state = scrambled(timm.create_model("mobilenetv3_small_100", **PLAIN).state_dict())
-    params, recipe, _ = adapted("mobilenetv3_small_100", **store(tmp_path / "w.pt", state))
-    net = planning.initial_model(recipe, params)
+    params, spec, _ = adapted("mobilenetv3_small_100", **store(tmp_path / "w.pt", state))
+    net = planning.build_initial_model(spec, params)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     assert net.conv_stem.stride == (1, 1)
@@ -192,8 +193,8 @@ def test_patches_of_a_vision_transformer_are_resampled(tmp_path: Path) -> None:
     """Weights for patches of 16 px start a net with patches of 8, by timm's own resampling; other weights stay."""
     backbone = "vit_tiny_patch16_224"
     state = scrambled(timm.create_model(backbone, **PLAIN).state_dict())
-    params, recipe, _ = adapted(backbone, **store(tmp_path / "w.pt", state))
-    found = planning.initial_model(recipe, params).state_dict()
+    params, spec, _ = adapted(backbone, **store(tmp_path / "w.pt", state))
+    found = planning.build_initial_model(spec, params).state_dict()
     expected = resample_patch_embed(state["patch_embed.proj.weight"], [8, 8])
     torch.testing.assert_close(found["patch_embed.proj.weight"], expected)
     assert found["pos_embed"].shape == (1, 37, 192)
@@ -210,9 +211,9 @@ def test_what_suits_its_input_is_left_alone(backbone: str, size: int) -> None:
     """Large inputs, and our own nets on small ones: no change and no note, whatever ``stage.stem`` says."""
     kept, _ = plan(train_params(backbone, stem="keep"), NAMES, size, 1)
     for choice in ("adapt", "auto"):
-        recipe, notes = plan(train_params(backbone, stem=choice), NAMES, size, 1)
-        assert recipe == kept
-        assert (recipe.stem, notes) == ({}, [])
+        spec, notes = plan(train_params(backbone, stem=choice), NAMES, size, 1)
+        assert spec == kept
+        assert (spec.stem, notes) == ({}, [])
 
 
 @pytest.mark.parametrize(
@@ -222,9 +223,9 @@ def test_what_suits_its_input_is_left_alone(backbone: str, size: int) -> None:
 )  # fmt: skip
 def test_left_to_choose_it_adapts_what_is_cheap(backbone: str, choice: str) -> None:
     """Large nets stay, and the log says what adapting costs; LeViT's map of 1x1 has no other remedy."""
-    recipe, notes = plan(train_params(backbone, stem="auto"), NAMES, 48, 1)
+    spec, notes = plan(train_params(backbone, stem="auto"), NAMES, 48, 1)
     chosen, said = plan(train_params(backbone, stem=choice), NAMES, 48, 1)
-    assert recipe == chosen
+    assert spec == chosen
     if choice == "adapt":
         assert notes == said
         return
@@ -242,10 +243,10 @@ def test_left_to_choose_it_adapts_what_is_cheap(backbone: str, choice: str) -> N
 )
 def test_a_large_net_keeps_its_last_map_by_rounding_up(backbone: str, changes: dict[str, Any]) -> None:
     """A map of 3x3 is halved to 2x2, where timm's net drops a row and a column; the weights and the other maps stay."""
-    recipe, (note,) = plan(train_params(backbone, stem="auto"), NAMES, 48, 1)
+    spec, (note,) = plan(train_params(backbone, stem="auto"), NAMES, 48, 1)
     stock = timm.create_model(backbone, **PLAIN).eval()
-    net = model.build_model(recipe).eval()
-    assert (recipe.stem, recipe.model_args) == (changes, PLAIN)
+    net = model.build_model(spec).eval()
+    assert (spec.stem, spec.model_args) == (changes, PLAIN)
     assert (sides(stock, 48), sides(net, 48)) == ((1, 1), (2, 2))
     assert shapes(net) == shapes(stock)
     net.load_state_dict(stock.state_dict())
@@ -268,14 +269,14 @@ def test_a_large_net_keeps_its_last_map_by_rounding_up(backbone: str, changes: d
     torch.testing.assert_close(two, expected)
 
     assert f"1x1 at 48 px as it is, and now ends in a map of 2x2: {name} rounds up (train.stem)" in note
-    assert dear(note) == pytest.approx(cost(recipe, adapted(backbone)[1]), abs=0.05)
+    assert dear(note) == pytest.approx(cost(spec, adapted(backbone)[1]), abs=0.05)
 
 
 def test_keep_leaves_a_net_as_timm_builds_it() -> None:
     """A map of 2x2 is poor, but it is what was asked for."""
-    recipe, notes = plan(train_params("resnet18", stem="keep"), NAMES, 48, 1)
-    assert (recipe.stem, recipe.model_args, notes) == ({}, PLAIN, [])
-    assert sides(model.build_model(recipe), 48) == (2, 2)
+    spec, notes = plan(train_params("resnet18", stem="keep"), NAMES, 48, 1)
+    assert (spec.stem, spec.model_args, notes) == ({}, PLAIN, [])
+    assert sides(model.build_model(spec), 48) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -297,15 +298,15 @@ def test_a_collapsed_map_is_refused_with_the_remedy(
     said = rf"train\.backbone: {backbone} shrinks pictures of {size} px to a map of 1x1, .* {remedy}$"
     with pytest.raises(UserError, match=said):
         plan(train_params(backbone, **changes), NAMES, size, 1)
-    recipe, _ = plan(train_params(backbone, **changes, input_size=larger), NAMES, size, 1)
-    assert recipe.preprocessing["input_size"] == larger
+    spec, _ = plan(train_params(backbone, **changes, input_size=larger), NAMES, size, 1)
+    assert spec.preprocessing["input_size"] == larger
 
 
 def test_adapting_comes_before_resizing() -> None:
     """HRNet does not take 48 px as timm builds it; with a halving less it does."""
-    _, recipe, notes = adapted("hrnet_w18_small")
-    assert recipe.preprocessing["input_size"] == 48
-    assert recipe.preprocessing["eval"][-1].keys() == {"Normalize"}
+    _, spec, notes = adapted("hrnet_w18_small")
+    assert spec.preprocessing["input_size"] == 48
+    assert spec.preprocessing["eval"][-1].keys() == {"Normalize"}
     assert notes == [
         "hrnet_w18_small does not take 48 px as it is, and now ends in a map of 3x3: conv1 strides by 1 "
         "(train.stem)"
@@ -314,18 +315,18 @@ def test_adapting_comes_before_resizing() -> None:
 
 def test_an_adapted_net_comes_back_from_its_files(tmp_path: Path) -> None:
     """Weights and sidecar hold all; a sidecar from before there was a stem means the net as timm builds it."""
-    _, recipe, _ = adapted("convnext_atto", 24)
-    assert model.recipe_of(json.loads(json.dumps(vars(recipe)))) == recipe
-    net = model.build_model(recipe).eval()
-    save_weights(tmp_path, net, recipe, {})
+    _, spec, _ = adapted("convnext_atto", 24)
+    net = model.build_model(spec).eval()
+    save_weights(tmp_path, net, spec, "d" * 64)
     loaded, sidecar = load_model(tmp_path)
+    assert read_spec(sidecar) == spec
     faces = torch.randn(2, 1, 24, 24)
     with torch.no_grad():
         assert torch.equal(loaded(faces), net(faces))
-    assert sidecar["stem"] == {"stem.0": {"stride": [1, 1], "padding": [2, 2]}}
+    assert sidecar.stem == {"stem.0": {"stride": [1, 1], "padding": [2, 2]}}
 
-    del sidecar["stem"]
-    (tmp_path / "weights.json").write_text(json.dumps(sidecar))
+    older = {name: value for name, value in sidecar.as_dict().items() if name != "stem"}
+    (tmp_path / "weights.json").write_text(json.dumps(older))
     old, _ = load_model(tmp_path)
     assert old.stem[0].stride == (4, 4)
 
@@ -334,10 +335,10 @@ def test_planning_draws_nothing_and_building_is_seeded() -> None:
     """Initial weights are those of the stock net of the same seed, however many nets planning built."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    _, recipe, _ = adapted("test_resnet")
-    assert recipe.stem
+    _, spec, _ = adapted("test_resnet")
+    assert spec.stem
     assert torch.equal(torch.get_rng_state(), before)
-    net = model.build_model(recipe)
+    net = model.build_model(spec)
     torch.manual_seed(5)
     stock = timm.create_model("test_resnet", **PLAIN)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), stock.state_dict().values()))
@@ -346,10 +347,10 @@ def test_planning_draws_nothing_and_building_is_seeded() -> None:
 @pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
 def test_what_an_answer_takes_is_that_of_twice_the_side(backbone: str) -> None:
     """With a halving less, 48 px cost the operations that the stock net has at 96 px, to the last one."""
-    _, recipe, _ = adapted(backbone)
+    _, spec, _ = adapted(backbone)
     stock, _ = plan(train_params(backbone, stem="keep"), NAMES, 96, 1)
-    here, there = (Classifier(model.build_model(each), each).eval() for each in (recipe, stock))
-    assert costs.count(here, 48, 1) == costs.count(there, 96, 1)
+    here, there = (Classifier(model.build_model(each), each).eval() for each in (spec, stock))
+    assert costs.count_costs(here, 48, 1) == costs.count_costs(there, 96, 1)
 
 
 def test_a_version_is_another_with_another_stem() -> None:
@@ -380,10 +381,10 @@ def test_a_version_is_another_with_another_stem() -> None:
 )
 def test_adapted_nets_are_exported_and_explained(backbone: str, size: int, wanted: list[str]) -> None:
     """Both formats, from a probe that compares their answers; heat maps of the picture's size."""
-    _, recipe, _ = adapted(backbone, size)
-    assert recipe.stem
-    classifier = Classifier(model.build_model(recipe), recipe).eval()
-    assert formats.probe(classifier, size, 1, wanted, 18) == dict.fromkeys(wanted)
+    _, spec, _ = adapted(backbone, size)
+    assert spec.stem
+    classifier = Classifier(model.build_model(spec), spec).eval()
+    assert formats.check_exportable(classifier, size, 1, wanted, 18) == dict.fromkeys(wanted)
     maps = explanations.HeatMaps(classifier)
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 1), dtype=np.uint8)
     assert maps.explain(maps.prepare(images), np.array([0, 1])).shape == (2, size, size)
@@ -401,7 +402,7 @@ def test_adapted_nets_are_exported_and_explained(backbone: str, size: int, wante
 def test_every_family_is_adapted_left_or_refused(backbone: str) -> None:
     """Never a traceback; and what comes out gives a row of logits a face, in both modes."""
     try:
-        _, recipe, notes = adapted(backbone)
+        _, spec, notes = adapted(backbone)
     except UserError as error:
         refusal = str(error)
     else:
@@ -409,11 +410,11 @@ def test_every_family_is_adapted_left_or_refused(backbone: str) -> None:
     if refusal:
         assert re.search(r"train\.input_size to (one that it takes|a larger one)", refusal), refusal
         return
-    size = recipe.preprocessing["input_size"]
-    net = model.build_model(recipe)
-    side = maps.last_side(net, size, 1)
+    size = spec.preprocessing["input_size"]
+    net = model.build_model(spec)
+    side = maps.find_last_side(net, size, 1)
     assert side is None or side >= stem.SIDE
-    assert planning.run_failure(net, size, 1) == ""
+    assert planning.find_run_failure(net, size, 1) == ""
     stock = {"img_size"} | set(PLAIN)
-    if recipe.stem or set(recipe.model_args) - stock:
+    if spec.stem or set(spec.model_args) - stock:
         assert any(f"{backbone} would end" in said or f"{backbone} does not take" in said for said in notes)

@@ -105,7 +105,7 @@ def test_where_nothing_can_be_written_it_says_so(tmp_path: Path, directory: Path
     (tmp_path / ".hyojo").write_text("a file where the folder should be")  # denies it to root as well
     with pytest.raises(UserError, match="cannot be written"):
         checkpoint.save(directory, STATE)
-    with pytest.raises(UserError, match="cannot be written"), checkpoint.locked(directory):
+    with pytest.raises(UserError, match="cannot be written"), checkpoint.hold_lock(directory):
         pytest.fail("the lock was had")
 
 
@@ -113,7 +113,7 @@ def test_a_second_trainer_waits_for_the_first(directory: Path, capsys: pytest.Ca
     events, inside = [], threading.Event()
 
     def first() -> None:
-        with checkpoint.locked(directory) as held:
+        with checkpoint.hold_lock(directory) as held:
             assert held
             events.append("first in")
             inside.set()
@@ -123,13 +123,13 @@ def test_a_second_trainer_waits_for_the_first(directory: Path, capsys: pytest.Ca
     thread = threading.Thread(target=first)
     thread.start()
     assert inside.wait(10)
-    with checkpoint.locked(directory) as held:
+    with checkpoint.hold_lock(directory) as held:
         assert held
         events.append("second in")
     thread.join()
     assert events == ["first in", "first out", "second in"]
     assert capsys.readouterr().out.count("waiting") == 1
-    with checkpoint.locked(directory.with_name("b" * 32)) as held:  # another job is free at once
+    with checkpoint.hold_lock(directory.with_name("b" * 32)) as held:  # another job is free at once
         assert held
     assert "waiting" not in capsys.readouterr().out
 
@@ -139,14 +139,14 @@ def test_who_is_asked_to_stop_waits_no_longer(directory: Path, monkeypatch: pyte
     directory.parent.mkdir(parents=True)
     answers = iter([False, False, True])
     with FileLock(f"{directory}.lock"):
-        with checkpoint.locked(directory, lambda: next(answers)) as held:
+        with checkpoint.hold_lock(directory, lambda: next(answers)) as held:
             assert not held
-    with checkpoint.locked(directory) as held:
+    with checkpoint.hold_lock(directory) as held:
         assert held
 
 
 def test_an_error_inside_frees_the_lock(directory: Path) -> None:
-    with pytest.raises(ZeroDivisionError), checkpoint.locked(directory):
+    with pytest.raises(ZeroDivisionError), checkpoint.hold_lock(directory):
         raise ZeroDivisionError
     with FileLock(f"{directory}.lock", timeout=0):
         pass
@@ -159,7 +159,7 @@ def test_discard_finished_keeps_the_own_the_unfinished_and_the_locked(directory:
         checkpoint.save(jobs[name], STATE, finished)
     (jobs["e"] / "state.pt").unlink()  # a deletion that was killed
     checkpoint.save(jobs["e"], STATE)
-    with checkpoint.locked(jobs["d"]):
+    with checkpoint.hold_lock(jobs["d"]):
         checkpoint.discard_finished(directory)
     assert [name for name, job in jobs.items() if job.exists()] == ["a", "c", "d", "e"]
     checkpoint.discard_finished(directory)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pipeline.core.dataset import Split, load_prepared
-from pipeline.train.augment import batched
+from pipeline.models import transforms
 from pipeline.train.augment.batched import Augmentation
 from pipeline.train.distributed import Ranks
-from pipeline.train.loader import Loader, epoch_order, steps_per_epoch
+from pipeline.train.loader import Loader, count_steps, order_epoch
 
 CPU = torch.device("cpu")
 BATCHED = [
@@ -39,21 +39,21 @@ def rank(number: int, world: int) -> Ranks:
 
 def test_an_order_is_a_permutation_and_follows_from_seed_and_epoch() -> None:
     targets = np.arange(50) % 3
-    orders = {(seed, number): epoch_order(targets, seed, number) for seed in (0, 1) for number in (0, 1, 2)}
+    orders = {(seed, number): order_epoch(targets, seed, number) for seed in (0, 1) for number in (0, 1, 2)}
     for order in orders.values():
         assert sorted(order.tolist()) == list(range(50))
     assert len({tuple(order) for order in orders.values()}) == len(orders)
     torch.manual_seed(123)
     state = torch.get_rng_state()
     for (seed, number), order in orders.items():
-        np.testing.assert_array_equal(epoch_order(targets, seed, number), order)
+        np.testing.assert_array_equal(order_epoch(targets, seed, number), order)
     assert torch.equal(torch.get_rng_state(), state)  # and leaves no trace
 
 
 def test_balanced_every_class_comes_equally_often_and_every_showing_has_its_number() -> None:
     targets = np.array([0, 0, 1, 0, 2, 0, 0, 1, 0, 0])  # 7, 2 and 1 of them
     shown: Counter[int] = Counter()
-    orders = [epoch_order(targets, 3, epoch, balanced=True) for epoch in range(60)]
+    orders = [order_epoch(targets, 3, epoch, balanced=True) for epoch in range(60)]
     for order in orders:
         assert len(order) == len(set(order.tolist())) == 10
         rows, repeats = order % 10, order // 10
@@ -67,16 +67,16 @@ def test_balanced_every_class_comes_equally_often_and_every_showing_has_its_numb
     assert len({tuple(order) for order in orders}) == len(orders)
     first_class = [targets[order % 10][0] for order in orders]
     assert set(first_class) == {0, 1, 2}  # shuffled, not class after class
-    np.testing.assert_array_equal(epoch_order(targets, 3, 5, balanced=True), orders[5])
+    np.testing.assert_array_equal(order_epoch(targets, 3, 5, balanced=True), orders[5])
 
 
 def test_balanced_classes_that_are_even_already_are_shown_once() -> None:
     targets = np.arange(30) % 3
-    assert sorted(epoch_order(targets, 0, 0, balanced=True).tolist()) == list(range(30))
+    assert sorted(order_epoch(targets, 0, 0, balanced=True).tolist()) == list(range(30))
 
 
 def test_balanced_a_class_without_samples_is_no_class() -> None:
-    order = epoch_order(np.array([0, 2, 0, 0]), 0, 0, balanced=True)
+    order = order_epoch(np.array([0, 2, 0, 0]), 0, 0, balanced=True)
     assert Counter((order % 4 == 1).tolist()) == {True: 2, False: 2}
 
 
@@ -86,7 +86,7 @@ def test_balanced_a_class_without_samples_is_no_class() -> None:
 def test_a_last_smaller_batch_is_dropped_unless_it_is_the_only_one(
     samples: int, batch_size: int, steps: int
 ) -> None:
-    assert steps_per_epoch(samples, batch_size) == steps
+    assert count_steps(samples, batch_size) == steps
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -101,7 +101,7 @@ def test_a_batch_holds_the_rows_that_its_numbers_say(split: Split, balanced: boo
     batches = list(loader.batches(4))
     assert len(batches) == loader.steps == count // 16
     numbers = np.concatenate([batch.numbers.numpy() for batch in batches])
-    np.testing.assert_array_equal(numbers, epoch_order(part.targets, 7, 4, balanced)[: loader.steps * 16])
+    np.testing.assert_array_equal(numbers, order_epoch(part.targets, 7, 4, balanced)[: loader.steps * 16])
     assert (numbers.max() >= count) == balanced
     for batch in batches:
         own = batch.numbers.numpy() % count
@@ -123,7 +123,7 @@ def seen(
     epoch: int = 3,
 ) -> dict[int, Tensor]:
     """Each sample number of a balanced epoch with its augmented image."""
-    augmentation = Augmentation(batched.resolve(specs, [0.5], [0.25], "train"), 11, 16, 1)
+    augmentation = Augmentation(transforms.resolve(specs, [0.5], [0.25], "train"), 11, 16, 1)
     assert bool(augmentation.per_sample) == (specs is ONE_BY_ONE)
     loader = Loader(split, batch_size, 11, CPU, balanced=True)
     positions = (ranks or Ranks()).positions(batch_size)

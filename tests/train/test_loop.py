@@ -18,10 +18,12 @@ from pipeline.core.dataset import Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.models import model
+from pipeline.models.devices import resolve_device
+from pipeline.models.predict import predict
 from pipeline.train import loop, planning
-from pipeline.train.loader import Batch, Loader, epoch_order
+from pipeline.train.loader import Batch, Loader, order_epoch
 from pipeline.train.loop import Interrupted, Progress
-from pipeline.train.trainer import Trainer, build_trainer, resolve_device, wrap
+from pipeline.train.trainer import Trainer, build_trainer, wrap
 
 PLAIN = (
     "train.transforms.train=[]", "train.ema_decay=0.0", "train.grad_clip_norm=null", "train.label_smoothing=0.0",
@@ -42,13 +44,13 @@ def prepared(prepared_dir: Path) -> Prepared:
 
 
 @pytest.fixture
-def build(prepared: Prepared) -> Callable[..., tuple[Trainer, model.Recipe]]:
-    """Makes a trainer and its recipe from the tiny params with changes."""
+def build(prepared: Prepared) -> Callable[..., tuple[Trainer, model.ModelSpec]]:
+    """Makes a trainer and its spec from the tiny params with changes."""
 
-    def make(*overrides: str) -> tuple[Trainer, model.Recipe]:
+    def make(*overrides: str) -> tuple[Trainer, model.ModelSpec]:
         params = parse_params(apply_overrides(TINY_PARAMS, list(overrides))).train
-        recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
-        return build_trainer(params, prepared, recipe, CPU), recipe
+        spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+        return build_trainer(params, prepared, spec, CPU), spec
 
     return make
 
@@ -81,9 +83,9 @@ def noise(count: int = 16) -> Batch:
     return Batch(pictures, torch.arange(count) % 3, torch.arange(count))
 
 
-def fed(recipe: model.Recipe, images: Tensor) -> Tensor:
+def fed(spec: model.ModelSpec, images: Tensor) -> Tensor:
     """What a net is fed with for pictures uint8 (B, H, W, C) where there are no transforms."""
-    mean, std = recipe.preprocessing["mean"][0], recipe.preprocessing["std"][0]
+    mean, std = spec.preprocessing["mean"][0], spec.preprocessing["std"][0]
     return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
@@ -113,7 +115,7 @@ def test_one_step_changes_every_parameter(prepared: Prepared, build: Callable[..
 
 
 def test_a_tiny_set_is_learnt_by_heart(prepared: Prepared, build: Callable[..., Any]) -> None:
-    trainer, recipe = build(
+    trainer, spec = build(
         *PLAIN, "train.batch_size=8", "train.epochs=12", "train.transforms.train=[RandomHorizontalFlip]"
     )
     split = subset(prepared.split("train"), 16)
@@ -124,7 +126,7 @@ def test_a_tiny_set_is_learnt_by_heart(prepared: Prepared, build: Callable[..., 
     for number in range(1, 54):
         last = epoch(trainer, split, number, 8)
     assert last["loss"] < first / 10
-    scores = loop.evaluate(model.Classifier(trainer.model, recipe), split, 8, CPU)
+    scores = loop.evaluate(model.Classifier(trainer.model, spec), split, 8, CPU)
     assert scores["accuracy"] == 1.0
     assert scores["loss"] < 0.1
 
@@ -159,7 +161,7 @@ def test_an_epoch_takes_its_batches_from_the_order_and_counts_what_it_took(
     trainer.augmentation = spy
     split, progress = prepared.split("train"), Progress(epoch=2)
     loop.train_one_epoch(trainer, load(trainer, split, 32), progress, lambda: None)
-    order = epoch_order(split.targets, 5, 2).tolist()
+    order = order_epoch(split.targets, 5, 2).tolist()
     assert taken == [order[:32], order[32:64]]
     assert (progress.step, progress.samples) == (2, 64)
     assert trainer.updates == 2 * 2 + 2
@@ -167,7 +169,7 @@ def test_an_epoch_takes_its_batches_from_the_order_and_counts_what_it_took(
     taken.clear()
     few = subset(split, 7)
     epoch(trainer, few)
-    assert taken == [epoch_order(few.targets, 5, 0).tolist()]
+    assert taken == [order_epoch(few.targets, 5, 0).tolist()]
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -175,17 +177,17 @@ def test_loss_and_accuracy_are_means_over_the_samples_as_trained_on(
     prepared: Prepared, build: Callable[..., Any], accumulate: int
 ) -> None:
     net = LAYER_NORM if accumulate > 1 else ()  # batch norm would see other batches
-    trainer, recipe = build(
+    trainer, spec = build(
         *PLAIN, *net, "train.lr=0.000000000001", "train.batch_size=24", f"train.accumulate={accumulate}"
     )
     twin = copy.deepcopy(trainer.model).train()
     split = prepared.split("train")
     scores = epoch(trainer, split, batch_size=24)
     losses, hits = [], []
-    order = epoch_order(split.targets, 0, 0)
+    order = order_epoch(split.targets, 0, 0)
     for start in range(0, 72, 24):
         rows = order[start : start + 24]
-        probs = twin(fed(recipe, torch.from_numpy(split.images[rows]))).softmax(1).detach().numpy()
+        probs = twin(fed(spec, torch.from_numpy(split.images[rows]))).softmax(1).detach().numpy()
         probs = probs.astype(float)
         targets = split.targets[rows]
         losses.append(log_loss(targets, probs / probs.sum(1, keepdims=True), labels=[0, 1, 2]))
@@ -195,15 +197,15 @@ def test_loss_and_accuracy_are_means_over_the_samples_as_trained_on(
 
 
 def test_soft_targets_and_weights_reach_the_loss(prepared: Prepared, build: Callable[..., Any]) -> None:
-    trainer, recipe = build(*PLAIN)
+    trainer, spec = build(*PLAIN)
     twin = copy.deepcopy(trainer.model).train()
     split, rng = subset(prepared.split("train"), 16), np.random.default_rng(0)
     soft = rng.dirichlet(np.ones(3), 16).astype(np.float32)
     weights = rng.uniform(0.1, 3.0, 16).astype(np.float32)
     soft_split = Split(split.images, split.targets, split.files, soft, weights)
     scores = epoch(trainer, soft_split)
-    order = epoch_order(split.targets, 0, 0)
-    logits = twin(fed(recipe, torch.from_numpy(split.images[order]))).detach()
+    order = order_epoch(split.targets, 0, 0)
+    logits = twin(fed(spec, torch.from_numpy(split.images[order]))).detach()
     losses = -(soft[order] * logits.log_softmax(1).numpy()).sum(1)
     assert scores["loss"] == pytest.approx((losses * weights[order]).mean(), rel=1e-5)
     # A right answer is still the class that the sample has.
@@ -242,21 +244,21 @@ def test_an_epoch_that_was_left_is_entered_where_it_was_left(
 def test_scores_count_every_sample_and_equal_scikit_learns(
     prepared: Prepared, build: Callable[..., Any], batch_size: int
 ) -> None:
-    trainer, recipe = build()
+    trainer, spec = build()
     epoch(trainer, prepared.split("train"))
-    classifier = model.Classifier(trainer.model, recipe).eval()
+    classifier = model.Classifier(trainer.model, spec).eval()
     split = prepared.split("val")
     assert len(split) == 27
-    mean, std = recipe.preprocessing["mean"][0], recipe.preprocessing["std"][0]
+    mean, std = spec.preprocessing["mean"][0], spec.preprocessing["std"][0]
     with torch.no_grad():
         images = torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2).float() / 255
         wanted = trainer.model.eval()((images - mean) / std).double().softmax(1).numpy()
-    probs = loop.predict(classifier, split.images, batch_size)
+    probs = predict(classifier, split.images, batch_size)
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, wanted, atol=1e-5)
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
     trainer.model.train()  # evaluate is called with a net that has just been trained
-    scores = loop.evaluate(model.Classifier(trainer.model, recipe), split, batch_size, CPU)
+    scores = loop.evaluate(model.Classifier(trainer.model, spec), split, batch_size, CPU)
     preds = wanted.argmax(1)
     assert scores == {
         "loss": pytest.approx(log_loss(split.targets, wanted, labels=[0, 1, 2]), abs=1e-4),
@@ -267,11 +269,11 @@ def test_scores_count_every_sample_and_equal_scikit_learns(
 
 
 def test_val_is_scored_at_the_precision_of_training(prepared: Prepared, build: Callable[..., Any]) -> None:
-    trainer, recipe = build()
-    classifier, images = model.Classifier(trainer.model, recipe).eval(), prepared.split("val").images
+    trainer, spec = build()
+    classifier, images = model.Classifier(trainer.model, spec).eval(), prepared.split("val").images
     seen = []
     trainer.model.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
-    exact, rounded = (loop.predict(classifier, images, 8, CPU, amp=amp) for amp in ("none", "bf16"))
+    exact, rounded = (predict(classifier, images, 8, CPU, amp=amp) for amp in ("none", "bf16"))
     assert set(seen) == {torch.float32, torch.bfloat16}
     assert rounded.dtype == np.float32
     np.testing.assert_allclose(rounded.sum(1), 1, atol=1e-5)
@@ -282,9 +284,9 @@ def test_val_is_scored_at_the_precision_of_training(prepared: Prepared, build: C
 def test_evaluating_leaves_the_net_and_the_random_state_as_they_are(
     prepared: Prepared, build: Callable[..., Any]
 ) -> None:
-    trainer, recipe = build()
+    trainer, spec = build()
     before, state = weights(trainer), torch.get_rng_state()
-    loop.evaluate(model.Classifier(trainer.model, recipe), prepared.split("val"), 8, CPU)
+    loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), 8, CPU)
     after = weights(trainer)
     assert all(torch.equal(before[name], after[name]) for name in before)  # batch statistics too
     assert torch.equal(torch.get_rng_state(), state)
@@ -301,11 +303,11 @@ def test_a_loss_that_is_not_finite_names_the_remedy(prepared: Prepared, build: C
 def test_probabilities_that_are_not_finite_name_the_remedy(
     prepared: Prepared, build: Callable[..., Any]
 ) -> None:
-    trainer, recipe = build()
+    trainer, spec = build()
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match=r"not finite.*train\.lr"):
-        loop.evaluate(model.Classifier(trainer.model, recipe), prepared.split("val"), 8, CPU)
+        loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), 8, CPU)
 
 
 @pytest.mark.parametrize("limit", [1e-3, None, 1e6])
@@ -313,7 +315,7 @@ def test_gradients_are_clipped_to_the_norm(
     prepared: Prepared, build: Callable[..., Any], limit: float | None
 ) -> None:
     # Plain SGD at a rate of 1: the change of the weights is the gradient.
-    trainer, recipe = build(*PLAIN, "train.optimizer=sgd")
+    trainer, spec = build(*PLAIN, "train.optimizer=sgd")
     trainer.grad_clip_norm = limit
     for group in trainer.optimizer.param_groups:
         group.update(lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)
@@ -324,7 +326,7 @@ def test_gradients_are_clipped_to_the_norm(
     change = torch.cat(
         [(old - new.detach()).flatten() for old, new in zip(before, trainer.model.parameters())]
     )
-    torch.nn.functional.cross_entropy(twin.train()(fed(recipe, batch.images)), batch.targets).backward()
+    torch.nn.functional.cross_entropy(twin.train()(fed(spec, batch.images)), batch.targets).backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in twin.parameters()])
     assert gradient.norm() > 1e-2
     wanted = gradient if limit != 1e-3 else gradient * (limit / gradient.norm())
@@ -435,11 +437,11 @@ def test_an_only_batch_that_is_small_is_taken_whole(prepared: Prepared, build: C
 def test_frozen_parts_keep_weights_and_batch_statistics(
     prepared: Prepared, build: Callable[..., Any]
 ) -> None:
-    trainer, recipe = build("train.freeze=[stem, stages.0]")
+    trainer, spec = build("train.freeze=[stem, stages.0]")
     before = weights(trainer)
     for number in range(2):
         epoch(trainer, prepared.split("train"), number)
-        loop.evaluate(model.Classifier(trainer.model, recipe), prepared.split("val"), 8, CPU)
+        loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), 8, CPU)
     for net in (trainer.model, trainer.ema.module):
         same = {name for name, value in net.state_dict().items() if torch.equal(before[name], value)}
         assert same == {name for name in before if name.startswith(("stem.", "stages.0."))}
@@ -517,11 +519,11 @@ def test_compiled_it_computes_the_same_under_the_same_names(
     found = []
     for compiled in ("false", "true"):
         overrides = [*PLAIN, "train.lr=0.001", f"train.compile={compiled}"]
-        trainer, recipe = build(*overrides)
+        trainer, spec = build(*overrides)
         wrap(trainer, parse_params(apply_overrides(TINY_PARAMS, overrides)).train)
         assert (trainer.model._compiled_call_impl is not None) == (compiled == "true")
         scores = epoch(trainer, prepared.split("train"))
-        classifier = model.Classifier(trainer.model, recipe)
+        classifier = model.Classifier(trainer.model, spec)
         found.append((scores, loop.evaluate(classifier, prepared.split("val"), 27, CPU), weights(trainer)))
     (one, first, eager), (two, second, graph) = found
     assert two == pytest.approx(one, abs=1e-4)
@@ -540,8 +542,8 @@ def test_cuda_trains_as_the_cpu_does(
     split, found = prepared.split("train"), []
     for device in (CPU, torch.device("cuda:0")):
         params = parse_params(apply_overrides(TINY_PARAMS, [*PLAIN, "train.lr=0.001", *MIXED])).train
-        recipe, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
-        trainer = build_trainer(params, prepared, recipe, device)
+        spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
+        trainer = build_trainer(params, prepared, spec, device)
         loader = Loader(split, 16, 0, device)
         assert loader.resident == (device.type == "cpu" or part > 0)
         found.append(loop.train_one_epoch(trainer, loader, Progress(), lambda: None))

@@ -9,9 +9,9 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 
 from pipeline.core.params import Imbalance, Mixing
-from pipeline.train.augment.batched import sample_seed
+from pipeline.train.augment.counter_rng import derive_seed
 from pipeline.train.distributed import Ranks
-from pipeline.train.losses import Mixer, TrainingLoss, class_weights
+from pipeline.train.losses import Mixer, TrainingLoss, weigh_classes
 
 COUNTS = np.array([60, 30, 10])
 
@@ -33,7 +33,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_weights_are_the_inverse_of_the_effective_numbers() -> None:
-    found = class_weights(np.array([10, 2, 0, 1]), 0.5)
+    found = weigh_classes(np.array([10, 2, 0, 1]), 0.5)
     # E_n = (1 - b^n) / (1 - b): 1.998046875, 1.5, none, 1.
     raw = [1 / 1.998046875, 1 / 1.5, 0.0, 1.0]
     mean = (10 * raw[0] + 2 * raw[1] + 1 * raw[3]) / 13
@@ -44,12 +44,12 @@ def test_weights_are_the_inverse_of_the_effective_numbers() -> None:
     "beta, wanted", [(0.0, [1.0, 1.0, 1.0]), (1 - 1e-9, [100 / 180, 100 / 90, 100 / 30])]
 )
 def test_weights_go_from_none_to_the_inverse_of_the_counts(beta: float, wanted: list[float]) -> None:
-    assert class_weights(COUNTS, beta).tolist() == pytest.approx(wanted, rel=1e-5)
+    assert weigh_classes(COUNTS, beta).tolist() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_weighted_loss_is_worked_out_by_hand(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, targets = batch
-    weights = class_weights(COUNTS, 0.9)
+    weights = weigh_classes(COUNTS, 0.9)
     rows = [
         weights[target] * (math.log(sum(math.exp(v) for v in row)) - row[target])
         for row, target in zip(logits.double().tolist(), targets.tolist())
@@ -114,7 +114,7 @@ def test_mixing_is_timms(batch: tuple[torch.Tensor, torch.Tensor], prob: float) 
     for step in range(12):
         found, soft = mixer(images.clone(), one_hot, 2, step)
         timms = Mixup(0.4, 1.0, prob=prob, switch_prob=0.5, label_smoothing=0.1, num_classes=3)
-        np.random.seed(sample_seed(9, 2, -3 - 2 * step) % 2**32)
+        np.random.seed(derive_seed(9, 2, -3 - 2 * step) % 2**32)
         wanted, smoothed = timms(images.clone(), targets)
         assert torch.equal(found, wanted)
         torch.testing.assert_close(criterion(logits, soft), SoftTargetCrossEntropy()(logits, smoothed))

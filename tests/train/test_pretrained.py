@@ -48,7 +48,7 @@ def check_taken_over(net: torch.nn.Module, state: dict[str, Tensor]) -> None:
 def test_colour_weights_for_grey_images(name: str, tmp_path: Path) -> None:
     """The stem's channels are summed, a head for other classes starts at zero, the rest is as it was."""
     state = donor()
-    net = pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / name, state))
+    net = pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / name, state))
     check_taken_over(net, state)
     r, g, b = state["conv1.0.weight"].unbind(1)
     torch.testing.assert_close(net.conv1[0].weight.detach(), (r + g + b)[:, None])
@@ -68,7 +68,7 @@ def test_colour_weights_for_grey_images(name: str, tmp_path: Path) -> None:
 def test_weights_that_fit_are_taken_whole(tmp_path: Path) -> None:
     """As many channels and classes: head and stem come too."""
     state = donor(in_chans=1, num_classes=3)
-    net = pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", state))
+    net = pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", state))
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, state[name]), name
 
@@ -77,7 +77,7 @@ def test_grey_weights_for_colour_images(tmp_path: Path) -> None:
     """The stem's one channel is repeated, and its sum over channels stays what it was."""
     state = donor(in_chans=1)
     path, digest = store(tmp_path / "w.pt", state)
-    net = pretrained.from_file(BACKBONE, {"num_classes": 3, "in_chans": 3}, path, digest)
+    net = pretrained.load_file(BACKBONE, {"num_classes": 3, "in_chans": 3}, path, digest)
     check_taken_over(net, state)
     torch.testing.assert_close(net.conv1[0].weight.detach().sum(1, keepdim=True), state["conv1.0.weight"])
 
@@ -86,7 +86,7 @@ def test_a_file_without_a_head_will_do(tmp_path: Path) -> None:
     """Encoders are often shared without one."""
     state = donor()
     shared = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    net = pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", shared))
+    net = pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", shared))
     check_taken_over(net, state)
     with torch.no_grad():  # all classes are alike to it before it has seen any
         assert not net.eval()(torch.rand(2, 1, 16, 16)).any()
@@ -95,7 +95,7 @@ def test_a_file_without_a_head_will_do(tmp_path: Path) -> None:
 def test_our_own_nets_take_weights_too(tmp_path: Path) -> None:
     """A net of this repository, trained on other classes, starts a new one."""
     state = donor(in_chans=1, num_classes=8, backbone="face_resnet_s")
-    net = pretrained.from_file("face_resnet_s", ARGS, *store(tmp_path / "w.pt", state))
+    net = pretrained.load_file("face_resnet_s", ARGS, *store(tmp_path / "w.pt", state))
     for name, tensor in net.state_dict().items():
         assert name.startswith("fc.") or torch.equal(tensor, state[name]), name
 
@@ -105,14 +105,14 @@ def test_wrappings_are_taken_off(wrapper: str, tmp_path: Path) -> None:
     """A checkpoint's key around the weights, and what DataParallel puts before their names."""
     state = donor()
     wrapped = {wrapper: {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}
-    check_taken_over(pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", wrapped)), state)
+    check_taken_over(pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", wrapped)), state)
 
 
 def test_other_names_in_the_same_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Names that are not timm's are no hindrance where every shape agrees, and that is said."""
     state = donor()
     renamed = {f"encoder.{i}": tensor for i, tensor in enumerate(state.values())}
-    check_taken_over(pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", renamed)), state)
+    check_taken_over(pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", renamed)), state)
     assert "names are not timm's" in caplog.text
 
 
@@ -134,7 +134,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     plain.write_bytes(pickle.dumps({"fc.weight": Runs(mark)}, 2))
     for path, digest in (by_torch, (str(plain), hashlib.sha256(plain.read_bytes()).hexdigest())):
         with pytest.raises(UserError, match=r"train\.weights: .* is not a plain state_dict"):
-            pretrained.from_file(BACKBONE, ARGS, path, digest)
+            pretrained.load_file(BACKBONE, ARGS, path, digest)
     assert not mark.exists()
 
 
@@ -155,7 +155,7 @@ def test_what_holds_no_tensors_is_refused(suffix: str, content: bytes, tmp_path:
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"train\.weights: .* is not a plain state_dict"):
-        pretrained.from_file(BACKBONE, ARGS, str(path), hashlib.sha256(content).hexdigest())
+        pretrained.load_file(BACKBONE, ARGS, str(path), hashlib.sha256(content).hexdigest())
 
 
 def test_whole_models_and_lists_are_refused(tmp_path: Path) -> None:
@@ -166,27 +166,27 @@ def test_whole_models_and_lists_are_refused(tmp_path: Path) -> None:
         path = tmp_path / f"{i}.pt"
         path.write_bytes(buffer.getvalue())
         with pytest.raises(UserError, match=r"is not a plain state_dict"):
-            pretrained.from_file(BACKBONE, ARGS, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+            pretrained.load_file(BACKBONE, ARGS, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_another_file_than_the_digest_says(tmp_path: Path) -> None:
     """Both digests are shown, so that the right one can be put right."""
     path, digest = store(tmp_path / "w.pt", donor())
     with pytest.raises(UserError, match=rf"train\.weights_sha256 is {'0' * 64}, but {path} has {digest}"):
-        pretrained.from_file(BACKBONE, ARGS, path, "0" * 64)
+        pretrained.load_file(BACKBONE, ARGS, path, "0" * 64)
     with pytest.raises(UserError, match=r"train\.weights: .*none\.pt cannot be read: No such file"):
-        pretrained.from_file(BACKBONE, ARGS, str(tmp_path / "none.pt"), digest)
+        pretrained.load_file(BACKBONE, ARGS, str(tmp_path / "none.pt"), digest)
 
 
 def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
     """The message counts and shows the tensors that do not match; half a file counts as another."""
     vit = store(tmp_path / "vit.pt", donor(backbone="test_vit"))
     with pytest.raises(UserError, match=r"is not a state_dict of test_resnet: \d+ tensors missing.*unknown"):
-        pretrained.from_file(BACKBONE, ARGS, *vit)
+        pretrained.load_file(BACKBONE, ARGS, *vit)
     state = donor()
     state.pop("layer1.0.conv1.weight")
     with pytest.raises(UserError, match=r"1 tensors missing \(first: \['layer1\.0\.conv1\.weight'\]"):
-        pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / "half.pt", state))
+        pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "half.pt", state))
 
 
 def test_tensors_of_other_shapes_are_refused(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_tensors_of_other_shapes_are_refused(tmp_path: Path) -> None:
     state = donor()
     state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"][:1]
     with pytest.raises(UserError, match=r"(?s)does not fit test_resnet: .*layer1\.0\.conv1\.weight"):
-        pretrained.from_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", state))
+        pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", state))
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_without_a_network_it_is_told_within_seconds() -> None:
     """The hub's own client would try for minutes; the message says what to do instead."""
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
-        pretrained.from_hub("test_resnet", ARGS)
+        pretrained.load_hub("test_resnet", ARGS)
     assert time.monotonic() - start < 5
     for remedy in ("test_resnet", "192.0.2.1", "train.weights", "train.weights_sha256", "train.pretrained"):
         assert remedy in str(caught.value)
@@ -223,9 +223,9 @@ def test_a_head_is_new_only_for_other_classes(monkeypatch: pytest.MonkeyPatch) -
     """From timm's own cache: its 1,000 classes come whole, other classes start alike."""
     state = donor(num_classes=1000)
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", lambda *_, **__: dict(state))
-    whole = pretrained.from_hub(BACKBONE, {"num_classes": 1000, "in_chans": 3})
+    whole = pretrained.load_hub(BACKBONE, {"num_classes": 1000, "in_chans": 3})
     assert torch.equal(whole.fc.weight, state["fc.weight"])
-    net = pretrained.from_hub(BACKBONE, ARGS)
+    net = pretrained.load_hub(BACKBONE, ARGS)
     check_taken_over(net, state)
     assert not net.fc.weight.any()
 
@@ -236,7 +236,7 @@ def test_nobody_is_called_where_the_client_is_offline(monkeypatch: pytest.Monkey
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(pretrained, "_reachable", lambda _url: pytest.fail("it was tried"))
     with pytest.raises(UserError, match="not in the local cache"):
-        pretrained.from_hub("test_resnet", ARGS)
+        pretrained.load_hub("test_resnet", ARGS)
     assert constants.HF_HUB_OFFLINE is True
 
 
@@ -245,4 +245,4 @@ def test_a_net_without_published_weights_says_so() -> None:
     with pytest.raises(
         UserError, match=r"timm has no weights for face_resnet_s; set train\.pretrained to false"
     ):
-        pretrained.from_hub("face_resnet_s", ARGS)
+        pretrained.load_hub("face_resnet_s", ARGS)

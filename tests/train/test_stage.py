@@ -30,7 +30,7 @@ from pipeline.core.params import EarlyStopping
 from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.core.signals import StopRequest
 from pipeline.models import formats
-from pipeline.models.model import load_classifier, load_model
+from pipeline.models.weights import load_classifier, load_model
 from pipeline.reporting import plots
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store, sync
@@ -60,7 +60,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fake_probe(*_: object) -> dict[str, str | None]:
-    """What ``formats.probe`` says of a net that can be exported."""
+    """What ``formats.check_exportable`` says of a net that can be exported."""
     return {"pt2": None}
 
 
@@ -91,14 +91,14 @@ def steps(run_id: str, metric: str = "train/loss") -> list[int]:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
     """Results of a training that nothing disturbed."""
     root = make_project(tmp_path_factory.mktemp("uninterrupted") / "project", empty_store)
-    former, formats.probe = formats.probe, fake_probe
+    former, formats.check_exportable = formats.check_exportable, fake_probe
     forget_store()
     try:
         with contextlib.chdir(root):
             train()
             return results()
     finally:
-        formats.probe = former
+        formats.check_exportable = former
         forget_store()
 
 
@@ -498,10 +498,10 @@ def test_a_net_is_adapted_to_small_images_and_says_so(
     train(*net, "train.stem=adapt")
     assert "test_resnet would end in a map of 1x1 at 16 px" in capsys.readouterr().out
     loaded, sidecar = load_model(OUT)
-    assert len(sidecar["stem"]) > 1
+    assert len(sidecar.stem) > 1
     assert loaded.forward_features(torch.zeros(1, 1, 16, 16)).shape[2:] == (4, 4)
     (run,) = runs()
-    stock = timm.create_model("test_resnet", **sidecar["model_args"])
+    stock = timm.create_model("test_resnet", **sidecar.model_args)
     assert run.data.metrics["cost/parameters"] == sum(p.numel() for p in stock.parameters())
 
 
@@ -567,7 +567,7 @@ import os, signal, sys
 from pipeline.models import formats
 from pipeline.train import loop, stage as train
 from pipeline.core.errors import stage_main
-formats.probe = lambda *_: {"pt2": None}
+formats.check_exportable = lambda *_: {"pt2": None}
 moment, number = sys.argv[1], int(sys.argv[2])
 update, count = loop.update, iter(range(10**6))
 def wrapped(*args):
@@ -655,7 +655,7 @@ from pipeline.models import formats
 from pipeline.reporting import plots
 from pipeline.train import job, loop, stage as train
 from pipeline.core.errors import stage_main
-formats.probe = lambda *_: {"pt2": None}
+formats.check_exportable = lambda *_: {"pt2": None}
 plots.save = lambda _figure, path: path.write_bytes(b"png")
 plots.training_curves = lambda *_: None
 job.CHECKPOINT_INTERVAL_S = 0.1

@@ -6,10 +6,12 @@ therefore a hash of start + n * constant, and can be had without the numbers bef
 drawn has a start of its own, a hash of seed, epoch, position and draw, and n is the sample.
 """
 
-from functools import lru_cache
+import hashlib
 
 import torch
 from torch import Tensor
+
+from pipeline.models.devices import get_constant
 
 
 def _signed(number: int) -> int:
@@ -23,13 +25,13 @@ LAST_SHIFT = 31
 BITS = 24  # of a draw: as many as a float32 holds
 
 
-@lru_cache(maxsize=256)
-def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor that is copied to its device once: copying one for every batch would wait for the device."""
-    return torch.tensor(values, device=device, dtype=dtype)
+def derive_seed(seed: int, epoch: int, index: int) -> int:
+    """Derive the seed of one sample's draws: 63 bits of a hash of seed, epoch and sample."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
-def key(*numbers: int) -> int:
+def hash_numbers(*numbers: int) -> int:
     """Hash integers of any size and sign to an int64; their order matters."""
     state = 0
     for number in (len(numbers), *numbers):
@@ -62,7 +64,7 @@ class Draws:
 
     def __init__(self, seed: int, streams: list[tuple[int, int]]) -> None:
         self.seed = seed
-        self.starts = tuple(key(seed, *stream) for stream in streams)
+        self.starts = tuple(hash_numbers(seed, *stream) for stream in streams)
 
     def __call__(self, samples: Tensor, epoch: int) -> Tensor:
         """Draw for some samples.
@@ -74,8 +76,8 @@ class Draws:
         Returns:
             float32 (D, B) in [0, 1), multiples of 2**-24, on the device of ``samples``; one row a stream.
         """
-        states = samples * GAMMA + key(self.seed, epoch)
-        states = states + constant(self.starts, samples.device, torch.int64).view(-1, 1)
+        states = samples * GAMMA + hash_numbers(self.seed, epoch)
+        states = states + get_constant(self.starts, samples.device, torch.int64).view(-1, 1)
         # The highest bits; >> copies the sign, so the mask takes it off again.
         bits = (splitmix64(states) >> (64 - BITS)).bitwise_and_(2**BITS - 1)
         return bits.to(torch.float32).mul_(2.0**-BITS)

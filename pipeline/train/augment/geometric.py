@@ -6,7 +6,7 @@ Each takes its arguments from torchvision's module, which has checked and comple
 import torch
 from torch import Tensor, nn
 
-from pipeline.train.augment.counter_rng import constant
+from pipeline.models.devices import get_constant
 from pipeline.train.augment.resampling import Move, Params, Placement, ResizingMove, Size
 
 ATTEMPTS = 10  # at a box that fits, before falling back: as many as torchvision's
@@ -26,7 +26,7 @@ class Flip(Move):
         return {"flip": uniforms[0] < self.p}
 
     def place(self, params: Params, device: torch.device) -> Placement:
-        return Placement(params["flip"].unsqueeze(1) * constant(self.turned, device) + 1)
+        return Placement(params["flip"].unsqueeze(1) * get_constant(self.turned, device) + 1)
 
 
 class Window(Move):
@@ -54,15 +54,15 @@ class Window(Move):
     @classmethod
     def pad(cls, module: nn.Module, size_in: Size, fill: tuple[float, ...]) -> "Window":
         """Pad; by one number, two (x, y) or four (left, top, right, bottom)."""
-        left, top, right, bottom = sides(module.padding)
+        left, top, right, bottom = read_sides(module.padding)
         size = (size_in[0] + top + bottom, size_in[1] + left + right)
         return cls(size_in, size, -left, -top, fill)
 
     def place(self, params: Params, device: torch.device) -> Placement:
-        return Placement(offset=constant(self.offset, device))
+        return Placement(offset=get_constant(self.offset, device))
 
 
-def sides(padding: int | list[int]) -> list[int]:
+def read_sides(padding: int | list[int]) -> list[int]:
     """A padding as torchvision takes it, for left, top, right and bottom."""
     if isinstance(padding, int):
         return [padding] * 4
@@ -96,12 +96,12 @@ class Crop(Move):
 
     def draw(self, uniforms: Tensor) -> Params:
         # A draw is at most 1 - 2**-24, so that its product with a whole number n stays below n when rounded.
-        top, left = (uniforms * constant(self.places, uniforms.device)).floor_()
+        top, left = (uniforms * get_constant(self.places, uniforms.device)).floor_()
         return {"top": top, "left": left}
 
     def place(self, params: Params, device: torch.device) -> Placement:
         shift = self.shift(-self.padding[0], -self.padding[1])
-        return Placement(offset=torch.stack((params["left"], params["top"]), 1) + constant(shift, device))
+        return Placement(offset=torch.stack((params["left"], params["top"]), 1) + get_constant(shift, device))
 
 
 class Affine(Move):
@@ -133,7 +133,7 @@ class Affine(Move):
 
     def draw(self, uniforms: Tensor) -> Params:
         low, high = (tuple((float(ends[i]),) for ends in self.ranges.values()) for i in (0, 1))
-        low, high = constant(low, uniforms.device), constant(high, uniforms.device)
+        low, high = get_constant(low, uniforms.device), get_constant(high, uniforms.device)
         params = dict(zip(self.ranges, uniforms * (high - low) + low, strict=True))
         for name in ("translate_x", "translate_y"):
             if name in params:
@@ -160,7 +160,7 @@ class Affine(Move):
             moved = torch.stack((params["translate_x"], params["translate_y"]), 1)
         if self.center is None:
             return Placement(linear, None if moved is None else -Placement(linear).turn(moved))
-        center = constant(self.center, device)
+        center = get_constant(self.center, device)
         return Placement(linear, center - Placement(linear).turn(center if moved is None else moved + center))
 
 
@@ -182,9 +182,9 @@ class ResizedCrop(ResizingMove):
 
     def draw(self, uniforms: Tensor) -> Params:
         height_in, width_in = self.size_in
-        width, height = boxes(uniforms[:-2], self.scale, self.log_ratio, height_in * width_in)
+        width, height = propose_boxes(uniforms[:-2], self.scale, self.log_ratio, height_in * width_in)
         fits = (width > 0) & (width <= width_in) & (height > 0) & (height <= height_in)
-        height, width = first(height, fits, self.whole[0]), first(width, fits, self.whole[1])
+        height, width = take_first(height, fits, self.whole[0]), take_first(width, fits, self.whole[1])
         top = (uniforms[-2] * (height_in - height + 1)).floor()
         left = (uniforms[-1] * (width_in - width + 1)).floor()
         none = ~fits.any(0)
@@ -195,18 +195,18 @@ class ResizedCrop(ResizingMove):
     def place(self, params: Params, device: torch.device) -> Placement:
         extent = torch.stack((params["width"], params["height"]), 1)
         corner = torch.stack((params["left"], params["top"]), 1)
-        middle = constant((self.size_in[1] / 2, self.size_in[0] / 2), device)
+        middle = get_constant((self.size_in[1] / 2, self.size_in[0] / 2), device)
         return Placement(
-            extent / constant((self.size[1], self.size[0]), device), corner + extent / 2 - middle
+            extent / get_constant((self.size[1], self.size[0]), device), corner + extent / 2 - middle
         )
 
 
-def between(uniforms: Tensor, ends: tuple[float, float]) -> Tensor:
+def stretch(uniforms: Tensor, ends: tuple[float, float]) -> Tensor:
     """Stretch uniform draws to a range."""
     return uniforms * (ends[1] - ends[0]) + ends[0]
 
 
-def boxes(uniforms: Tensor, scale: tuple, log_ratio: tuple, area: int) -> tuple[Tensor, Tensor]:
+def propose_boxes(uniforms: Tensor, scale: tuple, log_ratio: tuple, area: int) -> tuple[Tensor, Tensor]:
     """Propose boxes, of a share of an area and a ratio: sqrt(area * ratio) and sqrt(area / ratio), rounded.
 
     Args:
@@ -219,12 +219,12 @@ def boxes(uniforms: Tensor, scale: tuple, log_ratio: tuple, area: int) -> tuple[
         Two of float32 (A, B), whole px.
     """
     share, ratio = uniforms.view(2, -1, uniforms.shape[1])
-    target = between(share, (area * scale[0], area * scale[1]))
-    ratio = between(ratio, log_ratio).exp_()
+    target = stretch(share, (area * scale[0], area * scale[1]))
+    ratio = stretch(ratio, log_ratio).exp_()
     return (target * ratio).sqrt_().round_(), (target / ratio).sqrt_().round_()
 
 
-def first(values: Tensor, fits: Tensor, fallback: float) -> Tensor:
+def take_first(values: Tensor, fits: Tensor, fallback: float) -> Tensor:
     """The first of a sample's values (A, B) that fits, or the fallback: (B,)."""
     chosen = values.gather(0, fits.int().argmax(0, keepdim=True)).squeeze(0)
     return chosen.masked_fill(~fits.any(0), fallback)

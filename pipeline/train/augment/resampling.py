@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.train.augment.counter_rng import constant
+from pipeline.models.devices import get_constant
 
 Size = tuple[int, int]  # height, width
 Params = dict[str, Tensor]
@@ -153,7 +153,7 @@ class Resampling:
 
 
 @lru_cache(maxsize=64)
-def centres(count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+def place_centres(count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Centres of a row of pixels, (count,), in px from the row's middle."""
     return (torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2).to(dtype)
 
@@ -162,21 +162,21 @@ def _sample(images: Tensor, placement: Placement, size: Size, mode: str, fill: t
     """Read images where the placement says, and fill where that is outside."""
     device, (batch, _, height_in, width_in) = images.device, images.shape
     # grid_sample wants -1 and 1 at the outer edges of the image.
-    unit = constant((2 / width_in, 2 / height_in), device)
-    linear = constant((1.0, 1.0), device) if placement.linear is None else placement.linear
+    unit = get_constant((2 / width_in, 2 / height_in), device)
+    linear = get_constant((1.0, 1.0), device) if placement.linear is None else placement.linear
     if linear.ndim < 3:
         linear = torch.diag_embed(linear)
     # Points as complex numbers: the grid, the one large tensor here, takes one pass and no matrix product.
     columns = torch.view_as_complex((linear * unit).expand(batch, 2, 2).contiguous())
-    across = columns[:, :1] * centres(size[1], device, torch.complex64)
-    down = columns[:, 1:] * centres(size[0], device, torch.complex64)
+    across = columns[:, :1] * place_centres(size[1], device, torch.complex64)
+    down = columns[:, 1:] * place_centres(size[0], device, torch.complex64)
     if placement.offset is not None:
         offset = (placement.offset * unit).expand(batch, 2).contiguous()
         across = across + torch.view_as_complex(offset).unsqueeze(1)
     grid = torch.view_as_real(down.unsqueeze(2) + across.unsqueeze(1))
     if not any(fill):
         return F.grid_sample(images, grid, mode, "zeros", align_corners=False)
-    level = constant(fill, device).view(-1, 1, 1)
+    level = get_constant(fill, device).view(-1, 1, 1)
     return F.grid_sample(images - level, grid, mode, "zeros", align_corners=False) + level
 
 
@@ -194,8 +194,10 @@ def _weights(
 ) -> Tensor:
     """Weights of input pixels in output pixels along an axis (0: x), float32 (B, count, count_in)."""
     scale = box.linear[:, axis].abs().view(-1, 1, 1)
-    pixels = centres(count_in, scale.device)
-    reads = placement.linear[:, axis, None] * centres(count, scale.device) + placement.offset[:, axis, None]
+    pixels = place_centres(count_in, scale.device)
+    reads = (
+        placement.linear[:, axis, None] * place_centres(count, scale.device) + placement.offset[:, axis, None]
+    )
     distance = (pixels - reads.unsqueeze(2)).abs_()
     if move.antialias:
         distance = distance.div_(scale.clamp(min=1))

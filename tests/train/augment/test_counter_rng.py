@@ -26,9 +26,14 @@ def test_keys_and_states_are_hashed_alike() -> None:
     """``key`` hashes the same way on the host, number by number."""
     one = counter_rng.splitmix64(torch.tensor([counter_rng.GAMMA + 1]))
     two = counter_rng.splitmix64(one + counter_rng.GAMMA + 77)
-    assert counter_rng.key(77) == two.item()
+    assert counter_rng.hash_numbers(77) == two.item()
     assert (
-        len({counter_rng.key(*numbers) for numbers in [(0,), (0, 0), (1, 0), (0, 1), (-1, 0), (2**63, 0)]})
+        len(
+            {
+                counter_rng.hash_numbers(*numbers)
+                for numbers in [(0,), (0, 0), (1, 0), (0, 1), (-1, 0), (2**63, 0)]
+            }
+        )
         == 6
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.train.augment import kernels
+from pipeline.train.augment import registry
 from pipeline.train.augment.resampling import Move, Resampling
 
 SIZE = 48
@@ -31,7 +31,7 @@ def uniforms(draws: int, count: int, seed: int = 1) -> Tensor:
 
 def made(module: v2.Transform, images: Tensor) -> Move:
     """The kernel of a module for images of this shape, in units of the images."""
-    return kernels.make(type(module).__name__, module, tuple(images.shape[1:]), 1.0)
+    return registry.build_kernel(type(module).__name__, module, tuple(images.shape[1:]), 1.0)
 
 
 def rows(params: dict[str, Tensor]) -> list[dict[str, float]]:
@@ -257,10 +257,10 @@ def joined(*modules: v2.Transform) -> list[int]:
     """How many moves each resampling of a list holds."""
     shape, found = (1, 48, 48), []
     for module in modules:
-        kernel = kernels.make(type(module).__name__, module, shape, 1.0)
+        kernel = registry.build_kernel(type(module).__name__, module, shape, 1.0)
         found.append(kernel)
         shape = (1, *kernel.size)
-    return [len(step.moves) for step in kernels.fuse(found) if isinstance(step, Resampling)]
+    return [len(step.moves) for step in registry.fuse(found) if isinstance(step, Resampling)]
 
 
 def test_moves_share_a_resampling_only_where_the_outcome_is_the_same() -> None:
@@ -311,5 +311,5 @@ def test_one_resampling_is_as_good_as_one_after_another(modules: list[v2.Transfo
         found.append(kernel)
         drawn.append(kernel.draw(uniforms(kernel.draws, len(images), position)))
         expected = kernel.apply(expected, drawn[-1])
-    (step,) = kernels.fuse(found)
+    (step,) = registry.fuse(found)
     torch.testing.assert_close(step.apply(images, drawn), expected, atol=TOLERANCE, rtol=0)

@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.inference import images
-from pipeline.train.augment import batched, counter_rng, kernels, resampling
+from pipeline.models import devices, transforms
+from pipeline.train.augment import counter_rng, registry, resampling
 from pipeline.train.augment.batched import Augmentation
 
 SIZE = 48
@@ -48,7 +49,7 @@ def augmentation(
     specs: list, channels: int = 1, mean: list[float] = MEAN, std: list[float] = STD, seed: int = 3
 ):
     """A list as train makes it."""
-    return Augmentation(batched.resolve(specs, mean, std, "w"), seed, SIZE, channels)
+    return Augmentation(transforms.resolve(specs, mean, std, "w"), seed, SIZE, channels)
 
 
 def params_of(made: Augmentation, count: int) -> list[Any]:
@@ -71,7 +72,7 @@ def rows(params: dict[str, Tensor]) -> list[dict[str, Any]]:
 def test_color_jitter_agrees_with_torchvision(args: dict[str, float], channels: int) -> None:
     """In both orders; on floats up to rounding, on uint8 within a grey level for each of the two."""
     batch = torch.cat([scenes(24, channels), faces(8, channels)])
-    kernel = kernels.make("ColorJitter", v2.ColorJitter(**args), (channels, SIZE, SIZE), GREY_LEVEL)
+    kernel = registry.build_kernel("ColorJitter", v2.ColorJitter(**args), (channels, SIZE, SIZE), GREY_LEVEL)
     params = kernel.draw(torch.rand(kernel.draws, len(batch), generator=torch.Generator().manual_seed(0)))
     assert params["brightness_first"].any()
     assert not params["brightness_first"].all()
@@ -103,7 +104,7 @@ def test_saturation_and_hue_leave_grey_images_alone() -> None:
 def test_erasing_agrees_with_torchvision(value: Any, channels: int) -> None:
     """Before the conversion to float the value is a grey level, and the outcome exact."""
     batch = scenes(32, channels)
-    made = kernels.make(
+    made = registry.build_kernel(
         "RandomErasing", v2.RandomErasing(0.7, value=value), (channels, SIZE, SIZE), GREY_LEVEL
     )
     params = made.draw(torch.rand(made.draws, len(batch), generator=torch.Generator().manual_seed(0)))
@@ -121,7 +122,7 @@ def test_erasing_agrees_with_torchvision(value: Any, channels: int) -> None:
 def test_boxes_to_erase_are_drawn_as_torchvision_draws(args: dict[str, Any]) -> None:
     """With large boxes, many attempts fail, and now and then all ten."""
     count, module = 3000, v2.RandomErasing(1.0, **args)
-    made = kernels.make("RandomErasing", module, (1, SIZE, SIZE), 1.0)
+    made = registry.build_kernel("RandomErasing", module, (1, SIZE, SIZE), 1.0)
     found = made.draw(torch.rand(made.draws, count, generator=torch.Generator().manual_seed(0)))
     torch.manual_seed(0)
     peer = [module.make_params([torch.zeros(1, SIZE, SIZE)]) for _ in range(count)]
@@ -152,7 +153,7 @@ def test_what_is_done_now_and_then_agrees_with_torchvision(
             torch.full((1, SIZE, SIZE, channels), 7, dtype=torch.uint8),
         ]
     )
-    made = kernels.make(type(module).__name__, module, (channels, SIZE, SIZE), GREY_LEVEL)
+    made = registry.build_kernel(type(module).__name__, module, (channels, SIZE, SIZE), GREY_LEVEL)
     applied = torch.arange(len(batch)) % 2 == 1
     found = made.apply(floats(batch), {"applied": applied})
     for picture, out, now in zip(batch, found, applied, strict=True):
@@ -165,7 +166,7 @@ def test_what_is_done_now_and_then_agrees_with_torchvision(
 @pytest.mark.parametrize("name", ["RandomHorizontalFlip", "RandomGrayscale", "RandomErasing"])
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
 def test_p_is_the_share_of_samples(name: str, p: float) -> None:
-    made = kernels.make(name, getattr(v2, name)(p=p), (1, SIZE, SIZE), 1.0)
+    made = registry.build_kernel(name, getattr(v2, name)(p=p), (1, SIZE, SIZE), 1.0)
     drawn = made.draw(torch.rand(made.draws, 4000, generator=torch.Generator().manual_seed(0)))
     hit = drawn["h"] > 0 if name == "RandomErasing" else next(iter(drawn.values()))
     assert hit.float().mean().item() == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / 4000))
@@ -187,18 +188,18 @@ def test_p_is_the_share_of_samples(name: str, p: float) -> None:
 def test_fixed_transforms_agree_with_torchvision_on_bytes(spec: Any) -> None:
     """Through the whole list, against torchvision's list on uint8: within a grey level, which it rounds to."""
     batch = torch.cat([scenes(4, 3), faces(4, 3)])
-    resolved = batched.resolve([spec], [0.1, 0.2, 0.3], [0.5, 0.6, 0.7], "w")
+    resolved = transforms.resolve([spec], [0.1, 0.2, 0.3], [0.5, 0.6, 0.7], "w")
     found = Augmentation(resolved, 0, SIZE, 3)(batch, torch.arange(8), 0)
-    expected = batched.build(resolved)(batch.permute(0, 3, 1, 2))
+    expected = transforms.build(resolved)(batch.permute(0, 3, 1, 2))
     torch.testing.assert_close(found, expected, atol=1.3 * GREY_LEVEL / 0.5, rtol=0)
 
 
 def test_nothing_random_is_exact() -> None:
     """Conversion and normalisation alone: torchvision's numbers."""
     batch = scenes(4, 3)
-    resolved = batched.resolve([], [0.1, 0.2, 0.3], [0.5, 0.6, 0.7], "w")
+    resolved = transforms.resolve([], [0.1, 0.2, 0.3], [0.5, 0.6, 0.7], "w")
     found = Augmentation(resolved, 0, SIZE, 3)(batch, torch.arange(4), 0)
-    assert torch.equal(found, batched.build(resolved)(batch.permute(0, 3, 1, 2)))
+    assert torch.equal(found, transforms.build(resolved)(batch.permute(0, 3, 1, 2)))
     assert found.is_contiguous()
 
 
@@ -403,5 +404,5 @@ def test_cuda_agrees_and_is_not_waited_for(specs: list) -> None:
 def test_constants_are_kept_for_each_device() -> None:
     """Made once, they are not copied again."""
     cpu = torch.device("cpu")
-    assert counter_rng.constant((1.0, 2.0), cpu) is counter_rng.constant((1.0, 2.0), cpu)
-    assert resampling.centres(5, cpu).tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
+    assert devices.get_constant((1.0, 2.0), cpu) is devices.get_constant((1.0, 2.0), cpu)
+    assert resampling.place_centres(5, cpu).tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]

@@ -1,0 +1,51 @@
+"""A classifier's answers for prepared images, in batches, at a precision of choice."""
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipeline.models.model import Classifier
+from pipeline.models.views import count_passes
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def use_precision(amp: str, device: torch.device | str) -> torch.autocast:
+    """A context in which nets compute at the precision that ``train.amp`` names."""
+    dtype = AMP_DTYPES.get(amp)
+    return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None)
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier,
+    images: np.ndarray,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+    amp: str = "none",
+) -> np.ndarray:
+    """Classify prepared images, every one of them.
+
+    Args:
+        classifier: In eval mode, on ``device``.
+        images: uint8 (N, H, W, C).
+        batch_size: Images at once, each view of one counted.
+        device: Where the classifier is.
+        progress: Label of a progress bar; none without.
+        amp: Precision of the net, as ``train.amp`` has it.
+
+    Returns:
+        Probabilities, float32 (N, K).
+    """
+    parts = []
+    batch_size = max(1, batch_size // count_passes(classifier.views))
+    bar = tqdm(
+        total=len(images), desc=progress, unit="img", disable=True if progress is None else None, leave=False
+    )
+    with bar, use_precision(amp, device):
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+            parts.append(classifier(batch).cpu())
+            bar.update(len(batch))
+    return torch.cat(parts).numpy()

@@ -1,0 +1,128 @@
+"""Which names of torchvision.transforms.v2 have a batched kernel, and which one; add a kernel here.
+
+A kernel works on whole batches, on any device, without waiting for it. ``draw`` turns uniform draws into the
+parameters of every sample, and ``apply`` does what torchvision's functional form does with them.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+
+from pipeline.train.augment import geometric, photometric
+from pipeline.train.augment.resampling import Move, Resampling
+
+
+class NoKernel(Exception):
+    """A transform has no batched kernel; the text names the argument that is the reason, if one is."""
+
+
+class Kernel(Protocol):
+    """What a transform does to a batch."""
+
+    draws: int  # uniform draws that a sample takes
+
+    def draw(self, uniforms: Tensor) -> Any:
+        """Turn uniform draws, float32 (draws, B) in [0, 1), into torchvision's parameters, (B,) each."""
+
+    def apply(self, images: Tensor, params: Any) -> Tensor:
+        """Transform images, float32 (B, C, H, W), by given parameters."""
+
+
+def build_kernel(name: str, module: nn.Module, shape: tuple[int, int, int], unit: float) -> Kernel:
+    """Build the batched kernel of a transform.
+
+    Args:
+        name: Its name in torchvision.transforms.v2.
+        module: Torchvision's module of it, which holds the arguments.
+        shape: Of its input (C, H, W).
+        unit: What one grey level of ``fill`` and ``value`` is: 1/255 before the conversion to float, then 1.
+
+    Raises:
+        NoKernel: There is none for this name or these arguments.
+    """
+    channels, size = shape[0], shape[1:]
+    match name:
+        case "RandomHorizontalFlip" | "RandomVerticalFlip":
+            return geometric.Flip(module, size, vertical=name == "RandomVerticalFlip")
+        case "RandomRotation" | "RandomAffine":
+            if getattr(module, "expand", False):
+                raise NoKernel("expand")
+            mode = _interpolation(module, "nearest", "bilinear")
+            return geometric.Affine(
+                module, size, mode, _fill(module, unit), rotation=name == "RandomRotation"
+            )
+        case "RandomCrop":
+            return geometric.Crop(module, size, _fill(module, unit))
+        case "CenterCrop":
+            return geometric.Window.center_crop(module, size)
+        case "Pad":
+            return geometric.Window.pad(module, size, _fill(module, unit))
+        case "RandomResizedCrop":
+            _interpolation(module, "bilinear")
+            return geometric.ResizedCrop(module, size)
+        case "ColorJitter":
+            for argument in ("saturation", "hue"):
+                if channels > 1 and getattr(module, argument) is not None:
+                    raise NoKernel(argument)
+            return photometric.ColorJitter(module)
+        case "RandomErasing":
+            if module.value is None:
+                raise NoKernel("value: random")
+            return photometric.Erasing(module, size, unit)
+        case "RandomGrayscale":
+            return photometric.Sometimes(
+                lambda images: photometric.to_grey(images).expand_as(images), module.p
+            )
+        case "RandomInvert":
+            return photometric.Sometimes(lambda images: 1 - images, module.p)
+        case "RandomAutocontrast":
+            return photometric.Sometimes(photometric.autocontrast, module.p)
+        case "RandomAdjustSharpness":
+            factor = module.sharpness_factor
+            return photometric.Sometimes(
+                lambda images: photometric.adjust_sharpness(images, factor), module.p
+            )
+        case "Normalize":
+            mean, std = tuple(module.mean), tuple(module.std)
+            return photometric.Fixed(lambda images: photometric.normalize(images, mean, std))
+        case "Grayscale":
+            count = module.num_output_channels
+            return photometric.Fixed(lambda images: photometric.to_grey(images).expand(-1, count, -1, -1))
+        case "ToDtype":
+            return photometric.Fixed(lambda images: images)
+        case "Resize" if unit < 1:  # bytes would cut what bicubic interpolation overshoots
+            return photometric.Fixed(lambda images: module(images).clamp(0, 1))
+        case "Resize" | "RGB" | "Identity":
+            return photometric.Fixed(module)
+    raise NoKernel
+
+
+def fuse(kernels: list[Kernel]) -> list[Kernel]:
+    """Replace moves in a row by as few resamplings as give the same outcome."""
+    steps: list[Kernel] = []
+    for kernel in kernels:
+        if not isinstance(kernel, Move):
+            steps.append(kernel)
+        elif not (steps and isinstance(steps[-1], Resampling) and steps[-1].add(kernel)):
+            steps.append(Resampling(kernel))
+    return steps
+
+
+def _interpolation(module: nn.Module, *known: str) -> str:
+    """The module's interpolation, if it is one of these."""
+    mode = module.interpolation
+    mode = mode.value if isinstance(mode, InterpolationMode) else mode
+    if mode not in known:
+        raise NoKernel(f"interpolation: {mode}")
+    return mode
+
+
+def _fill(module: nn.Module, unit: float) -> tuple[float, ...]:
+    """The module's constant fill on the scale of the images."""
+    if getattr(module, "padding_mode", "constant") != "constant":
+        raise NoKernel(f"padding_mode: {module.padding_mode}")
+    fill = 0 if module.fill is None else module.fill
+    if isinstance(fill, dict):
+        raise NoKernel("fill")
+    return tuple(value * unit for value in (fill if isinstance(fill, list | tuple) else [fill]))
