@@ -202,7 +202,7 @@ formats.export_onnx(toy, example, {folder!r} + "/model.onnx", OPSET)
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-        text = code.format(tests=str(Path(__file__).parents[1]), folder=str(folder))
+        text = code.format(tests=str(Path(__file__).parent), folder=str(folder))
         subprocess.run([sys.executable, "-c", text], check=True, cwd=Path(__file__).parents[2])
     for name in ("model.pt2", "model.onnx"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()

@@ -23,7 +23,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.core.signals import StopRequest
 from pipeline.models import formats
-from pipeline.models.model import load_classifier
+from pipeline.models.weights import load_classifier
 from pipeline.reporting import plots
 from pipeline.tracking import store
 from pipeline.train import checkpoint, distributed, loop, stage
@@ -90,7 +90,7 @@ for folder, overrides, stop_at in json.loads(sys.argv[1]):
 def inside(folder: Path):
     """Work in a project's folder, with its own store, and without what takes seconds."""
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
-        patch.setattr(formats, "probe", lambda *_: {"pt2": None})
+        patch.setattr(formats, "check_exportable", lambda *_: {"pt2": None})
         patch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b"png"))
         patch.setattr(plots, "training_curves", lambda *_: None)
         forget_store()

@@ -54,7 +54,7 @@ EVERYTHING = (
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds and has tests of its own: whether a net can be exported, and drawing curves."""
-    monkeypatch.setattr(formats, "probe", fake_probe)
+    monkeypatch.setattr(formats, "check_exportable", fake_probe)
     monkeypatch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b"\x89PNG"))
     monkeypatch.setattr(plots, "training_curves", lambda *_: None)
 
@@ -527,7 +527,7 @@ def test_names_that_do_not_exist_stop_it_before_anything_is_written(
 def test_a_net_that_can_be_exported_to_nothing_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "probe", lambda *_: {"pt2": "no such operator"})
+    monkeypatch.setattr(formats, "check_exportable", lambda *_: {"pt2": "no such operator"})
     with pytest.raises(UserError, match="exported to none"):
         train()
     assert untouched(project)
