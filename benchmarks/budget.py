@@ -133,7 +133,7 @@ def train(
                 ticks += 1
                 trainer.schedule.step_update(ticks)
         classifier = model.Classifier(trainer.ema.module, spec).to(device)
-        accuracy = loop.evaluate(classifier, prepared.split("val"), 256, device)["accuracy"]
+        accuracy = loop.evaluate(classifier, prepared.split("val"), trainer)["accuracy"]
         found.append(Mark(used / 60, images, accuracy))
     net = trainer.model
     side = maps.find_last_side(net, spec.preprocessing["input_size"], spec.preprocessing["in_chans"])

@@ -63,7 +63,7 @@ def bare(trainer: Trainer, images: torch.Tensor, targets: torch.Tensor, updates:
     synchronize(trainer.device)
     begin = time.perf_counter()
     for _ in range(updates):
-        with use_precision(trainer.amp, trainer.device):
+        with use_precision(trainer.params.amp, trainer.device):
             loss = nn.functional.cross_entropy(trainer.model(images), targets)
         trainer.scaler.scale(loss).backward()
         trainer.scaler.step(trainer.optimizer)

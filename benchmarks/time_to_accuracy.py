@@ -60,7 +60,7 @@ def ours(target: float) -> tuple[float, float]:
         progress = Progress(epoch=epoch)
         loop.train_one_epoch(trainer, loader, progress, lambda: None, f"epoch {epoch + 1}/{params.epochs}")
         classifier = model.Classifier(trainer.candidate, spec).to(device)
-        accuracy = loop.evaluate(classifier, val, params.batch_size, device)["accuracy"]
+        accuracy = loop.evaluate(classifier, val, trainer)["accuracy"]
         trainer.schedule.step_epoch(accuracy)
         print(
             f"epoch {epoch + 1}: val accuracy {accuracy:.4f} after {time.perf_counter() - start:.0f} s",

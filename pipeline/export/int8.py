@@ -66,7 +66,7 @@ def quantize(source: Path, dest: Path, images: np.ndarray) -> None:
     integer kernels are fast for.
 
     Args:
-        source: A file of ``formats.export_onnx``.
+        source: A file of ``formats.write``.
         dest: The file to write.
         images: Calibration images, uint8 (N, H, W, C), of the training split.
 

@@ -137,7 +137,7 @@ def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[st
         path = folder / f"model.{name}"
         try:
             program = program or formats.trace(inputs.classifier, example)
-            formats.write(name, inputs.classifier, example, path, opset=params.opset, program=program)
+            formats.write(program, path, params.opset)
         except Exception as error:  # exporters raise almost anything; another format may still work
             path.unlink(missing_ok=True)
             found[name] = formats.one_line(error)

@@ -1,4 +1,4 @@
-"""A classifier as a file without its code: torch.export (``pt2``) and ONNX, and a probe of both.
+"""A classifier as a file without its code: torch.export (``pt2``) and ONNX, and a trial of both.
 
 Both formats take uint8 images (B, H, W, C) of one fixed size, with the preprocessing inside, and give
 float32 probabilities (B, K). The batch is dynamic. Nothing here names a backbone: whether a network can be
@@ -23,8 +23,8 @@ from pipeline.inference.graphs import Graph, load_graph
 
 FORMATS = ("pt2", "onnx")
 INPUT, OUTPUT = "images", "probabilities"
-PROBE_BATCHES = (1, 2, 7)
-PROBE_TOLERANCE = 1e-3  # the probe's weights are untrained: it looks for broken graphs; export checks closely
+TRIED_BATCHES = (1, 2, 7)
+TRIAL_TOLERANCE = 1e-3  # the trial's weights are untrained: it looks for broken graphs; export checks closely
 
 
 def trace(classifier: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -57,48 +57,24 @@ def trace(classifier: nn.Module, example: Tensor) -> torch.export.ExportedProgra
     return program
 
 
-def export_pt2(
-    classifier: nn.Module,
-    example: Tensor,
-    path: str | Path,
-    program: torch.export.ExportedProgram | None = None,
-) -> None:
-    """Write a classifier with torch.export.
+def write(program: torch.export.ExportedProgram, path: Path, opset: int, optimize: bool = True) -> None:
+    """Write a traced classifier in the format that a file's suffix says.
+
+    ONNX is one file with its weights inside (ONNX allows 2 GB), and a free batch.
 
     Args:
-        classifier: As in ``trace``.
-        example: As in ``trace``.
-        path: The file to write.
-        program: ``trace(classifier, example)`` when it is at hand already.
-    """
-    program = program or trace(classifier, example)
-    with quiet():
-        torch.export.save(program, str(path))
-
-
-def export_onnx(
-    classifier: nn.Module,
-    example: Tensor,
-    path: str | Path,
-    opset: int,
-    program: torch.export.ExportedProgram | None = None,
-    optimize: bool = True,
-) -> None:
-    """Write a classifier as one ONNX file, weights inside (ONNX allows 2 GB), batch free.
-
-    Args:
-        classifier: As in ``trace``.
-        example: As in ``trace``.
-        path: The file to write.
+        program: From ``trace``.
+        path: The file to write, with one of ``FORMATS`` as suffix.
         opset: ONNX operator set; 18 or more, or the exporter has to convert.
-        program: ``trace(classifier, example)`` when it is at hand already.
-        optimize: Fold constants and fuse operators; half the exporter's time for a transformer.
+        optimize: Fold constants and fuse operators of ONNX; half the exporter's time for a transformer.
     """
-    program = program or trace(classifier, example)
     with quiet(), torch.no_grad():
+        if path.suffix == ".pt2":
+            torch.export.save(program, str(path))
+            return
         onnx_program = torch.onnx.export(
             program,
-            (example.cpu(),),
+            program.example_inputs[0],
             dynamo=True,
             verbose=False,
             optimize=optimize,
@@ -110,22 +86,6 @@ def export_onnx(
         for node in onnx_program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter's notes: scopes, fx nodes, stack traces with paths
         onnx_program.save(str(path), external_data=False)
-
-
-def write(
-    fmt: str,
-    classifier: nn.Module,
-    example: Tensor,
-    path: str | Path,
-    opset: int,
-    program: torch.export.ExportedProgram | None = None,
-    optimize: bool = True,
-) -> None:
-    """Write one of ``FORMATS``; the arguments are those of ``export_onnx``."""
-    if fmt == "pt2":
-        export_pt2(classifier, example, path, program)
-    else:
-        export_onnx(classifier, example, path, opset, program, optimize)
 
 
 def check_exportable(
@@ -149,21 +109,21 @@ def check_exportable(
     if not formats:
         return {}
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (max(PROBE_BATCHES), img_size, img_size, channels), dtype=np.uint8)
+    images = generator.integers(0, 256, (max(TRIED_BATCHES), img_size, img_size, channels), dtype=np.uint8)
     example = torch.from_numpy(images[:2])
     reference = copy.deepcopy(classifier).cpu().eval()
     with torch.inference_mode():
-        expected = {size: reference(torch.from_numpy(images[:size])).numpy() for size in PROBE_BATCHES}
+        expected = {size: reference(torch.from_numpy(images[:size])).numpy() for size in TRIED_BATCHES}
     try:
         program = trace(reference, example)
     except Exception as error:
         return dict.fromkeys(formats, one_line(error))
     found: dict[str, str | None] = {}
-    with tempfile.TemporaryDirectory(prefix="hyojo-probe-") as folder:
+    with tempfile.TemporaryDirectory(prefix="hyojo-trial-") as folder:
         for fmt in formats:
             path = Path(folder) / f"model.{fmt}"
             try:
-                write(fmt, reference, example, path, opset, program, optimize=False)
+                write(program, path, opset, optimize=False)
                 with quiet():
                     run = load_graph(path)
                 found[fmt] = _disagreement(run, images, expected)
@@ -192,7 +152,7 @@ def _disagreement(run: Graph, images: np.ndarray, expected: dict[int, np.ndarray
         if got.shape != probs.shape:
             return f"gives shape {got.shape} at batch {size}, and {probs.shape} is right"
         difference = float(np.abs(got - probs).max())
-        if not difference <= PROBE_TOLERANCE:  # NaN must fail too
+        if not difference <= TRIAL_TOLERANCE:  # NaN must fail too
             return f"differs by {difference:.2g} at batch {size}"
     return None
 

@@ -53,6 +53,23 @@ class Fitted:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Trial:
+    """How nets are tried.
+
+    Attributes:
+        size: Side of their input, px.
+        in_chans: Channels of their input.
+        build: Makes a net of such arguments; may raise anything.
+        runs: Whether a net runs on such an input.
+    """
+
+    size: int
+    in_chans: int
+    build: Callable[[dict[str, Any]], nn.Module]
+    runs: Callable[[nn.Module], bool]
+
+
 def apply(model: nn.Module, changes: Changes) -> nn.Module:
     """Change a freshly built net in place; names and shapes of its weights stay. Returns the net."""
     for name, change in changes.items():
@@ -66,18 +83,12 @@ def apply(model: nn.Module, changes: Changes) -> nn.Module:
     return model
 
 
-def fit(
-    plain: Fitted, size: int, in_chans: int, build: Callable[[dict[str, Any]], nn.Module],
-    runs: Callable[[nn.Module], bool], given: dict[str, Any],
-) -> Fitted:  # fmt: skip
+def fit(plain: Fitted, trial: Trial, given: dict[str, Any]) -> Fitted:
     """Take out as many of the first halvings as the last map needs; none if it is large enough already.
 
     Args:
         plain: The net as timm builds it for this size.
-        size: Side of its input, px.
-        in_chans: Channels of its input.
-        build: Makes a net of such arguments; may raise anything.
-        runs: Whether a net runs at this size.
+        trial: How further ones are tried.
         given: Arguments that the user chose, which stay as they are.
 
     Returns:
@@ -86,50 +97,42 @@ def fit(
     found = plain
     wanted = SIDE_OF_ONE_SCALE if maps.has_one_scale(plain.model) else SIDE
     while found.side is not None and found.side < wanted:
-        steps = _steps(found, size, in_chans, given)
-        better = next(_larger(found, size, in_chans, build, runs, steps), None)
+        better = next(_larger(found, trial, _steps(found, trial, given)), None)
         if better is None:
             break
         found = better
-    return replace(found, changed=True, note=_note(plain, found, size)) if found is not plain else plain
+    return replace(found, changed=True, note=_note(plain, found, trial.size)) if found is not plain else plain
 
 
-def round_up(
-    plain: Fitted, size: int, in_chans: int, build: Callable[[dict[str, Any]], nn.Module],
-    runs: Callable[[nn.Module], bool],
-) -> Fitted | None:  # fmt: skip
+def round_up(plain: Fitted, trial: Trial) -> Fitted | None:
     """Let the last halving of an odd side make one cell more, not one less: of 3x3 comes 2x2 instead of 1x1.
 
     Args:
         plain: The net as timm builds it for this size.
-        size: Side of its input, px.
-        in_chans: Channels of its input.
-        build: Makes a net of such arguments; may raise anything.
-        runs: Whether a net runs at this size.
+        trial: How further ones are tried.
 
     Returns:
         A net with a larger last map; None if there is none to be had so.
     """
-    changes = plain.changes | _rounded_up(maps.find_reductions(plain.model, size, in_chans))
-    found = next(_larger(plain, size, in_chans, build, runs, [(plain.model_args, changes)]), plain)
-    return replace(found, changed=True, note=_note(plain, found, size)) if found.side > plain.side else None
+    changes = plain.changes | _rounded_up(maps.find_reductions(plain.model, trial.size, trial.in_chans))
+    found = next(_larger(plain, trial, [(plain.model_args, changes)]), plain)
+    if found.side <= plain.side:
+        return None
+    return replace(found, changed=True, note=_note(plain, found, trial.size))
 
 
-def _larger(
-    found: Fitted, size: int, in_chans: int, build: Callable[[dict[str, Any]], nn.Module],
-    runs: Callable[[nn.Module], bool], steps: Iterable[tuple[dict[str, Any], Changes]],
-) -> Iterator[Fitted]:  # fmt: skip
+def _larger(found: Fitted, trial: Trial, steps: Iterable[tuple[dict[str, Any], Changes]]) -> Iterator[Fitted]:
     """Those of some nets, as ``_steps`` has them, which run, and whose last map is larger."""
     for args, changes in steps:
         try:
-            candidate = apply(build(args), changes)
+            candidate = apply(trial.build(args), changes)
         except Exception:  # timm's nets refuse arguments with errors of every kind
             continue
-        side = maps.find_last_side(candidate, size, in_chans)
+        side = maps.find_last_side(candidate, trial.size, trial.in_chans)
         if side is None:
             continue
-        # One cell stays one until what is left for the last halvings is more than that.
-        if (side > found.side or side == found.side == 1) and runs(candidate):
+        # A step may leave a map of one cell as it is; a further one can still enlarge it.
+        if (side > found.side or side == found.side == 1) and trial.runs(candidate):
             yield Fitted(candidate, args, side, changes)
 
 
@@ -159,11 +162,9 @@ def name_remedies(size: int, stem: str) -> str:
     return f"Set train.stem to adapt, or {wider}." if stem == "keep" else f"Set {wider}."
 
 
-def _steps(
-    found: Fitted, size: int, in_chans: int, given: dict[str, Any]
-) -> Iterator[tuple[dict[str, Any], Changes]]:
+def _steps(found: Fitted, trial: Trial, given: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Changes]]:
     """Ways to take one halving out, the simplest first: arguments to build with, and changes to what is built."""
-    changes = found.changes | _without_a_halving(found.model, size, in_chans)
+    changes = found.changes | _without_a_halving(found.model, trial)
     if changes != found.changes:
         if "img_size" in found.model_args:
             # It has tables for a grid of positions: those of a picture of twice the side suit the grid that now comes.
@@ -179,9 +180,9 @@ def _steps(
         yield found.model_args | {"patch_size": patch // 2}, found.changes
 
 
-def _without_a_halving(model: nn.Module, size: int, in_chans: int) -> Changes:
+def _without_a_halving(model: nn.Module, trial: Trial) -> Changes:
     """What must change for the first map that is reduced to stay as it is, in all its branches."""
-    seen = maps.find_reductions(model, size, in_chans)
+    seen = maps.find_reductions(model, trial.size, trial.in_chans)
     return {
         name: _gentler(module, side, reduced) if isinstance(module, nn.Conv2d) else None
         for name, module, side, reduced in seen
@@ -212,9 +213,8 @@ def _gentler(conv: nn.Conv2d, side: int, reduced: int) -> dict[str, Any]:
     if isinstance(conv.padding, str):
         return change
     padding = conv.padding[0]
-    if (
-        reduced != (side + 2 * padding - reach) // maps.read_stride(conv) + 1
-    ):  # timm's own "same" convolutions pad themselves
+    # timm's own "same" convolutions pad themselves
+    if reduced != (side + 2 * padding - reach) // maps.read_stride(conv) + 1:
         return change
     if not reach - stride <= 2 * padding < reach:
         change["padding"] = [-(-(reach - stride) // 2)] * 2

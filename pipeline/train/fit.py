@@ -30,7 +30,7 @@ def fit(job: Job, trainer: Trainer, session: Session, run: TrainingRun | None, s
     """
     params, progress = job.params.train, session.progress
     loader = build_loader(job.prepared.split("train"), params, trainer.device)
-    wrap(trainer, params)
+    wrap(trainer)
     keeper = Keeper(job, trainer, session, stop)
     while progress.epoch < params.epochs:
         if _has_stalled(params, session):
@@ -70,15 +70,7 @@ def _run_epoch(
     trainer.ranks.align(trainer.candidate)
     classifier = model.Classifier(trainer.candidate, job.spec).to(trainer.device)
     # At the precision of training, which takes half the time with bf16; evaluate's scores are in float32.
-    scores = loop.evaluate(
-        classifier,
-        job.prepared.split("val"),
-        params.batch_size,
-        trainer.device,
-        label=f"{label} val",
-        ranks=trainer.ranks,
-        amp=trainer.amp,
-    )
+    scores = loop.evaluate(classifier, job.prepared.split("val"), trainer, f"{label} val")
     row = {"epoch": progress.epoch + 1, "lr": progress.lr}
     row |= {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in scores.items()}
     progress.history.append(row)

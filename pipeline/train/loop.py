@@ -56,12 +56,8 @@ class Progress:
 
     def summed(self, ranks: Ranks) -> "Progress":
         """The same with the sums over all ranks, each of which must call this."""
-        return replace(
-            self,
-            samples=int(ranks.total(self.samples)),
-            loss_sum=ranks.total(self.loss_sum),
-            correct=ranks.total(self.correct),
-        )
+        samples, loss_sum, correct = map(ranks.total, (self.samples, self.loss_sum, self.correct))
+        return replace(self, samples=int(samples), loss_sum=loss_sum, correct=correct)
 
 
 def train_one_epoch(
@@ -138,27 +134,28 @@ def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Ten
 def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns the sum of the losses () and the number of right answers (), on the device."""
     images, targets = _prepare(trainer, batch, epoch, step)
-    devices.seed_draws(derive_seed(trainer.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, trainer.device)
+    params, device = trainer.params, trainer.device
+    devices.seed_draws(derive_seed(params.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, device)
     net = trainer.wrapped or trainer.model
-    size = len(images) // trainer.accumulate if len(images) % trainer.accumulate == 0 else len(images)
+    size = len(images) // params.accumulate if len(images) % params.accumulate == 0 else len(images)
     starts = range(0, len(images), size)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=trainer.device)
-    correct = torch.zeros((), dtype=torch.int64, device=trainer.device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
     for begin in starts:
         part = slice(begin, begin + size)
         # Ranks exchange gradients once an update, not once a part.
         waits = isinstance(net, DistributedDataParallel) and begin != starts[-1]
         with net.no_sync() if waits else nullcontext():
-            with use_precision(trainer.amp, trainer.device):
+            with use_precision(params.amp, device):
                 logits = net(images[part])
             weights = None if batch.weights is None else batch.weights[part]
             loss = trainer.criterion(logits.float(), targets[part], weights)
             trainer.scaler.scale(loss / len(starts)).backward()
         loss_sum += loss.detach() * size
         correct += (logits.detach().argmax(1) == batch.targets[part]).sum()
-    if trainer.grad_clip_norm is not None:
+    if params.grad_clip_norm is not None:
         trainer.scaler.unscale_(trainer.optimizer)
-        nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.grad_clip_norm)
+        nn.utils.clip_grad_norm_(trainer.model.parameters(), params.grad_clip_norm)
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -169,16 +166,15 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
 
 
 def evaluate(
-    classifier: Classifier,
-    split: Split,
-    batch_size: int,
-    device: torch.device,
-    *,
-    label: str | None = None,
-    ranks: Ranks | None = None,
-    amp: str = "none",
+    classifier: Classifier, split: Split, trainer: Trainer, label: str | None = None
 ) -> dict[str, float]:
-    """Score a split, every sample of it once, whatever the number of ranks; arguments as ``predict`` has them.
+    """Score a split as the trainer's params say, every sample of it once, whatever the number of ranks.
+
+    Args:
+        classifier: On the trainer's device.
+        split: Images and targets.
+        trainer: Says batch size, precision, device and ranks.
+        label: What stands before a progress bar; none without.
 
     Returns:
         ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``.
@@ -186,10 +182,10 @@ def evaluate(
     Raises:
         UserError: Probabilities that are no numbers.
     """
-    ranks = ranks or Ranks()
-    images = split.images[ranks.rank :: ranks.world]
+    ranks, params = trainer.ranks, trainer.params
+    images, bar = split.images[ranks.rank :: ranks.world], label if ranks.main else None
     probs = predict(
-        classifier.eval(), images, batch_size, device, progress=label if ranks.main else None, amp=amp
+        classifier.eval(), images, params.batch_size, trainer.device, progress=bar, amp=params.amp
     )
     probs = ranks.gather(probs, len(split))
     if not np.isfinite(probs).all():

@@ -38,11 +38,8 @@ def freeze_parts(net: nn.Module, names: list[str]) -> list[nn.Module]:
     for name in names:
         if name not in modules or not name:
             near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
-            hint = (
-                f"did you mean {', '.join(near)}?"
-                if near
-                else f"it has {', '.join(n for n in modules if n and '.' not in n)}"
-            )
+            there = ", ".join(name for name in modules if name and "." not in name)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {there}"
             raise UserError(f"train.freeze: the net has no module {name!r}; {hint}")
     if names:
         freeze(net, names, include_bn_running_stats=False)
@@ -58,9 +55,7 @@ def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:
         UserError: Settings that the optimizer does not take.
     """
     check_optimizer(params.optimizer)
-    fused = (
-        "fused" in inspect.signature(get_optimizer_class(params.optimizer, bind_defaults=False)).parameters
-    )
+    settings = inspect.signature(get_optimizer_class(params.optimizer, bind_defaults=False)).parameters
     try:
         return create_optimizer_v2(
             net,
@@ -69,7 +64,7 @@ def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:
             weight_decay=params.weight_decay,
             momentum=params.momentum,
             layer_decay=params.layer_decay if params.layer_decay < 1 else None,
-            **({"fused": True} if fused else {}),
+            **({"fused": True} if "fused" in settings else {}),
         )
     except (TypeError, ValueError, RuntimeError) as error:  # sgd is Nesterov's, for one, and wants a momentum
         raise UserError(

@@ -2,7 +2,6 @@
 
 import difflib
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +55,6 @@ def plan(
             map of one cell.
     """
     check_backbone(params.backbone)
-    notes: list[str] = []
     specs = params.transforms
     # Channels may change on the way (Grayscale to 3); a first pass with stand-in statistics tells how many come.
     in_chans, eval_size = _shape_after(specs.eval, img_size, channels, "train.transforms.eval")
@@ -67,30 +65,22 @@ def plan(
         )
     if eval_size is None:
         raise UserError("train.transforms.eval: the size of its images varies; evaluation must not be random")
-    wanted = eval_size if params.input_size == "auto" else params.input_size
-    sizes = [wanted]
-    if params.input_size == "auto":
-        sizes = _candidate_sizes(params.backbone, wanted)
+    free = params.input_size == "auto"
+    wanted = eval_size if free else params.input_size
+    sizes = _candidate_sizes(params.backbone, wanted) if free else [wanted]
     model_args = dict(params.backbone_args) | {"num_classes": len(class_names), "in_chans": in_chans}
     size, fitted = _first_that_fits(params, model_args, sizes)
+    notes = [f"{params.backbone} {fitted.note}"] if fitted.note else []
     if size != wanted:
-        notes.append(f"{params.backbone} does not take {wanted} px; images are resized to {size} px")
-    if fitted.note:
-        notes.append(f"{params.backbone} {fitted.note}")
-    trial = fitted.model
+        notes.insert(0, f"{params.backbone} does not take {wanted} px; images are resized to {size} px")
 
-    mean, std = _statistics(trial, in_chans)
+    mean, std = _statistics(fitted.model, in_chans)
     resolved = {}
     for split, own_size in (("train", train_size), ("eval", eval_size)):
         where = f"train.transforms.{split}"
         resolved[split] = transforms.resolve(getattr(specs, split), mean, std, where)
-        fits = own_size == size or (
-            own_size is not None
-            and params.input_size == "auto"
-            and size == wanted
-            and _runs(trial, own_size, in_chans)
-        )
-        if not fits:
+        suits = own_size and free and size == wanted and _runs(fitted.model, own_size, in_chans)
+        if own_size != size and not suits:
             resolved[split].append({"Resize": {"size": [size, size]}})
     _check_deterministic(transforms.build(resolved["eval"], "train.transforms.eval"), img_size, channels)
     preprocessing = {
@@ -176,15 +166,16 @@ def _fit_stem(
     params: TrainParams, args: dict[str, Any], size: int, model: nn.Module, fails: bool
 ) -> stem.Fitted:
     """A net that suits its size, as far as params let it; one whose last map collapses is refused."""
-    in_chans = args["in_chans"]
-    found = stem.Fitted(model, args, 0 if fails else maps.find_last_side(model, size, in_chans))
+    trial = stem.Trial(
+        size,
+        args["in_chans"],
+        build=lambda args: timm.create_model(params.backbone, pretrained=False, **args),
+        runs=lambda net: _runs(net, size, args["in_chans"]),
+    )
+    found = stem.Fitted(model, args, 0 if fails else maps.find_last_side(model, size, trial.in_chans))
     if params.stem != "keep":
-        ways = {
-            "build": lambda args: timm.create_model(params.backbone, pretrained=False, **args),
-            "runs": lambda net: _runs(net, size, in_chans),
-        }
-        adapted = stem.fit(found, size, in_chans, given=params.backbone_args, **ways)
-        found = adapted if params.stem == "adapt" else _choose(found, adapted, size, in_chans, ways)
+        adapted = stem.fit(found, trial, params.backbone_args)
+        found = adapted if params.stem == "adapt" else _choose(found, adapted, trial)
     if found.side is not None and 0 < found.side <= stem.COLLAPSED:
         raise UserError(
             f"train.backbone: {params.backbone} shrinks pictures of {size} px to a map of {found.side}x{found.side}, "
@@ -193,22 +184,20 @@ def _fit_stem(
     return found
 
 
-def _choose(
-    plain: stem.Fitted, adapted: stem.Fitted, size: int, in_chans: int, ways: dict[str, Callable[..., Any]]
-) -> stem.Fitted:
+def _choose(plain: stem.Fitted, adapted: stem.Fitted, trial: stem.Trial) -> stem.Fitted:
     """The adapted net if it is cheap or nothing else runs; else the plain one, rounded up where its map collapses."""
     if not adapted.changed or not plain.side:
         return adapted
-    images = torch.zeros(1, in_chans, size, size)
+    images = torch.zeros(1, trial.in_chans, trial.size, trial.size)
     after = costs.count_flops(adapted.model, images)
     if after is None or after <= 2 * CHEAP:
         return adapted
-    kept = plain if plain.side > stem.COLLAPSED else stem.round_up(plain, size, in_chans, **ways)
+    kept = plain if plain.side > stem.COLLAPSED else stem.round_up(plain, trial)
     before = kept and costs.count_flops(kept.model, images)
     if not before:
         return adapted
     note = (
-        f"{kept.note or f'ends in a map of {plain.side}x{plain.side} at {size} px'}; adapted to small pictures "
+        f"{kept.note or f'ends in a map of {plain.side}x{plain.side} at {trial.size} px'}; adapted to small pictures "
         f"(train.stem: adapt) it would end in one of {adapted.side}x{adapted.side}, which needs {after / before:.1f} "
         "times the operations, and time to train"
     )

@@ -22,13 +22,7 @@ class LRSchedule:
     """Steps once an update (cosine, step, one-cycle; plateau while it warms up) or once an epoch (plateau)."""
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        lr: float,
-        epochs: int,
-        updates_per_epoch: int,
-        mode: str,
+        self, optimizer: Optimizer, schedule: Schedule, *, lr: float, epochs: int, steps: int, mode: str
     ) -> None:
         """Attach a schedule to an optimizer.
 
@@ -37,49 +31,36 @@ class LRSchedule:
             schedule: The params.
             lr: The highest learning rate.
             epochs: Epochs of the run.
-            updates_per_epoch: Optimizer steps in each.
+            steps: Updates in each.
             mode: ``max`` or ``min``: which way the watched val metric is better (plateau).
         """
-        self.name = schedule.name
-        self.total_updates = epochs * updates_per_epoch
-        warmup_updates = round(schedule.warmup_epochs * updates_per_epoch)
-        warmup: dict[str, Any] = {
-            "warmup_t": warmup_updates,
-            "warmup_lr_init": lr * WARMUP_START,
-            "t_in_epochs": False,
-            "warmup_prefix": True,  # a decay counts from the end of the warm-up
-        }
+        self.name, self.optimizer, self.lr, self.updates = schedule.name, optimizer, lr, 0
+        self.total_updates, self.warmup_updates = epochs * steps, round(schedule.warmup_epochs * steps)
+        # A decay counts from the end of the warm-up.
+        warmup = {"warmup_t": self.warmup_updates, "warmup_lr_init": lr * WARMUP_START, "warmup_prefix": True}
         if self.name == "cosine":
+            length = max(1, self.total_updates - self.warmup_updates)
             self.scheduler = CosineLRScheduler(
-                optimizer,
-                t_initial=max(1, self.total_updates - warmup_updates),
-                lr_min=schedule.min_lr,
-                **warmup,
+                optimizer, t_initial=length, lr_min=schedule.min_lr, t_in_epochs=False, **warmup
             )
         elif self.name == "step":
+            interval, rate = schedule.decay_epochs * steps, schedule.decay_rate
             self.scheduler = StepLRScheduler(
-                optimizer,
-                decay_t=schedule.decay_epochs * updates_per_epoch,
-                decay_rate=schedule.decay_rate,
-                **warmup,
+                optimizer, decay_t=interval, decay_rate=rate, t_in_epochs=False, **warmup
             )
         elif self.name == "plateau":
+            patience, rate = round(schedule.decay_epochs), schedule.decay_rate
             self.scheduler = ReduceLROnPlateau(
-                optimizer,
-                mode,
-                factor=schedule.decay_rate,
-                patience=round(schedule.decay_epochs),
-                min_lr=schedule.min_lr,
+                optimizer, mode, factor=rate, patience=patience, min_lr=schedule.min_lr
             )
-            self.optimizer, self.lr = optimizer, lr
-            self.updates, self.warmup_updates = 0, warmup_updates
             self._warm_up()
         else:
+            updates = max(2, self.total_updates)
             self.scheduler = OneCycleLR(
                 optimizer,
                 max_lr=[lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups],
-                total_steps=max(2, self.total_updates),
-                pct_start=_rising_part(warmup_updates, max(2, self.total_updates)),
+                total_steps=updates,
+                pct_start=_rising_part(self.warmup_updates, updates),
                 div_factor=1 / WARMUP_START,
                 cycle_momentum=False,
             )

@@ -25,12 +25,7 @@ from pipeline.train.fit import fit
 from pipeline.train.job import Job, Session, build_job, hold, resume, save
 from pipeline.train.loop import Interrupted
 from pipeline.train.outs import collect_figures, write_outs
-from pipeline.train.trainer import (
-    Trainer,
-    build_trainer,
-    check_batches,
-    note_augmentation,
-)
+from pipeline.train.trainer import Trainer, build_trainer, check_batches, note_augmentation
 
 
 def main() -> None:

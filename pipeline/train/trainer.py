@@ -35,12 +35,8 @@ class Trainer:
     augmentation: Augmentation
     mixer: Mixer
     device: torch.device
-    amp: str
     memory_format: torch.memory_format
-    grad_clip_norm: float | None
-    accumulate: int
-    seed: int
-    progressive: list[Stretch] = field(default_factory=list)
+    params: TrainParams
     frozen: list[nn.Module] = field(default_factory=list)
     ranks: Ranks = field(default_factory=Ranks)
     wrapped: nn.Module | None = None  # the net as trained, where that is not the net itself (several ranks)
@@ -59,7 +55,7 @@ class Trainer:
 
     def size_in(self, epoch: int) -> int | None:
         """Side of the images in a zero-based epoch, px; None: as the transforms give them."""
-        sizes = [stretch.size for stretch in self.progressive if stretch.epoch <= epoch + 1]
+        sizes = [stretch.size for stretch in self.params.progressive if stretch.epoch <= epoch + 1]
         return sizes[-1] if sizes else None
 
 
@@ -118,46 +114,40 @@ def build_trainer(
     memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
     net = net.to(device, memory_format=memory_format)
     optimizer = optim.build_optimizer(net, params)
-    split = prepared.split("train")
+    split, preprocessing = prepared.split("train"), spec.preprocessing
     counts = np.bincount(split.targets, minlength=len(prepared.class_names))
-    mode = "min" if params.early_stopping.metric == "val/loss" else "max"
-    preprocessing = spec.preprocessing
+    schedule = LRSchedule(
+        optimizer,
+        params.schedule,
+        lr=params.lr,
+        epochs=params.epochs,
+        steps=count_steps(len(split), params.batch_size),
+        mode="min" if params.early_stopping.metric == "val/loss" else "max",
+    )
+    size, channels = preprocessing["img_size"], preprocessing["channels"]
     return Trainer(
         model=net,
         criterion=TrainingLoss(counts, params.label_smoothing, params.imbalance).to(device),
         optimizer=optimizer,
-        schedule=LRSchedule(
-            optimizer,
-            params.schedule,
-            params.lr,
-            params.epochs,
-            count_steps(len(split), params.batch_size),
-            mode,
-        ),
+        schedule=schedule,
         scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
         ema=ModelEmaV3(net, decay=params.ema_decay, use_warmup=True) if params.ema_decay else None,
-        augmentation=Augmentation(
-            preprocessing["train"], params.seed, preprocessing["img_size"], preprocessing["channels"]
-        ),
+        augmentation=Augmentation(preprocessing["train"], params.seed, size, channels),
         mixer=Mixer(params.mixing, len(prepared.class_names), params.seed),
         device=device,
-        amp=params.amp,
         memory_format=memory_format,
-        grad_clip_norm=params.grad_clip_norm,
-        accumulate=params.accumulate,
-        seed=params.seed,
-        progressive=params.progressive,
+        params=params,
         frozen=frozen,
         ranks=ranks or Ranks(),
     )
 
 
-def wrap(trainer: Trainer, params: TrainParams) -> None:
+def wrap(trainer: Trainer) -> None:
     """Compile the net and have it exchange gradients, as params say; its state_dict keeps its names."""
+    params = trainer.params
     if params.sync_bn and trainer.ranks.world > 1 and devices.can_sync_batch_norm(trainer.device):
-        trainer.model = convert_sync_batchnorm(
-            trainer.model
-        )  # timm's: torch's would lose its fused activations
+        # timm's: torch's would lose its fused activations
+        trainer.model = convert_sync_batchnorm(trainer.model)
     if params.compile:
         trainer.model.compile(dynamic=False)
     if trainer.ranks.world > 1:

@@ -63,7 +63,7 @@ def test_real_updates_are_measured_and_failures_are_told(monkeypatch: pytest.Mon
     update = loop.update
 
     def fail_in_bf16(trainer, *rest):
-        if trainer.amp == "bf16":
+        if trainer.params.amp == "bf16":
             raise RuntimeError("no such instruction\nand a stack")
         return update(trainer, *rest)
 

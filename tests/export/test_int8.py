@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         net.fc.bias.sub_(net(inputs).mean(0))
     spec = model.ModelSpec("face_resnet_s", arguments, CLASSES, preprocessing)
     classifier = model.Classifier(net, spec)
-    formats.export_onnx(classifier, torch.from_numpy(images[:2]), folder / "model.onnx", 18)
+    formats.write(formats.trace(classifier, torch.from_numpy(images[:2])), folder / "model.onnx", 18)
     targets = load_graph(folder / "model.onnx")(images).argmax(1)
     splits = {"train": (images[:300], targets[:300]), "val": (images[300:], targets[300:])}
     write_arrays(folder / "prepared", splits, CLASSES)

@@ -73,10 +73,7 @@ def test_counting_leaves_the_state_of_torch_alone() -> None:
 def test_costs_go_onto_the_run(project: Path, tmp_path: Path) -> None:
     client = connect()
     run_id = client.create_run(experiment_id(client)).info.run_id
-    bundle = {
-        "digest": "d",
-        "cost": {"parameters": 46, "flops": 99, "size_bytes": 2_000_000},
-    }
+    bundle = {"digest": "d", "cost": {"parameters": 46, "flops": 99, "size_bytes": 2_000_000}}
     (tmp_path / "bundle.json").write_text(json.dumps(bundle))
     (tmp_path / "MODEL_CARD.md").write_text("card")
     (tmp_path / "pyfunc").mkdir()

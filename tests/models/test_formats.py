@@ -80,8 +80,9 @@ def faces() -> np.ndarray:
 def files(toy: Toy, faces: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("formats")
     example = torch.from_numpy(faces[:2])
-    formats.export_pt2(toy, example, folder / "model.pt2")
-    formats.export_onnx(toy, example, folder / "model.onnx", OPSET)
+    program = formats.trace(toy, example)
+    for fmt in formats.FORMATS:
+        formats.write(program, folder / f"model.{fmt}", OPSET)
     return {"pt2": folder / "model.pt2", "onnx": folder / "model.onnx"}
 
 
@@ -124,7 +125,7 @@ def test_equal_classifiers_give_equal_bytes(
     toy: Toy, faces: np.ndarray, files: dict[str, Path], fmt: str, tmp_path: Path
 ) -> None:
     example = faces[3:7] if fmt == "onnx" else faces[:2]  # pt2 keeps its example
-    formats.write(fmt, toy, torch.from_numpy(example), tmp_path / f"model.{fmt}", OPSET)
+    formats.write(formats.trace(toy, torch.from_numpy(example)), tmp_path / f"model.{fmt}", OPSET)
     assert (tmp_path / f"model.{fmt}").read_bytes() == files[fmt].read_bytes()
 
 
@@ -191,13 +192,14 @@ def test_one_line_takes_the_root_cause() -> None:
 def test_bytes_are_equal_across_processes(tmp_path: Path) -> None:
     code = """
 import sys, torch
+from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_formats import OPSET, SIZE, Toy
 from pipeline.models import formats
 torch.manual_seed(0)
 toy, example = Toy().eval(), torch.zeros(2, SIZE, SIZE, 1, dtype=torch.uint8)
-formats.export_pt2(toy, example, {folder!r} + "/model.pt2")
-formats.export_onnx(toy, example, {folder!r} + "/model.onnx", OPSET)
+for fmt in formats.FORMATS:
+    formats.write(formats.trace(toy, example), Path({folder!r}, "model." + fmt), OPSET)
 """
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:

@@ -22,7 +22,9 @@ from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.core.signals import StopRequest
+from pipeline.metrics.selection import selection_scores
 from pipeline.models import formats
+from pipeline.models.predict import predict
 from pipeline.models.weights import load_classifier
 from pipeline.reporting import plots
 from pipeline.tracking import store
@@ -187,7 +189,10 @@ def test_every_val_sample_counts_once(trained: Path, name: str) -> None:
     folder = trained / name
     split = load_prepared(folder / "data/prepared").split("val")
     assert len(split) % 2 == 1
-    scores = loop.evaluate(load_classifier(folder / "models/train"), split, 27, torch.device("cpu"))
+    scores = selection_scores(
+        split.targets, predict(load_classifier(folder / "models/train"), split.images, 27)
+    )
+    scores["loss"] = scores.pop("nll")
     best = json.loads((folder / "models/train/weights.json").read_text())["best_epoch"]
     row = history(folder).set_index("epoch").loc[best]
     assert {key: row[f"val/{key}"] for key in scores} == pytest.approx(scores, rel=1e-5)

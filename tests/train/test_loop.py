@@ -67,7 +67,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def load(trainer: Trainer, split: Split, batch_size: int = 16, balanced: bool = False) -> Loader:
     """The batches of a split."""
-    return Loader(split, batch_size, trainer.seed, CPU, balanced)
+    return Loader(split, batch_size, trainer.params.seed, CPU, balanced)
 
 
 def epoch(trainer: Trainer, split: Split, number: int = 0, batch_size: int = 16) -> dict[str, float]:
@@ -126,7 +126,7 @@ def test_a_tiny_set_is_learnt_by_heart(prepared: Prepared, build: Callable[..., 
     for number in range(1, 54):
         last = epoch(trainer, split, number, 8)
     assert last["loss"] < first / 10
-    scores = loop.evaluate(model.Classifier(trainer.model, spec), split, 8, CPU)
+    scores = loop.evaluate(model.Classifier(trainer.model, spec), split, trainer)
     assert scores["accuracy"] == 1.0
     assert scores["loss"] < 0.1
 
@@ -258,7 +258,8 @@ def test_scores_count_every_sample_and_equal_scikit_learns(
     np.testing.assert_allclose(probs, wanted, atol=1e-5)
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
     trainer.model.train()  # evaluate is called with a net that has just been trained
-    scores = loop.evaluate(model.Classifier(trainer.model, spec), split, batch_size, CPU)
+    trainer.params = trainer.params.model_copy(update={"batch_size": batch_size})
+    scores = loop.evaluate(model.Classifier(trainer.model, spec), split, trainer)
     preds = wanted.argmax(1)
     assert scores == {
         "loss": pytest.approx(log_loss(split.targets, wanted, labels=[0, 1, 2]), abs=1e-4),
@@ -286,7 +287,7 @@ def test_evaluating_leaves_the_net_and_the_random_state_as_they_are(
 ) -> None:
     trainer, spec = build()
     before, state = weights(trainer), torch.get_rng_state()
-    loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), 8, CPU)
+    loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), trainer)
     after = weights(trainer)
     assert all(torch.equal(before[name], after[name]) for name in before)  # batch statistics too
     assert torch.equal(torch.get_rng_state(), state)
@@ -307,7 +308,7 @@ def test_probabilities_that_are_not_finite_name_the_remedy(
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match=r"not finite.*train\.lr"):
-        loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), 8, CPU)
+        loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), trainer)
 
 
 @pytest.mark.parametrize("limit", [1e-3, None, 1e6])
@@ -316,7 +317,7 @@ def test_gradients_are_clipped_to_the_norm(
 ) -> None:
     # Plain SGD at a rate of 1: the change of the weights is the gradient.
     trainer, spec = build(*PLAIN, "train.optimizer=sgd")
-    trainer.grad_clip_norm = limit
+    trainer.params = trainer.params.model_copy(update={"grad_clip_norm": limit})
     for group in trainer.optimizer.param_groups:
         group.update(lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)
     twin = copy.deepcopy(trainer.model)
@@ -441,7 +442,7 @@ def test_frozen_parts_keep_weights_and_batch_statistics(
     before = weights(trainer)
     for number in range(2):
         epoch(trainer, prepared.split("train"), number)
-        loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), 8, CPU)
+        loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), trainer)
     for net in (trainer.model, trainer.ema.module):
         same = {name for name, value in net.state_dict().items() if torch.equal(before[name], value)}
         assert same == {name for name in before if name.startswith(("stem.", "stages.0."))}
@@ -520,11 +521,11 @@ def test_compiled_it_computes_the_same_under_the_same_names(
     for compiled in ("false", "true"):
         overrides = [*PLAIN, "train.lr=0.001", f"train.compile={compiled}"]
         trainer, spec = build(*overrides)
-        wrap(trainer, parse_params(apply_overrides(TINY_PARAMS, overrides)).train)
+        wrap(trainer)
         assert (trainer.model._compiled_call_impl is not None) == (compiled == "true")
         scores = epoch(trainer, prepared.split("train"))
         classifier = model.Classifier(trainer.model, spec)
-        found.append((scores, loop.evaluate(classifier, prepared.split("val"), 27, CPU), weights(trainer)))
+        found.append((scores, loop.evaluate(classifier, prepared.split("val"), trainer), weights(trainer)))
     (one, first, eager), (two, second, graph) = found
     assert two == pytest.approx(one, abs=1e-4)
     assert second == pytest.approx(first, abs=1e-3)

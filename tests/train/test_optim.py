@@ -81,7 +81,7 @@ def rates(decay: float, schedule: str, net: Callable[[], nn.Module] = vit) -> li
         f"train.epochs={EPOCHS}", "train.schedule.decay_epochs=1", "train.schedule.min_lr=0.0",
     )  # fmt: skip
     optimizer = optim.build_optimizer(net(), section)
-    sched = LRSchedule(optimizer, section.schedule, section.lr, EPOCHS, UPDATES, "max")
+    sched = LRSchedule(optimizer, section.schedule, lr=section.lr, epochs=EPOCHS, steps=UPDATES, mode="max")
     found = []
     for update in range(EPOCHS * UPDATES):
         found.append({group.get("lr_scale", 1.0): group["lr"] for group in optimizer.param_groups})

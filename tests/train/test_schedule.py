@@ -26,7 +26,7 @@ def attach(
     params: Schedule, epochs: int = EPOCHS, updates: int = UPDATES, mode: str = "max"
 ) -> tuple[torch.optim.Optimizer, LRSchedule]:
     opt = optimizer()
-    return opt, LRSchedule(opt, params, LR, epochs, updates, mode)
+    return opt, LRSchedule(opt, params, lr=LR, epochs=epochs, steps=updates, mode=mode)
 
 
 def drive(

@@ -264,10 +264,7 @@ def test_stopped_again_and_again_it_still_ends_alike(
     ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16", "everything", "one by one"],
 )
 def test_other_optimizers_and_schedules_go_on_alike_too(
-    tmp_path: Path,
-    empty_store: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    overrides: tuple[str, ...],
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:
     found = []
     # The first stop is in epoch 1, the second in the middle of epoch 2, the third at its end.

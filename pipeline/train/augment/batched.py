@@ -92,17 +92,9 @@ class Augmentation:
 def augment_one_by_one(
     images: Tensor, indices: Tensor, transform: nn.Module, seed: int, epoch: int
 ) -> Tensor:
-    """Augment samples through torchvision, from a seed for each.
+    """Augment samples through torchvision, from a seed for each; shapes as a call of ``Augmentation`` has them.
 
-    Args:
-        images: Their images, uint8 (B, H, W, C).
-        indices: Their numbers in the split, int64 (B,).
-        transform: From ``build``.
-        seed: The run's seed.
-        epoch: Zero-based epoch.
-
-    Returns:
-        float32 (B, C', H', W'), where ``images`` are. The global random state is left as it was.
+    The global random state is left as it was.
     """
     state = torch.get_rng_state()
     samples = []

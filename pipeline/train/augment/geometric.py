@@ -81,12 +81,8 @@ class Crop(Move):
         if module.pad_if_needed:
             lacking_y = max(0, self.size[0] - size_in[0] - top - bottom)
             lacking_x = max(0, self.size[1] - size_in[1] - left - right)
-            left, right, top, bottom = (
-                left + lacking_x,
-                right + lacking_x,
-                top + lacking_y,
-                bottom + lacking_y,
-            )
+            left, right = left + lacking_x, right + lacking_x
+            top, bottom = top + lacking_y, bottom + lacking_y
         self.looks_outside = max(left, right, top, bottom) > 0
         self.padding = (left, top)
         self.places = (  # of the crop's corner: rows, columns

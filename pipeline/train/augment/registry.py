@@ -4,6 +4,8 @@ A kernel works on whole batches, on any device, without waiting for it. ``draw``
 parameters of every sample, and ``apply`` does what torchvision's functional form does with them.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -11,6 +13,26 @@ from torchvision.transforms import InterpolationMode
 
 from pipeline.train.augment import geometric, photometric
 from pipeline.train.augment.resampling import Move, Resampling
+
+# What is done to images (B, C, H, W) by torchvision's module of that name, with its probability ``p``, or always.
+SOMETIMES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "RandomGrayscale": lambda module, images: photometric.to_grey(images).expand_as(images),
+    "RandomInvert": lambda module, images: 1 - images,
+    "RandomAutocontrast": lambda module, images: photometric.autocontrast(images),
+    "RandomAdjustSharpness": lambda module, images: photometric.adjust_sharpness(
+        images, module.sharpness_factor
+    ),
+}
+ALWAYS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "Normalize": lambda module, images: photometric.normalize(images, tuple(module.mean), tuple(module.std)),
+    "Grayscale": lambda module, images: photometric.to_grey(images).expand(
+        -1, module.num_output_channels, -1, -1
+    ),
+    "ToDtype": lambda module, images: images,
+    "Resize": lambda module, images: module(images),
+    "RGB": lambda module, images: module(images),
+    "Identity": lambda module, images: module(images),
+}
 
 
 class NoKernel(Exception):
@@ -70,31 +92,12 @@ def build_kernel(name: str, module: nn.Module, shape: tuple[int, int, int], unit
             if module.value is None:
                 raise NoKernel("value: random")
             return photometric.Erasing(module, size, unit)
-        case "RandomGrayscale":
-            return photometric.Sometimes(
-                lambda images: photometric.to_grey(images).expand_as(images), module.p
-            )
-        case "RandomInvert":
-            return photometric.Sometimes(lambda images: 1 - images, module.p)
-        case "RandomAutocontrast":
-            return photometric.Sometimes(photometric.autocontrast, module.p)
-        case "RandomAdjustSharpness":
-            factor = module.sharpness_factor
-            return photometric.Sometimes(
-                lambda images: photometric.adjust_sharpness(images, factor), module.p
-            )
-        case "Normalize":
-            mean, std = tuple(module.mean), tuple(module.std)
-            return photometric.Fixed(lambda images: photometric.normalize(images, mean, std))
-        case "Grayscale":
-            count = module.num_output_channels
-            return photometric.Fixed(lambda images: photometric.to_grey(images).expand(-1, count, -1, -1))
-        case "ToDtype":
-            return photometric.Fixed(lambda images: images)
         case "Resize" if unit < 1:  # bytes would cut what bicubic interpolation overshoots
             return photometric.Fixed(lambda images: module(images).clamp(0, 1))
-        case "Resize" | "RGB" | "Identity":
-            return photometric.Fixed(module)
+    if name in SOMETIMES:
+        return photometric.Sometimes(partial(SOMETIMES[name], module), module.p)
+    if name in ALWAYS:
+        return photometric.Fixed(partial(ALWAYS[name], module))
     raise NoKernel
 
 

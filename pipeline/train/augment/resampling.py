@@ -183,21 +183,21 @@ def _sample(images: Tensor, placement: Placement, size: Size, mode: str, fill: t
 def _filter(images: Tensor, placement: Placement, size: Size, box: Placement, move: ResizingMove) -> Tensor:
     """Filter the box that a resizing move has cut out, along one axis and then along the other."""
     batch, channels, height_in, width_in = images.shape
-    across = _weights(placement, box, 0, width_in, size[1], move)
-    down = _weights(placement, box, 1, height_in, size[0], move)
+    across = _weights(placement, box, move, axis=0, counts=(width_in, size[1]))
+    down = _weights(placement, box, move, axis=1, counts=(height_in, size[0]))
     rows = torch.bmm(images.reshape(batch, channels * height_in, width_in), across.transpose(1, 2))
     return torch.matmul(down.unsqueeze(1), rows.view(batch, channels, height_in, size[1]))
 
 
 def _weights(
-    placement: Placement, box: Placement, axis: int, count_in: int, count: int, move: ResizingMove
+    placement: Placement, box: Placement, move: ResizingMove, axis: int, counts: tuple[int, int]
 ) -> Tensor:
-    """Weights of input pixels in output pixels along an axis (0: x), float32 (B, count, count_in)."""
+    """Weights along an axis (0: x) of pixels in and out, as many as ``counts``: float32 (B, out, in)."""
+    count_in, count = counts
     scale = box.linear[:, axis].abs().view(-1, 1, 1)
     pixels = place_centres(count_in, scale.device)
-    reads = (
-        placement.linear[:, axis, None] * place_centres(count, scale.device) + placement.offset[:, axis, None]
-    )
+    slope, start = placement.linear[:, axis, None], placement.offset[:, axis, None]
+    reads = slope * place_centres(count, scale.device) + start
     distance = (pixels - reads.unsqueeze(2)).abs_()
     if move.antialias:
         distance = distance.div_(scale.clamp(min=1))

@@ -89,9 +89,7 @@ def test_affine_and_rotation_agree_with_torchvision(module: v2.Transform) -> Non
 
 
 @pytest.mark.parametrize(
-    "module",
-    [v2.RandomRotation(180), v2.RandomAffine(30, (0.2, 0.2), (0.7, 1.3), 10, fill=0.25)],
-    ids=str,
+    "module", [v2.RandomRotation(180), v2.RandomAffine(30, (0.2, 0.2), (0.7, 1.3), 10, fill=0.25)], ids=str
 )
 def test_nearest_reads_the_same_pixels(module: v2.Transform) -> None:
     """But for the few whose position lies within rounding of the middle between two."""
