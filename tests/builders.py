@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -17,13 +17,15 @@ os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 
 import numpy as np
 
-from pipeline.core.params_file import apply_recipe
+from pipeline.core.params_file import apply_recipe, parse_params
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import Records
 from pipeline.prepare.sources.source import Item, Source
 
 if TYPE_CHECKING:
     import onnx
+
+    from pipeline.core.params import TrainParams
 
 FOREIGN = (
     "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_ROOT",
@@ -158,6 +160,13 @@ def records_of(rows: Sequence[Row], class_names: Sequence[str] = ()) -> Records:
             records.drops[i] = row.dropped
             records.mark(i, "dropped")
     return records
+
+
+def train_params(backbone: str = "test_resnet", **changes: Any) -> "TrainParams":
+    """A train section with no transforms and a stock net's defaults, but for the changes."""
+    section = parse_params(TINY_PARAMS).train
+    values = {"backbone": backbone, "backbone_args": {}, "transforms": {"train": [], "eval": []}} | changes
+    return type(section).model_validate(section.model_dump() | values)
 
 
 def forget_store() -> None:

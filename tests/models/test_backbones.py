@@ -3,12 +3,12 @@
 import pytest
 import timm
 import torch
+from builders import CLASS_NAMES, train_params
 from torch import nn
 
 from pipeline.core.errors import UserError
 from pipeline.models import backbones
 from pipeline.train.planning import plan
-from tests.models.test_model import NAMES, train_params
 
 
 def test_timm_lists_them_and_builds_them() -> None:
@@ -149,18 +149,14 @@ def test_a_batch_smaller_than_an_ensemble_leaves_members_out() -> None:
 )
 def test_an_ensemble_of_nothing_is_refused(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=rf"train\.backbone_args do not fit ensemble: .*{said}"):
-        plan(train_params("ensemble", backbone_args=arguments), NAMES, 48, 1)
+        plan(train_params("ensemble", backbone_args=arguments), CLASS_NAMES, 48, 1)
 
 
 def test_an_ensemble_of_stock_nets_is_adapted_member_by_member() -> None:
     """Stems, and the mean and std of its members."""
-    spec, _ = plan(
-        train_params("ensemble", stem="adapt", backbone_args={"of": "convnext_atto", "members": 2}),
-        NAMES,
-        48,
-        1,
-    )
-    single, _ = plan(train_params("convnext_atto", stem="adapt"), NAMES, 48, 1)
+    arguments = {"of": "convnext_atto", "members": 2}
+    spec, _ = plan(train_params("ensemble", stem="adapt", backbone_args=arguments), CLASS_NAMES, 48, 1)
+    single, _ = plan(train_params("convnext_atto", stem="adapt"), CLASS_NAMES, 48, 1)
     assert spec.stem == {
         f"members.{i}.{name}": change for i in (0, 1) for name, change in single.stem.items()
     }

@@ -9,26 +9,20 @@ import numpy as np
 import pytest
 import timm
 import torch
-from builders import TINY_PARAMS
+from builders import CLASS_NAMES, train_params
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import TrainParams
-from pipeline.core.params_file import parse_params
 from pipeline.models import model as hyojo
 from pipeline.models.model import Classifier, ModelSpec
 from pipeline.models.weights import load_classifier, load_model, read_spec, save_weights
 from pipeline.train import planning
 from pipeline.train.planning import plan
 
-NAMES = ["angry", "happy", "sad"]
 
-
-def train_params(backbone: str = "test_resnet", **changes: Any) -> TrainParams:
-    """A train section with no transforms and a stock net's defaults, but for the changes."""
-    section = parse_params(TINY_PARAMS).train.model_dump()
-    section |= {"backbone": backbone, "backbone_args": {}, "transforms": {"train": [], "eval": []}} | changes
-    return TrainParams.model_validate(section)
+def planned(backbone: str = "test_resnet", **changes: Any) -> tuple[ModelSpec, list[str]]:
+    """The plan of a net for grey pictures of 48 px, and its notes."""
+    return plan(train_params(backbone, **changes), CLASS_NAMES, 48, 1)
 
 
 def make(spec: ModelSpec, seed: int = 0) -> torch.nn.Module:
@@ -42,7 +36,7 @@ def make(spec: ModelSpec, seed: int = 0) -> torch.nn.Module:
 
 def test_a_convolutional_net_takes_the_images_as_they_are() -> None:
     """resnet18 on 48 px grey: no resizing; ImageNet's statistics averaged over the channels."""
-    spec, notes = plan(train_params("resnet18"), NAMES, 48, 1)
+    spec, notes = planned("resnet18")
     assert notes == []
     assert spec.model_args == {"num_classes": 3, "in_chans": 1}
     mean, std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
@@ -53,7 +47,7 @@ def test_a_convolutional_net_takes_the_images_as_they_are() -> None:
 
 def test_colour_keeps_the_statistics_of_the_backbone() -> None:
     """Three channels in, so the statistics are timm's own."""
-    spec, _ = plan(train_params("resnet18"), NAMES, 48, 3)
+    spec, _ = plan(train_params("resnet18"), CLASS_NAMES, 48, 3)
     cfg = timm.get_pretrained_cfg("resnet18")
     assert spec.preprocessing["mean"] == list(cfg.mean)
     assert spec.preprocessing["std"] == list(cfg.std)
@@ -62,7 +56,7 @@ def test_colour_keeps_the_statistics_of_the_backbone() -> None:
 @pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "gmlp_ti16_224"])
 def test_a_net_of_fixed_size_is_built_for_the_images(backbone: str) -> None:
     """Nets with position tables get ``img_size``, so that they run on what is there, and on nothing else."""
-    spec, notes = plan(train_params(backbone), NAMES, 48, 1)
+    spec, notes = planned(backbone)
     assert notes == []
     assert spec.model_args == {"num_classes": 3, "in_chans": 1, "img_size": 48}
     net = timm.create_model(spec.backbone, **spec.model_args).eval()
@@ -73,7 +67,7 @@ def test_a_net_of_fixed_size_is_built_for_the_images(backbone: str) -> None:
 
 def test_a_net_that_cannot_take_the_size_gets_the_nearest() -> None:
     """HRNet's branches need multiples of 32: 48 px become 64, and that is said."""
-    spec, notes = plan(train_params("hrnet_w18_small"), NAMES, 48, 1)
+    spec, notes = planned("hrnet_w18_small")
     assert spec.preprocessing["input_size"] == 64
     assert notes == ["hrnet_w18_small does not take 48 px; images are resized to 64 px"]
     for split in ("train", "eval"):
@@ -84,29 +78,29 @@ def test_channels_may_change_on_the_way() -> None:
     """Grayscale to 3 in both lists makes a net for three channels; in one list alone it is refused."""
     grey = {"Grayscale": {"num_output_channels": 3}}
     both = train_params(transforms={"train": [grey], "eval": [grey]})
-    spec, _ = plan(both, NAMES, 48, 1)
+    spec, _ = plan(both, CLASS_NAMES, 48, 1)
     assert spec.model_args["in_chans"] == 3
     assert len(spec.preprocessing["mean"]) == 3
     probs = Classifier(make(spec), spec)(torch.zeros(2, 48, 48, 1, dtype=torch.uint8))
     assert probs.shape == (2, 3)
     with pytest.raises(UserError, match=r"train gives 3 channel\(s\) and eval 1"):
-        plan(train_params(transforms={"train": [grey], "eval": []}), NAMES, 48, 1)
+        planned(transforms={"train": [grey], "eval": []})
 
 
 def test_sizes_of_both_lists_are_brought_together() -> None:
     """A training crop smaller than the eval image stays as it is where the net takes it; else it is resized."""
     crop = {"RandomCrop": {"size": 32}}
     lists = {"train": [crop], "eval": []}
-    spec, _ = plan(train_params(transforms=lists), NAMES, 48, 1)
+    spec, _ = planned(transforms=lists)
     assert [next(iter(step)) for step in spec.preprocessing["train"]] == [
         "RandomCrop",
         "ToDtype",
         "Normalize",
     ]
-    fixed, _ = plan(train_params("vit_tiny_patch16_224", transforms=lists), NAMES, 48, 1)
+    fixed, _ = planned("vit_tiny_patch16_224", transforms=lists)
     assert fixed.preprocessing["train"][-1] == {"Resize": {"size": [48, 48]}}
     assert "Resize" not in fixed.preprocessing["eval"][-1]
-    chosen, notes = plan(train_params(input_size=40), NAMES, 48, 1)
+    chosen, notes = planned(input_size=40)
     assert notes == []
     assert chosen.preprocessing["eval"][-1] == {"Resize": {"size": [40, 40]}}
 
@@ -141,12 +135,12 @@ def test_what_cannot_work_is_refused_before_training(changes: dict[str, Any], sa
     """The message names the key and, where there is one, the nearest thing that works."""
     lists = {name: changes.pop(name, []) for name in ("train", "eval")}
     with pytest.raises(UserError, match=said):
-        plan(train_params(**({"transforms": lists} | changes)), NAMES, 48, 1)
+        planned(**({"transforms": lists} | changes))
 
 
 def test_a_name_may_say_which_weights() -> None:
     """A tag of timm's is part of a name."""
-    spec, _ = plan(train_params("test_resnet.r160_in1k"), NAMES, 48, 1)
+    spec, _ = planned("test_resnet.r160_in1k")
     assert spec.backbone == "test_resnet.r160_in1k"
 
 
@@ -154,14 +148,14 @@ def test_planning_draws_nothing() -> None:
     """What comes after, such as initial weights, does not depend on how many sizes were tried."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    plan(train_params("test_vit", transforms={"train": ["RandomHorizontalFlip"], "eval": []}), NAMES, 48, 1)
+    planned("test_vit", transforms={"train": ["RandomHorizontalFlip"], "eval": []})
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, ModelSpec, torch.nn.Module]:
     """A net saved in a folder, with its spec."""
-    spec, _ = plan(train_params(), NAMES, 48, 1)
+    spec, _ = planned()
     net = make(spec)
     save_weights(tmp_path, net, spec, "d" * 64, best_epoch=3)
     return tmp_path, spec, net
@@ -229,7 +223,7 @@ def test_loading_is_strict(saved: tuple[Path, ModelSpec, torch.nn.Module]) -> No
 def test_a_classifier_is_timm_and_torchvision(channels: int, tmp_path: Path) -> None:
     """Saved, loaded and called, it gives what both give by hand: crop, scale, normalise, resize, net, softmax."""
     lists = {"train": [], "eval": [{"CenterCrop": {"size": 40}}]}
-    spec, _ = plan(train_params(transforms=lists, input_size=48), NAMES, 44, channels)
+    spec, _ = plan(train_params(transforms=lists, input_size=48), CLASS_NAMES, 44, channels)
     net = make(spec)
     save_weights(tmp_path, net, spec, "d" * 64)
     images = np.random.default_rng(0).integers(0, 256, (5, 44, 44, channels), dtype=np.uint8)
@@ -253,7 +247,7 @@ def test_a_classifier_is_timm_and_torchvision(channels: int, tmp_path: Path) -> 
 
 def test_initial_weights_follow_the_global_seed() -> None:
     """Nothing given: random weights, the same for the same seed."""
-    spec, _ = plan(train_params(), NAMES, 48, 1)
+    spec, _ = planned()
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

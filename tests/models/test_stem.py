@@ -11,19 +11,18 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from builders import CLASS_NAMES, train_params
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import TrainParams
 from pipeline.evaluate import explanations
-from pipeline.export import stage
 from pipeline.models import costs, formats, maps, model, stem
 from pipeline.models.model import Classifier, ModelSpec
 from pipeline.models.weights import load_model, read_spec, save_weights
 from pipeline.train import planning
 from pipeline.train.planning import plan
-from tests.models.test_model import NAMES, train_params
 
 PLAIN = {"num_classes": 3, "in_chans": 1}
 # One of a family of nets; all but the first line's are slow to build or to run.
@@ -41,10 +40,15 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def planned(backbone: str, size: int = 48, **changes: Any) -> tuple[ModelSpec, list[str]]:
+    """The plan of a net for grey pictures of a size, and its notes."""
+    return plan(train_params(backbone, **changes), CLASS_NAMES, size, 1)
+
+
 def adapted(backbone: str, size: int = 48, **changes: Any) -> tuple[TrainParams, ModelSpec, list[str]]:
     """Params with ``stage.stem: adapt``, and the plan for grey pictures of a size."""
     params = train_params(backbone, stem="adapt", **changes)
-    return params, *plan(params, NAMES, size, 1)
+    return params, *plan(params, CLASS_NAMES, size, 1)
 
 
 def sides(net: nn.Module, size: int) -> tuple[int, ...]:
@@ -209,9 +213,9 @@ def test_patches_of_a_vision_transformer_are_resampled(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_suits_its_input_is_left_alone(backbone: str, size: int) -> None:
     """Large inputs, and our own nets on small ones: no change and no note, whatever ``stage.stem`` says."""
-    kept, _ = plan(train_params(backbone, stem="keep"), NAMES, size, 1)
+    kept, _ = planned(backbone, size, stem="keep")
     for choice in ("adapt", "auto"):
-        spec, notes = plan(train_params(backbone, stem=choice), NAMES, size, 1)
+        spec, notes = planned(backbone, size, stem=choice)
         assert spec == kept
         assert (spec.stem, notes) == ({}, [])
 
@@ -223,8 +227,8 @@ def test_what_suits_its_input_is_left_alone(backbone: str, size: int) -> None:
 )  # fmt: skip
 def test_left_to_choose_it_adapts_what_is_cheap(backbone: str, choice: str) -> None:
     """Large nets stay, and the log says what adapting costs; LeViT's map of 1x1 has no other remedy."""
-    spec, notes = plan(train_params(backbone, stem="auto"), NAMES, 48, 1)
-    chosen, said = plan(train_params(backbone, stem=choice), NAMES, 48, 1)
+    spec, notes = planned(backbone, stem="auto")
+    chosen, said = planned(backbone, stem=choice)
     assert spec == chosen
     if choice == "adapt":
         assert notes == said
@@ -243,7 +247,7 @@ def test_left_to_choose_it_adapts_what_is_cheap(backbone: str, choice: str) -> N
 )
 def test_a_large_net_keeps_its_last_map_by_rounding_up(backbone: str, changes: dict[str, Any]) -> None:
     """A map of 3x3 is halved to 2x2, where timm's net drops a row and a column; the weights and the other maps stay."""
-    spec, (note,) = plan(train_params(backbone, stem="auto"), NAMES, 48, 1)
+    spec, (note,) = planned(backbone, stem="auto")
     stock = timm.create_model(backbone, **PLAIN).eval()
     net = model.build_model(spec).eval()
     assert (spec.stem, spec.model_args) == (changes, PLAIN)
@@ -274,7 +278,7 @@ def test_a_large_net_keeps_its_last_map_by_rounding_up(backbone: str, changes: d
 
 def test_keep_leaves_a_net_as_timm_builds_it() -> None:
     """A map of 2x2 is poor, but it is what was asked for."""
-    spec, notes = plan(train_params("resnet18", stem="keep"), NAMES, 48, 1)
+    spec, notes = planned("resnet18", stem="keep")
     assert (spec.stem, spec.model_args, notes) == ({}, PLAIN, [])
     assert sides(model.build_model(spec), 48) == (2, 2)
 
@@ -297,8 +301,8 @@ def test_a_collapsed_map_is_refused_with_the_remedy(
     remedy = rf"Set {remedy}train\.input_size to a larger one, such as {larger}\."
     said = rf"train\.backbone: {backbone} shrinks pictures of {size} px to a map of 1x1, .* {remedy}$"
     with pytest.raises(UserError, match=said):
-        plan(train_params(backbone, **changes), NAMES, size, 1)
-    spec, _ = plan(train_params(backbone, **changes, input_size=larger), NAMES, size, 1)
+        planned(backbone, size, **changes)
+    spec, _ = planned(backbone, size, **changes, input_size=larger)
     assert spec.preprocessing["input_size"] == larger
 
 
@@ -348,25 +352,9 @@ def test_planning_draws_nothing_and_building_is_seeded() -> None:
 def test_what_an_answer_takes_is_that_of_twice_the_side(backbone: str) -> None:
     """With a halving less, 48 px cost the operations that the stock net has at 96 px, to the last one."""
     _, spec, _ = adapted(backbone)
-    stock, _ = plan(train_params(backbone, stem="keep"), NAMES, 96, 1)
+    stock, _ = planned(backbone, 96, stem="keep")
     here, there = (Classifier(model.build_model(each), each).eval() for each in (spec, stock))
     assert costs.count_costs(here, 48, 1) == costs.count_costs(there, 96, 1)
-
-
-def test_a_version_is_another_with_another_stem() -> None:
-    """The digest of a bundle follows the changes; a sidecar from before there were any has none."""
-    trust = {"temperature": 1.0, "ece": {"test": 0.1}, "abstain": None}
-    sidecar = {
-        "backbone": "b", "model_args": {}, "class_names": ["x", "y"], "preprocessing": {}, "weights_sha256": "0",
-        "data_digest": "1",
-    }  # fmt: skip
-
-    def digest(**entries: Any) -> str:
-        metrics = {"val": {}, "test": {}, "run_id": "r"}
-        return stage.describe(sidecar | entries, metrics, trust, {}, "t", {"absent": "off"})["digest"]
-
-    assert digest() == digest(stem={})
-    assert digest() != digest(stem={"conv1": {"stride": [1, 1]}})
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +34,7 @@ LAYER_NORM = (
     "train.backbone_args={patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}",
 )  # fmt: skip
 CPU = torch.device("cpu")
+Build = Callable[..., tuple[Trainer, model.ModelSpec]]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def prepared(prepared_dir: Path) -> Prepared:
 
 
 @pytest.fixture
-def build(prepared: Prepared) -> Callable[..., tuple[Trainer, model.ModelSpec]]:
+def build(prepared: Prepared) -> Build:
     """Makes a trainer and its spec from the tiny params with changes."""
 
     def make(*overrides: str) -> tuple[Trainer, model.ModelSpec]:
@@ -101,7 +101,7 @@ def inputs(trainer: Trainer) -> list[Tensor]:
     return seen
 
 
-def test_one_step_changes_every_parameter(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_train_one_epoch_one_step(prepared: Prepared, build: Build) -> None:
     trainer, _ = build(*PLAIN)
     before = weights(trainer)
     epoch(trainer, subset(prepared.split("train"), 16))
@@ -114,7 +114,7 @@ def test_one_step_changes_every_parameter(prepared: Prepared, build: Callable[..
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
-def test_a_tiny_set_is_learnt_by_heart(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_train_one_epoch_overfits(prepared: Prepared, build: Build) -> None:
     trainer, spec = build(
         *PLAIN, "train.batch_size=8", "train.epochs=12", "train.transforms.train=[RandomHorizontalFlip]"
     )
@@ -131,9 +131,7 @@ def test_a_tiny_set_is_learnt_by_heart(prepared: Prepared, build: Callable[..., 
     assert scores["loss"] < 0.1
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    prepared: Prepared, build: Callable[..., Any]
-) -> None:
+def test_train_one_epoch_same_and_other_seeds(prepared: Prepared, build: Build) -> None:
     results = []
     for place, seed in enumerate((3, 3, 4)):
         trainer, _ = build(f"train.seed={seed}")
@@ -147,9 +145,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert not any(torch.equal(one[name], three[name]) for name in one if one[name].ndim == 4)
 
 
-def test_an_epoch_takes_its_batches_from_the_order_and_counts_what_it_took(
-    prepared: Prepared, build: Callable[..., Any]
-) -> None:
+def test_train_one_epoch_takes_batches_in_order(prepared: Prepared, build: Build) -> None:
     trainer, _ = build("train.batch_size=32", "train.seed=5")
     taken: list[list[int]] = []
     augmentation = trainer.augmentation
@@ -173,9 +169,7 @@ def test_an_epoch_takes_its_batches_from_the_order_and_counts_what_it_took(
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_loss_and_accuracy_are_means_over_the_samples_as_trained_on(
-    prepared: Prepared, build: Callable[..., Any], accumulate: int
-) -> None:
+def test_train_one_epoch_scores_are_means(prepared: Prepared, build: Build, accumulate: int) -> None:
     net = LAYER_NORM if accumulate > 1 else ()  # batch norm would see other batches
     trainer, spec = build(
         *PLAIN, *net, "train.lr=0.000000000001", "train.batch_size=24", f"train.accumulate={accumulate}"
@@ -196,7 +190,7 @@ def test_loss_and_accuracy_are_means_over_the_samples_as_trained_on(
     assert scores["accuracy"] == pytest.approx(np.mean(hits), abs=1 / 72)
 
 
-def test_soft_targets_and_weights_reach_the_loss(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_train_one_epoch_soft_targets_and_weights(prepared: Prepared, build: Build) -> None:
     trainer, spec = build(*PLAIN)
     twin = copy.deepcopy(trainer.model).train()
     split, rng = subset(prepared.split("train"), 16), np.random.default_rng(0)
@@ -214,9 +208,7 @@ def test_soft_targets_and_weights_reach_the_loss(prepared: Prepared, build: Call
     assert epoch(plain, split)["loss"] != pytest.approx(scores["loss"], rel=1e-3)
 
 
-def test_an_epoch_that_was_left_is_entered_where_it_was_left(
-    prepared: Prepared, build: Callable[..., Any]
-) -> None:
+def test_train_one_epoch_entered_midway(prepared: Prepared, build: Build) -> None:
     overrides = ("train.backbone_args.drop_path_rate=0.2", "train.mixing.mixup_alpha=0.4")
     whole, _ = build(*overrides)
     scores = epoch(whole, prepared.split("train"))
@@ -241,9 +233,7 @@ def test_an_epoch_that_was_left_is_entered_where_it_was_left(
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 27, 100])
-def test_scores_count_every_sample_and_equal_scikit_learns(
-    prepared: Prepared, build: Callable[..., Any], batch_size: int
-) -> None:
+def test_evaluate_equals_scikit_learn(prepared: Prepared, build: Build, batch_size: int) -> None:
     trainer, spec = build()
     epoch(trainer, prepared.split("train"))
     classifier = model.Classifier(trainer.model, spec).eval()
@@ -269,7 +259,7 @@ def test_scores_count_every_sample_and_equal_scikit_learns(
     }
 
 
-def test_val_is_scored_at_the_precision_of_training(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_predict_precision(prepared: Prepared, build: Build) -> None:
     trainer, spec = build()
     classifier, images = model.Classifier(trainer.model, spec).eval(), prepared.split("val").images
     seen = []
@@ -282,9 +272,7 @@ def test_val_is_scored_at_the_precision_of_training(prepared: Prepared, build: C
     assert (rounded != exact).any()
 
 
-def test_evaluating_leaves_the_net_and_the_random_state_as_they_are(
-    prepared: Prepared, build: Callable[..., Any]
-) -> None:
+def test_evaluate_changes_nothing(prepared: Prepared, build: Build) -> None:
     trainer, spec = build()
     before, state = weights(trainer), torch.get_rng_state()
     loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), trainer)
@@ -293,7 +281,7 @@ def test_evaluating_leaves_the_net_and_the_random_state_as_they_are(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_loss_that_is_not_finite_names_the_remedy(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_train_one_epoch_not_finite(prepared: Prepared, build: Build) -> None:
     trainer, _ = build()
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(float("nan"))
@@ -301,9 +289,7 @@ def test_a_loss_that_is_not_finite_names_the_remedy(prepared: Prepared, build: C
         epoch(trainer, prepared.split("train"), 3)
 
 
-def test_probabilities_that_are_not_finite_name_the_remedy(
-    prepared: Prepared, build: Callable[..., Any]
-) -> None:
+def test_evaluate_not_finite(prepared: Prepared, build: Build) -> None:
     trainer, spec = build()
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(float("nan"))
@@ -312,9 +298,7 @@ def test_probabilities_that_are_not_finite_name_the_remedy(
 
 
 @pytest.mark.parametrize("limit", [1e-3, None, 1e6])
-def test_gradients_are_clipped_to_the_norm(
-    prepared: Prepared, build: Callable[..., Any], limit: float | None
-) -> None:
+def test_update_clips_gradients(prepared: Prepared, build: Build, limit: float | None) -> None:
     # Plain SGD at a rate of 1: the change of the weights is the gradient.
     trainer, spec = build(*PLAIN, "train.optimizer=sgd")
     trainer.params = trainer.params.model_copy(update={"grad_clip_norm": limit})
@@ -335,7 +319,7 @@ def test_gradients_are_clipped_to_the_norm(
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
-def test_every_precision_trains_on_the_cpu(prepared: Prepared, build: Callable[..., Any], amp: str) -> None:
+def test_train_one_epoch_precisions(prepared: Prepared, build: Build, amp: str) -> None:
     seen = []
     trainer, _ = build(*PLAIN, f"train.amp={amp}")
     trainer.model.register_forward_hook(lambda _net, _args, out: seen.append(out.dtype))
@@ -350,7 +334,7 @@ def test_every_precision_trains_on_the_cpu(prepared: Prepared, build: Callable[.
     assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
 
 
-def test_fp16_skips_a_step_that_overflows_and_goes_on(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_update_fp16_overflow(prepared: Prepared, build: Build) -> None:
     trainer, _ = build(*PLAIN, "train.amp=fp16")
     scale = trainer.scaler.get_scale()
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
@@ -360,7 +344,7 @@ def test_fp16_skips_a_step_that_overflows_and_goes_on(prepared: Prepared, build:
     assert trainer.scaler.get_scale() == scale / 2
 
 
-def test_averaged_weights_follow_timms_formula(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_train_one_epoch_averages_weights(prepared: Prepared, build: Build) -> None:
     trainer, _ = build("train.ema_decay=0.6", "train.batch_size=8")
     assert isinstance(trainer.ema, ModelEmaV3)
     average = {name: value.double() for name, value in weights(trainer).items()}
@@ -386,7 +370,7 @@ def test_averaged_weights_follow_timms_formula(prepared: Prepared, build: Callab
     assert not all(torch.allclose(live[name].double(), average[name]) for name in average)
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_resolve_device() -> None:
     assert resolve_device("cpu") == CPU
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("cuda:77", "gpu", "nonsense"):
@@ -399,9 +383,7 @@ MIXED = ("train.mixing.mixup_alpha=0.5", "train.mixing.cutmix_alpha=1.0")
 
 @pytest.mark.parametrize("limit", ["null", "0.05"])
 @pytest.mark.parametrize("mixing", [(), MIXED], ids=["plain", "mixed"])
-def test_accumulated_gradients_are_those_of_the_whole_batch(
-    prepared: Prepared, build: Callable[..., Any], mixing: tuple[str, ...], limit: str
-) -> None:
+def test_update_accumulated(prepared: Prepared, build: Build, mixing: tuple[str, ...], limit: str) -> None:
     found, seen = [], []
     for accumulate in (1, 2, 8):
         trainer, _ = build(
@@ -412,7 +394,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         scores = epoch(trainer, prepared.split("train"))
         assert len(seen[-1]) == 4 * accumulate
         assert trainer.updates == 4
-        found.append((scores, weights(trainer), weights_of(trainer.ema.module)))
+        found.append((scores, weights(trainer), copy.deepcopy(trainer.ema.module.state_dict())))
     one = found[0]
     for other in found[1:]:
         assert other[0] == pytest.approx(one[0], abs=1e-5)
@@ -423,21 +405,14 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     assert all(torch.equal(torch.cat(seen[0]), torch.cat(each)) for each in seen[1:])
 
 
-def weights_of(net: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of a net's state."""
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def test_an_only_batch_that_is_small_is_taken_whole(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_train_one_epoch_small_batch(prepared: Prepared, build: Build) -> None:
     trainer, _ = build("train.accumulate=4")
     seen = inputs(trainer)
     epoch(trainer, subset(prepared.split("train"), 7))
     assert [len(images) for images in seen] == [7]
 
 
-def test_frozen_parts_keep_weights_and_batch_statistics(
-    prepared: Prepared, build: Callable[..., Any]
-) -> None:
+def test_train_one_epoch_frozen_parts(prepared: Prepared, build: Build) -> None:
     trainer, spec = build("train.freeze=[stem, stages.0]")
     before = weights(trainer)
     for number in range(2):
@@ -453,7 +428,7 @@ def test_frozen_parts_keep_weights_and_batch_statistics(
     }
 
 
-def test_sizes_grow_as_the_list_says(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_train_one_epoch_progressive(prepared: Prepared, build: Build) -> None:
     sizes = "train.progressive=[{epoch: 1, size: 8}, {epoch: 3, size: 12}, {epoch: 4, size: null}]"
     trainer, _ = build(*PLAIN, sizes)
     plain, _ = build(*PLAIN)
@@ -471,7 +446,7 @@ def test_sizes_grow_as_the_list_says(prepared: Prepared, build: Callable[..., An
     assert torch.equal(small[4], full[4])
 
 
-def test_a_size_that_the_net_does_not_take_is_refused_before_training(build: Callable[..., Any]) -> None:
+def test_build_trainer_size_not_taken(build: Build) -> None:
     with pytest.raises(UserError, match=r"train\.progressive\.1: .*12 px"):
         build(*LAYER_NORM, "train.progressive=[{epoch: 1, size: 16}, {epoch: 2, size: 12}]")
 
@@ -480,9 +455,7 @@ def test_a_size_that_the_net_does_not_take_is_refused_before_training(build: Cal
     "changes", [MIXED, ("train.imbalance.method=sampling",), ("train.backbone_args.drop_path_rate=0.3",)],
     ids=["mixing", "sampling", "drop path"],
 )  # fmt: skip
-def test_every_draw_follows_from_the_seed(
-    prepared: Prepared, build: Callable[..., Any], changes: tuple[str, ...]
-) -> None:
+def test_train_one_epoch_draws(prepared: Prepared, build: Build, changes: tuple[str, ...]) -> None:
     rows = np.flatnonzero(prepared.split("train").targets != 1)[:20]
     rows = np.concatenate([np.flatnonzero(prepared.split("train").targets == 1), rows])
     whole = prepared.split("train")
@@ -501,7 +474,7 @@ def test_every_draw_follows_from_the_seed(
     assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
 
 
-def test_mixing_ends_where_it_should(prepared: Prepared, build: Callable[..., Any]) -> None:
+def test_train_one_epoch_mixing_ends(prepared: Prepared, build: Build) -> None:
     mixed, _ = build(*PLAIN, *MIXED, "train.mixing.off_epoch=3")
     plain, _ = build(*PLAIN)
     one, two = inputs(mixed), inputs(plain)
@@ -514,9 +487,7 @@ def test_mixing_ends_where_it_should(prepared: Prepared, build: Callable[..., An
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-def test_compiled_it_computes_the_same_under_the_same_names(
-    prepared: Prepared, build: Callable[..., Any]
-) -> None:
+def test_wrap_compiled(prepared: Prepared, build: Build) -> None:
     found = []
     for compiled in ("false", "true"):
         overrides = [*PLAIN, "train.lr=0.001", f"train.compile={compiled}"]
@@ -536,8 +507,8 @@ def test_compiled_it_computes_the_same_under_the_same_names(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("part", [0.5, 0.0], ids=["resident", "pinned"])
-def test_cuda_trains_as_the_cpu_does(
-    prepared: Prepared, build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, part: float
+def test_train_one_epoch_on_cuda(
+    prepared: Prepared, build: Build, monkeypatch: pytest.MonkeyPatch, part: float
 ) -> None:
     monkeypatch.setattr("pipeline.train.loader.RESIDENT_PART", part)
     split, found = prepared.split("train"), []

@@ -38,6 +38,7 @@ from pipeline.train import job, loop, stage
 
 ROOT = Path(__file__).parents[2]
 OUT = Path("models/train")
+Digests = dict[str, str]
 UPDATES = 3 * (72 // 16)  # epochs x whole batches
 
 
@@ -88,7 +89,7 @@ def steps(run_id: str, metric: str = "train/loss") -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Digests:
     """Results of a training that nothing disturbed."""
     root = make_project(tmp_path_factory.mktemp("uninterrupted") / "project", empty_store)
     former, formats.check_exportable = formats.check_exportable, fake_probe
@@ -125,7 +126,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> StopRequest:
     return stop
 
 
-def test_it_writes_weights_history_and_the_run(project: Path) -> None:
+def test_train_writes_outs_and_the_run(project: Path) -> None:
     train()
     names = {"weights.pt", "weights.json", "history.csv", "curves.png", "run.json"}
     assert {path.name for path in OUT.iterdir()} == names
@@ -170,7 +171,7 @@ def test_it_writes_weights_history_and_the_run(project: Path) -> None:
     }
 
 
-def test_saved_weights_score_what_history_says(project: Path) -> None:
+def test_write_outs_weights_score_what_history_says(project: Path) -> None:
     train()
     history = pd.read_csv(OUT / "history.csv", index_col="epoch")
     best = history.loc[json.loads((OUT / "weights.json").read_text())["best_epoch"]]
@@ -184,9 +185,7 @@ def test_saved_weights_score_what_history_says(project: Path) -> None:
     )
 
 
-def test_trained_again_from_nothing_it_gives_the_same_bytes(
-    project: Path, uninterrupted: dict[str, str]
-) -> None:
+def test_train_again_gives_the_same_bytes(project: Path, uninterrupted: Digests) -> None:
     np.random.seed(123)
     random.seed(123)
     torch.manual_seed(123)
@@ -194,7 +193,7 @@ def test_trained_again_from_nothing_it_gives_the_same_bytes(
     assert results() == uninterrupted
 
 
-def test_no_choice_sees_the_test_split(project: Path, uninterrupted: dict[str, str]) -> None:
+def test_train_never_sees_the_test_split(project: Path, uninterrupted: Digests) -> None:
     """Trained without a pixel or a label of it, the weights are the same; and what picks them is of val."""
     (project / "data/prepared/test.npy").unlink()
     path = project / "data/prepared/manifest.csv"
@@ -208,8 +207,8 @@ def test_no_choice_sees_the_test_split(project: Path, uninterrupted: dict[str, s
 
 
 @pytest.mark.parametrize("update", [0, 3, 5, UPDATES - 1])
-def test_stopped_and_run_again_it_ends_alike_on_one_run(
-    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch, update: int
+def test_train_after_a_stop(
+    project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch, update: int
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
         train(stop=stop_at(patch, update))
@@ -231,8 +230,8 @@ def test_stopped_and_run_again_it_ends_alike_on_one_run(
     assert steps(run.info.run_id) == [1, 2, 3]
 
 
-def test_stopped_again_and_again_it_still_ends_alike(
-    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_train_after_many_stops(
+    project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(UPDATES // 2):
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
@@ -263,7 +262,7 @@ def test_stopped_again_and_again_it_still_ends_alike(
     ],
     ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16", "everything", "one by one"],
 )
-def test_other_optimizers_and_schedules_go_on_alike_too(
+def test_train_after_stops_with_other_settings(
     tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:
     found = []
@@ -281,9 +280,7 @@ def test_other_optimizers_and_schedules_go_on_alike_too(
     assert found[0] == found[1]
 
 
-def test_a_crash_marks_the_run_and_the_next_start_goes_on(
-    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_after_a_crash(project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(count: int) -> None:
         if count == 6:
             raise RuntimeError("a crash")
@@ -300,8 +297,8 @@ def test_a_crash_marks_the_run_and_the_next_start_goes_on(
     assert run.info.status == "FINISHED"
 
 
-def test_killed_while_the_run_is_being_made_it_leaves_one_run(
-    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_train_killed_while_the_run_is_made(
+    project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: object) -> None:
         raise SystemExit  # passes all handlers, as a kill does
@@ -318,8 +315,8 @@ def test_killed_while_the_run_is_being_made_it_leaves_one_run(
     assert run.info.status == "FINISHED"
 
 
-def test_lost_outs_are_restored_without_training(
-    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_train_restores_lost_outs(
+    project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train()
     run_id = json.loads((OUT / "run.json").read_text())["run_id"]
@@ -336,20 +333,19 @@ def test_lost_outs_are_restored_without_training(
     assert steps(run_id, "train/best_epoch") == [0]
 
 
-def test_edited_comments_restore_and_edited_code_trains_anew(project: Path, tmp_path: Path) -> None:
+def test_train_after_edited_comments_and_code(project: Path, tmp_path: Path) -> None:
     """The outs of a finished training come back without an update, on its run, when what changed has no effect."""
     code = tmp_path / "code"
     shutil.copytree(ROOT / "pipeline", code / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    first = spawn("none", "0", code=code)
+    first = spawn(code=code)
     output, _ = first.communicate()
     assert first.returncode == 0, output
     wanted, record = results(), json.loads((OUT / "run.json").read_text())
-    killed = str(int(signal.SIGKILL))
     for edit, status in (("# A comment.\n", 0), ("EXTRA = 1\n", -signal.SIGKILL)):
         with (code / "pipeline/train/loop.py").open("a") as file:
             file.write(edit)
         shutil.rmtree("models")
-        again = spawn("0", killed, code=code)  # its first update would be its end
+        again = spawn("update", 0, signal.SIGKILL, code=code)  # its first update would be its end
         output, _ = again.communicate()
         assert again.returncode == status, output
         if status == 0:
@@ -358,7 +354,7 @@ def test_edited_comments_restore_and_edited_code_trains_anew(project: Path, tmp_
             assert [run.info.run_id for run in runs()] == [record["run_id"]]
 
 
-def test_the_last_finished_checkpoint_is_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_keeps_the_last_finished_checkpoint(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another job's end discards it; an unfinished one stays."""
 
     def keys() -> set[str]:
@@ -376,7 +372,7 @@ def test_the_last_finished_checkpoint_is_kept(project: Path, monkeypatch: pytest
     assert keys() == {unfinished}
 
 
-def test_other_params_are_another_job(project: Path) -> None:
+def test_hash_job(project: Path) -> None:
     prepared = load_prepared("data/prepared")
 
     def key(*overrides: str) -> str:
@@ -389,7 +385,7 @@ def test_other_params_are_another_job(project: Path) -> None:
     assert len(others) == 5
 
 
-def test_early_stopping_keeps_the_best_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_keeps_the_best_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.5, 0.6, 0.6, 0.55, 0.9, 0.9])
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -416,7 +412,7 @@ def test_early_stopping_keeps_the_best_weights(project: Path, monkeypatch: pytes
         ("loss", [0.5, 0.6, 0.4, 0.3, 0.2], 5, 5),
     ],
 )
-def test_every_metric_stops_and_picks_in_its_direction(
+def test_fit_picks_by_every_metric(
     project: Path, monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float], best: int, length: int
 ) -> None:
     each = iter(values)
@@ -430,8 +426,8 @@ def test_every_metric_stops_and_picks_in_its_direction(
     assert len(pd.read_csv(OUT / "history.csv")) == length
 
 
-def test_a_full_disk_costs_no_progress(
-    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_train_after_a_full_disk(
+    project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, count = torch.save, iter(range(100))
 
@@ -455,7 +451,7 @@ def test_a_full_disk_costs_no_progress(
     assert results() == uninterrupted
 
 
-def test_a_place_where_no_checkpoint_can_be_kept_is_refused(project: Path) -> None:
+def test_train_without_a_place_for_checkpoints(project: Path) -> None:
     Path(".hyojo").mkdir()
     Path(".hyojo/checkpoints").write_text("not a folder")
     with pytest.raises(UserError, match="checkpoints"):
@@ -463,7 +459,7 @@ def test_a_place_where_no_checkpoint_can_be_kept_is_refused(project: Path) -> No
     assert not OUT.exists()
 
 
-def test_a_damaged_checkpoint_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_damaged_checkpoint(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         train(stop=stop_at(patch, 2))
     (path,) = Path(".hyojo/checkpoints").glob("*/state.pt")
@@ -477,16 +473,7 @@ def untouched(project: Path) -> bool:
     return not OUT.exists() and not list(project.glob(".hyojo/checkpoints/*/*")) and not runs()
 
 
-def test_weights_of_another_digest_stop_it_before_anything_is_written(project: Path) -> None:
-    torch.save({}, "start.pt")
-    with pytest.raises(UserError, match=r"train\.weights_sha256"):
-        train("train.weights=start.pt", f"train.weights_sha256={'0' * 64}")
-    assert untouched(project)
-
-
-def test_a_net_is_adapted_to_small_images_and_says_so(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_adapted_stem(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`train.stem: adapt` from the plan to the log, the weights that are loaded, and the cost that is tracked."""
     net = ("train.backbone=test_resnet", "train.backbone_args={}", "train.lr=0.01", "train.epochs=2")
     with pytest.raises(UserError, match=r"Set train\.stem to adapt"):
@@ -511,34 +498,28 @@ def test_a_net_is_adapted_to_small_images_and_says_so(
         (["train.device=cuda:99"], "train.device"),
         (["train.device=gpu"], "train.device"),
         (["train.freeze=[stems]"], r"train\.freeze.*did you mean stem"),
+        (["train.weights=params.yaml", f"train.weights_sha256={'0' * 64}"], r"train\.weights_sha256"),
+        (["train.epochs=4"], "exported to none"),
     ],
 )
-def test_names_that_do_not_exist_stop_it_before_anything_is_written(
-    project: Path, overrides: list[str], part: str
+def test_train_refuses_before_anything_is_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], part: str
 ) -> None:
+    monkeypatch.setattr(formats, "check_exportable", lambda *_: {"pt2": "no such operator"})
     with pytest.raises(UserError, match=part):
         train(*overrides)
     assert untouched(project)
 
 
-def test_a_net_that_can_be_exported_to_nothing_is_refused(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(formats, "check_exportable", lambda *_: {"pt2": "no such operator"})
-    with pytest.raises(UserError, match="exported to none"):
-        train()
-    assert untouched(project)
-
-
-def test_a_loss_that_diverges_fails_with_a_remedy(project: Path) -> None:
+def test_train_diverging_loss(project: Path) -> None:
     with pytest.raises(UserError, match=r"train\.lr"):
         train("train.lr=1e30", "train.grad_clip_norm=null", "train.ema_decay=0.0")
     (run,) = runs()
     assert run.info.status == "FAILED"
 
 
-def test_with_a_dead_server_training_ends_well_and_keeps_an_id(
-    project: Path, uninterrupted: dict[str, str], capsys: pytest.CaptureFixture[str]
+def test_train_with_a_dead_server(
+    project: Path, uninterrupted: Digests, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     start = time.monotonic()
@@ -558,39 +539,49 @@ def test_with_a_dead_server_training_ends_well_and_keeps_an_id(
     assert steps(run.info.run_id) == [1, 2, 3]
 
 
-# The stage as a process of its own, which does something to itself at a certain moment.
+# The stage as a process of its own, which sends itself a signal before an update, or in the middle of a save, that
+# come so many after others; each update takes a while longer.
 DRIVER = """
-import os, signal, sys
+import os, signal, sys, time
+import torch
 from pipeline.models import formats
-from pipeline.train import loop, stage as train
+from pipeline.reporting import plots
+from pipeline.train import job, loop, stage as train
 from pipeline.core.errors import stage_main
 formats.check_exportable = lambda *_: {"pt2": None}
-moment, number = sys.argv[1], int(sys.argv[2])
-update, count = loop.update, iter(range(10**6))
-def wrapped(*args):
-    if next(count) == int(moment):
-        os.kill(os.getpid(), number)
+plots.save = lambda _figure, path: path.write_bytes(b"png")
+plots.training_curves = lambda *_: None
+event, place, number, pause, interval = sys.argv[1], *map(float, sys.argv[2:])
+job.CHECKPOINT_INTERVAL_S = interval
+update, save, updates, saves = loop.update, torch.save, iter(range(10**6)), iter(range(10**6))
+def counted(*args):
+    count = next(updates)
+    if count == 0:
+        print("training", flush=True)
+    if event == "update" and count == place:
+        os.kill(os.getpid(), int(number))
+    time.sleep(pause)
     return update(*args)
-if moment.isdigit():
-    loop.update = wrapped
-elif moment == "saving":
-    import torch
-    save, saves = torch.save, iter(range(100))
-    def half(state, file):
-        if next(saves) == 3:
-            file.write(b"half of it")
-            file.flush()
-            os.kill(os.getpid(), number)
+def half(state, file):
+    if event == "save" and next(saves) == place:
         save(state, file)
-    torch.save = half
+        file.truncate(file.tell() // 2)
+        file.flush()
+        os.kill(os.getpid(), int(number))
+    save(state, file)
+loop.update, torch.save = counted, half
+print("ready", flush=True)
 stage_main(train.main)
 """
 
 
-def spawn(*args: str, code: Path = ROOT) -> subprocess.Popen[str]:
+def spawn(
+    event: str = "", place: int = 0, number: int = 0, *, slow: bool = False, code: Path = ROOT
+) -> subprocess.Popen[str]:
     """Start the stage, of some tree of code, in a process of its own, in the working directory."""
+    settings = [event, place, int(number), *((0.04, 0.1) if slow else (0, 30))]
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *args],
+        [sys.executable, "-c", DRIVER, *map(str, settings)],
         env={**os.environ, "PYTHONPATH": str(code)},
         text=True,
         stdout=subprocess.PIPE,
@@ -598,14 +589,21 @@ def spawn(*args: str, code: Path = ROOT) -> subprocess.Popen[str]:
     )
 
 
-def test_killed_while_it_saves_and_run_again_it_ends_alike(
-    project: Path, uninterrupted: dict[str, str]
+@pytest.mark.parametrize(
+    "event, place, number, code, status",
+    [("save", 3, signal.SIGKILL, -9, "RUNNING"), ("update", 6, signal.SIGTERM, 143, "KILLED")],
+)
+def test_train_after_a_signal_ends_alike(
+    project: Path, uninterrupted: Digests, event: str, place: int, number: int, code: int, status: str
 ) -> None:
-    process = spawn("saving", str(int(signal.SIGKILL)))
+    """Killed while it writes a checkpoint, or asked to stop."""
+    process = spawn(event, place, number)
     output, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, output
+    assert process.returncode == code, output
+    assert ("goes on from here" in output) == (code == 143)
     assert not OUT.exists()
-    assert list(Path(".hyojo/checkpoints").glob("*/.*.tmp.*"))  # half of a checkpoint
+    assert [run.info.status for run in runs()] == [status]
+    assert bool(list(Path(".hyojo/checkpoints").glob("*/.*.tmp.*"))) == (event == "save")
     train()
     assert results() == uninterrupted
     (run,) = runs()
@@ -614,22 +612,9 @@ def test_killed_while_it_saves_and_run_again_it_ends_alike(
     assert not list(Path(".hyojo/checkpoints").glob("*/.*.tmp.*"))
 
 
-def test_sigterm_ends_it_with_143_and_a_killed_run(project: Path, uninterrupted: dict[str, str]) -> None:
-    process = spawn("6", str(int(signal.SIGTERM)))
-    output, _ = process.communicate()
-    assert process.returncode == 143, output
-    assert "goes on from here" in output
-    assert [run.info.status for run in runs()] == ["KILLED"]
-    train()
-    assert results() == uninterrupted
-    assert [run.info.status for run in runs()] == ["FINISHED"]
-
-
 @pytest.mark.slow
-def test_a_second_trainer_of_the_same_job_waits_and_takes_its_result(
-    project: Path, uninterrupted: dict[str, str]
-) -> None:
-    processes = [spawn("none", "0") for _ in range(2)]
+def test_train_twice_at_once(project: Path, uninterrupted: Digests) -> None:
+    processes = [spawn() for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert sum("waiting for it to end" in output for output in outputs) == 1
@@ -642,42 +627,10 @@ def test_a_second_trainer_of_the_same_job_waits_and_takes_its_result(
 EPOCHS = 400
 LONG = (f"train.epochs={EPOCHS}", *EVERYTHING)
 KILLS = 24
-# A training that takes seconds and not an instant, with a checkpoint after every third update, and every fourth
-# kill in the middle of writing one.
-SLOW_DRIVER = """
-import os, signal, sys, time
-from pathlib import Path
-import torch
-from pipeline.models import formats
-from pipeline.reporting import plots
-from pipeline.train import job, loop, stage as train
-from pipeline.core.errors import stage_main
-formats.check_exportable = lambda *_: {"pt2": None}
-plots.save = lambda _figure, path: path.write_bytes(b"png")
-plots.training_curves = lambda *_: None
-job.CHECKPOINT_INTERVAL_S = 0.1
-update, save, saves, updates = loop.update, torch.save, iter(range(10**6)), iter(range(10**6))
-victim = int(sys.argv[1])
-def slow(*args):
-    if next(updates) == 0:
-        print("training", flush=True)
-    time.sleep(0.04)
-    return update(*args)
-def half(state, file, *args):
-    if next(saves) == victim:
-        save(state, file, *args)
-        file.truncate(file.tell() // 2)
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(state, file, *args)
-loop.update, torch.save = slow, half
-print("ready", flush=True)
-stage_main(train.main)
-"""
 
 
 @pytest.mark.slow
-def test_kills_at_moments_of_chance_change_nothing(
+def test_train_after_many_kills(
     tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, rng = [], random.Random(0)
@@ -689,11 +642,7 @@ def test_kills_at_moments_of_chance_change_nothing(
         for kill in range(KILLS if name == "killed" else 0):
             writing = kill % 4 == 3
             victim = rng.randrange(3, 9) if writing else -1
-            process = subprocess.Popen(
-                [sys.executable, "-c", SLOW_DRIVER, str(victim)],
-                env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            process = spawn("save", victim, signal.SIGKILL, slow=True)  # every fourth in the middle of a save
             assert process.stdout.readline() == "ready\n"
             ready = time.monotonic()
             if not writing:
@@ -732,8 +681,8 @@ def log_kill(kill: int, after_s: float, writing: bool, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_costs_no_epoch_and_gets_the_history_later(
-    project: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_train_while_the_server_dies(
+    project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     database = tmp_path / "server.db"
     shutil.copy2(project / "mlflow.db", database)

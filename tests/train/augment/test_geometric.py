@@ -97,12 +97,9 @@ def test_nearest_reads_the_same_pixels(module: v2.Transform) -> None:
     kernel = made(module, images)
     params = kernel.draw(uniforms(kernel.draws, len(images)))
     found = kernel.apply(images, params)
-    expected = [
-        F.rotate(image, row["angle"], fill=module.fill)
-        if isinstance(module, v2.RandomRotation)
-        else affine(image, row, fill=module.fill)
-        for image, row in zip(images, rows(params))
-    ]
+    turns = isinstance(module, v2.RandomRotation)
+    peers = [(F.rotate if turns else affine, row["angle"] if turns else row) for row in rows(params)]
+    expected = [peer(image, row, fill=module.fill) for image, (peer, row) in zip(images, peers)]
     same = (found - torch.stack(expected)).abs() < 1e-6
     assert same.float().mean() > 0.9995
 
@@ -150,11 +147,8 @@ def test_crops_are_exact(module: v2.RandomCrop, fill: Any) -> None:
     params = kernel.draw(uniforms(2, len(images)))
     found = kernel.apply(images, params)
     for image, out, row in zip(images, found, rows(params), strict=True):
-        frame = module.make_params([image]) | {
-            "top": int(row["top"]),
-            "left": int(row["left"]),
-            "needs_crop": True,
-        }
+        corner = {name: int(value) for name, value in row.items()}
+        frame = module.make_params([image]) | corner | {"needs_crop": True}
         torch.testing.assert_close(out, module.transform(image, frame), atol=1e-6 if fill else 0, rtol=0)
 
 
@@ -233,9 +227,8 @@ def test_boxes_are_drawn_as_torchvision_draws(module: v2.Transform) -> None:
     for name, values in found.items():
         theirs = [float(row[name]) for row in peer]
         assert ks(values, theirs) > 0.001
-        assert (values.min(), values.max()) == (min(theirs), max(theirs)) or isinstance(
-            module, v2.RandomResizedCrop
-        )
+        if isinstance(module, v2.RandomCrop):
+            assert (values.min(), values.max()) == (min(theirs), max(theirs))
 
 
 @pytest.mark.parametrize("ratio", [(3.0, 4.0), (0.2, 0.3), (0.5, 2.0)])

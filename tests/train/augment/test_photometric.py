@@ -146,13 +146,8 @@ def test_boxes_to_erase_are_drawn_as_torchvision_draws(args: dict[str, Any]) -> 
 def test_what_is_done_now_and_then_agrees_with_torchvision(
     module: nn.Module, functional: Any, channels: int
 ) -> None:
-    batch = torch.cat(
-        [
-            scenes(24, channels),
-            faces(7, channels),
-            torch.full((1, SIZE, SIZE, channels), 7, dtype=torch.uint8),
-        ]
-    )
+    flat = torch.full((1, SIZE, SIZE, channels), 7, dtype=torch.uint8)
+    batch = torch.cat([scenes(24, channels), faces(7, channels), flat])
     made = registry.build_kernel(type(module).__name__, module, (channels, SIZE, SIZE), GREY_LEVEL)
     applied = torch.arange(len(batch)) % 2 == 1
     found = made.apply(floats(batch), {"applied": applied})
@@ -239,10 +234,8 @@ def test_resized_crop_flip_agrees_with_torchvision() -> None:
     boxes, flips = params_of(made, 48)[0]
     for picture, out, box, flip in zip(batch, found, boxes, flips, strict=True):
         whole = {name: int(value) for name, value in box.items()}
-        for image, tolerance in (
-            (picture.permute(2, 0, 1) / 255, 1e-5),
-            (picture.permute(2, 0, 1), GREY_LEVEL),
-        ):
+        values = picture.permute(2, 0, 1)
+        for image, tolerance in ((values / 255, 1e-5), (values, GREY_LEVEL)):
             expected = F.resized_crop(image, **whole, size=[40, 40])
             expected = F.horizontal_flip(expected) if flip["flip"] else expected
             expected = F.normalize(expected if expected.is_floating_point() else expected / 255, MEAN, STD)
@@ -336,9 +329,8 @@ def test_a_sample_is_the_same_in_any_batch(specs: list, channels: int) -> None:
     finally:
         torch.set_num_threads(threads)
     assert not torch.equal(made(batch, samples, 5), together)
-    assert not torch.equal(
-        augmentation(specs, channels, MEAN * channels, STD * channels, seed=4)(batch, samples, 4), together
-    )
+    other = augmentation(specs, channels, MEAN * channels, STD * channels, seed=4)
+    assert not torch.equal(other(batch, samples, 4), together)
 
 
 def test_a_repeated_transform_draws_anew() -> None:
