@@ -14,24 +14,28 @@ from torchvision.transforms import InterpolationMode
 from pipeline.train.augment import geometric, photometric
 from pipeline.train.augment.resampling import Move, Resampling
 
-# What is done to images (B, C, H, W) by torchvision's module of that name, with its probability ``p``, or always.
-SOMETIMES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    "RandomGrayscale": lambda module, images: photometric.to_grey(images).expand_as(images),
-    "RandomInvert": lambda module, images: 1 - images,
-    "RandomAutocontrast": lambda module, images: photometric.autocontrast(images),
-    "RandomAdjustSharpness": lambda module, images: photometric.adjust_sharpness(
+# What is done to images (B, C, H, W) by torchvision's module of that name, with its probability ``p``, or always;
+# ``unit`` is what one grey level of its arguments is.
+SOMETIMES: dict[str, Callable[[nn.Module, float, Tensor], Tensor]] = {
+    "RandomGrayscale": lambda module, unit, images: photometric.to_grey(images).expand_as(images),
+    "RandomInvert": lambda module, unit, images: 1 - images,
+    "RandomAutocontrast": lambda module, unit, images: photometric.autocontrast(images),
+    "RandomAdjustSharpness": lambda module, unit, images: photometric.adjust_sharpness(
         images, module.sharpness_factor
     ),
 }
-ALWAYS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    "Normalize": lambda module, images: photometric.normalize(images, tuple(module.mean), tuple(module.std)),
-    "Grayscale": lambda module, images: photometric.to_grey(images).expand(
+ALWAYS: dict[str, Callable[[nn.Module, float, Tensor], Tensor]] = {
+    "Normalize": lambda module, unit, images: photometric.normalize(
+        images, tuple(module.mean), tuple(module.std)
+    ),
+    "Grayscale": lambda module, unit, images: photometric.to_grey(images).expand(
         -1, module.num_output_channels, -1, -1
     ),
-    "ToDtype": lambda module, images: images,
-    "Resize": lambda module, images: module(images),
-    "RGB": lambda module, images: module(images),
-    "Identity": lambda module, images: module(images),
+    "ToDtype": lambda module, unit, images: images,
+    # Bytes would cut what bicubic interpolation overshoots.
+    "Resize": lambda module, unit, images: module(images).clamp(0, 1) if unit < 1 else module(images),
+    "RGB": lambda module, unit, images: module(images),
+    "Identity": lambda module, unit, images: images,
 }
 
 
@@ -92,12 +96,10 @@ def build_kernel(name: str, module: nn.Module, shape: tuple[int, int, int], unit
             if module.value is None:
                 raise NoKernel("value: random")
             return photometric.Erasing(module, size, unit)
-        case "Resize" if unit < 1:  # bytes would cut what bicubic interpolation overshoots
-            return photometric.Fixed(lambda images: module(images).clamp(0, 1))
     if name in SOMETIMES:
-        return photometric.Sometimes(partial(SOMETIMES[name], module), module.p)
+        return photometric.Sometimes(partial(SOMETIMES[name], module, unit), module.p)
     if name in ALWAYS:
-        return photometric.Fixed(partial(ALWAYS[name], module))
+        return photometric.Fixed(partial(ALWAYS[name], module, unit))
     raise NoKernel
 
 
