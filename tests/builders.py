@@ -1,14 +1,16 @@
 """What tests are made of: prepared data, params, bundles and graphs, all tiny."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -17,7 +19,8 @@ os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 
 import numpy as np
 
-from pipeline.core.params_file import apply_recipe
+from pipeline.core.params import PrepareParams
+from pipeline.core.params_file import apply_recipe, parse_params, read_default
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import Records
 from pipeline.prepare.sources.source import Item, Source
@@ -103,6 +106,32 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
     digests = dict.fromkeys(SPLIT_SIZES, digest.hexdigest())
     about = {"digest": digest.hexdigest(), "split_digests": digests, "audit": AUDIT}
     return write_arrays(folder, splits, CLASS_NAMES, **about)
+
+
+def prepare_params(source: Path | str, **changes: Any) -> PrepareParams:
+    """What the prepare stage gets: the default, but small pictures, larger cuts, and all twins kept."""
+    usual = {"img_size": 12, "val_fraction": 0.2, "max_bad_fraction": 0.2, "face_margin": 0.05}
+    usual |= {"duplicates": "keep", "conflicts": "keep", "source": str(source)}
+    default = parse_params(read_default()).prepare.model_dump()
+    return PrepareParams(**(default | usual | changes))
+
+
+def draw_noise(seed: int, size: int = 12) -> bytes:
+    """A grey picture of its own noise as a PNG file."""
+    from PIL import Image
+
+    noise = np.random.default_rng(seed).integers(0, 256, (size, size), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_zip(path: Path, tree: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    """Write a zip of files by their names."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in tree.items():
+            archive.writestr(name, data)
+    return path
 
 
 class Items(Source):

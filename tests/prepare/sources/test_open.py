@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import prepare_params
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
@@ -41,11 +42,7 @@ comparison = load_script("sources")
 
 
 def params(source: Path, **changes: Any) -> PrepareParams:
-    defaults = {"img_size": 48, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
-    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "person": "auto"}
-    defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
-    defaults |= {"max_bad_fraction": 0.0, "duplicates": "keep", "conflicts": "keep"}
-    return PrepareParams(source=str(source), **(defaults | changes))
+    return prepare_params(source, **({"img_size": 48, "max_bad_fraction": 0.0} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +53,6 @@ def faces() -> list[Any]:
         {(split, label): 8 for split in ("train", "val", "test") for label in forms.FER_NUMBERS}
     )
     return found
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with an empty folder ``work`` beside it."""
-    (tmp_path / "home").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "home")
-    return tmp_path / "home"
 
 
 @pytest.mark.parametrize("name", forms.FORMS)
