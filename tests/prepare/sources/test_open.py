@@ -257,24 +257,6 @@ def test_class_map_merges_renames_and_drops(faces: list[Any], home: Path) -> Non
     assert {pixels for pairs in found.values() for label, pixels in pairs if label == "upset"} == expected
 
 
-@pytest.mark.parametrize(
-    "class_map, message",
-    [
-        ({"angyr": "mad"}, "no label 'angyr'; did you mean 'angry'"),
-        ({"boredom!": None}, "no label 'boredom!'; it has angry, disgust"),
-        ({name: "face" for name in forms.FER_NUMBERS}, "only one class, 'face' after prepare.class_map"),
-        (dict.fromkeys(forms.FER_NUMBERS), "no class left after prepare.class_map"),
-    ],
-)
-def test_class_maps_that_cannot_be(
-    faces: list[Any], home: Path, class_map: dict[str, str | None], message: str
-) -> None:
-    source, _ = forms.as_zip(faces, home.parent / "work")
-    with pytest.raises(UserError, match=message):
-        prepare(params(source, class_map=class_map))
-    assert not list(home.rglob("*.npy"))
-
-
 def test_soft_labels_reach_the_data(faces: list[Any], home: Path) -> None:
     source, _ = forms.as_ferplus(faces, home.parent / "work")
     audit = prepare(params(source, labels="soft"))
@@ -341,42 +323,6 @@ def test_weights_and_people_from_a_table(faces: list[Any], home: Path) -> None:
         assert split.weights.tolist() == [weight[file] for file in split.files]
     header = Path("data/prepared/manifest.csv").read_text().splitlines()[0]
     assert header == "file,label,split,row,sha256,flags,twins,person,weight"
-
-
-@pytest.mark.parametrize(
-    "person, name",
-    [(r"S\d+", "S{:03}_004_00000017.jpg"), (r"_p(\d+)\.", "x_p{}.jpg"), (r"/(\d+)/[^/]+$", "{}/a{}.jpg")],
-)
-def test_people_by_a_pattern_in_the_name(faces: list[Any], home: Path, person: str, name: str) -> None:
-    own = [face for face in faces if face.split == "train"]
-    with zipfile.ZipFile(home.parent / "a.zip", "w") as archive:
-        for i, face in enumerate(own):
-            shown = i % 14
-            archive.writestr(f"S9/{face.label}/{i}/{name.format(shown, i)}" if name[0] != "{" else
-                             f"{face.label}/{name.format(shown, i)}", face.data)  # fmt: skip
-    prepare(params(home.parent / "a.zip", person=person))
-    manifest = [line.split(",") for line in Path("data/prepared/manifest.csv").read_text().splitlines()[1:]]
-    places: dict[str, set[str]] = {}
-    for line in manifest:
-        places.setdefault(line[7], set()).add(line[2])
-    assert len(places) == 14
-    assert all(len(found) == 1 for found in places.values())
-    assert {split for found in places.values() for split in found} == {"train", "val", "test"}
-
-
-def test_people_in_two_official_splits(faces: list[Any], home: Path) -> None:
-    with zipfile.ZipFile(home.parent / "a.zip", "w") as archive:
-        for i, face in enumerate(faces):
-            archive.writestr(f"{face.split}/{face.label}/S{i % 50}_{i}.jpg", face.data)
-    with pytest.raises(
-        UserError, match=r"50 of 50 people are in more than one .* S0, S1, S10.*prepare.person to null"
-    ):
-        prepare(params(home.parent / "a.zip", person=r"S\d+"))
-    with pytest.raises(
-        UserError, match=r"'subject' is no column .* nor a pattern in any file's name, such as 'test/"
-    ):
-        prepare(params(home.parent / "a.zip", person="subject"))
-    prepare(params(home.parent / "a.zip", person=None))
 
 
 def test_digest_follows_soft_labels_and_weights(faces: list[Any], home: Path) -> None:

@@ -274,7 +274,7 @@ def test_bad_rows_of_fer_are_named(tmp_path: Path, row: str, message: str) -> No
     assert "fer2013.csv" in str(caught.value)
 
 
-COLUMNS = (
+COLUMNS = [
     "neutral",
     "happiness",
     "surprise",
@@ -285,7 +285,7 @@ COLUMNS = (
     "contempt",
     "unknown",
     "NF",
-)
+]
 
 
 @pytest.mark.parametrize(
