@@ -1,6 +1,8 @@
 """What tests are made of: prepared data, params, bundles and graphs, all tiny."""
 
+import functools
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -10,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
@@ -28,6 +31,8 @@ from pipeline.prepare.sources.source import Item, Source
 if TYPE_CHECKING:
     import onnx
 
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "data" / "sample.zip"
 FOREIGN = (
     "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_ROOT",
     "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV",
@@ -106,6 +111,27 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
     digests = dict.fromkeys(SPLIT_SIZES, digest.hexdigest())
     about = {"digest": digest.hexdigest(), "split_digests": digests, "audit": AUDIT}
     return write_arrays(folder, splits, CLASS_NAMES, **about)
+
+
+def load_script(path: str) -> ModuleType:
+    """A script of the project as a module; those of one folder import one another by name."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def drawn_faces(count: int = 140) -> np.ndarray:
+    """Different drawn faces of all classes, uint8 (count, 48, 48, 1)."""
+    from PIL import Image
+
+    with zipfile.ZipFile(SAMPLE) as archive:
+        names = archive.namelist()
+        chosen = names[:: len(names) // count][:count]
+        return np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in chosen])[
+            ..., None
+        ]
 
 
 def prepare_params(source: Path | str, **changes: Any) -> PrepareParams:

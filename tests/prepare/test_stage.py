@@ -17,17 +17,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from builders import draw_noise, prepare_params, write_zip
+from builders import ROOT, draw_noise, drawn_faces, prepare_params, write_zip
 from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import UserError
 from pipeline.prepare import stage
 from pipeline.prepare.stage import prepare
-from tests.prepare.twins.test_search import faces
 
 Tree = dict[str, bytes]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def tree_of(counts: dict[str, int], start: int = 0) -> Tree:
@@ -185,7 +183,7 @@ def test_blank_and_duplicate_images(home: Path, tmp_path: Path) -> None:
 
 def face(number: int, mirrored: bool = False) -> bytes:
     """A drawn face of the sample, losslessly stored."""
-    image = faces()[number, ..., 0]
+    image = drawn_faces()[number, ..., 0]
     buffer = io.BytesIO()
     Image.fromarray(image[:, ::-1] if mirrored else image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,20 +1,17 @@
 """Every form of source gives what the zip of class folders gives; forms are told apart by looking."""
 
-import importlib.util
 import json
-import sys
 import zipfile
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import prepare_params
+from builders import SAMPLE, load_script, prepare_params
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
@@ -23,22 +20,12 @@ from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.stage import prepare
 
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "data" / "sample.zip"
 PNG = b"not looked at"
 
 
-def load_script(name: str) -> ModuleType:
-    """A module of ``benchmarks/``, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-forms = load_script("forms")
-load_script("stage")
-comparison = load_script("sources")
+forms = load_script("benchmarks/forms.py")
+load_script("benchmarks/stage.py")
+comparison = load_script("benchmarks/sources.py")
 
 
 def params(source: Path, **changes: Any) -> PrepareParams:
