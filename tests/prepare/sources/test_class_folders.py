@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from builders import write_zip
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
@@ -40,10 +41,7 @@ def as_folder(path: Path, tree: Tree) -> Path:
 
 
 def as_zip(path: Path, tree: Tree, method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path / "source.zip", "w", method) as archive:
-        for name, data in tree.items():
-            archive.writestr(name, data)
-    return path / "source.zip"
+    return write_zip(path / "source.zip", tree, method)
 
 
 def as_tar(path: Path, tree: Tree, kind: str = "") -> Path:
@@ -326,16 +324,10 @@ def test_missing_and_unknown(tmp_path: Path) -> None:
 
 # Archives that mean harm, or came to it
 
-OUTSIDE = [
-    "../evil.png",
-    "happy/../../evil.png",
-    "/etc/evil.png",
-    "C:/evil.png",
-    "c:evil.png",
-    "..\\evil.png",
-    "..",
-]
-OUTSIDE += ["\\\\server\\evil.png", "happy\\..\\..\\evil.png"]
+OUTSIDE = (
+    "../evil.png", "happy/../../evil.png", "/etc/evil.png", "C:/evil.png", "c:evil.png", "..\\evil.png", "..",
+    "\\\\server\\evil.png", "happy\\..\\..\\evil.png",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
