@@ -1,13 +1,18 @@
 """What tests are made of: prepared data, params, bundles and graphs, all tiny."""
 
+import functools
 import hashlib
+import importlib.util
+import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
@@ -17,7 +22,8 @@ os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 
 import numpy as np
 
-from pipeline.core.params_file import apply_recipe, parse_params
+from pipeline.core.params import PrepareParams
+from pipeline.core.params_file import apply_recipe, parse_params, read_default
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import Records
 from pipeline.prepare.sources.source import Item, Source
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
 
     from pipeline.core.params import TrainParams
 
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "data" / "sample.zip"
 FOREIGN = (
     "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_ROOT",
     "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV",
@@ -105,6 +113,53 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
     digests = dict.fromkeys(SPLIT_SIZES, digest.hexdigest())
     about = {"digest": digest.hexdigest(), "split_digests": digests, "audit": AUDIT}
     return write_arrays(folder, splits, CLASS_NAMES, **about)
+
+
+def load_script(path: str) -> ModuleType:
+    """A script of the project as a module; those of one folder import one another by name."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def drawn_faces(count: int = 140) -> np.ndarray:
+    """Different drawn faces of all classes, uint8 (count, 48, 48, 1)."""
+    from PIL import Image
+
+    with zipfile.ZipFile(SAMPLE) as archive:
+        names = archive.namelist()
+        chosen = names[:: len(names) // count][:count]
+        return np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in chosen])[
+            ..., None
+        ]
+
+
+def prepare_params(source: Path | str, **changes: Any) -> PrepareParams:
+    """What the prepare stage gets: the default, but small pictures, larger cuts, and all twins kept."""
+    usual = {"img_size": 12, "val_fraction": 0.2, "max_bad_fraction": 0.2, "face_margin": 0.05}
+    usual |= {"duplicates": "keep", "conflicts": "keep", "source": str(source)}
+    default = parse_params(read_default()).prepare.model_dump()
+    return PrepareParams(**(default | usual | changes))
+
+
+def draw_noise(seed: int, size: int = 12) -> bytes:
+    """A grey picture of its own noise as a PNG file."""
+    from PIL import Image
+
+    noise = np.random.default_rng(seed).integers(0, 256, (size, size), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_zip(path: Path, tree: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    """Write a zip of files by their names."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in tree.items():
+            archive.writestr(name, data)
+    return path
 
 
 class Items(Source):

@@ -32,6 +32,15 @@ def _own_environment() -> Iterator[None]:
 
 
 @pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with an empty folder ``work`` beside it."""
+    for folder in ("home", "work"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.fixture
 def listing_of(tmp_path: Path) -> Iterator[Callable[..., Listing]]:
     """Makes a listing of given items; further arguments are ``class_map``, ``person`` and attributes of the source."""
     made: list[Listing] = []

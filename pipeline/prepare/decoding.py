@@ -4,7 +4,7 @@ import hashlib
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -20,28 +20,25 @@ from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.columns import Records
 from pipeline.prepare.pixels.cache import Cache
 from pipeline.prepare.pixels.picture import Decoded, decode_picture
-from pipeline.prepare.sources.source import Source
 
 # Pictures a task, and bytes of them: small enough for a live progress bar, large enough that tasks cost nothing.
 _CHUNK, _CHUNK_BYTES = 32, 2**22
 
 
 def decode_all(
-    source: Source,
-    places: Iterable[Any],
+    fetches: Iterator[Callable[[], bytes]],
     records: Records,
     pixels: ArrayFile,
     cache: Cache,
     faces: Mapping[str, Any] | None = None,
 ) -> int:
-    """Decode the pictures at all places into ``pixels``, and write down in ``records`` what is seen; shows progress.
+    """Decode all pictures into ``pixels``, and write down in ``records`` what is seen; shows progress.
 
     Threads and not processes: Pillow decodes, and hashlib hashes, without Python's lock. Only a few tasks are
     under way at a time, and their results are taken in order, so memory does not grow with the source.
 
     Args:
-        source: What is read.
-        places: Of all its pictures, in the order of ``records``.
+        fetches: Give the bytes of all their files, in the order of ``records``.
         records: Filled in.
         pixels: Filled in; the shape of an image in it says what it is made to.
         cache: Of decoded pictures.
@@ -50,10 +47,10 @@ def decode_all(
     Returns:
         How many did not have to be decoded, thanks to the cache.
     """
+    fetches = iter(fetches)
     done = reused = 0
     stop = threading.Event()
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(np.prod(pixels.shape[1:]))))
-    tasks = iter(source.fetch(places))
     work = partial(_decode_task, shape=pixels.shape[1:], faces=faces, cache=cache, stop=stop)
     with (
         warnings.catch_warnings(),
@@ -63,7 +60,7 @@ def decode_all(
         warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
         waiting: deque[Future[tuple[list[Decoded | ImageError], int]]] = deque()
         try:
-            while (task := list(islice(tasks, chunk))) or waiting:
+            while (task := list(islice(fetches, chunk))) or waiting:
                 if task:
                     waiting.append(pool.submit(work, task))
                 if task and len(waiting) <= 2 * threads:

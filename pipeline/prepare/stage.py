@@ -112,7 +112,7 @@ def _decode(
     """All images in ``pixels`` and what was seen in them; and how many had been decoded before."""
     records = Records.of(listing)
     with closing(open_cache(pixels.shape[1:], params.face_settings)) as cache:
-        reused = decode_all(source, listing.places(), records, pixels, cache, params.face_settings)
+        reused = decode_all(source.fetch(listing.places()), records, pixels, cache, params.face_settings)
     _check_bad(records, params.max_bad_fraction)
     check_counts(records, listing.given, _NO_FACES if params.faces else "")
     return records, reused

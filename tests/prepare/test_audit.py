@@ -21,35 +21,27 @@ def constant(value: int | tuple[int, ...], size: int = 48, channels: int = 1) ->
     return np.broadcast_to(np.uint8(value), (size, size, channels)).copy()
 
 
-def is_blank(image: np.ndarray) -> bool:
-    return "blank" in look_at(image, 1)
+SPECK, ONE_CHANNEL = constant(0), constant((0, 0, 0), channels=3)
+SPECK[10, 10], ONE_CHANNEL[:, :24, 2] = 90, 255
 
 
-@pytest.mark.parametrize("value", [0, 127, 255])
-def test_constant_images_are_blank(value: int) -> None:
-    assert is_blank(constant(value))
-    assert is_blank(constant(value, 2000))
-    assert is_blank(constant(value, 1))
-
-
-def test_one_colour_is_blank_though_its_channels_differ() -> None:
-    assert is_blank(constant((250, 10, 90), channels=3))
-
-
-def test_faint_noise_is_blank_and_a_faint_face_is_not() -> None:
-    assert is_blank((128 + RNG.integers(-2, 3, (48, 48, 1))).astype(np.uint8))
-    speck = constant(0)
-    speck[10, 10] = 90
-    assert is_blank(speck)
-    faint = (128 + (FACE.astype(int) - 128) // 8).astype(np.uint8)  # an eighth of the contrast
-    assert not is_blank(faint)
-    assert not is_blank(FACE)
-
-
-def test_an_image_with_colour_in_one_channel_only_is_not_blank() -> None:
-    image = constant((0, 0, 0), channels=3)
-    image[:, :24, 2] = 255
-    assert not is_blank(image)
+@pytest.mark.parametrize(
+    "image, blank",
+    [
+        *((constant(value, size), True) for value in (0, 127, 255) for size in (1, 48, 2000)),
+        (constant((250, 10, 90), channels=3), True),
+        ((128 + RNG.integers(-2, 3, (48, 48, 1))).astype(np.uint8), True),  # faint noise
+        (SPECK, True),
+        (
+            (128 + (FACE.astype(int) - 128) // 8).astype(np.uint8),
+            False,
+        ),  # a face of an eighth of the contrast
+        (FACE, False),
+        (ONE_CHANNEL, False),
+    ],
+)
+def test_look_at_tells_blank_pictures(image: np.ndarray, blank: bool) -> None:
+    assert ("blank" in look_at(image, 1)) == blank
 
 
 def test_exposure() -> None:

@@ -49,6 +49,7 @@ def test_labels_without_images_may_be_in_the_map() -> None:
         (["12", "-1", "3"], {}, r"numbers \(-1, 3, 12\)"),
         (["a"], {}, "only one class, 'a'; it takes two"),
         (["a", "b"], {"b": "A"}, "only one class, 'A' after prepare.class_map"),
+        (["a", "b"], {"a": None, "b": None}, "no class left after prepare.class_map"),
         (
             [f"label {i}" for i in range(2000)],
             {},
@@ -111,6 +112,7 @@ def test_people_are_numbered_and_named(listing_of: ListingOf) -> None:
         (r"^(\w+?)_", "x/S1_a S2/S1_b y/S12_c", ["S1", "S1", "S12"]),
         (r"(\w+)/[^/]+$", "x/S1_a y/S1_b x/S12_c", ["x", "y", "x"]),
         (r"S\d+", "x/S1_a x/none y/S12_c", ["S1", None, "S12"]),
+        (r"_p(\d+)\.", "x/a_p1.jpg x/b_p2.jpg y/c_p1.jpg", ["1", "2", "1"]),
     ],
 )
 def test_people_by_pattern(listing_of: ListingOf, person: str, names: str, people: list[str | None]) -> None:
@@ -131,6 +133,13 @@ def test_people_of_merged_sources_are_different_people(listing_of: ListingOf) ->
     assert list(listing.roots()) == ["A", "A", "B", "B"]
 
 
+def test_a_way_to_find_people_must_find_some(listing_of: ListingOf) -> None:
+    with pytest.raises(
+        UserError, match=r"'subject' is no column .* nor a pattern in any file's name, such as 'a'"
+    ):
+        listing_of(items("a happy", "b sad"), person="subject")
+
+
 @pytest.mark.parametrize(
     "texts, message",
     [
@@ -138,7 +147,7 @@ def test_people_of_merged_sources_are_different_people(listing_of: ListingOf) ->
         (["a happy", "b sad", "c sad test"], "no files of class 'happy' in split 'test'"),
         (
             ["a happy - S1", "b sad - S1", "c sad test S1", "d happy test"],
-            "1 of 1 people are in more than one.*: S1",
+            "1 of 1 people are in more than one.*: S1.*prepare.person to null",
         ),
         ([], "has no labelled images"),
     ],

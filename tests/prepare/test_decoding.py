@@ -24,12 +24,5 @@ def test_threads_are_the_cores_of_the_control_group(module: object, monkeypatch:
     if module is search:
         search.near_pairs(np.zeros((2, 48, 48, 1), np.uint8), np.arange(2))
     else:
-        decoding.decode_all(Nothing(), [], [], np.empty((0, 8, 8, 1)), Cache(None, [], (8, 8, 1)))
+        decoding.decode_all(iter([]), [], np.empty((0, 8, 8, 1)), Cache(None, [], (8, 8, 1)))
     assert asked == [3]
-
-
-class Nothing:
-    """A source without pictures."""
-
-    def fetch(self, _places: object) -> list:
-        return []

@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import ROOT, SAMPLE, draw_noise, load_script, prepare_params
 from PIL import Image
 
 from pipeline.core.errors import UserError
@@ -31,8 +32,8 @@ from pipeline.core.params_file import parse_params
 from pipeline.inference import images
 from pipeline.inference.images import ImageError
 from pipeline.prepare.stage import prepare
-from tests.prepare.sources.test_open import ROOT, SAMPLE, forms, params
 
+forms = load_script("benchmarks/forms.py")
 SECONDS = 20  # of a case; usual ones take some hundredths
 MEBIBYTES = 700  # by which the process may grow over all cases
 TEXTS = (
@@ -87,12 +88,6 @@ def spoil(source: Path, rng: np.random.Generator) -> list[Path]:
     return spoilt
 
 
-def picture(rng: np.random.Generator) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (12, 12), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def png_bomb(width: int, height: int) -> bytes:
     """A small PNG that says it is large, and is: rows of zeros."""
 
@@ -118,13 +113,13 @@ def odd_zip(path: Path, rng: np.random.Generator) -> None:
         for split in ("train", "val", "test"):
             for label in ("happy", "sad"):
                 for i in range(3):
-                    archive.writestr(f"{split}/{label}/{i}.png", picture(rng))
+                    archive.writestr(f"{split}/{label}/{i}.png", draw_noise(int(rng.integers(2**32))))
         for _ in range(int(rng.integers(1, 4))):
             name = NAMES[int(rng.integers(len(NAMES)))]
             info = zipfile.ZipInfo("x.png")
             info.filename = name.encode("utf-8", "replace").decode() or "x"
             kind = int(rng.integers(6))
-            content = picture(rng)
+            content = draw_noise(int(rng.integers(2**32)))
             if kind == 1:
                 info.external_attr = (stat.S_IFLNK | 0o777) << 16
                 content = b"/etc/passwd"
@@ -151,7 +146,7 @@ def odd_tar(path: Path, rng: np.random.Generator) -> None:
         for split in ("train", "val", "test"):
             for label in ("happy", "sad"):
                 for i in range(3):
-                    add(f"{split}/{label}/{i}.png", picture(rng))
+                    add(f"{split}/{label}/{i}.png", draw_noise(int(rng.integers(2**32))))
         kinds = (
             tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE,
         )  # fmt: skip
@@ -163,7 +158,9 @@ def odd_tar(path: Path, rng: np.random.Generator) -> None:
             )
             kind = kinds[int(rng.integers(len(kinds)))]
             content = (
-                b"" if kind != tarfile.REGTYPE else [picture(rng), bytes(30_000_000)][int(rng.integers(2))]
+                b""
+                if kind != tarfile.REGTYPE
+                else [draw_noise(int(rng.integers(2**32))), bytes(30_000_000)][int(rng.integers(2))]
             )
             add(name or "x", content, kind, ["/etc/passwd", "../../..", name][int(rng.integers(3))])
     if rng.random() < 0.3:
@@ -223,7 +220,7 @@ def outcome(case: Path, source: Path, more: dict[str, Any], spoilt: Collection[P
     with pytest.MonkeyPatch.context() as patch, limited(SECONDS):
         patch.chdir(home)
         try:
-            prepare(params(source, **({"img_size": 12, "max_bad_fraction": 0.5} | more)))
+            prepare(prepare_params(source, **({"max_bad_fraction": 0.5} | more)))
             result = "read"
         except UserError as error:
             message = str(error)
@@ -240,58 +237,23 @@ def outcome(case: Path, source: Path, more: dict[str, Any], spoilt: Collection[P
     return result
 
 
-def run_form(
-    name: str, cases: int, folder: Path, make: Callable[[Path, np.random.Generator], Any]
-) -> Counter[str]:
-    """Many damaged sources of one form."""
-    results: Counter[str] = Counter()
-    for seed in range(cases):
-        case = folder / str(seed)
-        case.mkdir()
-        source, more, spoilt = make(case, np.random.default_rng([seed, zlib.crc32(name.encode())]))
-        try:
-            results[outcome(case, Path(source), more, spoilt)] += 1
-        except BaseException as error:
-            error.add_note(f"form {name!r}, seed {seed}")
-            raise
-        shutil.rmtree(case)
-    return results
-
-
 @functools.cache
 def few_faces() -> list[Any]:
     return forms.read_archive(SAMPLE, each=4)
 
 
-def damaged(name: str) -> Callable[[Path, np.random.Generator], Any]:
-    """Makes damaged sources of one of ``forms.FORMS``."""
-
-    def make(case: Path, rng: np.random.Generator) -> Any:
-        work = case / "work"
-        work.mkdir()
-        source, more = forms.FORMS[name](few_faces(), work)
-        return source, more, spoil(Path(source), rng)
-
-    return make
+NAMES = (*forms.FORMS, "odd zip", "odd tar.gz", "odd tar.bz2", "odd tar.xz")
 
 
-def odd(
-    suffix: str, write: Callable[[Path, np.random.Generator], None]
-) -> Callable[[Path, np.random.Generator], Any]:
-    """Makes odd archives."""
-
-    def make(case: Path, rng: np.random.Generator) -> Any:
-        source = case / f"faces{suffix}"
-        write(source, rng)
-        return source, {}, [source]
-
-    return make
-
-
-MAKERS = {name: damaged(name) for name in forms.FORMS} | {
-    "odd zip": odd(".zip", odd_zip),
-    **{f"odd tar.{kind}": odd(f".tar.{kind}", odd_tar) for kind in ("gz", "bz2", "xz")},
-}
+def make_source(name: str, case: Path, rng: np.random.Generator) -> tuple[Path, dict[str, Any], list[Path]]:
+    """A bad source: where it is, further params, and the files that are spoilt."""
+    if name in forms.FORMS:
+        (case / "work").mkdir()
+        source, more = forms.FORMS[name](few_faces(), case / "work")
+        return Path(source), more, spoil(Path(source), rng)
+    source = case / f"faces.{name.removeprefix('odd ')}"
+    (odd_zip if name == "odd zip" else odd_tar)(source, rng)
+    return source, {}, [source]
 
 
 def grown() -> float:
@@ -299,26 +261,25 @@ def grown() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_bad_sources_are_refused_in_words(name: str, tmp_path: Path) -> None:
-    before = grown()
-    assert sum(run_form(name, 3, tmp_path, MAKERS[name]).values()) == 3
-    assert grown() - before < MEBIBYTES
-
-
-@pytest.mark.slow
-def test_thousands_of_bad_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before, results = grown(), {}
-    for name, make in MAKERS.items():
-        folder = tmp_path / name.replace("/", " ")
-        folder.mkdir()
-        results[name] = run_form(name, 150, folder, make)
-        capsys.readouterr()
-    with capsys.disabled():
-        print(f"\n{'form':32} {'cases':>6} {'read':>6} {'refused':>8}")
-        for name, found in results.items():
-            print(f"{name:32} {sum(found.values()):6} {found['read']:6} {found['refused']:8}")
-        print(f"memory grew by {grown() - before:.0f} MiB")
+@pytest.mark.parametrize("cases", [3, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_sources_are_refused_in_words(name: str, cases: int, tmp_path: Path) -> None:
+    """``pytest -s -m slow`` shows what became of them."""
+    before, results = grown(), Counter()
+    for seed in range(cases):
+        case = tmp_path / str(seed)
+        case.mkdir()
+        source, more, spoilt = make_source(
+            name, case, np.random.default_rng([seed, zlib.crc32(name.encode())])
+        )
+        try:
+            results[outcome(case, source, more, spoilt)] += 1
+        except BaseException as error:
+            error.add_note(f"form {name!r}, seed {seed}")
+            raise
+        shutil.rmtree(case)
+    print(name, dict(results), f"memory grew by {grown() - before:.0f} MiB")
+    assert sum(results.values()) == cases
     assert grown() - before < MEBIBYTES
 
 
@@ -336,8 +297,11 @@ def pictures() -> dict[str, bytes]:
     return found
 
 
-def run_pictures(cases: int) -> dict[str, Counter[str]]:
+@pytest.mark.parametrize("cases", [60, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_bad_pictures_are_refused_in_words(cases: int) -> None:
     """Damaged files of every picture format, each read or refused."""
+    before = grown()
     results: dict[str, Counter[str]] = defaultdict(Counter)
     for name, data in pictures().items():
         for seed in range(cases):
@@ -352,26 +316,9 @@ def run_pictures(cases: int) -> dict[str, Counter[str]]:
             except BaseException as error:
                 error.add_note(f"{name}, seed {seed}")
                 raise
-    return results
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_bad_pictures_are_refused_in_words() -> None:
-    before = grown()
-    results = run_pictures(60)
+    print(*(f"{name}: {dict(found)}" for name, found in results.items()), sep="\n")
     assert {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"} <= set(results)
     assert sum(found["refused"] for found in results.values()) > 100
-    assert grown() - before < MEBIBYTES
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_thousands_of_bad_pictures(capsys: pytest.CaptureFixture[str]) -> None:
-    before, results = grown(), run_pictures(1500)
-    with capsys.disabled():
-        print(f"\n{'picture':32} {'cases':>6} {'read':>6} {'refused':>8}")
-        for name, found in results.items():
-            print(f"{name:32} {sum(found.values()):6} {found['read']:6} {found['refused']:8}")
     assert grown() - before < MEBIBYTES
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from pipeline.core.errors import UserError
@@ -46,8 +45,21 @@ class Item:
     root: str | None = None
 
 
-class Source(ABC):
-    """An opened source: a context manager.
+class Opened:
+    """What can be closed: a context manager."""
+
+    def close(self) -> None:
+        """Nothing can be read afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Source(Opened, ABC):
+    """An opened source.
 
     Attributes:
         path: What was opened.
@@ -93,22 +105,11 @@ class Source(ABC):
             UserError: They are not to be trusted.
         """
 
-    def close(self) -> None:  # noqa: B027
-        """Nothing can be read afterwards."""
-
     def ignore(self, file: str) -> None:
         """Count a file that belongs to no item."""
         self.ignored_count += 1
         if len(self.ignored) < _SHOWN:
             self.ignored.append(file)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def split_name(name: str) -> str | None:

@@ -16,15 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError, suffixes
 from pipeline.prepare.sources.archive import Archive
 from pipeline.prepare.sources.members import Folder, find_archive_kind, open_members
 from pipeline.prepare.sources.parquet_pictures import check_bytes, name_row, name_table
-from pipeline.prepare.sources.source import printable
+from pipeline.prepare.sources.source import Opened, printable
 from pipeline.prepare.sources.table import ParquetTable, Table, open_table
 
 Fetch = Callable[[], bytes]
@@ -35,8 +34,8 @@ FORMS = (
 _TABLES = (".csv", ".tsv", ".parquet")
 
 
-class Pictures(ABC):
-    """An opened source of pictures: a context manager.
+class Pictures(Opened, ABC):
+    """An opened source of pictures.
 
     Attributes:
         count: How many there are.
@@ -54,28 +53,6 @@ class Pictures(ABC):
 
         The function raises ``ImageError`` for a picture that cannot be read.
         """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Nothing can be read afterwards."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Reader(Protocol):
-    """Reads a picture at a place, in any thread; raises ``ImageError``."""
-
-    def read(self, place: Any) -> bytes:
-        """The file's bytes."""
-
-    def close(self) -> None:
-        """Nothing can be read afterwards."""
 
 
 def open_pictures(path: Path | str, column: str | None = None) -> Pictures:
@@ -107,13 +84,20 @@ class Listed(Pictures):
     """Pictures each at a place of its own.
 
     Args:
-        reader: Reads them; closed with this.
+        members: What holds them; closed with this.
+        read: Reads one at its place, in any thread; raises ``ImageError``.
         files: Name and place, of the types that JSON has, of each.
         ordered: Whether their order stays; else they are sorted by name.
     """
 
-    def __init__(self, reader: Reader, files: Iterable[tuple[str, Any]], ordered: bool) -> None:
-        self._reader = reader
+    def __init__(
+        self,
+        members: Folder | Archive,
+        read: Callable[[Any], bytes],
+        files: Iterable[tuple[str, Any]],
+        ordered: bool,
+    ) -> None:
+        self._members, self._read = members, read
         self._folder = tempfile.TemporaryDirectory(prefix="hyojo-pictures-")
         self._base = sqlite3.connect(Path(self._folder.name) / "listing.db", isolation_level=None)
         try:
@@ -142,12 +126,12 @@ class Listed(Pictures):
 
     def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
         rows = self._base.execute("SELECT file, place FROM pictures WHERE rowid > ? ORDER BY rowid", (start,))
-        return ((file, partial(self._reader.read, json.loads(place))) for file, place in rows)
+        return ((file, partial(self._read, json.loads(place))) for file, place in rows)
 
     def close(self) -> None:
         self._base.close()
         self._folder.cleanup()
-        self._reader.close()
+        self._members.close()
 
 
 class Shards(Pictures):
@@ -181,30 +165,20 @@ class Shards(Pictures):
                     yield name_row(name, row, own), partial(check_bytes, data)
                     row += 1
 
-    def close(self) -> None:
-        """Files are open only while they are read."""
+
+def _read_beside(folder: Folder, place: str) -> bytes:
+    """A file by the path that a table has, from its folder on or absolute."""
+    if not place:
+        raise ImageError("no path in its row")
+    return folder.read(place)
 
 
-class _Beside(Folder):
-    """Files by the paths that a table has, from its folder on or absolute."""
-
-    def read(self, place: str) -> bytes:
-        if not place:
-            raise ImageError("no path in its row")
-        return super().read(place)
-
-
-class _Members:
-    """Members of a folder or an archive; one that lies about its size spoils only its own row."""
-
-    def __init__(self, members: Folder | Archive) -> None:
-        self.read_member, self.close = members.read, members.close
-
-    def read(self, place: Any) -> bytes:
-        try:
-            return self.read_member(place)
-        except UserError:
-            raise ImageError("unpacks to more than its archive says") from None
+def _read_member(members: Folder | Archive, place: Any) -> bytes:
+    """A file in a folder or archive; one that lies about its size spoils only its own row."""
+    try:
+        return members.read(place)
+    except UserError:
+        raise ImageError("unpacks to more than its archive says") from None
 
 
 def _list_members(path: Path) -> tuple[Listed, list[Path]]:
@@ -225,7 +199,7 @@ def _list_members(path: Path) -> tuple[Listed, list[Path]]:
             if suffix == ".parquet":
                 shards.append(path.joinpath(*parts))
 
-    found = Listed(_Members(members), files(), ordered=not path.is_dir())
+    found = Listed(members, partial(_read_member, members), files(), ordered=not path.is_dir())
     found.passed_over = others
     return found, shards
 
@@ -263,10 +237,9 @@ def _open_table(path: Path, table: Table, column: str | None) -> Pictures:
             f"{path} has neither pictures in it nor a column of paths by a usual name, among "
             f"{', '.join(table.columns[:20])}. Name it by --column."
         )
-    rows = (cell for _, (cell,) in table.rows([paths]))
-    return _checked(
-        path, Listed(_Beside(path.parent), ((printable([cell]), cell) for cell in rows), ordered=True)
-    )
+    files = ((printable([cell]), cell) for _, (cell,) in table.rows([paths]))
+    folder = Folder(path.parent)
+    return _checked(path, Listed(folder, partial(_read_beside, folder), files, ordered=True))
 
 
 def _embedded_in(table: ParquetTable, column: str | None) -> str | None:

@@ -101,7 +101,7 @@ def _read_entry(file: IO[bytes], shift: int) -> tuple[int, bool, Member]:
     name = rest[:name_bytes].decode("utf-8" if flags & 0x800 else "cp437").split("\0")[0]
     extra = rest[name_bytes : name_bytes + extra_bytes]
     size, packed, offset = _widen(extra, [size, packed, offset])
-    member = Member(name, offset + shift, packed, size, method, crc)
+    member = Member(name, offset + shift, packed, size, method=method, crc=crc)
     return flags, stat.S_ISLNK(attributes >> 16), member
 
 

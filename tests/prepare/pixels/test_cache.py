@@ -1,18 +1,15 @@
 """What was decoded before is not decoded again, and trouble with the cache costs time only."""
 
-import io
 import sqlite3
 import threading
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from builders import draw_noise, prepare_params, write_zip
 
-from pipeline.core.params import PrepareParams
 from pipeline.prepare.pixels import cache as decode_cache
 from pipeline.prepare.pixels import picture
 from pipeline.prepare.pixels.cache import Cache
@@ -132,33 +129,17 @@ def test_many_threads_and_two_at_once(tmp_path: Path) -> None:
 # In the stage
 
 
-def params(source: Path, **changes: Any) -> PrepareParams:
-    defaults = {"img_size": 12, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
-    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "person": "auto"}
-    defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
-    defaults |= {"max_bad_fraction": 0.2, "duplicates": "keep", "conflicts": "keep"}
-    return PrepareParams(source=str(source), **(defaults | changes))
-
-
-def write_zip(path: Path, count: int, folder: str = "") -> Path:
-    """Pictures of 20 px, all different, of which some cannot be read."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for i in range(count):
-            noise = np.random.default_rng(i).integers(0, 256, (20, 20), dtype=np.uint8)
-            data = io.BytesIO()
-            Image.fromarray(noise).save(data, "PNG")
-            archive.writestr(
-                f"{folder}{'ab'[i % 2]}/{i:03}.png", data.getvalue() if i % 10 else b"not a picture"
-            )
-    return path
-
-
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(home: Path) -> Path:
     """A project's root, which is the working folder."""
-    (tmp_path / "home" / ".dvc").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "home")
-    return tmp_path / "home"
+    (home / ".dvc").mkdir()
+    return home
+
+
+def write_noise(path: Path, count: int, folder: str = "") -> Path:
+    """Pictures of 20 px, all different, of which every tenth cannot be read."""
+    pictures = ((i, draw_noise(i, 20) if i % 10 else b"not a picture") for i in range(count))
+    return write_zip(path, {f"{folder}{'ab'[i % 2]}/{i:03}.png": data for i, data in pictures})
 
 
 @pytest.fixture
@@ -183,35 +164,35 @@ def written() -> dict[str, bytes]:
 def test_only_what_is_new_is_decoded(
     home: Path, tmp_path: Path, decodings: list[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare(params(write_zip(tmp_path / "a.zip", 100)))
+    prepare(prepare_params(write_noise(tmp_path / "a.zip", 100)))
     assert len(decodings) == 100
     assert "decoded before" not in capsys.readouterr().out
     decodings.clear()
     # More images, in another arrangement: by content, not by name.
-    prepare(params(write_zip(tmp_path / "b.zip", 120, "faces/")))
+    prepare(prepare_params(write_noise(tmp_path / "b.zip", 120, "faces/")))
     assert len(decodings) == 20 + 10  # what cannot be read is tried again
     assert "90 images (75.0%) had been decoded before and were not decoded again" in capsys.readouterr().out
     cached = written()
     decodings.clear()
     (home / ".hyojo").rename(tmp_path / "away")
-    prepare(params(tmp_path / "b.zip"))
+    prepare(prepare_params(tmp_path / "b.zip"))
     assert len(decodings) == 120
     assert written() == cached
 
 
 @pytest.mark.parametrize("changes", [{"img_size": 13}, {"channels": 3}])
 def test_other_settings_decode_anew(home: Path, tmp_path: Path, decodings: list[bytes], changes: Any) -> None:
-    source = write_zip(tmp_path / "a.zip", 40)
-    prepare(params(source))
+    source = write_noise(tmp_path / "a.zip", 40)
+    prepare(prepare_params(source))
     decodings.clear()
-    prepare(params(source, **changes))
+    prepare(prepare_params(source, **changes))
     assert len(decodings) == 40
 
 
 def test_what_an_interrupted_run_decoded_is_not_lost(
     home: Path, tmp_path: Path, decodings: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = write_zip(tmp_path / "a.zip", 200)
+    source = write_noise(tmp_path / "a.zip", 200)
     reading = picture.decode
 
     def stop(data: bytes, channels: int) -> np.ndarray:
@@ -221,25 +202,25 @@ def test_what_an_interrupted_run_decoded_is_not_lost(
 
     monkeypatch.setattr(picture, "decode", stop)
     with pytest.raises(KeyboardInterrupt):
-        prepare(params(source))
+        prepare(prepare_params(source))
     assert not list(home.glob("data/**/*.npy"))
     assert not list(home.glob("data/.*"))
     decodings.clear()
     monkeypatch.setattr(picture, "decode", reading)
-    prepare(params(source))
+    prepare(prepare_params(source))
     assert len(decodings) <= 200 - 64
 
 
 def test_an_experiment_in_a_temporary_copy_uses_the_projects_cache(
     home: Path, tmp_path: Path, decodings: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = write_zip(tmp_path / "a.zip", 40)
-    prepare(params(source))
+    source = write_noise(tmp_path / "a.zip", 40)
+    prepare(prepare_params(source))
     copy = home / ".dvc" / "tmp" / "exps" / "one"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
     monkeypatch.setenv("DVC_ROOT", str(home))
     decodings.clear()
-    prepare(params(source))
+    prepare(prepare_params(source))
     assert len(decodings) == 4
     assert not (copy / ".hyojo").exists()

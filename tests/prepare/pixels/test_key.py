@@ -1,36 +1,27 @@
 """The cache of decoded pictures belongs to the code that decides pixels: another code, another cache."""
 
 import ast
-import io
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import TINY_PARAMS
-from PIL import Image
+from builders import TINY_PARAMS, draw_noise, write_zip
 
 PACKAGE = Path(__file__).resolve().parents[3] / "pipeline"
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(home: Path, tmp_path: Path) -> Path:
     """A project with a few tiny pictures, beside a copy of the package in ``code``."""
     shutil.copytree(PACKAGE, tmp_path / "code" / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    home = tmp_path / "home"
-    (home / ".dvc").mkdir(parents=True)
+    (home / ".dvc").mkdir()
     (home / "data").mkdir()
-    with zipfile.ZipFile(home / "data" / "tiny.zip", "w") as archive:
-        for i in range(40):
-            picture = io.BytesIO()
-            noise = np.random.default_rng(i).integers(0, 256, (16, 16), dtype=np.uint8)
-            Image.fromarray(noise).save(picture, "PNG")
-            archive.writestr(f"{'ab'[i % 2]}/{i:02}.png", picture.getvalue())
+    write_zip(home / "data" / "tiny.zip", {f"{'ab'[i % 2]}/{i:02}.png": draw_noise(i, 16) for i in range(40)})
     (home / "params.yaml").write_text(TINY_PARAMS)
     return home
 

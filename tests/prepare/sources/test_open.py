@@ -1,19 +1,17 @@
 """Every form of source gives what the zip of class folders gives; forms are told apart by looking."""
 
-import importlib.util
 import json
-import sys
 import zipfile
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import SAMPLE, load_script, prepare_params
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
@@ -22,30 +20,16 @@ from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.stage import prepare
 
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "data" / "sample.zip"
 PNG = b"not looked at"
 
 
-def load_script(name: str) -> ModuleType:
-    """A module of ``benchmarks/``, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-forms = load_script("forms")
-load_script("stage")
-comparison = load_script("sources")
+forms = load_script("benchmarks/forms.py")
+load_script("benchmarks/stage.py")
+comparison = load_script("benchmarks/sources.py")
 
 
 def params(source: Path, **changes: Any) -> PrepareParams:
-    defaults = {"img_size": 48, "channels": 1, "val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
-    defaults |= {"columns": {}, "class_map": {}, "labels": "majority", "person": "auto"}
-    defaults |= {"faces": None, "face_margin": 0.05, "face_min_size": 32}
-    defaults |= {"max_bad_fraction": 0.0, "duplicates": "keep", "conflicts": "keep"}
-    return PrepareParams(source=str(source), **(defaults | changes))
+    return prepare_params(source, **({"img_size": 48, "max_bad_fraction": 0.0} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +40,6 @@ def faces() -> list[Any]:
         {(split, label): 8 for split in ("train", "val", "test") for label in forms.FER_NUMBERS}
     )
     return found
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with an empty folder ``work`` beside it."""
-    (tmp_path / "home").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "home")
-    return tmp_path / "home"
 
 
 @pytest.mark.parametrize("name", forms.FORMS)
@@ -269,24 +244,6 @@ def test_class_map_merges_renames_and_drops(faces: list[Any], home: Path) -> Non
     assert {pixels for pairs in found.values() for label, pixels in pairs if label == "upset"} == expected
 
 
-@pytest.mark.parametrize(
-    "class_map, message",
-    [
-        ({"angyr": "mad"}, "no label 'angyr'; did you mean 'angry'"),
-        ({"boredom!": None}, "no label 'boredom!'; it has angry, disgust"),
-        ({name: "face" for name in forms.FER_NUMBERS}, "only one class, 'face' after prepare.class_map"),
-        (dict.fromkeys(forms.FER_NUMBERS), "no class left after prepare.class_map"),
-    ],
-)
-def test_class_maps_that_cannot_be(
-    faces: list[Any], home: Path, class_map: dict[str, str | None], message: str
-) -> None:
-    source, _ = forms.as_zip(faces, home.parent / "work")
-    with pytest.raises(UserError, match=message):
-        prepare(params(source, class_map=class_map))
-    assert not list(home.rglob("*.npy"))
-
-
 def test_soft_labels_reach_the_data(faces: list[Any], home: Path) -> None:
     source, _ = forms.as_ferplus(faces, home.parent / "work")
     audit = prepare(params(source, labels="soft"))
@@ -353,42 +310,6 @@ def test_weights_and_people_from_a_table(faces: list[Any], home: Path) -> None:
         assert split.weights.tolist() == [weight[file] for file in split.files]
     header = Path("data/prepared/manifest.csv").read_text().splitlines()[0]
     assert header == "file,label,split,row,sha256,flags,twins,person,weight"
-
-
-@pytest.mark.parametrize(
-    "person, name",
-    [(r"S\d+", "S{:03}_004_00000017.jpg"), (r"_p(\d+)\.", "x_p{}.jpg"), (r"/(\d+)/[^/]+$", "{}/a{}.jpg")],
-)
-def test_people_by_a_pattern_in_the_name(faces: list[Any], home: Path, person: str, name: str) -> None:
-    own = [face for face in faces if face.split == "train"]
-    with zipfile.ZipFile(home.parent / "a.zip", "w") as archive:
-        for i, face in enumerate(own):
-            shown = i % 14
-            archive.writestr(f"S9/{face.label}/{i}/{name.format(shown, i)}" if name[0] != "{" else
-                             f"{face.label}/{name.format(shown, i)}", face.data)  # fmt: skip
-    prepare(params(home.parent / "a.zip", person=person))
-    manifest = [line.split(",") for line in Path("data/prepared/manifest.csv").read_text().splitlines()[1:]]
-    places: dict[str, set[str]] = {}
-    for line in manifest:
-        places.setdefault(line[7], set()).add(line[2])
-    assert len(places) == 14
-    assert all(len(found) == 1 for found in places.values())
-    assert {split for found in places.values() for split in found} == {"train", "val", "test"}
-
-
-def test_people_in_two_official_splits(faces: list[Any], home: Path) -> None:
-    with zipfile.ZipFile(home.parent / "a.zip", "w") as archive:
-        for i, face in enumerate(faces):
-            archive.writestr(f"{face.split}/{face.label}/S{i % 50}_{i}.jpg", face.data)
-    with pytest.raises(
-        UserError, match=r"50 of 50 people are in more than one .* S0, S1, S10.*prepare.person to null"
-    ):
-        prepare(params(home.parent / "a.zip", person=r"S\d+"))
-    with pytest.raises(
-        UserError, match=r"'subject' is no column .* nor a pattern in any file's name, such as 'test/"
-    ):
-        prepare(params(home.parent / "a.zip", person="subject"))
-    prepare(params(home.parent / "a.zip", person=None))
 
 
 def test_digest_follows_soft_labels_and_weights(faces: list[Any], home: Path) -> None:

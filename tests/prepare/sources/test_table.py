@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import load_script
 from PIL import Image
 
 from pipeline.core.errors import UserError
@@ -124,40 +125,40 @@ def test_a_few_missing_files_are_for_the_stage_to_count(tmp_path: Path) -> None:
         assert fetches[2]() == b"pictures/2.png"
 
 
+FILES, FER = "path,label\na.png,happy\n", "emotion,pixels,Usage\n0,1 2 3 4,Training\n"
+
+
 @pytest.mark.parametrize(
-    "rows, message",
+    "text, message",
     [
-        ("gone.png,happy\n", r"line 2: there is no file 'gone.png' in .*prepare.columns.path .now 'path'"),
-        ("a.png,happy\n,sad\n", "line 3: no path"),
-        ("a.png,happy\n../a.png,sad\n", r"line 3: '../a.png' does not lead into the folder"),
-        ("a.png,happy\nimg/../../a.png,sad\n", r"line 3: 'img/../../a.png' does not lead"),
-        ("a.png,\n", "line 2: no label.*hyojo predict"),
-        ("a.png,happy,more\n", "line 2: 3 cells, but the first line has 2"),
-        ("a.png,happy\nb.png\n", "line 3: 1 cells"),
-        ("", "has no rows"),
-        ("twice.png,happy\n", "twice.png may be one/twice.png and two/twice.png"),
+        (
+            "path,label\ngone.png,happy",
+            r"line 2: there is no file 'gone.png' in .*prepare.columns.path .now 'path'",
+        ),
+        ("path,label\na.png,", "line 2: no label.*hyojo predict"),
+        ("path,label\na.png,happy,more", "line 2: 3 cells, but the first line has 2"),
+        ("path,label\n", "has no rows"),
+        ("path,label\ntwice.png,happy", "twice.png may be one/twice.png and two/twice.png"),
+        (f"{FILES},sad", "line 3: no path"),
+        (f"{FILES}../a.png,sad", r"line 3: '../a.png' does not lead into the folder"),
+        (f"{FILES}img/../../a.png,sad", r"line 3: 'img/../../a.png' does not lead"),
+        (f"{FILES}b.png", "line 3: 1 cells"),
+        ("path,label,split\na.png,happy,\na.png,happy,maybe", "line 3: 'maybe' is no split"),
+        ("path,label,weight\na.png,happy,\na.png,happy,-1", "line 3: weight '-1' is not a number from 0"),
+        ("path,label,weight\na.png,happy,\na.png,happy,nan", "line 3: weight 'nan'"),
+        ("path,label,weight\na.png,happy,\na.png,happy,heavy", "line 3: weight 'heavy'"),
+        (f"{FER}7,1 2 3 4,Training", "line 3: label 7 has no name; there are names for 0 to 6"),
+        (f"{FER},1 2 3 4,Training", "line 3: no label"),
+        (f"{FER}1,1 2 3 4,Later", "line 3: 'Later' is no split"),
+        (f"{FER}1,1 2 3 4", "line 3: 2 cells, but the first line has 3"),
+        (f"{FER}1,1,2,3,4,Training", "line 3: 6 cells"),
     ],
 )
-def test_bad_rows_are_named(tmp_path: Path, rows: str, message: str) -> None:
-    write(tmp_path, "a.png", "b.png", "one/twice.png", "two/twice.png", table=f"path,label\n{rows}")
+def test_items_name_the_bad_row(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, "a.png", "b.png", "one/twice.png", "two/twice.png", table=text)
     with pytest.raises(UserError, match=message) as caught:
         items(tmp_path)
     assert "table.csv" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "header, row, message",
-    [
-        ("path,label,split", "a.png,happy,maybe", "line 3: 'maybe' is no split"),
-        ("path,label,weight", "a.png,happy,-1", "line 3: weight '-1' is not a number from 0"),
-        ("path,label,weight", "a.png,happy,nan", "line 3: weight 'nan'"),
-        ("path,label,weight", "a.png,happy,heavy", "line 3: weight 'heavy'"),
-    ],
-)
-def test_bad_cells_are_named(tmp_path: Path, header: str, row: str, message: str) -> None:
-    write(tmp_path, "a.png", table=f"{header}\na.png,happy,\n{row}\n")
-    with pytest.raises(UserError, match=message):
-        items(tmp_path)
 
 
 def test_two_tables_named_after_their_splits(tmp_path: Path) -> None:
@@ -257,35 +258,7 @@ def test_bad_pixels_are_a_bad_image(tmp_path: Path, pixels: str, message: str) -
             bad()
 
 
-@pytest.mark.parametrize(
-    "row, message",
-    [
-        ("7,1 2 3 4,Training", "line 3: label 7 has no name; there are names for 0 to 6"),
-        (",1 2 3 4,Training", "line 3: no label"),
-        ("1,1 2 3 4,Later", "line 3: 'Later' is no split"),
-        ("1,1 2 3 4", "line 3: 2 cells, but the first line has 3"),
-        ("1,1,2,3,4,Training", "line 3: 6 cells"),
-    ],
-)
-def test_bad_rows_of_fer_are_named(tmp_path: Path, row: str, message: str) -> None:
-    path = fer(tmp_path, f"emotion,pixels,Usage\n0,1 2 3 4,Training\n{row}\n")
-    with pytest.raises(UserError, match=message) as caught:
-        items(path)
-    assert "fer2013.csv" in str(caught.value)
-
-
-COLUMNS = (
-    "neutral",
-    "happiness",
-    "surprise",
-    "sadness",
-    "anger",
-    "disgust",
-    "fear",
-    "contempt",
-    "unknown",
-    "NF",
-)
+COLUMNS = load_script("benchmarks/forms.py").FERPLUS_COLUMNS
 
 
 @pytest.mark.parametrize(

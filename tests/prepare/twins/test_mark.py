@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from builders import Row, records_of
+from builders import Row, drawn_faces, records_of
 
 from pipeline.prepare.audit import build_audit
 from pipeline.prepare.columns import Records, flags
 from pipeline.prepare.pixels.picture import pixel_digest
 from pipeline.prepare.twins.mark import drop_twins, find_twins
 from pipeline.prepare.twins.search import Pairs
-from tests.prepare.twins.test_search import faces
 
 
 def rows_of(images: np.ndarray, labels: Sequence[str], splits: Sequence[str]) -> list[Row]:
@@ -40,8 +39,8 @@ def marks(records: Records) -> list[str]:
 
 
 def test_exact_and_near_twins_make_one_set() -> None:
-    mirror = faces()[2, :, ::-1]
-    images = np.stack([*faces()[:6], faces()[2], mirror, mirror, faces()[4]])
+    mirror = drawn_faces()[2, :, ::-1]
+    images = np.stack([*drawn_faces()[:6], drawn_faces()[2], mirror, mirror, drawn_faces()[4]])
     records = records_of(rows_of(images, [*"abcdef", *"ccce"], ["train"] * 10))
     find_twins(records, images)
     assert sets(records) == {frozenset({"002", "006", "007", "008"}), frozenset({"004", "009"})}
@@ -57,7 +56,7 @@ def test_exact_and_near_twins_make_one_set() -> None:
 
 
 def test_labels_that_differ_are_a_conflict() -> None:
-    images = np.stack([*faces()[:3], faces()[0], faces()[1, :, ::-1]])
+    images = np.stack([*drawn_faces()[:3], drawn_faces()[0], drawn_faces()[1, :, ::-1]])
     rows = rows_of(images, ["a", "a", "b", "b", "a"], ["train", "val", "train", "test", "train"])
     records = records_of(rows)
     find_twins(records, images)
@@ -65,7 +64,9 @@ def test_labels_that_differ_are_a_conflict() -> None:
 
 
 def test_neither_order_nor_corrupt_nor_blank_images_change_what_is_found() -> None:
-    images = np.concatenate([faces()[:20], faces()[3:5, :, ::-1], np.zeros((3, 48, 48, 1), np.uint8)])
+    images = np.concatenate(
+        [drawn_faces()[:20], drawn_faces()[3:5, :, ::-1], np.zeros((3, 48, 48, 1), np.uint8)]
+    )
     rows = rows_of(images, ["a"] * 25, ["train"] * 25)
     rows[22].problem, rows[22].sha256 = "empty file", ""
     for row in rows[23:]:

@@ -2,33 +2,21 @@
 
 import io
 import tracemalloc
-import zipfile
 from collections.abc import Callable
 from contextlib import closing
-from functools import cache
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pytest
+from builders import drawn_faces
 from PIL import Image, ImageEnhance
 
 from pipeline.prepare.twins import neighbours
 from pipeline.prepare.twins.neighbours import Cells, candidates
 from pipeline.prepare.twins.search import connect, near_pairs
 
-SAMPLE = Path(__file__).resolve().parents[3] / "data" / "sample.zip"
 COUNT = 140
-
-
-@cache
-def faces() -> np.ndarray:
-    """Different drawn faces of all classes, uint8 (COUNT, 48, 48, 1)."""
-    with zipfile.ZipFile(SAMPLE) as archive:
-        names = archive.namelist()
-        chosen = names[:: len(names) // COUNT][:COUNT]
-        pictures = [Image.open(io.BytesIO(archive.read(name))) for name in chosen]
-        return np.stack([np.asarray(picture) for picture in pictures])[..., None]
 
 
 def found(images: np.ndarray) -> set[tuple[int, int]]:
@@ -80,20 +68,20 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def test_different_faces_are_no_twins() -> None:
-    assert found(faces()) == set()
+    assert found(drawn_faces()) == set()
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_copy_is_found_and_nothing_else(name: str) -> None:
     originals = range(0, COUNT, 10)
-    copies = [np.asarray(CHANGES[name](Image.fromarray(faces()[row, ..., 0]))) for row in originals]
-    images = np.concatenate([faces(), np.stack(copies)[..., None]])
+    copies = [np.asarray(CHANGES[name](Image.fromarray(drawn_faces()[row, ..., 0]))) for row in originals]
+    images = np.concatenate([drawn_faces(), np.stack(copies)[..., None]])
     assert found(images) == {(row, COUNT + place) for place, row in enumerate(originals)}
 
 
 @pytest.mark.parametrize("size, channels", [(20, 1), (48, 3), (112, 3)])
 def test_size_and_colour_make_no_difference(size: int, channels: int) -> None:
-    pictures = [Image.fromarray(face[..., 0]).resize((size, size)) for face in faces()[:30]]
+    pictures = [Image.fromarray(face[..., 0]).resize((size, size)) for face in drawn_faces()[:30]]
     pictures.append(pictures[7].transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     pictures.append(ImageEnhance.Brightness(pictures[20]).enhance(0.85))
     images = np.stack([np.asarray(picture) for picture in pictures])[..., None].repeat(channels, axis=3)
@@ -101,21 +89,21 @@ def test_size_and_colour_make_no_difference(size: int, channels: int) -> None:
 
 
 def test_only_the_given_rows_are_looked_at_in_their_order() -> None:
-    images = faces()[[3, 5, 3, 8, 5]]
+    images = drawn_faces()[[3, 5, 3, 8, 5]]
     pairs = near_pairs(images, np.array([4, 3, 1, 2]))
     assert (pairs.first.tolist(), pairs.second.tolist()) == ([0], [2])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_few_images(count: int) -> None:
-    twins = np.stack([faces()[4], faces()[4, :, ::-1], faces()[9]])[:count]
+    twins = np.stack([drawn_faces()[4], drawn_faces()[4, :, ::-1], drawn_faces()[9]])[:count]
     assert found(twins) == ({(0, 1)} if count >= 2 else set())
 
 
 def test_plain_pictures_are_twins_of_nothing() -> None:
     plain = np.stack([np.full((48, 48, 1), value, np.uint8) for value in (0, 90, 91, 255)])
-    assert found(np.concatenate([faces()[:5], plain])) == set()
-    assert found(np.concatenate([faces(), plain])) == set()
+    assert found(np.concatenate([drawn_faces()[:5], plain])) == set()
+    assert found(np.concatenate([drawn_faces(), plain])) == set()
 
 
 def test_pictures_with_nothing_in_common() -> None:
