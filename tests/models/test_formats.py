@@ -162,7 +162,7 @@ def test_probe_finds_a_graph_that_is_wrong_at_another_batch(
         run = load_graph(path)
         return lambda images: run(images) if len(images) < 7 else run(images[::-1].copy())
 
-    monkeypatch.setattr(formats, "load_graph", load)
+    monkeypatch.setattr(formats, "_open", load)
     assert "batch 7" in formats.probe(toy, SIZE, 1, ["onnx"], OPSET)["onnx"]
 
 
