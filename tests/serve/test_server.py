@@ -147,11 +147,11 @@ def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path) -> Non
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {port} .*--port"):
-            server.serve(str(bright_bundle), port=port)
+            server.serve(str(bright_bundle), server.Options(port=port))
     with pytest.raises(UserError, match="--host"):
-        server.serve(str(bright_bundle), host="no.such.host.invalid", port=0)
+        server.serve(str(bright_bundle), server.Options(host="no.such.host.invalid", port=0))
     with pytest.raises(UserError, match="--workers"):
-        server.serve(str(bright_bundle), workers=0)
+        server.serve(str(bright_bundle), server.Options(workers=0))
     with pytest.raises(UserError, match=r"bundle\.json is missing"):
         locate.locate(str(tmp_path))
     with pytest.raises(UserError, match=r"holds no model\.pt2.*--runtime onnx"):
@@ -286,12 +286,9 @@ def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
 
 
 def test_what_was_loaded_is_not_searched_for_garbage_while_requests_wait(bright_bundle: Path) -> None:
-    options = server.Options(
-        found=locate.locate(str(bright_bundle)), host="127.0.0.1", port=0, workers=1, threads=1, runtime=None,
-        page=False, max_mb=1.0,
-    )  # fmt: skip
+    found = locate.locate(str(bright_bundle))
     try:
-        server.build_app(options)
+        server.build_app(found, server.Options(threads=1, page=False, max_mb=1.0))
         assert len(gc.get_objects()) < gc.get_freeze_count() / 100
     finally:
         gc.unfreeze()
