@@ -1,5 +1,6 @@
 """What tests are made of: prepared data, params, bundles and graphs, all tiny."""
 
+import base64
 import functools
 import hashlib
 import importlib.util
@@ -21,6 +22,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 
 import numpy as np
+from PIL import Image
 
 from pipeline.core.params import PrepareParams
 from pipeline.core.params_file import apply_recipe, parse_params, read_default
@@ -312,3 +314,45 @@ def write_bundle(folder: Path, **changes: object) -> Path:
     (folder / "bundle.json").write_text(json.dumps(bundle_record(**changes)))
     (folder / "MODEL_CARD.md").write_text("card")
     return folder
+
+
+def encode(picture: "Image.Image | np.ndarray", kind: str = "PNG", **options: object) -> bytes:
+    """The bytes of a file of that format."""
+    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def grey_png(value: int = 200, size: tuple[int, int] = (20, 30)) -> bytes:
+    """A PNG of one brightness."""
+    return encode(Image.new("L", size, value))
+
+
+def to_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+# Requests that cannot be answered: body, content type, and what ``hyojo serve`` says.
+MALFORMED = [
+    (b"", "application/json", 400),
+    (b"{", "application/json", 400),
+    (b"\xff\xfe", "application/json", 400),
+    (b"[" * 100_000, "application/json", 400),
+    (b"[1]", "application/json", 400),
+    (b'{"foo": 1}', "application/json", 400),
+    (b'{"inputs": [1], "instances": [1]}', "application/json", 400),
+    (b'{"inputs": ["x"], "params": 5}', "application/json", 400),
+    (b'{"inputs": ["x"], "params": {"faces": "perhaps"}}', "application/json", 400),
+    (b'{"inputs": [' + b"9" * 5000 + b"]}", "application/json", 400),
+    (b'{"dataframe_split": 5}', "application/json", 400),
+    (b'{"dataframe_split": {"columns": ["image"]}}', "application/json", 400),
+    (b'{"dataframe_records": 5}', "application/json", 400),
+    (b"{}", "application/json; charset=latin-1", 415),
+    (b"", "text/csv", 400),
+    (b'image\n"a\n', "text/csv", 400),
+    (b"\xff", "text/csv", 400),
+    (b"PAR1", "application/vnd.apache.parquet", 415),
+    (b"{}", "text/plain", 415),
+    (b"{}", "", 415),
+]

@@ -30,13 +30,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from pipeline.serve import server
 
-    server.serve(
-        arguments.model,
-        arguments.host,
-        arguments.port,
+    options = server.Options(
+        host=arguments.host,
+        port=arguments.port,
         workers=arguments.workers,
         threads=arguments.threads,
         runtime=arguments.runtime,
         page=arguments.page,
         max_mb=arguments.max_mb,
     )
+    server.serve(arguments.model, options)

@@ -15,9 +15,9 @@ def tame_server() -> None:
     that rows without the column vanish and the others move up. And JSON that is nested without end is a 500. What
     isn't there is left alone.
     """
-    server = sys.modules.get("mlflow.pyfunc.scoring_server")
+    server: Any = sys.modules.get("mlflow.pyfunc.scoring_server")
     names = ("_handle_serving_error", "parse_csv_input", "infer_and_parse_data", "_decode_json_input")
-    originals = [getattr(server, name, None) for name in names]
+    originals: list[Any] = [getattr(server, name, None) for name in names]
     if not all(originals) or isinstance(originals[0], functools.partial):
         return
     handle_error, parse_csv, parse_json, decode_json = originals

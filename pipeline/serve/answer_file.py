@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from pipeline.core.errors import UserError
@@ -44,8 +46,6 @@ class AnswerFile:
     def __init__(
         self, path: Path, settings: Mapping[str, Any], class_names: Sequence[str], faces: bool, restart: bool
     ) -> None:
-        import pyarrow as pa
-
         self.path = path
         self._folder = path.with_name(f"{path.name}.parts")
         self._classes = list(class_names)
@@ -68,18 +68,13 @@ class AnswerFile:
             self._lock.release()
             raise
 
-    def count_rows(self, number: int) -> tuple[int, int]:
-        """Count the rows of a finished part, and how many of them are errors."""
-        import pyarrow.parquet as pq
-
-        errors = pq.read_table(self._part(number), columns=["error"]).column("error")
-        return len(errors), len(errors) - errors.null_count
+    def count_rows(self) -> tuple[int, int]:
+        """Count the rows, and how many of them are errors; of a finished file."""
+        note = _note(self.path) or {}
+        return note["rows"], note["errors"]
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write the next part: rows of ``answers.answer_pictures``."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         probs = [row["probabilities"] or {} for row in rows]
         boxes = [row["box"] or (None,) * len(SIDES) for row in rows]
         plain = ("file", "label", "probability", "abstain", "error")
@@ -94,30 +89,26 @@ class AnswerFile:
             pq.write_table(table, scratch, compression="zstd", row_group_size=max(1, len(rows)))
         self.parts += 1
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Put all parts into one file, a row group each, and give it its name.
-
-        Args:
-            summary: Goes into the file's metadata, with the settings.
-        """
-        import pyarrow.parquet as pq
-
-        note = {**self._settings, **summary}
+    def finish(self, pictures: int) -> None:
+        """Put all parts into one file, a row group each, and give it its name; ``pictures`` is how many were scored."""
+        parts = [self._part(number) for number in range(self.parts)]
+        errors = [pq.read_table(part, columns=["error"]).column("error") for part in parts]
+        note = self._settings | {
+            "pictures": pictures,
+            "rows": sum(len(column) for column in errors),
+            "errors": sum(len(column) - column.null_count for column in errors),
+        }
         schema = self._schema.with_metadata({_NOTE: json.dumps(note, sort_keys=True).encode()})
         with (
             self._writing(self.path),
             replacing(self.path) as scratch,
             pq.ParquetWriter(scratch, schema, compression="zstd") as file,
         ):
-            for number in range(self.parts):
-                table = pq.read_table(self._part(number)).replace_schema_metadata(schema.metadata)
+            for part in parts:
+                table = pq.read_table(part).replace_schema_metadata(schema.metadata)
                 file.write_table(table, row_group_size=max(1, len(table)))
         self.finished = True
         self._clear()
-
-    def read_summary(self) -> dict[str, Any]:
-        """Read what ``finish`` was given; of a finished file."""
-        return {key: value for key, value in (_note(self.path) or {}).items() if key not in self._settings}
 
     def __enter__(self) -> "AnswerFile":
         return self
@@ -170,9 +161,6 @@ class AnswerFile:
 
     def _is_whole(self, part: Path) -> bool:
         """Whether a part can be read; a machine that lost power may have lost a part of it."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
             return pq.read_schema(part).equals(self._schema)
         except (pa.ArrowException, OSError):
@@ -206,9 +194,6 @@ class AnswerFile:
 
 def _note(path: Path) -> dict[str, Any] | None:
     """What a finished file says of itself; None if it is none of ours."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         return json.loads((pq.read_schema(path).metadata or {})[_NOTE])
     except (pa.ArrowException, OSError, KeyError, ValueError):

@@ -30,7 +30,7 @@ def answer_pictures(pictures: Sequence[tuple[str, Fetch]], predict: Predict) -> 
     answers = iter(predict([data for data in contents if isinstance(data, bytes)]))
     rows: list[Row] = []
     for (file, _), data in zip(pictures, contents, strict=True):
-        answer = {"error": data} if isinstance(data, str) else next(answers)
+        answer: Row = {"error": data} if isinstance(data, str) else next(answers)
         rows += [_row(file, face) for face in answer.get("faces") or [answer]]
     return rows
 

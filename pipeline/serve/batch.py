@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pipeline.core import cores
 from pipeline.core.errors import UserError
+from pipeline.core.stage_files import BundleFile
 from pipeline.inference.graphs import served_file
 from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
 from pipeline.serve import locate
@@ -28,15 +29,6 @@ from pipeline.serve.answers import Predict, Row, answer_pictures
 
 # Packages whose version may change a score in its last digits.
 _DECIDING = ("numpy", "onnxruntime", "pillow")
-
-
-class LoadedModel(NamedTuple):
-    """A loaded model, and what its answers are like."""
-
-    predict: Predict
-    class_names: list[str]
-    faces: bool
-    digest: str
 
 
 class Settings(NamedTuple):
@@ -107,62 +99,57 @@ def score_pictures(
         raise UserError("batch wants at least 1 of --workers.")
     workers = settings.workers or cores.available()
     with open_pictures(source, settings.column) as pictures:
-        loaded = load_model(model, settings.faces, settings.runtime)
+        # The files are at hand from here on: an alias may move meanwhile.
+        found = locate.locate(str(model), settings.runtime)
+        # Each worker runs a batch of its own; more threads inside the graph would only wait for each other.
+        predict = locate.open_predictor(found, settings.faces, threads=1, runtime=settings.runtime)
+        bundle = found.read_bundle()
+        faces = bool(bundle.preprocessing.get("faces")) if settings.faces is None else settings.faces
         made_of = {
             "source": pictures.digest,
-            "model": loaded.digest,
-            "faces": loaded.faces,
+            "model": _digest(found, settings.runtime),
+            "faces": faces,
             "batch_size": settings.batch_size,
             "chunk": settings.chunk,
             **{name: importlib.metadata.version(name) for name in _DECIDING},
         }
-        with AnswerFile(Path(out), made_of, loaded.class_names, loaded.faces, settings.restart) as answers:
-            return _fill(answers, pictures, loaded.predict, settings, workers)
+        with AnswerFile(Path(out), made_of, bundle.class_names, faces, settings.restart) as answers:
+            return _fill(answers, pictures, predict, settings, workers)
 
 
-def load_model(model: Path | str, faces: bool | None, runtime: str | None = None) -> LoadedModel:
-    """Load a bundle, or a registered version, of which the files are fetched first: an alias may move meanwhile.
-
-    Raises:
-        UserError: If there is no such bundle or model, or not the file that the runtime wants.
-    """
-    found = locate.locate(str(model), runtime)
-    # Each worker runs a batch of its own; with more threads inside the graph they would only wait for each other.
-    predict = locate.open_predictor(found, faces, threads=1, runtime=runtime)
-    bundle = found.read_bundle()
-    digest = hashlib.sha256((found.bundle / bundle.FILE).read_bytes())
+def _digest(found: locate.Located, runtime: str | None) -> str:
+    """Of the files that decide a model's answers."""
+    digest = hashlib.sha256((found.bundle / BundleFile.FILE).read_bytes())
     digest.update(served_file(found.bundle, runtime)[1].read_bytes())
-    look = bool(bundle.preprocessing.get("faces")) if faces is None else faces
-    return LoadedModel(predict, bundle.class_names, look, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _fill(
     answers: AnswerFile, pictures: Pictures, predict: Predict, settings: Settings, workers: int
 ) -> Result:
     """Score what is not scored yet, part by part, and finish the file."""
-    start = time.monotonic()
-    rows = errors = scored = 0
-    if answers.finished:
-        told = answers.read_summary()
-        return Result(pictures.count, told["rows"], told["errors"], pictures.passed_over, 0, 0.0)
-    for number in range(answers.parts):
-        found, bad = answers.count_rows(number)
-        rows, errors = rows + found, errors + bad
-    done = min(answers.parts * settings.chunk, pictures.count)
-    with tqdm(total=pictures.count, initial=done, unit="img", disable=None, smoothing=0.05) as bar:
-        part: list[Row] = []
-        at = done
-        for count, batch in _answers(pictures.stream(done), predict, settings, workers):
-            part += batch
-            at, scored = at + count, scored + count
-            errors += sum(row["error"] is not None for row in batch)
-            rows += len(batch)
-            bar.update(count)
-            if at % settings.chunk == 0 or at == pictures.count:
-                answers.write(part)
-                part = []
-    answers.finish({"pictures": pictures.count, "rows": rows, "errors": errors})
-    return Result(pictures.count, rows, errors, pictures.passed_over, scored, time.monotonic() - start)
+    start, scored = time.monotonic(), 0
+    if not answers.finished:
+        done = min(answers.parts * settings.chunk, pictures.count)
+        with tqdm(total=pictures.count, initial=done, unit="img", disable=None, smoothing=0.05) as bar:
+            part: list[Row] = []
+            for count, rows in _answers(pictures.stream(done), predict, settings, workers):
+                part += rows
+                scored += count
+                bar.update(count)
+                if (done + scored) % settings.chunk == 0 or done + scored == pictures.count:
+                    answers.write(part)
+                    part = []
+        answers.finish(pictures.count)
+    rows, errors = answers.count_rows()
+    return Result(
+        pictures=pictures.count,
+        rows=rows,
+        errors=errors,
+        passed_over=pictures.passed_over,
+        scored=scored,
+        seconds=time.monotonic() - start,
+    )
 
 
 def _answers(

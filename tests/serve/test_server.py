@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import gc
-import io
 import json
 import os
 import socket
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from builders import MALFORMED, grey_png, to_base64, write_bundle
 from running import Running
 
 from pipeline.core import cores
@@ -26,49 +25,32 @@ ROOT = Path(__file__).parents[2]
 BROWSER = "/usr/bin/chromium"
 
 
-def picture(value: int = 200) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (20, 30), value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def body(*pictures: bytes, **params: object) -> bytes:
-    rows = [{"image": base64.b64encode(data).decode()} for data in pictures]
+    rows = [{"image": to_base64(data)} for data in pictures]
     return json.dumps({"dataframe_records": rows} | ({"params": params} if params else {})).encode()
 
 
 def test_rest_answers_as_the_model_itself(running: Running, bright_bundle: Path) -> None:
-    expected = Predictor(bright_bundle).predict_bytes([picture(30), b"junk", picture(250)])
-    status, text, headers = running.send("/invocations", body(picture(30), b"junk", picture(250)))
+    expected = Predictor(bright_bundle).predict_bytes([grey_png(30), b"junk", grey_png(250)])
+    status, text, headers = running.send("/invocations", body(grey_png(30), b"junk", grey_png(250)))
     assert status == 200
     rows = json.loads(text)["predictions"]
     assert [row["label"] for row in rows] == ["dark", None, "bright"]
     assert rows[0]["probabilities"] == pytest.approx(expected[0]["probabilities"])
     assert rows[1]["error"] == expected[1]["error"]
     assert headers["server-timing"].startswith("app;dur=")
-    csv = b"image\n" + base64.b64encode(picture(30)) + b"\n"
+    csv = b"image\n" + base64.b64encode(grey_png(30)) + b"\n"
     assert json.loads(running.send("/invocations", csv, "text/csv")[1])["predictions"] == rows[:1]
     assert running.send("/ping")[0] == running.send("/health")[0] == 200
     assert running.send("/version")[1] == __import__("mlflow").__version__
 
 
+LARGE = [b'{"inputs": [' + b"0," * 70_000 + b"0]}", b'{"inputs": ["' + b"A" * 2**21 + b'"]}']
+
+
 @pytest.mark.parametrize(
     ("data", "kind", "status"),
-    [
-        (b"", "application/json", 400),
-        (b"{", "application/json", 400),
-        (b"[" * 100_000, "application/json", 400),
-        (b'{"foo": 1}', "application/json", 400),
-        (b'{"inputs": ["x"], "params": 5}', "application/json", 400),
-        (b'{"inputs": ["x"], "params": {"faces": "perhaps"}}', "application/json", 400),
-        (b'{"inputs": [' + b"9" * 5000 + b"]}", "application/json", 400),
-        (b'image\n"a\n', "text/csv", 400),
-        (b"\xff", "text/csv", 400),
-        (b"PAR1", "application/vnd.apache.parquet", 415),
-        (b"{}", "text/plain", 415),
-        (b'{"inputs": [' + b"0," * 70_000 + b"0]}", "application/json", 413),
-        (b'{"inputs": ["' + b"A" * 2**21 + b'"]}', "application/json", 413),
-    ],
+    [*MALFORMED, *((data, "application/json", 413) for data in LARGE)],
     ids=lambda value: str(value[:24]) if isinstance(value, bytes) else None,
 )
 def test_what_cannot_be_answered_is_a_short_4xx(
@@ -82,7 +64,7 @@ def test_what_cannot_be_answered_is_a_short_4xx(
     assert str(ROOT) not in text
     assert "site-packages" not in text
     assert headers["content-type"] == "application/json"
-    assert running.send("/invocations", body(picture()))[0] == 200
+    assert running.send("/invocations", body(grey_png()))[0] == 200
 
 
 def test_paths_that_lead_nowhere(running: Running) -> None:
@@ -107,11 +89,8 @@ def test_the_page_needs_nothing_from_elsewhere(running: Running) -> None:
         assert running.send(path)[0] == 200
 
 
-def test_a_card_cannot_bring_markup_into_the_page(bright_bundle: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    for file in bright_bundle.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+def test_a_card_cannot_bring_markup_into_the_page(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle")
     (folder / "MODEL_CARD.md").write_text(
         "# Card\n\n<script>alert(1)</script> ![x](https://example.org/x.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
     )
@@ -126,7 +105,7 @@ def test_a_card_cannot_bring_markup_into_the_page(bright_bundle: Path, tmp_path:
 def test_several_processes_serve_and_stop_together(bright_bundle: Path) -> None:
     several = Running("--model", str(bright_bundle), "--workers", "2", "--no-page")
     assert "2 processes" in several.line
-    assert all(several.send("/invocations", body(picture(250)))[0] == 200 for _ in range(4))
+    assert all(several.send("/invocations", body(grey_png(250)))[0] == 200 for _ in range(4))
     assert several.send("/")[0] == 404
     status, errors = several.stop()
     assert (status, errors) == (0, "")
@@ -135,7 +114,7 @@ def test_several_processes_serve_and_stop_together(bright_bundle: Path) -> None:
 def test_a_registered_model_is_served_with_its_own_code(pyfunc_dir: Path) -> None:
     found = locate.locate(str(pyfunc_dir))
     model = locate.open_pyfunc(found, runtime="onnx", threads=1, seconds=5)
-    answers = model.predict({"image": [picture(250)]})
+    answers = model.predict({"image": [grey_png(250)]})
     assert answers[0]["label"] == "bright"
     assert model._model_impl.python_model.predictor._seconds == 5
     assert found.read_bundle().class_names == ["bright", "dark"]
@@ -147,11 +126,11 @@ def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path) -> Non
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {port} .*--port"):
-            server.serve(str(bright_bundle), port=port)
+            server.serve(str(bright_bundle), server.Options(port=port))
     with pytest.raises(UserError, match="--host"):
-        server.serve(str(bright_bundle), host="no.such.host.invalid", port=0)
+        server.serve(str(bright_bundle), server.Options(host="no.such.host.invalid", port=0))
     with pytest.raises(UserError, match="--workers"):
-        server.serve(str(bright_bundle), workers=0)
+        server.serve(str(bright_bundle), server.Options(workers=0))
     with pytest.raises(UserError, match=r"bundle\.json is missing"):
         locate.locate(str(tmp_path))
     with pytest.raises(UserError, match=r"holds no model\.pt2.*--runtime onnx"):
@@ -168,11 +147,11 @@ def test_a_runtime_that_is_not_installed(bright_bundle: Path, monkeypatch: pytes
 
 
 def test_pictures_beyond_the_time_of_a_request_get_an_error(bright_bundle: Path) -> None:
-    rows = Predictor(bright_bundle, seconds=0).predict_bytes([picture(), picture()])
+    rows = Predictor(bright_bundle, seconds=0).predict_bytes([grey_png(), grey_png()])
     assert [row["label"] for row in rows] == [None, None]
     assert "too long" in rows[0]["error"]
     assert (
-        Predictor(bright_bundle, threads=1, seconds=30).predict_bytes([picture(250)])[0]["label"] == "bright"
+        Predictor(bright_bundle, threads=1, seconds=30).predict_bytes([grey_png(250)])[0]["label"] == "bright"
     )
 
 
@@ -267,7 +246,7 @@ def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
     if page.locator("#find").count():
         page.uncheck("#find")
     good, bad, large = (tmp_path / name for name in ("good.png", "bad.png", "large.png"))
-    good.write_bytes(picture(250))
+    good.write_bytes(grey_png(250))
     bad.write_bytes(b"no picture")
     large.write_bytes(bytes(2**20))
     page.set_input_files("#file", good)
@@ -286,12 +265,9 @@ def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
 
 
 def test_what_was_loaded_is_not_searched_for_garbage_while_requests_wait(bright_bundle: Path) -> None:
-    options = server.Options(
-        found=locate.locate(str(bright_bundle)), host="127.0.0.1", port=0, workers=1, threads=1, runtime=None,
-        page=False, max_mb=1.0,
-    )  # fmt: skip
+    found = locate.locate(str(bright_bundle))
     try:
-        server.build_app(options)
+        server.build_app(found, server.Options(threads=1, page=False, max_mb=1.0))
         assert len(gc.get_objects()) < gc.get_freeze_count() / 100
     finally:
         gc.unfreeze()

@@ -3,10 +3,8 @@
 An answer for each row or a 4xx, and no more: no stack trace, no path, no request that takes long.
 """
 
-import base64
 import contextlib
 import functools
-import io
 import json
 import os
 import socket
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from builders import encode, grey_png, to_base64
 from PIL import Image
 from running import ROOT, Running
 
@@ -29,38 +28,28 @@ KINDS = (
     "text/plain", "application/vnd.apache.parquet", "multipart/form-data; boundary=x", "application/octet-stream",
     "", "x" * 2000,
 )  # fmt: skip
+METHODS = ("GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
+PATHS = ("/", "/ping", "/version", "/invocations/..", "/%00")
 FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")
-
-
-def png(value: int = 200, size: tuple[int, int] = (20, 30)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", size, value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def text_of(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 @functools.cache
 def bomb() -> str:
     """A small file of 400 million pixels."""
-    buffer = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
-    return text_of(buffer.getvalue())
+    return to_base64(encode(Image.new("1", (20_000, 20_000))))
 
 
 def value(rng: np.random.Generator, depth: int = 0) -> object:
     """What a client may put where a picture belongs."""
-    good = png(int(rng.integers(256)))
+    good = grey_png(int(rng.integers(256)))
     cut = int(rng.integers(1, len(good)))
     spoilt = bytearray(good)
     spoilt[int(rng.integers(len(good)))] ^= int(rng.integers(1, 256))
     plain = [
-        text_of(good), text_of(good[:cut]), text_of(bytes(spoilt)), text_of(rng.bytes(200)), "", " ", "=", "%%%",
-        "\\ud800", "😀" * 50, "data:image/png;base64," + text_of(good), "data:,", None, True, 0, -1, 1e308,
+        *map(to_base64, (good, good[:cut], bytes(spoilt), rng.bytes(200))), "", " ", "=", "%%%",
+        "\\ud800", "😀" * 50, "data:image/png;base64," + to_base64(good), "data:,", None, True, 0, -1, 1e308,
         float("nan"), float("inf"),
-        10**400, "A" * 100_000, "../../etc/passwd", "image", {"image": text_of(good)}, {"b64": text_of(good)},
+        10**400, "A" * 100_000, "../../etc/passwd", "image", {"image": to_base64(good)}, {"b64": to_base64(good)},
         bomb(),
     ]  # fmt: skip
     if depth < 6 and rng.random() < 0.2:
@@ -107,7 +96,7 @@ def body(rng: np.random.Generator) -> bytes:
     others = [
         b"", b"\xff\xfe", data.decode("utf-8", "replace").encode("utf-16"), b"[" * 50_000, b'{"inputs":' * 3000,
         b"image\n", rng.bytes(500), b'image\n"' + data, b"image,image\n1,2\n3\n", b"PAR1" + rng.bytes(100) + b"PAR1",
-        b"null", b"1e999", b"image\n" + text_of(png()).encode() + b"\njunk\n",
+        b"null", b"1e999", b"image\n" + to_base64(grey_png()).encode() + b"\njunk\n",
     ]  # fmt: skip
     return others[rng.integers(len(others))]
 
@@ -146,20 +135,12 @@ def attack(client, seed: int, cases: int) -> dict[int, int]:
     """Send so many malformed requests and some good ones between; statuses and their counts."""
     statuses: dict[int, int] = {}
     faults = []
-    good = json.dumps({"inputs": [text_of(png())]})
+    good = json.dumps({"inputs": [to_base64(grey_png())]})
     for i in range(cases):
         rng = np.random.default_rng([seed, i])
         data, kind = body(rng), KINDS[0] if rng.random() < 0.7 else str(rng.choice(KINDS))
-        method = (
-            "POST"
-            if rng.random() < 0.95
-            else str(rng.choice(["GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]))
-        )
-        path = (
-            "/invocations"
-            if rng.random() < 0.97
-            else str(rng.choice(["/", "/ping", "/version", "/invocations/..", "/%00"]))
-        )
+        method = "POST" if rng.random() < 0.95 else str(rng.choice(METHODS))
+        path = "/invocations" if rng.random() < 0.97 else str(rng.choice(PATHS))
         start = time.monotonic()
         response = client.request(method, path, content=data, headers={"Content-Type": kind})
         seconds = time.monotonic() - start
@@ -182,7 +163,7 @@ def raw_attack(url: str, seed: int, cases: int) -> Counter[str]:
     """Send what is hardly HTTP, and look whether good requests are answered between; how the server took it."""
     host, port = url.removeprefix("http://").rsplit(":", 1)
     head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    body = json.dumps({"inputs": [text_of(png())]}).encode()
+    body = json.dumps({"inputs": [to_base64(grey_png())]}).encode()
     length = b"Content-Length: %d\r\n\r\n"
     outcomes: Counter[str] = Counter()
     for i in range(cases):
@@ -224,7 +205,7 @@ def raw_attack(url: str, seed: int, cases: int) -> Counter[str]:
         assert not status.startswith("5"), (i, sent[:100], text[:500])
         outcomes[status] += 1
         if i % 5 == 0:
-            good = requests.post(f"{url}/invocations", json={"inputs": [text_of(png())]}, timeout=10)
+            good = requests.post(f"{url}/invocations", json={"inputs": [to_base64(grey_png())]}, timeout=10)
             assert good.json()["predictions"][0]["label"] == "bright"
     return outcomes
 

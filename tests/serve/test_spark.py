@@ -1,7 +1,6 @@
 """The logged model on Spark, past one machine: the same answers as ``hyojo batch``; needs pyspark and Java."""
 
 import importlib.util
-import io
 import os
 import shutil
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from builders import grey_png
 
 from pipeline.serve.batch import Settings, score_pictures
 
@@ -41,9 +40,8 @@ def test_spark_answers_as_batch_does(
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(300):
-        buffer = io.BytesIO()
-        Image.new("L", (9 + i % 5, 12), i % 256).save(buffer, "PNG")
-        (folder / f"{i:03d}.png").write_bytes(buffer.getvalue() if i % 50 != 7 else b"no picture")
+        data = grey_png(i % 256, (9 + i % 5, 12)) if i % 50 != 7 else b"no picture"
+        (folder / f"{i:03d}.png").write_bytes(data)
     spark = (
         SparkSession.builder.master("local[2]")
         .config("spark.ui.enabled", "false")
@@ -64,11 +62,8 @@ def test_spark_answers_as_batch_does(
     assert sum(row["error"] is not None for row in rows) == 6
     for row in rows:
         answer = found[row["file"]]
-        assert [answer[name] for name in ("label", "abstain", "error")] == [
-            row["label"],
-            row["abstain"],
-            row["error"],
-        ]
+        for name in ("label", "abstain", "error"):
+            assert answer[name] == row[name]
         probabilities = dict(answer["probabilities"] or {})
         for name in ("bright", "dark"):
             assert probabilities.get(name) == pytest.approx(row[f"prob_{name}"], abs=1e-6)
