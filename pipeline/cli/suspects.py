@@ -18,8 +18,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from pipeline.experiments.suspects import doubt_training_labels
+    from pipeline.experiments.suspects import find_label_suspects
 
     if arguments.folds < 2:
         raise UserError(f"--folds {arguments.folds}: two at least")
-    print(doubt_training_labels(arguments.folds, arguments.epochs))
+    print(find_label_suspects(arguments.folds, arguments.epochs))

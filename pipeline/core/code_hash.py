@@ -8,25 +8,18 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from pipeline.core.errors import UserError
+from pipeline.core.dvc_file import DVC_FILE, read_stage
 
 PACKAGE = Path(__file__).parents[1]
 
 
-def find_stage_code(stage: str, dvc_file: Path = Path("dvc.yaml")) -> list[Path]:
+def find_stage_code(stage: str, dvc_file: Path = DVC_FILE) -> list[Path]:
     """The files and folders of this package that a stage's deps name.
 
     Raises:
         UserError: There is no ``dvc.yaml`` in the working folder, or it has no such stage.
     """
-    try:
-        deps = YAML(typ="safe", pure=True).load(dvc_file.read_text(encoding="utf-8"))["stages"][stage]["deps"]
-    except (FileNotFoundError, KeyError):
-        raise UserError(
-            f"{dvc_file} with a stage {stage!r} not found. Run from the project's root."
-        ) from None
+    deps = read_stage(stage, dvc_file)["deps"]
     return [PACKAGE.parent / dep for dep in deps if dep.startswith(f"{PACKAGE.name}/")]
 
 

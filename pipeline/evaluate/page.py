@@ -3,17 +3,15 @@
 It shows faces: the page is a cached out of evaluate and an artifact of the run, and never goes into git.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from pipeline.core.dataset import Prepared, Split
 from pipeline.evaluate import robustness
 from pipeline.evaluate.explanations import Explanation
+from pipeline.evaluate.findings import Findings
+from pipeline.evaluate.tables import reliabilities
 from pipeline.metrics import by_class, calibration
 from pipeline.metrics.intervals import accuracy_interval
 from pipeline.metrics.table import HEADLINES, TITLES
@@ -26,62 +24,20 @@ AUDIT_TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What the page is made from.
-
-    Attributes:
-        prepared: The data set.
-        sidecar: What ``weights.json`` holds.
-        counts: Images by split and class.
-        history: Rows of ``history.csv``.
-        test: The test split.
-        plain: Its probabilities as the net gives them, floats (N, K).
-        probs: The same at the temperature, which are scored.
-        result: What ``metrics.json`` holds.
-        intervals: Of the scores.
-        trust: What ``calibration.json`` holds.
-        robust: From ``robustness.measure``.
-        slices: From ``slices.tabulate``.
-        method: How the explanations were made.
-        explanations: From ``explanations.explain``.
-        doubted: How many labels of val and test are in doubt.
-        worst: How many mistakes to show.
-    """
-
-    prepared: Prepared
-    sidecar: Mapping[str, Any]
-    counts: Mapping[str, Mapping[str, int]]
-    history: pd.DataFrame
-    test: Split
-    plain: np.ndarray
-    probs: np.ndarray
-    result: Mapping[str, Any]
-    intervals: Mapping[str, tuple[float, float]]
-    trust: Mapping[str, Any]
-    robust: pd.DataFrame
-    slices: pd.DataFrame
-    method: str
-    explanations: list[Explanation]
-    doubted: int
-    worst: int
-
-
 def render(found: Findings) -> str:
     """Write the page, HTML, the same for the same findings: no times and no places in it."""
-    names, preds = found.prepared.class_names, found.probs.argmax(axis=1)
-    table = by_class.per_class(found.test.targets, preds, names)
-    matrix = by_class.confusion(found.test.targets, preds, len(names))
+    names, sidecar = found.class_names, found.sidecar
+    table = by_class.per_class(found.test.targets, found.preds, names)
     about = {
-        "backbone": found.sidecar["backbone"],
+        "backbone": sidecar.backbone,
         "class_names": names,
-        "preprocessing": found.sidecar["preprocessing"],
+        "preprocessing": sidecar.preprocessing,
         "data_digest": found.prepared.digest,
         "audit": found.result["audit"],
         "metrics": {part: found.result[part] for part in ("val", "test", "test_clean")},
     }
     rows = [{key: str(value) for key, value in row.items()} for row in table.to_dict("records")]
-    text = card.render(about, found.counts, found.sidecar.get("params", {}), rows)
+    text = card.render(about, found.prepared.counts, sidecar.params, rows)
     return html.render(
         "report.html",
         title="Evaluation",
@@ -91,14 +47,14 @@ def render(found: Findings) -> str:
         found=found,
         names=names,
         per_class=_with_intervals(table),
-        matrix=matrix.tolist(),
+        matrix=by_class.confusion(found.test.targets, found.preds, len(names)).tolist(),
         slices=[(by, rows.to_dict("records")) for by, rows in found.slices.groupby("by", sort=False)],
         worse=int(found.slices["worse"].sum()),
         corruptions=_corruptions(found.robust),
         clean=robustness.CLEAN,
         explained=[_explained(item, found, names) for item in found.explanations],
         mistakes=_mistakes(found, names),
-        wrong=int((preds != found.test.targets).sum()),
+        wrong=int((found.preds != found.test.targets).sum()),
         charts=_charts(found),
         card=html.from_markdown(text.split("\n", 1)[1], level=2),  # the page has a title of its own
     )
@@ -153,19 +109,16 @@ def _mistakes(found: Findings, names: list[str]) -> list[dict[str, Any]]:
 
 def _charts(found: Findings) -> dict[str, Markup]:
     """The drawings, by name; those that there is nothing for are missing."""
-    targets, trust = found.test.targets, found.trust
-    tables = {
-        "before": calibration.reliability(targets, found.plain),
-        "after": calibration.reliability(targets, found.probs),
-    }
+    trust = found.trust
     ece = trust["ece"]["test"]
-    curve = calibration.risk_coverage(targets, found.probs)
+    curve = calibration.risk_coverage(found.test.targets, found.probs)
     drawn = {
         "reliability": (
-            plots.reliability(tables, trust["temperature"]),
+            plots.reliability(reliabilities(found), trust["temperature"]),
             "Accuracy against confidence, before and after calibration; the calibration error falls from "
-            f"{ece['before']:.3f} to {ece['after']:.3f}" if ece["after"] <= ece["before"] else
-            "Accuracy against confidence, before and after calibration",
+            f"{ece['before']:.3f} to {ece['after']:.3f}"
+            if ece["after"] <= ece["before"]
+            else "Accuracy against confidence, before and after calibration",
             4.2,
         ),
         "risk": (
@@ -173,7 +126,7 @@ def _charts(found: Findings) -> dict[str, Markup]:
             f"Part answered wrongly against part answered; all answered, {curve['risk'].iloc[-1]:.1%} are wrong",
             3.2,
         ),
-    }  # fmt: skip
+    }
     if len(found.robust):
         mean = robustness.headline(found.robust)["mean_corruption_accuracy"]
         label = f"Accuracy by corruption and strength, {mean:.3f} on average; the table has every number"

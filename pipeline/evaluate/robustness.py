@@ -4,14 +4,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from pipeline.core.dataset import Split
 from pipeline.evaluate.corruptions import LEVELS, STRENGTHS, corrupt
+from pipeline.evaluate.net import Net
 from pipeline.metrics.intervals import accuracy_interval
-from pipeline.models.model import Classifier
-from pipeline.models.predict import predict
 
 COLUMNS = ("corruption", "level", "strength", "images", "accuracy", "low", "high")
 CLEAN = "none"  # stands as the corruption of the pictures as they are, in the first row
@@ -35,23 +33,14 @@ def choose(targets: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
     return np.sort(by_class[(2 * np.arange(count) + 1) * total // (2 * count)])
 
 
-def measure(
-    classifier: Classifier,
-    split: Split,
-    names: list[str],
-    count: int | None,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-) -> pd.DataFrame:
+def measure(net: Net, split: Split, names: list[str], count: int | None) -> pd.DataFrame:
     """Classify pictures of a split, made worse in several ways at five strengths each.
 
     Args:
-        classifier: In eval mode, on ``device``.
+        net: The classifier at work.
         split: The pictures and their classes.
         names: Of ``corruptions.STRENGTHS``.
         count: How many pictures; None for all.
-        batch_size: Pictures at once.
-        device: Where the classifier is.
 
     Returns:
         ``COLUMNS``, with 95 % Wilson intervals; the pictures as they are come first. No rows without names.
@@ -62,7 +51,7 @@ def measure(
     lines = []
     for name, level in tqdm(jobs if names else [], desc="robustness", disable=None, leave=False):
         seen = images if name == CLEAN else corrupt(images, rows, name, level)
-        right = int((predict(classifier, seen, batch_size, device).argmax(axis=1) == targets).sum())
+        right = int((net.predict(seen).argmax(axis=1) == targets).sum())
         strength = STRENGTHS[name][level - 1] if level else None
         interval = accuracy_interval(right, len(rows))
         lines.append((name, level, strength, len(rows), right / len(rows), *interval))
@@ -83,7 +72,7 @@ def headline(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def describe(table: pd.DataFrame) -> str:
+def robustness_text(table: pd.DataFrame) -> str:
     """A sentence on a table with rows: the mean, and what costs most at its strongest."""
     found, names = headline(table), table["corruption"].unique()[1:]
     last = table[table["level"] == LEVELS]

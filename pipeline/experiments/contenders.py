@@ -18,6 +18,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.project import project_root
 from pipeline.tracking import dvc_experiments, families, registry
 from pipeline.tracking import runs as tracking
+from pipeline.tracking.evaluations import EVALUATION_TAG, TEST_DIGEST_TAG
 from pipeline.tracking.store import connect, experiment_id, find_run
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def of_version(client: "MlflowClient", version: "ModelVersion") -> Contender:
             f"version {version.version} of {registry.MODEL} belongs to run {version.run_id}, which was deleted."
         )
     found = of_run(client, run, f"version {version.version}")
-    digest = version.tags.get(tracking.TEST_DIGEST_TAG) or found.test_digest
+    digest = version.tags.get(TEST_DIGEST_TAG) or found.test_digest
     return Contender(**vars(found) | {"version": int(version.version), "test_digest": digest})
 
 
@@ -248,7 +249,7 @@ def _runs_named(client: "MlflowClient", name: str) -> "list[Run]":
 def _only(name: str, runs: "list[Run]") -> "Run | None":
     """The one of some runs that was evaluated, or the only one at all; None of none."""
     runs = list({run.info.run_id: run for run in runs}.values())
-    evaluated = [run for run in runs if tracking.EVALUATION_TAG in run.data.tags] or runs
+    evaluated = [run for run in runs if EVALUATION_TAG in run.data.tags] or runs
     if len(evaluated) > 1:
         lines = [f"  {run.info.run_id}  {run.info.run_name}" for run in evaluated[:10]]
         more = [f"  and {len(evaluated) - 10} more"] if len(evaluated) > 10 else []
@@ -276,7 +277,7 @@ def _find_revision(client: "MlflowClient", name: str) -> "Run | None":
 
 def _test_digest(client: "MlflowClient", run: "Run") -> str | None:
     """As the evaluation recorded it, or else the bundle."""
-    if digest := run.data.tags.get(tracking.TEST_DIGEST_TAG):
+    if digest := run.data.tags.get(TEST_DIGEST_TAG):
         return digest
     bundle = tracking.read_artifact(client, run.info.run_id, BUNDLE)
     return json.loads(bundle).get("test_digest") if bundle else None

@@ -16,7 +16,8 @@ from pipeline.core.params_file import load_params
 from pipeline.core.project import project_lock
 from pipeline.experiments import contenders, gate
 from pipeline.inference import graphs, latency
-from pipeline.tracking import registry, runs
+from pipeline.tracking import registry
+from pipeline.tracking.origin import find_user
 from pipeline.tracking.registry import DECISION_TAG, MODEL, PARITY_TAG, MovedError, Outcome
 from pipeline.tracking.store import connect
 
@@ -76,7 +77,7 @@ def promote(version: int | None = None, force: bool = False, reason: str | None 
                 number, False, f"Not promoted: {text}. Run `hyojo promote {number}` again.", refused=True
             )
         if not verdict.passed:
-            found = f"forced by {runs.user()}: {reason} (against: {'; '.join(verdict.reasons)})"
+            found = f"forced by {find_user()}: {reason} (against: {'; '.join(verdict.reasons)})"
         _record(client, number, verdict, f"champion: {found}", champion, reason if force else None)
         return Outcome(
             number,
@@ -164,7 +165,7 @@ def _record(
         name: f"{value:.6g}" if isinstance(value, float) else str(value)
         for name, value in verdict.figures.items()
     }
-    tags |= {"by": runs.user(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    tags |= {"by": find_user(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
     tags |= {"notes": "; ".join(verdict.notes)} if verdict.notes else {}
     tags |= {"reasons": "; ".join(verdict.reasons)} if verdict.reasons else {}
     tags |= {"champion": str(champion)} if champion is not None else {}

@@ -4,10 +4,8 @@ A net that was trained on a wrong label may have learnt it by heart. So the trai
 together, and each fold is judged by a net trained on the others. ``hyojo suspects`` runs it.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,31 +13,27 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.core.dataset import Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import TrainParams, flatten
+from pipeline.core.files import write_csv, write_json, write_text
+from pipeline.core.params import TrainParams
 from pipeline.core.params_file import load_params
-from pipeline.evaluate import tables
-from pipeline.metrics import suspects
+from pipeline.metrics.suspects import tabulate
 from pipeline.models import model
 from pipeline.models.devices import resolve_device, set_determinism
 from pipeline.models.predict import predict
-from pipeline.reporting import suspects as suspects_page
-from pipeline.tracking import runs
+from pipeline.reporting.suspects import render
+from pipeline.tracking.suspects import PAGE, SUMMARY, TABLE, log_suspects
 from pipeline.train import loop, planning
 from pipeline.train.loader import build_loader
 from pipeline.train.loop import Progress
 from pipeline.train.trainer import build_trainer
 
-REPORT = Path("reports/label_suspects_train.csv")
-SUMMARY, PAGE = REPORT.with_suffix(".json"), REPORT.with_suffix(".html")
-TRAINED = Path("models/train")
 
-
-def doubt_training_labels(folds: int, epochs: int | None) -> str:
-    """Write ``REPORT`` and what is beside it for the project's prepared data and params, and log it all on MLflow.
+def find_label_suspects(folds: int, epochs: int | None) -> str:
+    """Write the suspects among the project's prepared training labels into ``reports/``, and log them on MLflow.
 
     Args:
         folds: Into how many parts the training split is cut.
-        epochs: Of each training; None: ``stage.epochs``.
+        epochs: Of each training; None: ``train.epochs``.
 
     Returns:
         What came of it, in words.
@@ -52,30 +46,22 @@ def doubt_training_labels(folds: int, epochs: int | None) -> str:
     split = prepared.split("train")
     print(f"{folds} nets, {params.epochs} epochs each, on {len(split):,} training images", flush=True)
     probs = held_out_probs(params, prepared, split, twin_groups(prepared), folds)
-    table = suspects.tabulate({"train": split}, {"train": probs}, prepared.class_names)
-    REPORT.parent.mkdir(exist_ok=True)
-    tables.write_csv(REPORT, table)
-    PAGE.write_text(suspects_page.render(table, {"train": split}, REPORT.name), encoding="utf-8")
+    table = tabulate({"train": split}, {"train": probs}, prepared.class_names)
     accuracy = float((probs.argmax(axis=1) == split.targets).mean())
+    write_csv(TABLE, table)
+    write_text(PAGE, render(table, {"train": split}, TABLE.name))
     summary = {
-        "data_digest": prepared.digest, "images": len(split), "doubted": len(table), "accuracy": accuracy,
-        "folds": folds, "epochs": params.epochs,
-    }  # fmt: skip
-    SUMMARY.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    log_doubts()
+        "data_digest": prepared.digest,
+        "images": len(split),
+        "doubted": len(table),
+        "accuracy": accuracy,
+    }
+    write_json(SUMMARY, summary | {"folds": folds, "epochs": params.epochs})
+    log_suspects()
     return (
         f"{len(table):,} of {len(split):,} training labels are in doubt, see {PAGE}. On images that they were not "
         f"trained on, the nets are right on {accuracy:.3f}."
     )
-
-
-def log_doubts() -> None:
-    """Mirror what is written of doubted training labels on MLflow."""
-    figures = json.loads(SUMMARY.read_text(encoding="utf-8"))
-    digest, params = figures.pop("data_digest"), load_params()
-    flat = flatten(params.prepare, "prepare") | flatten(params.train, "train")
-    metrics = {f"suspects/{name}": value for name, value in figures.items()}
-    runs.log_suspects(TRAINED, digest, flat, metrics, [REPORT, PAGE, SUMMARY])
 
 
 @dataclass(frozen=True)

@@ -127,11 +127,15 @@ def ece(targets: np.ndarray, probs: np.ndarray, weights: np.ndarray, bins: int =
 
     Arguments as ``selection.accuracy``, and how many ``bins``.
     """
-    top = probs.max(axis=1)
-    place, gaps = _bin_of(top, bins), top - (probs.argmax(axis=1) == targets)
-    sums = np.stack([np.bincount(place, row * gaps, bins) for row in weights])
+    top, right = probs.max(axis=1), probs.argmax(axis=1) == targets
+    place = _bin_of(top, bins)
+    count, confidence, accuracy = (
+        np.stack([np.bincount(place, row * values, bins) for row in weights])
+        for values in (np.ones(len(top)), top, right)
+    )
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.abs(sums).sum(axis=1) / weights.sum(axis=1))
+        gaps = np.abs(confidence / count - accuracy / count) * count
+        return np.asarray(np.nansum(gaps, axis=1) / weights.sum(axis=1))
 
 
 def _bin_of(top: np.ndarray, bins: int) -> np.ndarray:

@@ -17,10 +17,14 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import write_text
 from pipeline.core.signals import StopRequest
+from pipeline.tracking.origin import git
 
 # Longest wait, after Ctrl-C, for DVC and the stage to end by themselves: a checkpoint is written meanwhile.
 GRACE_S = 20.0
+# What a run is rebuilt from: the outs of these.
+STAGES = ("train", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,6 @@ class Experiment:
     def lock(self) -> dict[str, Any]:
         """Stages of its ``dvc.lock``."""
         return (YAML(typ="safe").load(self.text("dvc.lock")) or {}).get("stages", {})
-
-
-def git(root: Path, *arguments: str) -> str | None:
-    """What git prints; None where it fails or is missing."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, errors="replace", timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def check_repository(root: Path) -> None:
@@ -160,31 +153,12 @@ def restore_run(experiment: Experiment) -> None:
     scratch_root = experiment.root / ".hyojo"
     scratch_root.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="restore-", dir=scratch_root) as folder:
-        for path in (
-            "params.yaml",
-            "dvc.lock",
-            "reports/metrics.json",
-            "reports/per_class.csv",
-            "reports/confusion.csv",
-        ):
-            (Path(folder) / path).parent.mkdir(exist_ok=True)
-            (Path(folder) / path).write_text(experiment.text(path), encoding="utf-8", newline="")
-        outs = [
-            out["path"]
-            for stage in ("train", "evaluate")
-            for out in experiment.lock().get(stage, {}).get("outs", [])
-            if not (Path(folder) / out["path"]).exists()
-        ]
-        for out in outs:
-            command = ["dvc", "get", "-q", str(experiment.root), out, "--rev", experiment.commit, "-o", out]
-            done = subprocess.run(
-                [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise UserError(
-                    f"{experiment.name}: DVC cannot give {out} ({done.stderr.strip().splitlines()[-1:]}). "
-                    "Run `dvc pull` first, if a remote has it."
-                )
+        outs = [out["path"] for stage in STAGES for out in experiment.lock().get(stage, {}).get("outs", [])]
+        for path in ("params.yaml", "dvc.yaml", "dvc.lock", *outs):
+            if text := experiment.text(path):  # git has it
+                write_text(Path(folder) / path, text)
+            elif path in outs:
+                _get_out(experiment, path, Path(folder))
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.cli", "sync"],
             cwd=folder,
@@ -195,3 +169,16 @@ def restore_run(experiment: Experiment) -> None:
         )
         if done.returncode:
             raise UserError(f"{experiment.name}: its run could not be rebuilt: {done.stderr.strip()}")
+
+
+def _get_out(experiment: Experiment, out: str, folder: Path) -> None:
+    """Have DVC put an out of an experiment into a folder."""
+    command = ["dvc", "get", "-q", str(experiment.root), out, "--rev", experiment.commit, "-o", out]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(
+            f"{experiment.name}: DVC cannot give {out} ({done.stderr.strip().splitlines()[-1:]}). "
+            "Run `dvc pull` first, if a remote has it."
+        )

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import UserError
 from pipeline.core.project import project_lock
 from pipeline.core.stage_files import BundleFile
-from pipeline.tracking.runs import TEST_DIGEST_TAG, bundle_costs, fetch, find_model
+from pipeline.tracking.evaluations import TEST_DIGEST_TAG
+from pipeline.tracking.runs import bundle_costs, fetch, find_model
 from pipeline.tracking.store import SQLITE, connect, find_run
 
 if TYPE_CHECKING:

@@ -5,10 +5,8 @@ stage, and ``sync`` rebuilds the mirror. mlflow is imported inside functions: it
 """
 
 import csv
-import getpass
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,27 +15,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.project import project_lock
+from pipeline.core.paths import PARAMS, REPORTS
+from pipeline.core.stage_files import RunFile, WeightsFile
 from pipeline.tracking import families
+from pipeline.tracking.origin import find_user, git_tags, read_patch
 from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-EVALUATION_TAG = "hyojo.evaluation"
 # One value a training job: tells a run that was made, but not written down, when the trainer was killed.
 ATTEMPT_TAG = "hyojo.attempt"
 BUNDLE_TAG = "hyojo.bundle"
-# The data whose labels a run doubts, on a run that is about nothing else.
-SUSPECTS_TAG = "hyojo.suspects"
-TEST_DIGEST_TAG = "hyojo.test_digest"
 REBUILT_TAG = "hyojo.rebuilt"
 # What a training started from, as far as it fits on a run.
-INPUTS = [Path("params.yaml"), Path("reports/audit.json"), Path("reports/audit.html")]
+INPUTS = [PARAMS, REPORTS / "audit.json", REPORTS / "audit.html"]
 # A server that is gone costs seconds a try.
 RETRY_INTERVAL_S = 60.0
-PATCH_LIMIT_BYTES = 1_000_000
 
 
 def attempt(action: Callable[[], Any], what: str, remedy: str = "`hyojo sync`") -> Any:
@@ -75,11 +70,12 @@ class TrainingRun:
         client = connect()
         run = find_run(client, self.run_id) if self.run_id else None
         if run is None:
-            for half_made in _runs_tagged(client, ATTEMPT_TAG, self._tags.get(ATTEMPT_TAG)):
+            for half_made in find_tagged_runs(client, ATTEMPT_TAG, self._tags.get(ATTEMPT_TAG)):
                 client.delete_run(half_made.info.run_id)
             run = create_run(client, self._params, self._tags | git_tags(), self.run_id or None)
-            _log_files(client, run.info.run_id, {"": INPUTS})
-            _log_patch(client, run.info.run_id)
+            log_files(client, run.info.run_id, {"": INPUTS})
+            if patch := read_patch():
+                client.log_text(run.info.run_id, patch, "git.patch")
         client.update_run(run.info.run_id, "RUNNING")
         self._client, self._id = client, run.info.run_id
         self.run_id = run.data.tags.get(RUN_ID_TAG) or run.info.run_id
@@ -144,7 +140,7 @@ def create_run(
 
     name = " ".join(filter(None, (params.get("train.backbone"), os.environ.get("DVC_EXP_NAME"))))
     own = {
-        "mlflow.user": user(),
+        "mlflow.user": find_user(),
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "PROJECT",
     }
@@ -193,105 +189,6 @@ def log_metrics(client: "MlflowClient", run_id: str, metrics: dict[str, float]) 
         client.log_batch(run_id, metrics=new)
 
 
-def evaluation_run(train_dir: Path, key: str) -> str:
-    """The run that an evaluation belongs to.
-
-    The training's own run, if it has no evaluation yet or this one; else a child run of its own, so that no
-    figures are overwritten; a run missing from this store is rebuilt from the files. The run is claimed for this
-    evaluation at once: another one of the same weights, at the same time, gets a run of its own.
-
-    Args:
-        train_dir: What train wrote.
-        key: Digest of all that determines the evaluation.
-
-    Returns:
-        The id that files know the run by.
-    """
-    own = json.loads((train_dir / "run.json").read_text())["run_id"]
-
-    def locate() -> str:
-        client = connect()
-        with project_lock("evaluation"):
-            run = find_run(client, own) or rebuild(client, train_dir)
-            claimed = run.data.tags.get(EVALUATION_TAG)
-            if claimed is None:
-                client.set_tag(run.info.run_id, EVALUATION_TAG, key)
-            if claimed in (None, key):
-                return own
-            children = client.search_runs(
-                [experiment_id(client)],
-                f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`{EVALUATION_TAG}` = '{key}'",
-                max_results=1,
-            )
-            if children:
-                return children[0].data.tags.get(RUN_ID_TAG, children[0].info.run_id)
-            child = _populated_run(
-                client, train_dir, {"mlflow.parentRunId": run.info.run_id, EVALUATION_TAG: key}
-            )
-            return child.info.run_id
-
-    return attempt(locate, "finding the run") or own
-
-
-def log_evaluation(
-    train_dir: Path,
-    run_id: str,
-    metrics: dict[str, float],
-    files: dict[str, list[Path]],
-    tags: dict[str, str],
-) -> None:
-    """Put an evaluation onto its run; a child run that this store lacks is made again.
-
-    Args:
-        train_dir: What train wrote.
-        run_id: From ``evaluation_run``.
-        metrics: Such as ``test/accuracy``.
-        files: Artifact folder to local files; ``""`` is the top.
-        tags: Such as the evaluation's key, under ``hyojo.evaluation``.
-    """
-
-    def log() -> None:
-        client = connect()
-        run = find_run(client, run_id)
-        if run is None:
-            own = json.loads((train_dir / "run.json").read_text())["run_id"]
-            parent = find_run(client, own) or rebuild(client, train_dir)
-            run = parent
-            if run_id != own:
-                run = _populated_run(client, train_dir, {"mlflow.parentRunId": parent.info.run_id}, run_id)
-        _log_files(client, run.info.run_id, files)
-        log_metrics(client, run.info.run_id, metrics)
-        for name, value in tags.items():
-            client.set_tag(run.info.run_id, name, value)
-        if families.NOTE_TAG not in run.data.tags:  # people may have written one
-            client.set_tag(run.info.run_id, families.NOTE_TAG, describe(metrics, run.data.tags))
-
-    attempt(log, "logging the evaluation")
-
-
-def describe(metrics: dict[str, float], tags: dict[str, str]) -> str:
-    """A run's description for MLflow's page, Markdown: headline scores, data, and how to have it again.
-
-    Args:
-        metrics: Of the evaluation, such as ``test/accuracy``.
-        tags: Of the run.
-    """
-    named = {
-        "test/accuracy": "accuracy", "test/macro_f1": "macro-F1", "test_clean/accuracy": "accuracy without twins",
-    }  # fmt: skip
-    scores = ", ".join(f"{label} {metrics[name]:.3f}" for name, label in named.items() if name in metrics)
-    lines = [f"Test: **{scores}**." if scores else "No test scores."]
-    if digest := tags.get("hyojo.data_digest"):
-        lines.append(f"Data: `{digest[:12]}`.")
-    experiment, commit = tags.get("hyojo.dvc.exp_name"), tags.get("mlflow.source.git.commit")
-    if experiment:
-        lines.append(f"Again: `dvc exp apply {experiment}`.")
-    elif commit:
-        changed = " with the changes in `git.patch`" if tags.get("hyojo.git_dirty") == "true" else ""
-        lines.append(f"Again: `git checkout {commit[:12]}`{changed}, then `dvc repro`.")
-    return "\n\n".join(lines)
-
-
 def log_bundle(
     run_id: str, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float] | None = None
 ) -> None:
@@ -338,39 +235,6 @@ def _model_places(digest: str) -> tuple[tuple[str, str], tuple[str, str]]:
     return (BUNDLE_TAG, "model"), (f"{BUNDLE_TAG}.{short}", f"model-{short}")
 
 
-def log_suspects(
-    train_dir: Path, data_digest: str, params: dict[str, str], metrics: dict[str, float], files: list[Path]
-) -> None:
-    """Put doubted training labels beside the model: onto the run of its training, if it has learnt these data.
-
-    Otherwise they go onto a run of their own, one for the same data.
-
-    Args:
-        train_dir: What train wrote, if it has.
-        data_digest: Of the prepared data.
-        params: Flattened prepare and train params, for a run of their own.
-        metrics: Such as ``suspects/doubted``.
-        files: For the artifact folder ``suspects``.
-    """
-
-    def log() -> None:
-        client = connect()
-        sidecar = train_dir / "weights.json"
-        if sidecar.exists() and json.loads(sidecar.read_text())["data_digest"] == data_digest:
-            own = json.loads((train_dir / "run.json").read_text())["run_id"]
-            run = find_run(client, own) or rebuild(client, train_dir)
-        elif known := _runs_tagged(client, SUSPECTS_TAG, data_digest):
-            run = known[0]
-        else:
-            about = {"hyojo.data_digest": data_digest, SUSPECTS_TAG: data_digest}
-            run = create_run(client, params, git_tags() | about | {"mlflow.source.name": "hyojo suspects"})
-            client.set_terminated(run.info.run_id, "FINISHED")
-        _log_files(client, run.info.run_id, {"suspects": files})
-        log_metrics(client, run.info.run_id, metrics)
-
-    attempt(log, "logging the suspects")
-
-
 def bundle_costs(bundle: dict[str, Any]) -> dict[str, float]:
     """The costs that a ``bundle.json`` tells of, by the names of their metrics."""
     cost = bundle.get("cost", {})
@@ -394,11 +258,12 @@ def fetch(client: "MlflowClient", run_id: str, path: str, dest: Path) -> Path:
     return Path(client.download_artifacts(run_id, path, str(dest)))
 
 
-def rebuild(client: "MlflowClient", train_dir: Path) -> "Run":
-    """Make the run of a training that this store does not know, from the files that train wrote."""
-    own = json.loads((train_dir / "run.json").read_text())["run_id"]
-    tags = {REBUILT_TAG: "true"} | families.parent_tags(client, own)
-    return _populated_run(client, train_dir, tags, own)
+def find_or_rebuild(client: "MlflowClient", train_dir: Path) -> "Run":
+    """Find the run of a training, or make it from the files that train wrote if this store does not know it."""
+    own = RunFile.load(train_dir).run_id
+    if run := find_run(client, own):
+        return run
+    return rebuild_run(client, train_dir, {REBUILT_TAG: "true"} | families.parent_tags(client, own), own)
 
 
 def read_history(train_dir: Path) -> list[dict[str, float]]:
@@ -407,66 +272,30 @@ def read_history(train_dir: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def git_tags() -> dict[str, str]:
-    """Commit, state of the work tree and DVC experiment, as tags; empty outside a git repository."""
-    tags = {}
-    commit = _git("rev-parse", "HEAD")
-    if commit:
-        tags["mlflow.source.git.commit"] = commit.strip()
-        tags["hyojo.git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
-    for tag, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.exp_baseline", "DVC_EXP_BASELINE_REV")):
-        if os.environ.get(variable):
-            tags[f"hyojo.{tag}"] = os.environ[variable]
-    return tags
-
-
-def _populated_run(
+def rebuild_run(
     client: "MlflowClient", train_dir: Path, tags: dict[str, str], logical_id: str | None = None
 ) -> "Run":
-    """A finished run with all that a training's own run has, made from its files; its git tags are of now."""
-    sidecar = json.loads((train_dir / "weights.json").read_text())
-    about = {"hyojo.data_digest": sidecar["data_digest"], "hyojo.weights_sha256": sidecar["weights_sha256"]}
-    run = create_run(client, sidecar["params"], about | git_tags() | tags, logical_id)
+    """Make a finished run with all that a training's own run has, from its files; its git tags are of now."""
+    sidecar = WeightsFile.load(train_dir)
+    about = {"hyojo.data_digest": sidecar.data_digest, "hyojo.weights_sha256": sidecar.weights_sha256}
+    run = create_run(client, sidecar.params, about | git_tags() | tags, logical_id)
     log_epochs(client, run.info.run_id, read_history(train_dir))
     client.log_artifacts(run.info.run_id, str(train_dir), "train")
-    _log_files(client, run.info.run_id, {"": INPUTS})
+    log_files(client, run.info.run_id, {"": INPUTS})
     client.set_terminated(run.info.run_id, "FINISHED")
     return run
 
 
-def _runs_tagged(client: "MlflowClient", tag: str, value: str | None) -> "list[Run]":
-    """The runs with a tag of this value; none for no value."""
+def find_tagged_runs(client: "MlflowClient", tag: str, value: str | None) -> "list[Run]":
+    """Find the runs with a tag of this value; none for no value."""
     if not value:
         return []
     return list(client.search_runs([experiment_id(client)], f"tags.`{tag}` = '{value}'"))
 
 
-def _log_files(client: "MlflowClient", run_id: str, files: dict[str, list[Path]]) -> None:
+def log_files(client: "MlflowClient", run_id: str, files: dict[str, list[Path]]) -> None:
     """Log those of the files that exist; ``""`` is the top folder."""
     for folder, paths in files.items():
         for path in paths:
             if path.exists():
                 client.log_artifact(run_id, str(path), folder or None)
-
-
-def _log_patch(client: "MlflowClient", run_id: str) -> None:
-    """Keep what the commit does not hold: the work tree's changes, unless they are huge."""
-    patch = _git("diff", "HEAD") or ""
-    if patch and len(patch) <= PATCH_LIMIT_BYTES:
-        client.log_text(run_id, patch, "git.patch")
-
-
-def user() -> str:
-    """Who runs this; a container's user may have no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
-def _git(*args: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, errors="replace", timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

@@ -4,10 +4,9 @@ import json
 import re
 
 import pytest
+from evaluation import CLASS_NAMES, PARAMS, WHOLE, Workspace
 
 from pipeline.reporting import html as pages
-from pipeline.reporting import plots
-from tests.evaluate.test_stage import CLASS_NAMES, PARAMS, WHOLE, Workspace, workspace  # noqa: F401  (a fixture)
 from tests.prepare.test_page import Page
 
 SECTIONS = [
@@ -26,8 +25,7 @@ class Drawn(Page):
 
 
 @pytest.fixture
-def page(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[Workspace, str]:  # noqa: F811
-    monkeypatch.setattr(plots, "save", lambda figure, path: path.write_bytes(b""))
+def page(workspace: Workspace, undrawn: None) -> tuple[Workspace, str]:
     workspace.evaluate(WHOLE.model_copy(update={"tta": ["flip"]}))
     return workspace, (workspace.reports / "report.html").read_text(encoding="utf-8")
 
@@ -64,14 +62,14 @@ def test_page_is_one_file_with_every_section(page: tuple[Workspace, str]) -> Non
     assert result["run_id"] not in html
 
 
-def test_page_says_that_views_are_served(workspace: Workspace) -> None:  # noqa: F811
+def test_page_says_that_views_are_served(workspace: Workspace) -> None:
     workspace.evaluate(PARAMS.model_copy(update={"tta": ["flip"], "serve_tta": True}))
     text = " ".join(Drawn((workspace.reports / "report.html").read_text(encoding="utf-8")).texts)
     assert "the image alone" in text
     assert "is the mean over 2 views of an image (flip)" in text
 
 
-def test_page_without_the_optional_parts(workspace: Workspace) -> None:  # noqa: F811
+def test_page_without_the_optional_parts(workspace: Workspace) -> None:
     workspace.evaluate()
     read = Drawn((workspace.reports / "report.html").read_text(encoding="utf-8"))
     assert read.values("section", "id") == [

@@ -8,6 +8,7 @@ from scipy.stats import fisher_exact
 
 from pipeline.core.dataset import Split
 from pipeline.evaluate import robustness, slices
+from pipeline.evaluate.net import Net
 from pipeline.metrics.intervals import accuracy_interval
 
 
@@ -116,7 +117,8 @@ def test_accuracy_falls_just_where_a_corruption_crosses_the_threshold() -> None:
         np.sort(targets),
         [""] * 40,
     )
-    table = robustness.measure(Threshold(), split, ["brightness", "contrast"], None, 16)
+    net = Net(Threshold(), torch.device("cpu"), 16)
+    table = robustness.measure(net, split, ["brightness", "contrast"], None)
     assert table["level"].tolist() == [0, *range(1, 6), *range(1, 6)]
     assert table["accuracy"][0] == 1
     light = table[table["corruption"] == "brightness"]["accuracy"].tolist()
@@ -126,5 +128,5 @@ def test_accuracy_falls_just_where_a_corruption_crosses_the_threshold() -> None:
     assert found == {
         "mean_corruption_accuracy": pytest.approx((1 + 4 * light[1] + 5) / 10), "clean_accuracy": 1.0, "images": 40,
     }  # fmt: skip
-    assert "brightness costs most" in robustness.describe(table)
-    assert robustness.measure(Threshold(), split, [], None, 16).empty
+    assert "brightness costs most" in robustness.robustness_text(table)
+    assert robustness.measure(net, split, [], None).empty

@@ -1,155 +1,30 @@
 """The stage on a tiny data set with a real net: its files against scikit-learn, timm and each other."""
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
+from evaluation import AUDIT, CLASS_NAMES, LEAKS, MEAN, PARAMS, SIZE, STD, WHOLE, Workspace, make_prepared
 from PIL import Image
 from sklearn import metrics as reference
 
 from pipeline.core.dataset import load_prepared
+from pipeline.core.dvc_file import find_stage_outs
 from pipeline.core.errors import UserError, stage_main
-from pipeline.core.params import EvaluateParams
 from pipeline.core.stage_files import WeightsFile
-from pipeline.evaluate import stage
-from pipeline.models.model import ModelSpec, build_model
+from pipeline.evaluate import net, stage
+from pipeline.metrics.table import METRICS
+from pipeline.models.model import build_model
 from pipeline.models.weights import load_model, read_spec, save_weights
 from pipeline.reporting import plots
+from pipeline.tracking import evaluations
 
-# Names that a csv reader may take for a missing value, a number or two columns.
-CLASS_NAMES = ["1", "NA", "sad, or not"]
-MEAN, STD, SIZE = 0.5, 0.25, 16
-LEAKS = {0, 3, 4, 20}  # test images with a twin in train
-AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
-PARAMS = EvaluateParams(
-    batch_size=7,
-    worst=4,
-    tta=[],
-    serve_tta=False,
-    risk=0.2,
-    corruptions=[],
-    corrupted=None,
-    quantiles=1,
-    explain=0,
-)
-WHOLE = PARAMS.model_copy(
-    update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2}
-)
-SCORES = ["accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "top2", "auroc"]
+SCORES = list(METRICS)
 FIGURES = ["confusion_matrix", "per_class", "reliability", "risk_coverage", "worst_mistakes"]
-
-
-def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" * 64) -> Path:
-    """Write a prepared data set as the prepare stage does."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    rows = []
-    for split, targets in labels.items():
-        # Coarse patterns: to a net with pooling, pictures of pure noise are all alike.
-        coarse = rng.integers(0, 256, size=(len(targets), 4, 4, 1), dtype=np.uint8)
-        images = coarse.repeat(SIZE // 4, axis=1).repeat(SIZE // 4, axis=2)
-        np.save(folder / f"{split}.npy", images)
-        for row, target in enumerate(targets):
-            name = CLASS_NAMES[target]
-            leak = split == "test" and row in LEAKS
-            flags, twins = ("duplicate;leak", "1") if leak else ("", "")
-            rows.append((f'{split}/{name}/a "face", {row} 顔.png', name, split, row, "0" * 64, flags, twins))
-    rows.append(("broken.png", "1", "test", -1, "", "corrupt", ""))
-    columns = ["file", "label", "split", "row", "sha256", "flags", "twins"]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
-    meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": digest, "counts": {}}
-    meta["audit"] = AUDIT
-    meta["split_digests"] = dict.fromkeys(("train", "val", "test"), digest)
-    (folder / "classes.json").write_text(json.dumps(meta))
-    return folder
-
-
-def make_trained(folder: Path) -> Path:
-    """Write a small random net as the train stage does."""
-    folder.mkdir()
-    resolved = [{"ToDtype": {}}, {"Normalize": {"mean": [MEAN], "std": [STD]}}]
-    preprocessing = {
-        "img_size": SIZE, "channels": 1, "input_size": SIZE, "in_chans": 1, "mean": [MEAN], "std": [STD],
-        "train": resolved, "eval": resolved,
-    }  # fmt: skip
-    model_args = {"num_classes": 3, "in_chans": 1, "widths": [8, 8, 8]}
-    torch.manual_seed(0)
-    recipe = ModelSpec("face_resnet_s", model_args, CLASS_NAMES, preprocessing)
-    model = build_model(recipe)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-        # Centred answers: a random head gives every face the same class.
-        model.fc.bias -= model.eval()(
-            torch.randn(64, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
-        ).mean(0)
-    save_weights(folder, model, recipe, "d" * 64)
-    (folder / "run.json").write_text(json.dumps({"run_id": "run-of-train", "formats": {}}))
-    (folder / "history.csv").write_text(
-        "epoch,lr,train/loss,train/accuracy,val/loss,val/accuracy\n1,0.1,1.1,0.3,1.2,0.2\n2,0.0,1.0,0.4,1.1,0.3\n"
-    )
-    return folder
-
-
-class Workspace:
-    """The three folders of the stage, and what it asked of tracking."""
-
-    def __init__(self, root: Path) -> None:
-        labels = {"train": [0, 1, 2], "val": [0, 1, 2] * 3, "test": [0, 1, 2, 2, 1, 0, 0] * 4}
-        self.prepared = make_prepared(root / "prepared", labels)
-        self.trained = make_trained(root / "trained")
-        self.reports = root / "reports"
-        self.keys: list[str] = []
-        self.logged: list[tuple[str, dict[str, float], dict[str, list[Path]], dict[str, str]]] = []
-
-    def evaluate(self, params: EvaluateParams = PARAMS) -> dict[str, Any]:
-        """Run the stage."""
-        return stage.evaluate(params, "cpu", self.prepared, self.trained, self.reports)
-
-    def digests(self) -> dict[str, str]:
-        """The sha256 of every report."""
-        files = sorted(path for path in self.reports.rglob("*") if path.is_file())
-        return {
-            str(path.relative_to(self.reports)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in files
-        }
-
-    def predictions(self) -> pd.DataFrame:
-        """``predictions.csv`` with its names as text."""
-        text = dict.fromkeys(["file", "label", "predicted"], str)
-        return pd.read_csv(self.reports / "predictions.csv", dtype=text, keep_default_na=False)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """Tiny data and net, with tracking replaced by a record of its calls."""
-    space = Workspace(tmp_path)
-
-    def evaluation_run(train_dir: Path, key: str) -> str:
-        space.keys.append(key)
-        return json.loads((Path(train_dir) / "run.json").read_text())["run_id"]
-
-    def log_evaluation(
-        train_dir: Path, run_id: str, values: dict, files: dict[str, list[Path]], tags: dict
-    ) -> None:
-        assert all(path.is_file() for paths in files.values() for path in paths)
-        space.logged.append((run_id, values, files, tags))
-
-    monkeypatch.setattr(stage.runs, "evaluation_run", evaluation_run)
-    monkeypatch.setattr(stage.runs, "log_evaluation", log_evaluation)
-    return space
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are empty files: drawing them is most of the stage's time here."""
-    monkeypatch.setattr(plots, "save", lambda figure, path: path.write_bytes(b""))
 
 
 def plain_probs(workspace: Workspace, split: str) -> np.ndarray:
@@ -291,7 +166,7 @@ def test_key_tells_weights_data_and_params_apart(workspace: Workspace) -> None:
     workspace.evaluate(PARAMS.model_copy(update={"batch_size": 7, "worst": 3}))
     first, again, other = workspace.keys
     assert first == again != other
-    keys = {stage.evaluation_key(weights, PARAMS, data) for weights in "ab" for data in "ab"}
+    keys = {evaluations.evaluation_key(weights, PARAMS, data) for weights in "ab" for data in "ab"}
     assert len(keys) == 4
 
 
@@ -303,20 +178,9 @@ def test_run_gets_metrics_files_and_key(workspace: Workspace) -> None:
     parts = ("test", "test_clean", "audit")
     assert values == {f"{part}/{name}": value for part in parts for name, value in result[part].items()}
     names = {folder: sorted(path.name for path in paths) for folder, paths in files.items()}
+    outs = {out.name for out in find_stage_outs("evaluate", Path(stage.__file__).parents[2] / "dvc.yaml")}
     assert names == {
-        "evaluation": [
-            "calibration.json",
-            "confusion.csv",
-            "intervals.json",
-            "label_suspects.csv",
-            "label_suspects.html",
-            "metrics.json",
-            "per_class.csv",
-            "predictions.csv",
-            "report.html",
-            "robustness.csv",
-            "slices.csv",
-        ],
+        "evaluation": sorted(outs - {"figures"}),
         "evaluation/figures": [f"{name}.png" for name in FIGURES],
     }
     assert workspace.keys[0] in tags.values()
@@ -392,7 +256,7 @@ def test_data_of_another_model_are_refused_before_any_work(
 ) -> None:
     meta = json.loads((workspace.prepared / "classes.json").read_text())
     (workspace.prepared / "classes.json").write_text(json.dumps(meta | {key: value}))
-    monkeypatch.delattr(stage.model, "load_classifier")
+    monkeypatch.delattr(net, "load_classifier")
     with pytest.raises(UserError) as caught:
         workspace.evaluate()
     for part in [key, "dvc repro train", *sides]:
@@ -418,7 +282,7 @@ def test_diverged_weights_are_explained(workspace: Workspace) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    save_weights(workspace.trained, model, spec, "d" * 64)
+    save_weights(workspace.trained, model, recipe, {"data_digest": "d" * 64})
     with pytest.raises(UserError, match=r"9 of 9 val images.*diverged.*train\.lr"):
         workspace.evaluate()
 

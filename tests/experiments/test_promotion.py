@@ -12,6 +12,7 @@ from builders import bundle_record, write_predictions
 from pipeline.core.errors import UserError
 from pipeline.experiments import promotion
 from pipeline.tracking import registry, runs
+from pipeline.tracking.evaluations import EVALUATION_TAG
 from pipeline.tracking.store import connect, experiment_id
 
 TARGETS = np.repeat([0, 1, 2], 100)
@@ -32,7 +33,7 @@ def add_version(right: int, digest: str, test_digest: str = "7" * 64, graph: Pat
     probs[np.arange(300), preds] = right / 100
     table = write_predictions(Path("scratch/predictions.csv"), TARGETS, preds, probs)
     client.log_artifact(run_id, str(table), "evaluation")
-    client.set_tag(run_id, runs.EVALUATION_TAG, "k")
+    client.set_tag(run_id, EVALUATION_TAG, "k")
     folder = Path("models") / digest
     folder.mkdir(parents=True)
     bundle = bundle_record(

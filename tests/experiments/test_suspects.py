@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from builders import TINY_PARAMS
+from builders import TINY_PARAMS, write_sidecars
 
 from pipeline import cli
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params_file import apply_overrides, parse_params
+from pipeline.core.paths import TRAINED
 from pipeline.experiments import suspects
 from pipeline.tracking import store
 from pipeline.tracking.runs import TrainingRun
+from pipeline.tracking.suspects import PAGE, SUMMARY, TABLE, log_suspects
 from pipeline.tracking.sync import sync
 
 
@@ -146,11 +148,11 @@ def doubted(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project in which the command has been run, but for MLflow."""
     monkeypatch.chdir(project)
     Path("params.yaml").write_text(TINY_PARAMS)
-    suspects.REPORT.parent.mkdir(exist_ok=True)
-    suspects.REPORT.write_text("file,split\n")
-    suspects.PAGE.write_text("<p>")
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text("file,split\n")
+    PAGE.write_text("<p>")
     figures = {"images": 40, "doubted": 7, "accuracy": 0.5, "folds": 2, "epochs": 1}
-    suspects.SUMMARY.write_text(json.dumps({"data_digest": "d" * 64} | figures))
+    SUMMARY.write_text(json.dumps({"data_digest": "d" * 64} | figures))
     return project
 
 
@@ -178,16 +180,14 @@ def test_doubts_are_logged_beside_the_model_that_learnt_these_data(
     flat = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s"}
     run = TrainingRun(flat, {"hyojo.data_digest": digest})
     run.finish("FINISHED")
-    suspects.TRAINED.mkdir(parents=True)
-    (suspects.TRAINED / "run.json").write_text(json.dumps({"run_id": run.run_id}))
-    (suspects.TRAINED / "weights.json").write_text(json.dumps({"data_digest": digest}))
-    suspects.log_doubts()
-    suspects.log_doubts()
+    write_sidecars(TRAINED, run.run_id, data_digest=digest)
+    log_suspects()
+    log_suspects()
     assert logged() == [(source, FIGURES, FILES)]
 
 
 def test_doubts_without_any_model_have_a_run(doubted: Path) -> None:
-    suspects.log_doubts()
+    log_suspects()
     assert logged() == [("hyojo suspects", FIGURES, FILES)]
     client = store.connect()
     (run,) = client.search_runs([store.experiment_id(client)])
@@ -200,17 +200,14 @@ def test_a_server_that_is_away_costs_nothing(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    suspects.log_doubts()
+    log_suspects()
     assert "warning: MLflow: logging the suspects failed" in capsys.readouterr().err
 
 
 def test_sync_makes_up_for_it(doubted: Path) -> None:
-    suspects.TRAINED.mkdir(parents=True)
     flat = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s"}
-    sidecar = {"data_digest": "d" * 64, "weights_sha256": "e" * 64, "params": flat}
-    (suspects.TRAINED / "weights.json").write_text(json.dumps(sidecar))
-    (suspects.TRAINED / "history.csv").write_text("epoch,train/loss\n1,0.5\n")
-    (suspects.TRAINED / "run.json").write_text(json.dumps({"run_id": "a" * 32}))
-    assert sync()[-1] == "doubted training labels of reports/label_suspects_train.json"
+    write_sidecars(TRAINED, params=flat)
+    (TRAINED / "history.csv").write_text("epoch,train/loss\n1,0.5\n")
+    assert sync()[-1] == "suspects among training labels of reports/label_suspects_train.json"
     assert sync()
     assert logged() == [("dvc.yaml", FIGURES, FILES)]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import forget_store
+from builders import forget_store, write_sidecars
 
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store
-from pipeline.tracking.runs import EVALUATION_TAG, TrainingRun, evaluation_run, log_bundle, log_evaluation
+from pipeline.tracking.evaluations import EVALUATION_TAG, claim_run, describe_run, log_evaluation
+from pipeline.tracking.runs import TrainingRun, log_bundle
 
 PARAMS = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s", "train.lr": "0.4"}
 TAGS = {"hyojo.data_digest": "d" * 64, "hyojo.job": "j" * 32}
@@ -31,12 +32,10 @@ def train_dir(project: Path) -> Path:
     folder = project / "models" / "train"
     folder.mkdir(parents=True)
     (folder / "weights.pt").write_bytes(b"weights")
-    sidecar = {"data_digest": "d" * 64, "weights_sha256": "e" * 64, "params": PARAMS}
-    (folder / "weights.json").write_text(json.dumps(sidecar))
+    write_sidecars(folder, params=PARAMS)
     header = list(HISTORY[0])
     lines = [",".join(header), *(",".join(str(row[key]) for key in header) for row in HISTORY)]
     (folder / "history.csv").write_text("\n".join(lines) + "\n")
-    (folder / "run.json").write_text(json.dumps({"run_id": "a" * 32}))
     return folder
 
 
@@ -180,13 +179,13 @@ def test_the_commit_and_what_it_lacks_are_kept(project: Path, monkeypatch: pytes
 def test_an_evaluation_goes_onto_its_trainings_run_and_another_onto_a_child(
     train_dir: Path, own: str
 ) -> None:
-    assert evaluation_run(train_dir, "key 1") == own
+    assert claim_run(train_dir, "key 1") == own
     (run,) = runs()
     assert run.data.tags[EVALUATION_TAG] == "key 1"  # claimed at once
-    assert evaluation_run(train_dir, "key 1") == own
+    assert claim_run(train_dir, "key 1") == own
     assert len(runs()) == 1
 
-    child_id = evaluation_run(train_dir, "key 2")
+    child_id = claim_run(train_dir, "key 2")
     assert child_id != own
     (child,) = [run for run in runs() if run.info.run_id == child_id]
     assert child.data.tags["mlflow.parentRunId"] == own
@@ -194,24 +193,24 @@ def test_an_evaluation_goes_onto_its_trainings_run_and_another_onto_a_child(
     check_whole(child)
 
     forget_store()
-    assert evaluation_run(train_dir, "key 2") == child_id
-    assert evaluation_run(train_dir, "key 1") == own
-    assert evaluation_run(train_dir, "key 3") not in (own, child_id)
+    assert claim_run(train_dir, "key 2") == child_id
+    assert claim_run(train_dir, "key 1") == own
+    assert claim_run(train_dir, "key 3") not in (own, child_id)
     assert len(runs()) == 3
     assert store.find_run(store.connect(), own).data.tags[EVALUATION_TAG] == "key 1"
 
 
 def test_a_run_that_this_store_lacks_is_rebuilt_from_the_files(train_dir: Path) -> None:
-    assert evaluation_run(train_dir, "key 1") == "a" * 32
+    assert claim_run(train_dir, "key 1") == "a" * 32
     (run,) = runs()
     assert run.info.run_id != "a" * 32
     assert run.data.tags["hyojo.run_id"] == "a" * 32
     assert run.data.tags[tracking.REBUILT_TAG] == "true"
     assert run.data.tags["hyojo.weights_sha256"] == "e" * 64
     check_whole(run)
-    assert evaluation_run(train_dir, "key 1") == "a" * 32
+    assert claim_run(train_dir, "key 1") == "a" * 32
     assert len(runs()) == 1
-    child_id = evaluation_run(train_dir, "key 2")
+    child_id = claim_run(train_dir, "key 2")
     assert store.find_run(store.connect(), child_id).data.tags["mlflow.parentRunId"] == run.info.run_id
 
 
@@ -294,7 +293,7 @@ def test_a_dead_server_costs_warnings_and_little_time(
     run.finish("FINISHED", train_dir)
     assert time.monotonic() - start < DEAD_LIMIT_S
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # the rest need not wait as long
-    assert evaluation_run(train_dir, "key") == "a" * 32
+    assert claim_run(train_dir, "key") == "a" * 32
     log_evaluation(train_dir, "a" * 32, {"test/accuracy": 0.5}, {}, {})
     log_bundle("a" * 32, *bundle)
     lines = capsys.readouterr().err.splitlines()
@@ -328,7 +327,7 @@ def test_a_run_says_how_it_did_and_how_to_have_it_again(project: Path, train_dir
     assert "accuracy 0.500" in note
     assert "`dddddddddddd`" in note
     tags = {"hyojo.dvc.exp_name": "brisk-ibex", "mlflow.source.git.commit": "c" * 40}
-    assert "`dvc exp apply brisk-ibex`" in tracking.describe({}, tags)
+    assert "`dvc exp apply brisk-ibex`" in describe_run({}, tags)
     del tags["hyojo.dvc.exp_name"]
-    assert "`git checkout cccccccccccc`, then `dvc repro`" in tracking.describe({}, tags)
-    assert "git.patch" in tracking.describe({}, tags | {"hyojo.git_dirty": "true"})
+    assert "`git checkout cccccccccccc`, then `dvc repro`" in describe_run({}, tags)
+    assert "git.patch" in describe_run({}, tags | {"hyojo.git_dirty": "true"})

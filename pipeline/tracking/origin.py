@@ -1,0 +1,56 @@
+"""Where a run came from: commit, changes of the work tree, DVC experiment, and who ran it."""
+
+import getpass
+import os
+import subprocess
+from pathlib import Path
+
+PATCH_LIMIT_BYTES = 1_000_000
+
+
+def git(root: Path, *arguments: str) -> str | None:
+    """Return what git prints; None where it fails or is missing."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, errors="replace", timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def git_tags() -> dict[str, str]:
+    """Return commit, state of the work tree and DVC experiment, as tags; empty outside a git repository."""
+    tags, here = {}, Path.cwd()
+    commit = git(here, "rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit.strip()
+        tags["hyojo.git_dirty"] = str(
+            bool(git(here, "status", "--porcelain", "--untracked-files=no"))
+        ).lower()
+    for tag, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.exp_baseline", "DVC_EXP_BASELINE_REV")):
+        if os.environ.get(variable):
+            tags[f"hyojo.{tag}"] = os.environ[variable]
+    return tags
+
+
+def read_patch() -> str:
+    """Return what the commit does not hold, the work tree's changes; empty if they are huge."""
+    patch = git(Path.cwd(), "diff", "HEAD") or ""
+    return patch if len(patch) <= PATCH_LIMIT_BYTES else ""
+
+
+def find_user() -> str:
+    """Return who runs this; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, errors="replace", timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,36 @@
+"""Fixtures over ``evaluation``."""
+
+import json
+from pathlib import Path
+
+import pytest
+from evaluation import Workspace
+
+from pipeline.reporting import plots
+from pipeline.tracking import evaluations
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Tiny data and net, with tracking replaced by a record of its calls."""
+    space = Workspace(tmp_path)
+
+    def claim_run(train_dir: Path, key: str) -> str:
+        space.keys.append(key)
+        return json.loads((Path(train_dir) / "run.json").read_text())["run_id"]
+
+    def log_evaluation(
+        train_dir: Path, run_id: str, values: dict, files: dict[str, list[Path]], tags: dict
+    ) -> None:
+        assert all(path.is_file() for paths in files.values() for path in paths)
+        space.logged.append((run_id, values, files, tags))
+
+    monkeypatch.setattr(evaluations, "claim_run", claim_run)
+    monkeypatch.setattr(evaluations, "log_evaluation", log_evaluation)
+    return space
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty files: drawing them is most of the stage's time here."""
+    monkeypatch.setattr(plots, "save", lambda figure, path: path.write_bytes(b""))
