@@ -26,6 +26,7 @@ import yaml
 from builders import FOREIGN, TINY_PARAMS, forget_store
 from PIL import Image, ImageDraw
 
+from pipeline.metrics.table import METRICS
 from pipeline.tracking import store, sync
 
 REPO = Path(__file__).resolve().parents[1]
@@ -252,7 +253,7 @@ def check_run(project: Project, run: Any, params_text: str | None = None) -> dic
     for key in history[0].keys() - {"epoch"}:
         assert project.points(run, key) == [(int(row["epoch"]), float(row[key])) for row in history], key
     result = project.json("reports/metrics.json")
-    assert set(result["test"]) == {"accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "top2", "auroc"}
+    assert set(result["test"]) == set(METRICS)
     for part in ("test", "test_clean", "audit"):
         for key, value in result[part].items():
             assert project.points(run, f"{part}/{key}") == [(0, value)]

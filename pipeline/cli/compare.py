@@ -23,7 +23,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import json
 
-    from pipeline.experiments import contenders, two_families
+    from pipeline.experiments import names, two_families
     from pipeline.experiments import page as compare_page
     from pipeline.experiments.two_models import compare
 
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         found = two_families.compare(*families)
         text, page, shown = compare_page.families_text, compare_page.families_page, "as a page"
     else:
-        found = compare(contenders.find(arguments.a), contenders.find(arguments.b))
+        found = compare(names.find_contender(arguments.a), names.find_contender(arguments.b))
         text, page, shown = compare_page.text, compare_page.page, "with pictures"
     print(json.dumps(found.as_dict(), indent=2) if arguments.json else text(found))
     if arguments.json and not arguments.html:

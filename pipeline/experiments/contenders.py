@@ -1,24 +1,22 @@
 """What two models are compared by: a run's answers to the test split, with its params, figures and tags.
 
-Reads MLflow's store and registry, DVC's experiments in git, and for the workspace ``reports/``.
+Reads MLflow's store and registry, and for the workspace ``reports/``.
 """
 
 import io
-import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError
-from pipeline.core.project import project_root
-from pipeline.tracking import dvc_experiments, families, registry
-from pipeline.tracking import runs as tracking
-from pipeline.tracking.evaluations import EVALUATION_TAG, TEST_DIGEST_TAG
+from pipeline.core.paths import REPORTS, TRAINED
+from pipeline.core.stage_files import BundleFile, MetricsFile, WeightsFile
+from pipeline.tracking import families, registry
+from pipeline.tracking.evaluations import TEST_DIGEST_TAG
+from pipeline.tracking.runs import read_artifact
 from pipeline.tracking.store import connect, experiment_id, find_run
 
 if TYPE_CHECKING:
@@ -26,13 +24,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-WORKSPACE = "."
 PREDICTIONS = "evaluation/predictions.csv"
 BUNDLE = "model/artifacts/bundle/bundle.json"
 SEED_SD = "seeds/test_accuracy_sd"  # on the parent of a family of seeds
-MIN_PREFIX = 4
 _PROB = "prob_"
-_HEX = re.compile("[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -94,32 +89,8 @@ class Contender:
         return self.preds == self.targets
 
 
-def find(name: str) -> Contender:
-    """Find what a name stands for.
-
-    Args:
-        name: ``.`` (what stands in ``reports/``), a registry version (``3``, ``v3``), an alias (``champion``,
-            ``@champion``), a ``models:/`` URI, a run's id, a unique beginning of one, or its name, a DVC experiment,
-            or a git revision with ``reports/metrics.json`` in it. Looked for in this order.
-
-    Raises:
-        UserError: Nothing, or several things, of that name; or a run without predictions.
-    """
-    if name == WORKSPACE:
-        return of_workspace()
-    client = connect()
-    if (version := _find_version(client, name)) is not None:
-        return of_version(client, version)
-    run = find_run(client, name) if _HEX.fullmatch(name) and len(name) == 32 else None
-    run = run or _only(name, _runs_beginning_with(client, name))
-    run = run or _find_revision(client, name) or _only(name, _runs_named(client, name))
-    if run is None:
-        raise UserError(_nothing_found(client, name))
-    return of_run(client, run)
-
-
-def of_run(client: "MlflowClient", run: "Run", name: str | None = None) -> Contender:
-    """The contender that a run is.
+def read_run(client: "MlflowClient", run: "Run", name: str | None = None) -> Contender:
+    """Read the contender that a run is.
 
     Args:
         client: Of the store.
@@ -130,7 +101,7 @@ def of_run(client: "MlflowClient", run: "Run", name: str | None = None) -> Conte
         UserError: It has no predictions.
     """
     run_id, tags = run.info.run_id, run.data.tags
-    text = tracking.read_artifact(client, run_id, PREDICTIONS)
+    text = read_artifact(client, run_id, PREDICTIONS)
     if text is None:
         raise UserError(
             f"run {run_id} has no {PREDICTIONS}: it was not evaluated, or its artifacts are gone. `hyojo sync` in a "
@@ -138,13 +109,20 @@ def of_run(client: "MlflowClient", run: "Run", name: str | None = None) -> Conte
         )
     seed_sd, seed_runs = _seed_spread(client, run)
     return Contender(
-        name or _title(run), run_id, dict(run.data.params), dict(run.data.metrics), dict(tags),
-        read_predictions(text, run_id), _test_digest(client, run), seed_sd=seed_sd, seed_runs=seed_runs,
-    )  # fmt: skip
+        name=name or _title(run),
+        run_id=run_id,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=dict(tags),
+        predictions=read_predictions(text, f"run {run_id}"),
+        test_digest=_test_digest(client, run),
+        seed_sd=seed_sd,
+        seed_runs=seed_runs,
+    )
 
 
-def of_version(client: "MlflowClient", version: "ModelVersion") -> Contender:
-    """The contender that a registered version is.
+def read_version(client: "MlflowClient", version: "ModelVersion") -> Contender:
+    """Read the contender that a registered version is.
 
     Raises:
         UserError: Its run is gone, or has no predictions.
@@ -154,37 +132,41 @@ def of_version(client: "MlflowClient", version: "ModelVersion") -> Contender:
         raise UserError(
             f"version {version.version} of {registry.MODEL} belongs to run {version.run_id}, which was deleted."
         )
-    found = of_run(client, run, f"version {version.version}")
+    found = read_run(client, run, f"version {version.version}")
     digest = version.tags.get(TEST_DIGEST_TAG) or found.test_digest
     return Contender(**vars(found) | {"version": int(version.version), "test_digest": digest})
 
 
-def of_workspace(reports_dir: Path = Path("reports"), train_dir: Path = Path("models/train")) -> Contender:
-    """The contender that the workspace's reports are.
+def read_workspace() -> Contender:
+    """Read the contender that the workspace's reports are.
 
     Raises:
         UserError: No reports.
     """
-    path = reports_dir / "predictions.csv"
+    path, result = REPORTS / "predictions.csv", MetricsFile.load()
     try:
-        result = json.loads((reports_dir / "metrics.json").read_text(encoding="utf-8"))
         predictions = read_predictions(path.read_bytes(), str(path))
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} not found. Run `dvc repro evaluate` first.") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} not found. Run `dvc repro evaluate` first.") from None
     client = connect()
-    run = find_run(client, result["run_id"])
-    sidecar = train_dir / "weights.json"
-    params = json.loads(sidecar.read_text(encoding="utf-8")).get("params", {}) if sidecar.exists() else {}
-    scores = {
-        f"{part}/{name}": value for part in ("test", "test_clean") for name, value in result[part].items()
-    }
+    run = find_run(client, result.run_id)
+    params = WeightsFile.load().params if (TRAINED / WeightsFile.FILE).exists() else {}
+    parts = {"test": result.test, "test_clean": result.test_clean}
+    scores = {f"{part}/{name}": float(value) for part in parts for name, value in parts[part].items()}
     if run is None:
-        return Contender("workspace", "", params, scores, {}, predictions)
+        return Contender("workspace", "", params, scores, tags={}, predictions=predictions)
     seed_sd, seed_runs = _seed_spread(client, run)
     return Contender(
-        "workspace", run.info.run_id, params or dict(run.data.params), dict(run.data.metrics) | scores,
-        dict(run.data.tags), predictions, _test_digest(client, run), seed_sd=seed_sd, seed_runs=seed_runs,
-    )  # fmt: skip
+        name="workspace",
+        run_id=run.info.run_id,
+        params=params or dict(run.data.params),
+        metrics=dict(run.data.metrics) | scores,
+        tags=dict(run.data.tags),
+        predictions=predictions,
+        test_digest=_test_digest(client, run),
+        seed_sd=seed_sd,
+        seed_runs=seed_runs,
+    )
 
 
 def read_predictions(content: bytes, origin: str) -> pd.DataFrame:
@@ -210,77 +192,12 @@ def _indices(names: pd.Series, class_names: list[str]) -> np.ndarray:
     return names.map({name: i for i, name in enumerate(class_names)}).to_numpy(np.int64)
 
 
-def _find_version(client: "MlflowClient", name: str) -> "ModelVersion | None":
-    """The registered version that a number, alias or URI stands for."""
-    if name.startswith("models:/"):
-        model, at, alias = name.removeprefix("models:/").partition("@")
-        model, _, number = (model, "", "") if at else model.partition("/")
-        if model != registry.MODEL or not (alias or number):
-            raise UserError(
-                f"{name} is none of models:/{registry.MODEL}@ALIAS and models:/{registry.MODEL}/VERSION"
-            )
-        name = f"@{alias}" if at else f"v{number}"
-    number = name.removeprefix("v")
-    if number.isdecimal() and len(number) < 8:
-        found = next((v for v in registry.versions(client) if int(v.version) == int(number)), None)
-    else:
-        found = registry.version_with_alias(client, name.removeprefix("@"))
-    if found is None and (name.startswith("@") or (name.startswith("v") and number.isdecimal())):
-        raise UserError(_nothing_found(client, name))
-    return found
-
-
-def _runs_beginning_with(client: "MlflowClient", prefix: str) -> "list[Run]":
-    if len(prefix) < MIN_PREFIX or not _HEX.fullmatch(prefix):
-        return []
-    return list(client.search_runs([experiment_id(client)], f"attributes.run_id LIKE '{prefix}%'"))
-
-
-def _runs_named(client: "MlflowClient", name: str) -> "list[Run]":
-    """Runs that are called so, or that DVC made in an experiment of that name."""
-    if "'" in name:
-        return []
-    fields = ("attributes.run_name", "tags.`hyojo.dvc.exp_name`")
-    return [
-        run for field in fields for run in client.search_runs([experiment_id(client)], f"{field} = '{name}'")
-    ]
-
-
-def _only(name: str, runs: "list[Run]") -> "Run | None":
-    """The one of some runs that was evaluated, or the only one at all; None of none."""
-    runs = list({run.info.run_id: run for run in runs}.values())
-    evaluated = [run for run in runs if EVALUATION_TAG in run.data.tags] or runs
-    if len(evaluated) > 1:
-        lines = [f"  {run.info.run_id}  {run.info.run_name}" for run in evaluated[:10]]
-        more = [f"  and {len(evaluated) - 10} more"] if len(evaluated) > 10 else []
-        raise UserError("\n".join([f"{name} stands for several runs; give the id of one:", *lines, *more]))
-    return evaluated[0] if evaluated else None
-
-
-def _find_revision(client: "MlflowClient", name: str) -> "Run | None":
-    """The run that ``reports/metrics.json`` names in a DVC experiment or another revision of git."""
-    root = project_root()
-    found = dvc_experiments.find_experiments(root).get(name)
-    if found is None and not name.startswith("-"):
-        found = dvc_experiments.Experiment(name, name, root)  # of which git may know nothing
-    try:
-        run_id = json.loads(found.text("reports/metrics.json") or "{}").get("run_id") if found else None
-    except ValueError:
-        run_id = None
-    if run_id and find_run(client, run_id) is None:
-        raise UserError(
-            f"{name} belongs to run {run_id}, which this store lacks. `dvc exp apply {name}` or a checkout, and "
-            "`hyojo sync`, rebuild it."
-        )
-    return find_run(client, run_id) if run_id else None
-
-
 def _test_digest(client: "MlflowClient", run: "Run") -> str | None:
     """As the evaluation recorded it, or else the bundle."""
     if digest := run.data.tags.get(TEST_DIGEST_TAG):
         return digest
-    bundle = tracking.read_artifact(client, run.info.run_id, BUNDLE)
-    return json.loads(bundle).get("test_digest") if bundle else None
+    bundle = read_artifact(client, run.info.run_id, BUNDLE)
+    return BundleFile.parse(bundle, BUNDLE).test_digest if bundle else None
 
 
 def _seed_spread(client: "MlflowClient", run: "Run") -> tuple[float | None, int]:
@@ -298,17 +215,3 @@ def _seed_spread(client: "MlflowClient", run: "Run") -> tuple[float | None, int]
 def _title(run: "Run") -> str:
     experiment = run.data.tags.get("hyojo.dvc.exp_name")
     return f"{f'exp {experiment}' if experiment else 'run'} ({run.info.run_id[:8]})"
-
-
-def _nothing_found(client: "MlflowClient", name: str) -> str:
-    """That nothing has this name, and which names there are."""
-    numbers = sorted(int(version.version) for version in registry.versions(client))
-    known: list[tuple[str, list[Any]]] = [
-        ("versions", numbers),
-        ("experiments", sorted(dvc_experiments.find_experiments(project_root()))),
-    ]
-    there = "".join(f" {kind.capitalize()}: {', '.join(map(str, names))}." for kind, names in known if names)
-    return (
-        f"there is no version, alias, run, experiment or git revision {name!r} here.{there} `make ui` shows the runs; "
-        "`.` is what stands in reports/."
-    )

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.core.dataset import PREPARED, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.experiments.two_families import GroupComparison
+from pipeline.experiments.two_families import FamilyComparison
 from pipeline.experiments.two_models import Comparison
 from pipeline.metrics.seed_anova import mean_interval
 from pipeline.reporting import html, plots
@@ -64,7 +64,7 @@ def page(found: Comparison, prepared_dir: Path = PREPARED) -> str:
     )
 
 
-def families_text(found: GroupComparison) -> str:
+def families_text(found: FamilyComparison) -> str:
     """The comparison of two families as aligned text."""
     blocks = [
         found.summary(),
@@ -74,7 +74,7 @@ def families_text(found: GroupComparison) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def families_page(found: GroupComparison) -> str:
+def families_page(found: FamilyComparison) -> str:
     """The comparison of two families as a page, HTML."""
     scores = {f"{side}: {one.name}": one.right.mean(axis=1) for side, one in (("A", found.a), ("B", found.b))}
     spreads = {name: mean_interval(values) for name, values in scores.items()}
@@ -103,7 +103,7 @@ def score_rows(found: Comparison) -> list[list[str]]:
     ]
 
 
-def class_rows(found: Comparison | GroupComparison) -> list[list[str]]:
+def class_rows(found: Comparison | FamilyComparison) -> list[list[str]]:
     """Cells of the recalls: class, images, A, B, difference, interval, p."""
     return [
         [

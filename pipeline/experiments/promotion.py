@@ -112,7 +112,7 @@ def _judge(
 ) -> gate.Verdict:
     """The gate's verdict on what this store knows of both; what cannot be read is a reason to refuse."""
     try:
-        sides = [contenders.of_version(client, version) for version in (candidate, champion)]
+        sides = [contenders.read_version(client, version) for version in (candidate, champion)]
     except UserError as error:
         return gate.Verdict(reasons=[f"the two cannot be compared: {str(error).rstrip('.')}"])
     both = [candidate, champion]
@@ -120,11 +120,21 @@ def _judge(
     found = measured or [tuple(_recorded(v, name) for name in ("latency_ms", "size_mb")) for v in both]
     evidence = [
         gate.Evidence(
-            side.name, side.class_names, side.files, side.targets, side.probs, side.preds, side.test_digest,
-            version.tags.get(PARITY_TAG) == "passed", latency_ms, size_mb, side.seed_sd, side.seed_runs,
+            name=side.name,
+            class_names=side.class_names,
+            files=side.files,
+            targets=side.targets,
+            probs=side.probs,
+            preds=side.preds,
+            test_digest=side.test_digest,
+            parity=version.tags.get(PARITY_TAG) == "passed",
+            latency_ms=latency_ms,
+            size_mb=size_mb,
+            seed_sd=side.seed_sd,
+            seed_runs=side.seed_runs,
         )
         for side, version, (latency_ms, size_mb) in zip(sides, both, found)
-    ]  # fmt: skip
+    ]
     verdict = gate.judge(*evidence, params)
     verdict.figures["costs"] = "measured" if measured else "recorded"
     for name, side in zip(("latency_ms", "champion_latency_ms"), evidence):

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import contenders
-from pipeline.experiments.two_models import differing
+from pipeline.experiments.two_models import list_differing
 from pipeline.metrics.intervals import ALPHA
 from pipeline.metrics.paired import holm
 from pipeline.metrics.seed_anova import GroupDifference, compare_groups
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Group:
+class Family:
     """A family's answers: ``right`` is bool (S, N), a row a seed; ``samples`` are file and label of each column."""
 
     name: str
@@ -32,7 +32,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class GroupComparison:
+class FamilyComparison:
     """Two families; differences are B's mean over seeds and test images minus A's.
 
     Attributes:
@@ -43,8 +43,8 @@ class GroupComparison:
         params: Rows of name, A's value, B's value, of those that differ.
     """
 
-    a: Group
-    b: Group
+    a: Family
+    b: Family
     accuracy: GroupDifference
     classes: list[dict[str, Any]]
     params: list[tuple[str, str, str]]
@@ -60,10 +60,10 @@ class GroupComparison:
         """All of it as plain values, for JSON."""
         sides = {
             side: {
-                "name": group.name, "run_id": group.run_id, "seeds": group.seeds,
-                "test_accuracy": group.right.mean(axis=1).tolist(),
+                "name": family.name, "run_id": family.run_id, "seeds": family.seeds,
+                "test_accuracy": family.right.mean(axis=1).tolist(),
             }
-            for side, group in (("a", self.a), ("b", self.b))
+            for side, family in (("a", self.a), ("b", self.b))
         }  # fmt: skip
         return sides | {
             "samples": len(self.a.samples),
@@ -76,10 +76,10 @@ class GroupComparison:
     def summary(self) -> list[str]:
         """What was found of the accuracy, in lines."""
         found, lines = self.accuracy, []
-        for side, group in (("A", self.a), ("B", self.b)):
-            accuracy = group.right.mean(axis=1)
+        for side, family in (("A", self.a), ("B", self.b)):
+            accuracy = family.right.mean(axis=1)
             lines.append(
-                f"{side}: {group.name}, {len(accuracy)} seeds: "
+                f"{side}: {family.name}, {len(accuracy)} seeds: "
                 f"test accuracy {accuracy.mean():.4f} (sd {accuracy.std(ddof=1):.4f})"
             )
         lines += [
@@ -113,23 +113,26 @@ def find_pair(a: str, b: str) -> tuple["Run", "Run"] | None:
     return found[0], found[1]
 
 
-def compare(a: "Run", b: "Run") -> GroupComparison:
+def compare(a: "Run", b: "Run") -> FamilyComparison:
     """Compare two families.
 
     Raises:
         UserError: A family of one seed, a seed without predictions, or other test samples.
     """
     client = connect()
-    one, other = _read_group(client, a), _read_group(client, b)
+    one, other = _read_family(client, a), _read_family(client, b)
     if one.samples != other.samples or len(one.test_digests | other.test_digests) > 1:
         raise UserError(f"{one.name} and {other.name} were not tested on the same samples.")
-    return GroupComparison(
-        one, other, compare_groups(other.right, one.right), _classes(one, other),
-        differing(a.data.params, b.data.params),
-    )  # fmt: skip
+    return FamilyComparison(
+        a=one,
+        b=other,
+        accuracy=compare_groups(other.right, one.right),
+        classes=_classes(one, other),
+        params=list_differing(a.data.params, b.data.params),
+    )
 
 
-def _classes(a: Group, b: Group) -> list[dict[str, Any]]:
+def _classes(a: Family, b: Family) -> list[dict[str, Any]]:
     """Recall by class, of those with two test images or more."""
     labels, rows = np.array([label for _, label in a.samples]), []
     for name in np.unique(labels):
@@ -156,7 +159,7 @@ def _find_family(client: "MlflowClient", name: str) -> "Run | None":
     return named[0] if named else None
 
 
-def _read_group(client: "MlflowClient", parent: "Run") -> Group:
+def _read_family(client: "MlflowClient", parent: "Run") -> Family:
     """The answers of every member; samples in the order of their names."""
     name, members = parent.data.tags[families.NAME_TAG], families.members(parent)
     if len(members) < 2:
@@ -169,7 +172,7 @@ def _read_group(client: "MlflowClient", parent: "Run") -> Group:
         run = find_run(client, run_id)
         if run is None:
             raise UserError(f"seed {seed} of {name}: its run {run_id} is gone. Run `hyojo seeds` again.")
-        found = contenders.of_run(client, run)
+        found = contenders.read_run(client, run)
         order = sorted(range(len(found.files)), key=found.files.__getitem__)
         labels = found.predictions["label"].tolist()
         samples.append([(found.files[i], labels[i]) for i in order])
@@ -177,4 +180,11 @@ def _read_group(client: "MlflowClient", parent: "Run") -> Group:
         digests |= {found.test_digest} - {None}
     if any(one != samples[0] for one in samples):
         raise UserError(f"the seeds of {name} were not tested on the same samples. Run `hyojo seeds` again.")
-    return Group(name, parent.info.run_id, list(members), np.array(rows), samples[0], digests)
+    return Family(
+        name=name,
+        run_id=parent.info.run_id,
+        seeds=list(members),
+        right=np.array(rows),
+        samples=samples[0],
+        test_digests=digests,
+    )

@@ -90,12 +90,19 @@ def compare(a: Contender, b: Contender) -> Comparison:
         "still wrong": np.flatnonzero(~a.right & ~b.right),
     }
     return Comparison(
-        a, b, describe(scores["accuracy"], test, len(a.targets)), scores, test, _classes(a, b), _params(a, b),
-        _costs(a, b), _ordered(a, b, samples),
-    )  # fmt: skip
+        a=a,
+        b=b,
+        verdict=verdict_text(scores[table.TITLES["accuracy"]], test, len(a.targets)),
+        scores=scores,
+        test=test,
+        classes=_classes(a, b),
+        params=_params(a, b),
+        costs=_costs(a, b),
+        samples=_ordered(a, b, samples),
+    )
 
 
-def describe(accuracy: dict[str, float], test: dict[str, float], images: int) -> str:
+def verdict_text(accuracy: dict[str, float], test: dict[str, float], images: int) -> str:
     """Return the verdict on B in a sentence."""
     points = 100 * accuracy["difference"]
     found = (
@@ -161,11 +168,11 @@ def _classes(a: Contender, b: Contender) -> list[dict[str, Any]]:
 def _params(a: Contender, b: Contender) -> list[tuple[str, str, str]]:
     ours = a.params | {name: a.tags[tag][:12] for name, tag in ORIGIN.items() if tag in a.tags}
     theirs = b.params | {name: b.tags[tag][:12] for name, tag in ORIGIN.items() if tag in b.tags}
-    return differing(ours, theirs)
+    return list_differing(ours, theirs)
 
 
-def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Rows of name, the one's value and the other's, of those that are not the same; ``-`` where one has none."""
+def list_differing(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Return rows of name and both values, of those that are not the same; ``-`` where one has none."""
     names = dict.fromkeys([*ours, *theirs])
     return [
         (name, ours.get(name, "-"), theirs.get(name, "-"))

@@ -33,7 +33,7 @@ from pipeline.inference.graphs import served_file
 from pipeline.models import costs, formats, model
 from pipeline.models.weights import load_classifier
 from pipeline.reporting import card
-from pipeline.tracking import runs
+from pipeline.tracking import bundles
 from pipeline.tracking.pyfunc import build_pyfunc, hash_shipped_code, installed_versions
 
 
@@ -94,7 +94,7 @@ def export(
         bundle = bundle_record(inputs, formats=found, parity=checked, int8=int8, cost=cost)
         bundle.save(folder)
         write_card(bundle, inputs, folder)
-    log_bundle(bundle, bundle_dir)
+    log_bundle(bundle_dir)
     return bundle
 
 
@@ -217,13 +217,13 @@ def write_card(bundle: BundleFile, inputs: Inputs, folder: Path) -> None:
     write_text(folder / "MODEL_CARD.md", text)
 
 
-def log_bundle(bundle: BundleFile, bundle_dir: Path) -> None:
+def log_bundle(bundle_dir: Path) -> None:
     """Put the served model and the time of an answer onto the MLflow run."""
     with tempfile.TemporaryDirectory(prefix="hyojo-pyfunc-") as scratch:
         pyfunc_dir = Path(scratch) / "model"
         build_pyfunc(bundle_dir, pyfunc_dir)
         (latency_ms,) = latency.measure_ms([latency.open_model(bundle_dir)])
-        runs.log_bundle(bundle.run_id, bundle_dir, pyfunc_dir, {"cost/latency_ms": latency_ms})
+        bundles.log_bundle(bundle_dir, pyfunc_dir, {"cost/latency_ms": latency_ms})
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

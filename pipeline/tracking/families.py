@@ -6,7 +6,6 @@ rebuilt elsewhere finds back to it. mlflow is imported inside functions: it is s
 
 import json
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,13 +135,7 @@ def tie(client: "MlflowClient", parent_id: str, run_id: str) -> bool:
 
 
 def publish(
-    client: "MlflowClient",
-    parent_id: str,
-    found: list[Member],
-    metrics: dict[str, float],
-    files: list[Path],
-    note: str,
-    status: str,
+    client: "MlflowClient", parent_id: str, found: list[Member], files: list[Path], note: str
 ) -> None:
     """Put a family's summary onto its parent run; the members are tied to it first.
 
@@ -150,24 +143,15 @@ def publish(
         client: Of the store.
         parent_id: The parent's id in this store.
         found: All members.
-        metrics: Such as ``seeds/test_accuracy_mean``.
         files: Logged in the folder ``seeds``.
         note: The run's description, Markdown.
-        status: FINISHED, FAILED or KILLED.
     """
-    from mlflow.entities import Metric
-
     for member in found:
         tie(client, parent_id, member.run_id)
     client.set_tag(parent_id, MEMBERS_TAG, json.dumps({str(member.seed): member.run_id for member in found}))
     client.set_tag(parent_id, NOTE_TAG, note)
-    known, now = client.get_run(parent_id).data.metrics, int(time.time() * 1000)
-    new = [Metric(key, value, now, 0) for key, value in metrics.items() if known.get(key) != value]
-    if new:
-        client.log_batch(parent_id, metrics=new)
     for path in files:
         client.log_artifact(parent_id, str(path), "seeds")
-    client.set_terminated(parent_id, status)
 
 
 def _families(client: "MlflowClient") -> "list[Run]":

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import UserError
 from pipeline.core.project import project_lock
 from pipeline.core.stage_files import BundleFile
+from pipeline.metrics.table import HEADLINES
+from pipeline.tracking.bundles import bundle_costs, find_model
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
-from pipeline.tracking.runs import bundle_costs, fetch, find_model
+from pipeline.tracking.runs import fetch
 from pipeline.tracking.store import SQLITE, connect, find_run
 
 if TYPE_CHECKING:
@@ -205,15 +207,14 @@ def _tags(bundle: BundleFile, run: "Run | None") -> dict[str, str]:
         "hyojo.data_digest": bundle.data_digest,
         "hyojo.weights_sha256": bundle.weights_sha256,
         "hyojo.backbone": bundle.backbone,
-        "test.accuracy": repr(test["accuracy"]),
-        "test.macro_f1": repr(test["macro_f1"]),
     }
+    tags |= {f"test.{name}": repr(test[name]) for name in HEADLINES}
     if bundle.test_digest:
         tags[TEST_DIGEST_TAG] = bundle.test_digest
     if bundle.parity:
         tags[PARITY_TAG] = "passed"
     recorded = {k: v for k, v in run.data.metrics.items() if k.startswith("cost/")} if run else {}
-    costs = recorded | bundle_costs(bundle.as_dict())
+    costs = recorded | bundle_costs(bundle)
     return tags | {k.replace("/", "."): repr(v) for k, v in costs.items()}
 
 

@@ -1,4 +1,4 @@
-"""What goes onto MLflow runs. One pipeline is one run: train opens it, evaluate and export add to it.
+"""The MLflow run of a training. One pipeline is one run: train opens it, evaluate and export add to it.
 
 The files that stages write are the truth and MLflow mirrors them: trouble with MLflow is told and never ends a
 stage, and ``sync`` rebuilds the mirror. mlflow is imported inside functions: it is slow.
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # One value a training job: tells a run that was made, but not written down, when the trainer was killed.
 ATTEMPT_TAG = "hyojo.attempt"
-BUNDLE_TAG = "hyojo.bundle"
 REBUILT_TAG = "hyojo.rebuilt"
 # What a training started from, as far as it fits on a run.
 INPUTS = [PARAMS, REPORTS / "audit.json", REPORTS / "audit.html"]
@@ -189,61 +188,8 @@ def log_metrics(client: "MlflowClient", run_id: str, metrics: dict[str, float]) 
         client.log_batch(run_id, metrics=new)
 
 
-def log_bundle(
-    run_id: str, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float] | None = None
-) -> None:
-    """Put the served model, its card and its costs onto a run, the files once for each bundle digest.
-
-    The first model of a run lies in ``model/``, another one in a folder of its own: a registered version is what
-    lies in its folder, and has to stay what it is.
-
-    Args:
-        run_id: The id that files know the run by.
-        bundle_dir: What export wrote.
-        pyfunc_dir: What MLflow is to serve.
-        metrics: Figures that no file holds, such as ``cost/latency_ms``.
-    """
-    bundle = json.loads((bundle_dir / "bundle.json").read_text())
-    digest = bundle["digest"]
-
-    def log() -> None:
-        client = connect()
-        run = find_run(client, run_id)
-        if run is None:
-            raise LookupError(f"no run {run_id}")
-        log_metrics(client, run.info.run_id, bundle_costs(bundle) | (metrics or {}))
-        known = find_model(run, digest)
-        if known and client.list_artifacts(run.info.run_id, known):
-            return
-        tag, folder = _model_places(digest)[known is None and BUNDLE_TAG in run.data.tags]
-        client.log_artifacts(run.info.run_id, str(pyfunc_dir), known or folder)
-        client.log_artifact(run.info.run_id, str(bundle_dir / "MODEL_CARD.md"))
-        if known is None:
-            client.set_tag(run.info.run_id, tag, digest)
-
-    attempt(log, "logging the bundle")
-
-
-def find_model(run: "Run", digest: str) -> str | None:
-    """Find the artifact folder in which a run holds the served model of a bundle; None if it lacks it."""
-    return next((folder for tag, folder in _model_places(digest) if run.data.tags.get(tag) == digest), None)
-
-
-def _model_places(digest: str) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Tag and folder of a bundle's model on a run: as its first model, and as a later one."""
-    short = digest[:12]
-    return (BUNDLE_TAG, "model"), (f"{BUNDLE_TAG}.{short}", f"model-{short}")
-
-
-def bundle_costs(bundle: dict[str, Any]) -> dict[str, float]:
-    """The costs that a ``bundle.json`` tells of, by the names of their metrics."""
-    cost = bundle.get("cost", {})
-    found = {f"cost/{name}": cost[name] for name in ("parameters", "flops") if name in cost}
-    return found | ({"cost/size_mb": cost["size_bytes"] / 1e6} if "size_bytes" in cost else {})
-
-
 def read_artifact(client: "MlflowClient", run_id: str, path: str) -> bytes | None:
-    """Content of a file that a run holds; None if it does not."""
+    """Return the content of a file that a run holds; None if it does not."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if path not in [item.path for item in client.list_artifacts(run_id, str(Path(path).parent))]:
         return None
@@ -267,7 +213,7 @@ def find_or_rebuild(client: "MlflowClient", train_dir: Path) -> "Run":
 
 
 def read_history(train_dir: Path) -> list[dict[str, float]]:
-    """Rows of ``history.csv``."""
+    """Read the rows of ``history.csv``."""
     with (train_dir / "history.csv").open(newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 

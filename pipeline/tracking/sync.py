@@ -18,7 +18,7 @@ from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import BUNDLE, PARAMS, PREPARED, REPORTS, TRAINED
 from pipeline.core.stage_files import BundleFile, MetricsFile, RunFile, StageFile, WeightsFile
-from pipeline.tracking import evaluations, runs, suspects
+from pipeline.tracking import bundles, evaluations, runs, suspects
 from pipeline.tracking.pyfunc import build_pyfunc
 from pipeline.tracking.store import connect, find_run
 
@@ -47,11 +47,10 @@ def sync() -> list[str]:
         evaluations.log_reports(metrics, there, _evaluation_key(), _test_digest())
         done.append(f"evaluation on run {_run_of(client, metrics.run_id, MetricsFile)}")
     if _is_there(BundleFile):
-        run_id = BundleFile.load().run_id
         with tempfile.TemporaryDirectory(prefix="hyojo-sync-") as scratch:
             build_pyfunc(BUNDLE, Path(scratch) / "model")
-            runs.log_bundle(run_id, BUNDLE, Path(scratch) / "model")
-        done.append(f"bundle on run {_run_of(client, run_id, BundleFile)}")
+            bundles.log_bundle(BUNDLE, Path(scratch) / "model")
+        done.append(f"bundle on run {_run_of(client, BundleFile.load().run_id, BundleFile)}")
     if suspects.SUMMARY.exists():
         suspects.log_suspects()
         done.append(f"suspects among training labels of {suspects.SUMMARY}")

@@ -282,7 +282,7 @@ def test_diverged_weights_are_explained(workspace: Workspace) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    save_weights(workspace.trained, model, recipe, {"data_digest": "d" * 64})
+    save_weights(workspace.trained, model, spec, "d" * 64)
     with pytest.raises(UserError, match=r"9 of 9 val images.*diverged.*train\.lr"):
         workspace.evaluate()
 

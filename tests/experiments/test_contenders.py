@@ -10,7 +10,7 @@ import pytest
 from builders import CLASS_NAMES, write_predictions
 
 from pipeline.core.errors import UserError
-from pipeline.experiments import contenders
+from pipeline.experiments import contenders, names
 from pipeline.tracking.store import connect, experiment_id
 
 TARGETS = np.array([0, 1, 2, 0, 1, 2])
@@ -42,14 +42,14 @@ def register(run_id: str, test_digest: str = "7" * 64) -> None:
 
 def refusal(name: str) -> str:
     with pytest.raises(UserError) as caught:
-        contenders.find(name)
+        names.find_contender(name)
     return str(caught.value)
 
 
 @pytest.mark.usefixtures("project")
 def test_a_run_comes_with_all_that_is_compared() -> None:
     run_id = make_run("face_resnet_s wide")
-    found = contenders.find(run_id)
+    found = names.find_contender(run_id)
     assert (found.run_id, found.params, found.test_digest) == (run_id, {"train.lr": "0.1"}, "7" * 64)
     assert found.class_names == CLASS_NAMES
     assert found.metrics["test/accuracy"] == pytest.approx(4 / 6)
@@ -71,12 +71,12 @@ def test_every_kind_of_name_finds_its_own_run() -> None:
     register(second, "8" * 64)
     client.set_registered_model_alias("hyojo", "champion", "2")
     for name in (first, first[:9], "odd-exp", "1", "v1", "models:/hyojo/1", "face_resnet_s"):
-        assert contenders.find(name).run_id == first, name
+        assert names.find_contender(name).run_id == first, name
     for name in ("face_resnet_s wide", "2", "champion", "@champion", "models:/hyojo@champion"):
-        assert contenders.find(name).run_id == second, name
-    assert contenders.find("v2").version == 2
-    assert contenders.find("v2").test_digest == "8" * 64  # what the version says of itself
-    assert "odd-exp" in contenders.find(first).name
+        assert names.find_contender(name).run_id == second, name
+    assert names.find_contender("v2").version == 2
+    assert names.find_contender("v2").test_digest == "8" * 64  # what the version says of itself
+    assert "odd-exp" in names.find_contender(first).name
 
 
 @pytest.mark.usefixtures("project")
@@ -88,7 +88,7 @@ def test_ambiguous_names_are_refused_with_the_ids() -> None:
     # One that was never evaluated does not make a name ambiguous.
     only = make_run("lone")
     make_run("lone", evaluated=False)
-    assert contenders.find("lone").run_id == only
+    assert names.find_contender("lone").run_id == only
 
 
 @pytest.mark.usefixtures("project")
@@ -110,15 +110,15 @@ def test_the_workspace(project: Path) -> None:
     assert "dvc repro evaluate" in refusal(".")
     run_id = make_run()
     write_predictions(project / "reports" / "predictions.csv", TARGETS, TARGETS)
-    metrics = {"run_id": run_id, "test": {"accuracy": 1.0}, "test_clean": {"images": 6}}
+    metrics = {"run_id": run_id, "val": {}, "test": {"accuracy": 1.0}, "test_clean": {"images": 6}}
     (project / "reports" / "metrics.json").write_text(json.dumps(metrics))
-    found = contenders.find(".")
+    found = names.find_contender(".")
     assert (found.name, found.run_id, found.test_digest) == ("workspace", run_id, "7" * 64)
     assert found.right.all()  # the files are the truth, whatever the run has
     assert found.metrics["test/accuracy"] == 1.0
     # Of a run that this store lacks, the files are still there.
     (project / "reports" / "metrics.json").write_text(json.dumps(metrics | {"run_id": "f" * 32}))
-    assert contenders.find(".").right.all()
+    assert names.find_contender(".").right.all()
 
 
 def test_dvc_experiments_and_revisions_name_the_run_of_their_metrics(project: Path) -> None:
@@ -139,7 +139,7 @@ def test_dvc_experiments_and_revisions_name_the_run_of_their_metrics(project: Pa
     commit = git("rev-parse", "HEAD")
     git("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/broad-bets", commit)
     for name in ("broad-bets", "HEAD", commit):
-        assert contenders.find(name).run_id == run_id, name
+        assert names.find_contender(name).run_id == run_id, name
     assert "Experiments: broad-bets." in refusal("broad-bet")
     (project / "reports" / "metrics.json").write_text(json.dumps({"run_id": "f" * 32}))
     git("commit", "-qam", "two")
@@ -158,10 +158,10 @@ def test_the_spread_over_seeds_comes_from_the_parent_of_the_seeds() -> None:
     child = make_run()
     client.set_tag(child, "mlflow.parentRunId", seeds[0])
     for run_id in (seeds[1], child):
-        found = contenders.find(run_id)
+        found = names.find_contender(run_id)
         assert (found.seed_sd, found.seed_runs) == (0.007, 3)
     client.delete_tag(parent, "hyojo.kind")
-    assert contenders.find(child).seed_sd is None
+    assert names.find_contender(child).seed_sd is None
 
 
 def test_names_of_classes_stay_text_and_odd_tables_are_refused() -> None:

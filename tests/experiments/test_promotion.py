@@ -11,7 +11,7 @@ from builders import bundle_record, write_predictions
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import promotion
-from pipeline.tracking import registry, runs
+from pipeline.tracking import bundles, registry
 from pipeline.tracking.evaluations import EVALUATION_TAG
 from pipeline.tracking.store import connect, experiment_id
 
@@ -49,7 +49,7 @@ def add_version(right: int, digest: str, test_digest: str = "7" * 64, graph: Pat
     (inner / "bundle.json").write_text(json.dumps(bundle))
     if graph:
         (inner / "model.onnx").write_bytes(graph.read_bytes())
-    runs.log_bundle(run_id, folder, folder / "pyfunc", {"cost/latency_ms": 2.0})
+    bundles.log_bundle(folder, folder / "pyfunc", {"cost/latency_ms": 2.0})
     return registry.register(folder).version
 
 

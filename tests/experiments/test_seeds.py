@@ -156,7 +156,7 @@ def add_family(name: str, right: np.ndarray) -> str:
         text = "\n".join(["file,label,predicted,prob_x,prob_y", *(lines[seed:] + lines[:seed])])
         client.log_text(run_id, text, "evaluation/predictions.csv")
         found.append(families.Member(seed, f"{name}-{seed}", run_id))
-    families.publish(client, parent, found, {}, [], "", "FINISHED")
+    families.publish(client, parent, found, [], "")
     return parent
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, recall_score
 from pipeline import cli
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
-from pipeline.experiments import contenders, page
+from pipeline.experiments import contenders, names, page
 from pipeline.experiments.contenders import Contender
 from pipeline.experiments.two_models import compare
 
@@ -115,7 +115,7 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(contenders, "find", dict(zip(("old", "new"), pair)).__getitem__)
+    monkeypatch.setattr(names, "find_contender", dict(zip(("old", "new"), pair)).__getitem__)
 
     def hyojo(*arguments: str) -> str:
         monkeypatch.setattr("sys.argv", ["hyojo", *arguments])

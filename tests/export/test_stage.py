@@ -123,8 +123,10 @@ class Project:
         self.logged: list[tuple[str, set[str]]] = []
         self.metrics: list[dict[str, float]] = []
 
-    def log(self, run_id: str, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float]) -> None:
-        self.logged.append((run_id, {path.name for path in pyfunc_dir.rglob("*")}))
+    def log(self, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float]) -> None:
+        self.logged.append(
+            (BundleFile.load(bundle_dir).run_id, {path.name for path in pyfunc_dir.rglob("*")})
+        )
         self.metrics.append(metrics)
 
     def export(self, **changes: object) -> BundleFile:
@@ -139,7 +141,7 @@ class Project:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("exported"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage.runs, "log_bundle", project.log)
+        patch.setattr(stage.bundles, "log_bundle", project.log)
         project.export()
     return project
 
@@ -147,7 +149,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     project = Project(tmp_path)
-    monkeypatch.setattr(stage.runs, "log_bundle", project.log)
+    monkeypatch.setattr(stage.bundles, "log_bundle", project.log)
     return project
 
 

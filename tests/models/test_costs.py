@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import bundle_record
 from torch import Tensor, nn
 
 from pipeline.inference import graphs, latency
 from pipeline.models import costs
-from pipeline.tracking import runs
+from pipeline.tracking import bundles
 from pipeline.tracking.store import connect, experiment_id
 
 
@@ -73,11 +74,12 @@ def test_counting_leaves_the_state_of_torch_alone() -> None:
 def test_costs_go_onto_the_run(project: Path, tmp_path: Path) -> None:
     client = connect()
     run_id = client.create_run(experiment_id(client)).info.run_id
-    bundle = {"digest": "d", "cost": {"parameters": 46, "flops": 99, "size_bytes": 2_000_000}}
+    cost = {"parameters": 46, "flops": 99, "size_bytes": 2_000_000}
+    bundle = bundle_record(run_id=run_id, cost=cost)
     (tmp_path / "bundle.json").write_text(json.dumps(bundle))
     (tmp_path / "MODEL_CARD.md").write_text("card")
     (tmp_path / "pyfunc").mkdir()
     (tmp_path / "pyfunc" / "MLmodel").write_text("flavors: {}\n")
-    runs.log_bundle(run_id, tmp_path, tmp_path / "pyfunc", {"cost/latency_ms": 3.5})
+    bundles.log_bundle(tmp_path, tmp_path / "pyfunc", {"cost/latency_ms": 3.5})
     expected = {"cost/parameters": 46, "cost/flops": 99, "cost/size_mb": 2.0, "cost/latency_ms": 3.5}
     assert client.get_run(run_id).data.metrics == expected

@@ -7,7 +7,7 @@ import pytest
 from builders import bundle_record
 
 from pipeline.core.errors import UserError
-from pipeline.tracking import registry, runs
+from pipeline.tracking import bundles, registry
 from pipeline.tracking.store import connect, experiment_id
 
 TEST_DIGEST = "7" * 64
@@ -26,7 +26,7 @@ def make_bundle(digest: str, accuracy: float, *, test_digest: str = TEST_DIGEST,
     (folder / "pyfunc").mkdir()
     (folder / "pyfunc" / "MLmodel").write_text("flavors: {}\n")
     if on_run:
-        runs.log_bundle(run_id, folder, folder / "pyfunc")
+        bundles.log_bundle(folder, folder / "pyfunc")
     return folder
 
 

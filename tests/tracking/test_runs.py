@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import forget_store, write_sidecars
+from builders import bundle_record, forget_store, write_sidecars
 
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store
+from pipeline.tracking.bundles import find_model, log_bundle
 from pipeline.tracking.evaluations import EVALUATION_TAG, claim_run, describe_run, log_evaluation
-from pipeline.tracking.runs import TrainingRun, log_bundle
+from pipeline.tracking.runs import TrainingRun
 
 PARAMS = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s", "train.lr": "0.4"}
 TAGS = {"hyojo.data_digest": "d" * 64, "hyojo.job": "j" * 32}
@@ -246,7 +247,7 @@ def bundle(tmp_path: Path) -> tuple[Path, Path]:
     folder, model = tmp_path / "bundle", tmp_path / "pyfunc"
     folder.mkdir()
     model.mkdir()
-    (folder / "bundle.json").write_text(json.dumps({"digest": "1"}))
+    (folder / "bundle.json").write_text(json.dumps(bundle_record(digest="1")))
     (folder / "MODEL_CARD.md").write_text("# Card")
     (model / "MLmodel").write_text("flavors: {}")
     return folder, model
@@ -254,15 +255,16 @@ def bundle(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_bundle_is_logged_once_for_each_digest(own: str, bundle: tuple[Path, Path]) -> None:
     folder, model = bundle
-    log_bundle(own, folder, model)
+    (folder / "bundle.json").write_text(json.dumps(bundle_record(digest="1", run_id=own)))
+    log_bundle(folder, model)
     assert artifacts(own) >= {"model/MLmodel", "MODEL_CARD.md"}
     (model / "MLmodel").write_text("flavors: {a: {}}")
-    log_bundle(own, folder, model)
+    log_bundle(folder, model)
     client = store.connect()
     assert Path(client.download_artifacts(own, "model/MLmodel")).read_text() == "flavors: {}"
-    (folder / "bundle.json").write_text(json.dumps({"digest": "2"}))
-    log_bundle(own, folder, model)
-    folders = [tracking.find_model(client.get_run(own), digest) for digest in "123"]
+    (folder / "bundle.json").write_text(json.dumps(bundle_record(digest="2", run_id=own)))
+    log_bundle(folder, model)
+    folders = [find_model(client.get_run(own), digest) for digest in "123"]
     assert folders == ["model", "model-2", None]
     contents = [Path(client.download_artifacts(own, f"{name}/MLmodel")).read_text() for name in folders[:2]]
     assert contents == ["flavors: {}", "flavors: {a: {}}"]  # a version that was registered stays what it was
@@ -272,7 +274,7 @@ def test_a_bundle_is_logged_once_for_each_digest(own: str, bundle: tuple[Path, P
 def test_a_bundle_of_a_run_that_is_not_there_is_only_told(
     project: Path, bundle: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log_bundle("f" * 32, *bundle)
+    log_bundle(*bundle)
     assert "hyojo sync" in capsys.readouterr().err
     assert runs() == []
 
@@ -295,7 +297,7 @@ def test_a_dead_server_costs_warnings_and_little_time(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # the rest need not wait as long
     assert claim_run(train_dir, "key") == "a" * 32
     log_evaluation(train_dir, "a" * 32, {"test/accuracy": 0.5}, {}, {})
-    log_bundle("a" * 32, *bundle)
+    log_bundle(*bundle)
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("warning: MLflow: ") and "hyojo sync" in line for line in lines) == 4
 
