@@ -20,7 +20,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from pipeline.core.params_file import load_params
     from pipeline.experiments import tuning
-    from pipeline.reporting import plots
+    from pipeline.reporting import plots, training_figures
 
     if not 0 < arguments.lowest < arguments.highest or arguments.updates < 10:
         raise UserError("lr-range wants 0 < --from < --to and at least 10 --updates")
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     suggestion = tuning.suggested_lr(curve)
     path = Path(arguments.plot)
     path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(plots.lr_range(curve, suggestion), path)
+    plots.save(training_figures.lr_range(curve, suggestion), path)
     print(
         f"{len(curve)} updates from {curve['lr'].iloc[0]:.2g} to {curve['lr'].iloc[-1]:.2g}; the loss falls most "
         f"steeply at {suggestion:.2g} (train.lr is {params.lr:g}). Curve: {path}"

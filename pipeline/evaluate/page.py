@@ -15,7 +15,7 @@ from pipeline.evaluate.tables import reliabilities
 from pipeline.metrics import by_class, calibration
 from pipeline.metrics.intervals import accuracy_interval
 from pipeline.metrics.table import HEADLINES, TITLES
-from pipeline.reporting import card, html, plots
+from pipeline.reporting import card, evaluation_figures, html, plots, training_figures
 
 AUDIT_TITLES = {
     "redundant": "copies of images, exact and near ones",
@@ -114,7 +114,7 @@ def _charts(found: Findings) -> dict[str, Markup]:
     curve = calibration.risk_coverage(found.test.targets, found.probs)
     drawn = {
         "reliability": (
-            plots.reliability(reliabilities(found), trust["temperature"]),
+            evaluation_figures.reliability(reliabilities(found), trust["temperature"]),
             "Accuracy against confidence, before and after calibration; the calibration error falls from "
             f"{ece['before']:.3f} to {ece['after']:.3f}"
             if ece["after"] <= ece["before"]
@@ -122,7 +122,7 @@ def _charts(found: Findings) -> dict[str, Markup]:
             4.2,
         ),
         "risk": (
-            plots.risk_coverage(curve, trust["abstain"].get("test")),
+            evaluation_figures.risk_coverage(curve, trust["abstain"].get("test")),
             f"Part answered wrongly against part answered; all answered, {curve['risk'].iloc[-1]:.1%} are wrong",
             3.2,
         ),
@@ -130,7 +130,7 @@ def _charts(found: Findings) -> dict[str, Markup]:
     if len(found.robust):
         mean = robustness.headline(found.robust)["mean_corruption_accuracy"]
         label = f"Accuracy by corruption and strength, {mean:.3f} on average; the table has every number"
-        drawn["robustness"] = (plots.robustness(found.robust), label, 3.8)
+        drawn["robustness"] = (evaluation_figures.robustness(found.robust), label, 3.8)
     for name in ("loss", "accuracy") if len(found.history) else ():
         column = found.history[f"val/{name}"]
         best = int(found.history["epoch"][column.idxmin() if name == "loss" else column.idxmax()])
@@ -138,7 +138,7 @@ def _charts(found: Findings) -> dict[str, Markup]:
         label = (
             f"Training and validation {name} by epoch; the best val {name} is {value:.3f}, in epoch {best}"
         )
-        drawn[name] = (plots.training_curves(found.history, None, [name]), label, 3.0)
+        drawn[name] = (training_figures.training_curves(found.history, None, [name]), label, 3.0)
     return {
         name: Markup(plots.to_svg(figure, name, label, height_in=height))
         for name, (figure, label, height) in drawn.items()

@@ -8,7 +8,7 @@ import pandas as pd
 from pipeline.core.files import write_csv
 from pipeline.evaluate.findings import Findings
 from pipeline.metrics import by_class, calibration
-from pipeline.reporting import plots
+from pipeline.reporting import evaluation_figures, plots
 
 
 def write_tables(folder: Path, found: Findings) -> None:
@@ -30,11 +30,11 @@ def draw_figures(folder: Path, found: Findings) -> None:
     rows = by_class.worst_mistakes(split.targets, found.probs, found.worst)
     counted = f"{int((preds != split.targets).sum()):,} of {len(split):,} test images are classified wrongly"
     figures = {
-        "confusion_matrix": plots.confusion_matrix(
+        "confusion_matrix": evaluation_figures.confusion_matrix(
             by_class.confusion(split.targets, preds, len(class_names)), class_names
         ),
-        "per_class": plots.per_class_bars(by_class.per_class(split.targets, preds, class_names)),
-        "worst_mistakes": plots.worst_mistakes(
+        "per_class": evaluation_figures.per_class_bars(by_class.per_class(split.targets, preds, class_names)),
+        "worst_mistakes": evaluation_figures.worst_mistakes(
             split.images[rows],
             split.targets[rows],
             found.probs[rows],
@@ -42,13 +42,13 @@ def draw_figures(folder: Path, found: Findings) -> None:
             files=[split.files[row] for row in rows],
             title=f"{counted}; the model was surest of these {len(rows)}" if len(rows) > 1 else counted,
         ),
-        "reliability": plots.reliability(reliabilities(found), found.trust["temperature"]),
-        "risk_coverage": plots.risk_coverage(
+        "reliability": evaluation_figures.reliability(reliabilities(found), found.trust["temperature"]),
+        "risk_coverage": evaluation_figures.risk_coverage(
             calibration.risk_coverage(split.targets, found.probs), found.trust["abstain"].get("test")
         ),
     }
     if len(found.robust):
-        figures["robustness"] = plots.robustness(found.robust)
+        figures["robustness"] = evaluation_figures.robustness(found.robust)
     folder.mkdir()
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")

@@ -15,7 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.experiments.two_families import FamilyComparison
 from pipeline.experiments.two_models import Comparison
 from pipeline.metrics.seed_anova import mean_interval
-from pipeline.reporting import html, plots
+from pipeline.reporting import html, plots, training_figures
 
 SHOWN = 24  # of each kind
 CLASS_HEADER = ["recall", "images", "A", "B", "B - A", "95 % interval", "p (Holm)"]
@@ -78,7 +78,7 @@ def families_page(found: FamilyComparison) -> str:
     """The comparison of two families as a page, HTML."""
     scores = {f"{side}: {one.name}": one.right.mean(axis=1) for side, one in (("A", found.a), ("B", found.b))}
     spreads = {name: mean_interval(values) for name, values in scores.items()}
-    figure = plots.seed_scores(
+    figure = training_figures.seed_scores(
         {name: list(values) for name, values in scores.items()},
         {name: (spread.mean, spread.low, spread.high) for name, spread in spreads.items()},
         "test accuracy: seeds, mean, 95 % t interval",

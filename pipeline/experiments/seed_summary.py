@@ -11,7 +11,7 @@ import pandas as pd
 from pipeline.experiments.seed_setting import Setting
 from pipeline.metrics.seed_anova import MeanInterval, mean_interval
 from pipeline.metrics.table import METRICS
-from pipeline.reporting import plots
+from pipeline.reporting import plots, training_figures
 from pipeline.tracking import families, runs
 from pipeline.tracking.families import Member
 
@@ -81,7 +81,7 @@ def publish(client: Any, parent_id: str, setting: Setting, found: list[Member], 
         if summary:
             files.append(Path(scratch) / "seeds.png")
             shown = [name for name in summary if name in FIGURES and METRICS[FIGURES[name].score].headline]
-            figure = plots.seed_scores(
+            figure = training_figures.seed_scores(
                 {TITLES[name]: [member.figures[name] for member in found] for name in shown},
                 {TITLES[name]: (summary[name].mean, summary[name].low, summary[name].high) for name in shown},
                 f"{setting.name}: {len(found)} seeds, mean and 95 % t interval",

@@ -7,7 +7,7 @@ from pipeline.core.paths import TRAINED
 from pipeline.core.stage_files import RunFile
 from pipeline.models import costs, model
 from pipeline.models.weights import save_weights
-from pipeline.reporting import plots
+from pipeline.reporting import plots, training_figures
 from pipeline.train.job import Job, Session
 
 
@@ -21,7 +21,7 @@ def write_outs(job: Job, session: Session) -> str:
         digest = save_weights(folder, best, job.spec, job.prepared.digest, **training)
         history = pd.DataFrame(session.progress.history)
         write_csv(folder / "history.csv", history)
-        plots.save(plots.training_curves(history, session.best_epoch), folder / "curves.png")
+        plots.save(training_figures.training_curves(history, session.best_epoch), folder / "curves.png")
         RunFile(run_id=session.run_id, job=job.key, formats=session.formats).save(folder)
     return digest
 

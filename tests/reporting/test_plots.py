@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from pipeline.reporting import plots
+from pipeline.reporting import evaluation_figures, plots, training_figures
 
 NAMES = ["angry", "a$b$c", "_shy", "a class name that goes on for much too long"]
 MATRIX = np.array([[1234, 0, 6, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 2, 2, 4]])
@@ -46,14 +46,18 @@ def mistakes(count: int, channels: int = 1) -> Figure:
     """A grid of ``count`` mistakes: the first class is predicted, the second is actual."""
     probs = np.tile([0.75, 0.2, 0.05, 0.0], (count, 1))
     files = [f"folder/face_{row}.png" for row in range(count)]
-    return plots.worst_mistakes(faces(count, channels), np.ones(count, int), probs, NAMES, files, "Mistakes")
+    return evaluation_figures.worst_mistakes(
+        faces(count, channels), np.ones(count, int), probs, NAMES, files=files, title="Mistakes"
+    )
 
 
 FIGURES = {
-    "curves": lambda: plots.training_curves(HISTORY, 2),
-    "confusion": lambda: plots.confusion_matrix(MATRIX, NAMES),
-    "confusion of two": lambda: plots.confusion_matrix(np.array([[5, 0], [0, 0]]), ["no", "yes"]),
-    "bars": lambda: plots.per_class_bars(TABLE),
+    "curves": lambda: training_figures.training_curves(HISTORY, 2),
+    "confusion": lambda: evaluation_figures.confusion_matrix(MATRIX, NAMES),
+    "confusion of two": lambda: evaluation_figures.confusion_matrix(
+        np.array([[5, 0], [0, 0]]), ["no", "yes"]
+    ),
+    "bars": lambda: evaluation_figures.per_class_bars(TABLE),
     "mistakes": lambda: mistakes(5),
 }
 
@@ -84,8 +88,8 @@ def test_equal_input_gives_equal_bytes_whatever_the_users_settings(name: str, tm
 def test_equal_bytes_in_another_process_without_pyplot(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from pipeline.reporting import plots\n"
-        f"plots.save(plots.confusion_matrix(np.array({MATRIX.tolist()}), {NAMES}), sys.argv[1])\n"
+        "from pipeline.reporting import evaluation_figures, plots\n"
+        f"plots.save(evaluation_figures.confusion_matrix(np.array({MATRIX.tolist()}), {NAMES}), sys.argv[1])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     root = Path(plots.__file__).parents[2]
@@ -101,7 +105,7 @@ def test_nothing_is_cut_off(name: str, tmp_path: Path) -> None:
 
 
 def test_curves_show_the_history_and_the_best_epoch() -> None:
-    loss, accuracy = plots.training_curves(HISTORY, 2).axes
+    loss, accuracy = training_figures.training_curves(HISTORY, 2).axes
     lines = {line.get_label(): line for line in accuracy.get_lines()}
     np.testing.assert_array_equal(lines["train"].get_ydata(), HISTORY["train/accuracy"])
     np.testing.assert_array_equal(lines["val"].get_ydata(), HISTORY["val/accuracy"])
@@ -113,18 +117,18 @@ def test_curves_show_the_history_and_the_best_epoch() -> None:
 
 @pytest.mark.parametrize("rows,best", [(0, None), (1, 1), (3, None), (3, 99)])
 def test_curves_of_short_histories(rows: int, best: int | None, tmp_path: Path) -> None:
-    figure = plots.training_curves(HISTORY.head(rows), best)
+    figure = training_figures.training_curves(HISTORY.head(rows), best)
     assert png(figure, tmp_path).startswith(b"\x89PNG")
     assert any("best" in text for text in texts(figure)) == (best == 1)
 
 
 def test_curves_without_a_column() -> None:
     with pytest.raises(ValueError, match="lacks the columns val/loss, val/accuracy"):
-        plots.training_curves(HISTORY[["epoch", "train/loss", "train/accuracy"]], 1)
+        training_figures.training_curves(HISTORY[["epoch", "train/loss", "train/accuracy"]], 1)
 
 
 def test_confusion_shows_counts_and_row_shares() -> None:
-    axes = plots.confusion_matrix(MATRIX, NAMES).axes[0]
+    axes = evaluation_figures.confusion_matrix(MATRIX, NAMES).axes[0]
     cells = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
     assert len(cells) == 16
     assert cells[0, 0] == "1,234\n100%"  # position is (predicted, actual)
@@ -144,18 +148,18 @@ def test_confusion_shows_counts_and_row_shares() -> None:
 
 
 def test_confusion_of_many_classes_has_no_numbers(tmp_path: Path) -> None:
-    figure = plots.confusion_matrix(np.eye(21, dtype=int), [f"class {i}" for i in range(21)])
+    figure = evaluation_figures.confusion_matrix(np.eye(21, dtype=int), [f"class {i}" for i in range(21)])
     assert not figure.axes[0].texts
     assert png(figure, tmp_path).startswith(b"\x89PNG")
 
 
 def test_confusion_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 2\), not \(4, 4\)"):
-        plots.confusion_matrix(MATRIX, ["a", "b"])
+        evaluation_figures.confusion_matrix(MATRIX, ["a", "b"])
 
 
 def test_bars_are_as_long_as_the_scores() -> None:
-    axes = plots.per_class_bars(TABLE).axes[0]
+    axes = evaluation_figures.per_class_bars(TABLE).axes[0]
     for bars, column in zip(axes.containers, ["precision", "recall", "f1"]):
         np.testing.assert_allclose([bar.get_width() for bar in bars], TABLE[column])
     assert "angry\nn = 1,240" in [label.get_text() for label in axes.get_yticklabels()]
@@ -180,8 +184,8 @@ def test_mistakes_show_each_face_with_its_classes(count: int, channels: int) -> 
 def test_grey_faces_keep_their_brightness(tmp_path: Path) -> None:
     # An evenly grey face would become black or white if the picture were stretched to its own range.
     face = np.full((1, 8, 8, 1), 100, np.uint8)
-    figure = plots.worst_mistakes(
-        face, np.array([1]), np.array([[1.0, 0, 0, 0]]), NAMES, ["x.png"], "Mistakes"
+    figure = evaluation_figures.worst_mistakes(
+        face, np.array([1]), np.array([[1.0, 0, 0, 0]]), NAMES, files=["x.png"], title="Mistakes"
     )
     pixels = np.asarray(Image.open(io.BytesIO(png(figure, tmp_path))).convert("L"))
     assert (np.abs(pixels.astype(int) - 100) <= 1).sum() > 10_000
@@ -196,13 +200,15 @@ def test_no_mistakes_is_said_in_words(tmp_path: Path) -> None:
 def test_faces_of_a_wrong_shape_are_refused() -> None:
     one = np.ones(1, int)
     with pytest.raises(ValueError, match=r"not \(1, 8, 8\)"):
-        plots.worst_mistakes(faces(1)[..., 0], one, np.ones((1, 4)), NAMES, ["x"], "")
+        evaluation_figures.worst_mistakes(
+            faces(1)[..., 0], one, np.ones((1, 4)), NAMES, files=["x"], title=""
+        )
     with pytest.raises(ValueError, match="2 faces, 1 targets"):
-        plots.worst_mistakes(faces(2), one, np.ones((1, 4)), NAMES, ["x"], "")
+        evaluation_figures.worst_mistakes(faces(2), one, np.ones((1, 4)), NAMES, files=["x"], title="")
 
 
 def test_letters_without_a_font_do_not_warn(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    png(plots.confusion_matrix(np.eye(2, dtype=int), ["怒り", "\U000f0000"]), tmp_path)
+    png(evaluation_figures.confusion_matrix(np.eye(2, dtype=int), ["怒り", "\U000f0000"]), tmp_path)
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 

@@ -26,7 +26,7 @@ from pipeline.metrics.selection import selection_scores
 from pipeline.models import formats
 from pipeline.models.predict import predict
 from pipeline.models.weights import load_classifier
-from pipeline.reporting import plots
+from pipeline.reporting import plots, training_figures
 from pipeline.tracking import store
 from pipeline.train import checkpoint, distributed, loop, stage
 from pipeline.train.distributed import Ranks
@@ -57,14 +57,14 @@ import json, os, signal, sys
 from pathlib import Path
 import torch.distributed as dist
 from pipeline.models import formats
-from pipeline.reporting import plots
+from pipeline.reporting import plots, training_figures
 from pipeline.tracking import store
 from pipeline.train import distributed, loop, stage as train
 from pipeline.core.signals import StopRequest
 from pipeline.core.params_file import apply_overrides, parse_params
 formats.check_exportable = lambda *_: {"pt2": None}
 plots.save = lambda _figure, path: path.write_bytes(b"png")
-plots.training_curves = lambda *_: None
+training_figures.training_curves = lambda *_: None
 join, update = distributed.Ranks.join, loop.update
 distributed.Ranks.join = lambda self, device: dist.is_initialized() or join(self, device)
 distributed.Ranks.leave = lambda self: None
@@ -94,7 +94,7 @@ def inside(folder: Path):
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setattr(formats, "check_exportable", lambda *_: {"pt2": None})
         patch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b"png"))
-        patch.setattr(plots, "training_curves", lambda *_: None)
+        patch.setattr(training_figures, "training_curves", lambda *_: None)
         forget_store()
         yield
         forget_store()

@@ -31,7 +31,7 @@ from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.core.signals import StopRequest
 from pipeline.models import formats
 from pipeline.models.weights import load_classifier, load_model
-from pipeline.reporting import plots
+from pipeline.reporting import plots, training_figures
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store, sync
 from pipeline.train import job, loop, stage
@@ -57,7 +57,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds and has tests of its own: whether a net can be exported, and drawing curves."""
     monkeypatch.setattr(formats, "check_exportable", fake_probe)
     monkeypatch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b"\x89PNG"))
-    monkeypatch.setattr(plots, "training_curves", lambda *_: None)
+    monkeypatch.setattr(training_figures, "training_curves", lambda *_: None)
 
 
 def fake_probe(*_: object) -> dict[str, str | None]:
@@ -545,12 +545,12 @@ DRIVER = """
 import os, signal, sys, time
 import torch
 from pipeline.models import formats
-from pipeline.reporting import plots
+from pipeline.reporting import plots, training_figures
 from pipeline.train import job, loop, stage as train
 from pipeline.core.errors import stage_main
 formats.check_exportable = lambda *_: {"pt2": None}
 plots.save = lambda _figure, path: path.write_bytes(b"png")
-plots.training_curves = lambda *_: None
+training_figures.training_curves = lambda *_: None
 event, place, number, pause, interval = sys.argv[1], *map(float, sys.argv[2:])
 job.CHECKPOINT_INTERVAL_S = interval
 update, save, updates, saves = loop.update, torch.save, iter(range(10**6)), iter(range(10**6))
