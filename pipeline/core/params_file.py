@@ -4,7 +4,6 @@ Reads YAML 1.2 with the parser that DVC uses, so that both see the same values. 
 with its default and a comment; a recipe holds only what differs from it.
 """
 
-import difflib
 import io
 import types
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from pipeline.core import paths
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, suggest
 from pipeline.core.files import write_text
 from pipeline.core.params import Params
 
@@ -198,8 +197,7 @@ def _explain(item: Any) -> str:
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
         valid = sorted(_fields_at(location[:-1]))
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+        hint = suggest(location[-1], valid, f"valid keys: {', '.join(valid)}", cutoff=0.5)
         return f"unknown key {name!r}; {hint}"
     if item["type"] == "missing":
         return f"missing key {name!r} (default: {_default_of(location)})"

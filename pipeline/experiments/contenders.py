@@ -4,7 +4,7 @@ Reads MLflow's store and registry, and for the workspace ``reports/``.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -100,25 +100,14 @@ def read_run(client: "MlflowClient", run: "Run", name: str | None = None) -> Con
     Raises:
         UserError: It has no predictions.
     """
-    run_id, tags = run.info.run_id, run.data.tags
+    run_id = run.info.run_id
     text = read_artifact(client, run_id, PREDICTIONS)
     if text is None:
         raise UserError(
             f"run {run_id} has no {PREDICTIONS}: it was not evaluated, or its artifacts are gone. `hyojo sync` in a "
             "workspace with its files puts them there."
         )
-    seed_sd, seed_runs = _seed_spread(client, run)
-    return Contender(
-        name=name or _title(run),
-        run_id=run_id,
-        params=dict(run.data.params),
-        metrics=dict(run.data.metrics),
-        tags=dict(tags),
-        predictions=read_predictions(text, f"run {run_id}"),
-        test_digest=_test_digest(client, run),
-        seed_sd=seed_sd,
-        seed_runs=seed_runs,
-    )
+    return _contender_of(client, run, name or _title(run), read_predictions(text, f"run {run_id}"))
 
 
 def read_version(client: "MlflowClient", version: "ModelVersion") -> Contender:
@@ -134,7 +123,7 @@ def read_version(client: "MlflowClient", version: "ModelVersion") -> Contender:
         )
     found = read_run(client, run, f"version {version.version}")
     digest = version.tags.get(TEST_DIGEST_TAG) or found.test_digest
-    return Contender(**vars(found) | {"version": int(version.version), "test_digest": digest})
+    return replace(found, version=int(version.version), test_digest=digest)
 
 
 def read_workspace() -> Contender:
@@ -155,12 +144,18 @@ def read_workspace() -> Contender:
     scores = {f"{part}/{name}": float(value) for part in parts for name, value in parts[part].items()}
     if run is None:
         return Contender("workspace", "", params, scores, tags={}, predictions=predictions)
+    found = _contender_of(client, run, "workspace", predictions)
+    return replace(found, params=params or found.params, metrics=found.metrics | scores)
+
+
+def _contender_of(client: "MlflowClient", run: "Run", name: str, predictions: pd.DataFrame) -> Contender:
+    """What a run knows, with predictions."""
     seed_sd, seed_runs = _seed_spread(client, run)
     return Contender(
-        name="workspace",
+        name=name,
         run_id=run.info.run_id,
-        params=params or dict(run.data.params),
-        metrics=dict(run.data.metrics) | scores,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
         tags=dict(run.data.tags),
         predictions=predictions,
         test_digest=_test_digest(client, run),

@@ -46,6 +46,11 @@ class Evidence:
     seed_sd: float | None = None
     seed_runs: int = 0
 
+    @property
+    def right(self) -> np.ndarray:
+        """Which answers are right, bool (N,)."""
+        return self.preds == self.targets
+
 
 @dataclass
 class Verdict:
@@ -84,18 +89,16 @@ def judge(candidate: Evidence, champion: Evidence, params: PromoteParams) -> Ver
     if mismatch := _mismatch(candidate, champion):
         verdict.reasons.insert(0, mismatch)
         return verdict
-    ours, theirs = candidate.preds == candidate.targets, champion.preds == champion.targets
-    _judge_accuracy(verdict, candidate, champion, ours, theirs, params)
-    _judge_recall(verdict, candidate, ours, theirs, params)
+    _judge_accuracy(verdict, candidate, champion, params)
+    _judge_recall(verdict, candidate, champion, params)
     _judge_calibration(verdict, candidate, champion, params)
-    _judge_ratio(
-        verdict, "latency_ratio", "as slow", candidate.latency_ms, champion.latency_ms, params.latency_ratio
-    )
-    _judge_ratio(verdict, "size_ratio", "as large", candidate.size_mb, champion.size_mb, params.size_ratio)
+    both = (candidate, champion)
+    _judge_ratio(verdict, "latency_ratio", "as slow", [s.latency_ms for s in both], params.latency_ratio)
+    _judge_ratio(verdict, "size_ratio", "as large", [s.size_mb for s in both], params.size_ratio)
     return verdict
 
 
-def p_value(
+def find_p_value(
     ours: np.ndarray,
     theirs: np.ndarray,
     alternative: Alternative,
@@ -136,17 +139,15 @@ def _mismatch(candidate: Evidence, champion: Evidence) -> str | None:
     return None
 
 
-def _judge_accuracy(
-    verdict: Verdict, candidate: Evidence, champion: Evidence, ours: np.ndarray, theirs: np.ndarray,
-    params: PromoteParams,
-) -> None:  # fmt: skip
+def _judge_accuracy(verdict: Verdict, candidate: Evidence, champion: Evidence, params: PromoteParams) -> None:
+    ours, theirs = candidate.right, champion.right
     sds, runs = (candidate.seed_sd, champion.seed_sd), (candidate.seed_runs, champion.seed_runs)
     # Only against a candidate: what is assumed must not excuse a worse one.
     assumed = sds == (None, None) and params.rule == "better" and params.seed_sd is not None
     if assumed:
         sds = (params.seed_sd, params.seed_sd)
     sides: dict[str, Alternative] = {"better": "greater", "not_worse": "less"}
-    p = p_value(ours, theirs, sides[params.rule], sds, runs)
+    p = find_p_value(ours, theirs, sides[params.rule], sds, runs)
     low, high = difference_interval(ours, theirs)
     verdict.figures |= {
         "images": len(ours),
@@ -175,15 +176,13 @@ def _judge_accuracy(
         verdict.reasons.append(f"{candidate.name} is worse: {points}")
 
 
-def _judge_recall(
-    verdict: Verdict, candidate: Evidence, ours: np.ndarray, theirs: np.ndarray, params: PromoteParams
-) -> None:
+def _judge_recall(verdict: Verdict, candidate: Evidence, champion: Evidence, params: PromoteParams) -> None:
     """Look at each class: of a rare one, few samples make a large drop, so that a drop must also be significant.
 
     The tests are not corrected for there being several: a broken class that slips through costs more than a refusal,
     which can be overruled.
     """
-    drops = {}
+    ours, theirs, drops = candidate.right, champion.right, {}
     for k, name in enumerate(candidate.class_names):
         own = candidate.targets == k
         if own.any():
@@ -214,8 +213,9 @@ def _judge_calibration(
 
 
 def _judge_ratio(
-    verdict: Verdict, name: str, words: str, ours: float | None, theirs: float | None, limit: float | None
+    verdict: Verdict, name: str, words: str, sides: list[float | None], limit: float | None
 ) -> None:
+    ours, theirs = sides
     if not ours or not theirs:
         if limit is not None:
             verdict.notes.append(f"{name.replace('_', ' ')} unknown: it was neither measured nor recorded")

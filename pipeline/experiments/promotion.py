@@ -6,6 +6,7 @@ Everything that the gate looked at, its decision and who asked for it are tags o
 
 import tempfile
 from contextlib import ExitStack
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,18 +121,14 @@ def _judge(
     found = measured or [tuple(_recorded(v, name) for name in ("latency_ms", "size_mb")) for v in both]
     evidence = [
         gate.Evidence(
-            name=side.name,
-            class_names=side.class_names,
-            files=side.files,
-            targets=side.targets,
-            probs=side.probs,
-            preds=side.preds,
-            test_digest=side.test_digest,
+            **{
+                item.name: getattr(side, item.name)
+                for item in fields(gate.Evidence)
+                if hasattr(side, item.name)
+            },
             parity=version.tags.get(PARITY_TAG) == "passed",
             latency_ms=latency_ms,
             size_mb=size_mb,
-            seed_sd=side.seed_sd,
-            seed_runs=side.seed_runs,
         )
         for side, version, (latency_ms, size_mb) in zip(sides, both, found)
     ]

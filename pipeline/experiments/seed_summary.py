@@ -1,7 +1,6 @@
 """What several seeds of one setting came to: mean, standard deviation and interval of each score."""
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,24 @@ from pipeline.tracking.families import Member
 
 # Part of ``metrics.json`` -> how its scores are called. Of test all scores are summarised, else those of the headline.
 PARTS = {"val": "val {}", "test": "test {}", "test_clean": "test {}, no twins"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of each seed: the ``score`` in a ``part`` of ``metrics.json``, and its title."""
-
-    part: str
-    score: str
-    title: str
-
-
+# Name of a figure -> its part of ``metrics.json`` and its score there.
 FIGURES = {
-    f"{part}_{name}": Figure(part, name, title.format(metric.title))
-    for part, title in PARTS.items()
+    f"{part}_{name}": (part, name)
+    for part in PARTS
     for name, metric in METRICS.items()
     if part == "test" or metric.headline
 }
 TRAIN_TIME = "train_time_s"
-TITLES = {name: figure.title for name, figure in FIGURES.items()} | {TRAIN_TIME: "training time, s"}
+TITLES = {name: PARTS[part].format(METRICS[score].title) for name, (part, score) in FIGURES.items()}
+TITLES[TRAIN_TIME] = "training time, s"
 
 
 def read_figures(result: dict[str, Any]) -> dict[str, float]:
     """Return those of ``FIGURES`` that the content of a ``metrics.json`` has."""
     return {
-        name: float(result[figure.part][figure.score])
-        for name, figure in FIGURES.items()
-        if result.get(figure.part, {}).get(figure.score) is not None
+        name: float(result[part][score])
+        for name, (part, score) in FIGURES.items()
+        if score in result.get(part, {})
     }
 
 
@@ -80,7 +70,7 @@ def publish(client: Any, parent_id: str, setting: Setting, found: list[Member], 
         pd.DataFrame(rows).to_csv(files[0], index=False)
         if summary:
             files.append(Path(scratch) / "seeds.png")
-            shown = [name for name in summary if name in FIGURES and METRICS[FIGURES[name].score].headline]
+            shown = [name for name in summary if name in FIGURES and METRICS[FIGURES[name][1]].headline]
             figure = training_figures.seed_scores(
                 {TITLES[name]: [member.figures[name] for member in found] for name in shown},
                 {TITLES[name]: (summary[name].mean, summary[name].low, summary[name].high) for name in shown},

@@ -7,9 +7,8 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import contenders
-from pipeline.experiments.two_models import list_differing
+from pipeline.experiments.two_models import compare_recalls, list_differing
 from pipeline.metrics.intervals import ALPHA
-from pipeline.metrics.paired import holm
 from pipeline.metrics.seed_anova import GroupDifference, compare_groups
 from pipeline.tracking import families
 from pipeline.tracking.store import connect, experiment_id, find_run
@@ -123,31 +122,22 @@ def compare(a: "Run", b: "Run") -> FamilyComparison:
     one, other = _read_family(client, a), _read_family(client, b)
     if one.samples != other.samples or len(one.test_digests | other.test_digests) > 1:
         raise UserError(f"{one.name} and {other.name} were not tested on the same samples.")
+    labels = np.array([label for _, label in one.samples])
+    # What images do to a score shows from two on.
+    classes = {str(name): labels == name for name in np.unique(labels) if (labels == name).sum() > 1}
     return FamilyComparison(
         a=one,
         b=other,
         accuracy=compare_groups(other.right, one.right),
-        classes=_classes(one, other),
+        classes=compare_recalls(other.right, one.right, classes, _compare_class),
         params=list_differing(a.data.params, b.data.params),
     )
 
 
-def _classes(a: Family, b: Family) -> list[dict[str, Any]]:
-    """Recall by class, of those with two test images or more."""
-    labels, rows = np.array([label for _, label in a.samples]), []
-    for name in np.unique(labels):
-        own = labels == name
-        if own.sum() < 2:
-            continue
-        found = compare_groups(b.right[:, own], a.right[:, own])
-        rows.append({
-            "class": str(name), "images": int(own.sum()), "a": float(a.right[:, own].mean()),
-            "b": float(b.right[:, own].mean()), "difference": found.difference, "low": found.low, "high": found.high,
-            "p": found.p_value,
-        })  # fmt: skip
-    for row, p in zip(rows, holm(np.array([row["p"] for row in rows]))):
-        row["p"] = float(p)
-    return rows
+def _compare_class(b: np.ndarray, a: np.ndarray) -> tuple[float, float, float]:
+    """Interval and p of the difference in one class's recall."""
+    found = compare_groups(b, a)
+    return found.low, found.high, found.p_value
 
 
 def _find_family(client: "MlflowClient", name: str) -> "Run | None":

@@ -1,6 +1,7 @@
 """Two contenders on the same test samples: what differs, by how much, and whether that is more than chance."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,19 +84,22 @@ def compare(a: Contender, b: Contender) -> Comparison:
     }
     sds = (b.seed_sd, a.seed_sd)
     if sds != (None, None):
-        test["p_seeds"] = gate.p_value(b.right, a.right, "two-sided", sds, (b.seed_runs, a.seed_runs))
+        test["p_seeds"] = gate.find_p_value(b.right, a.right, "two-sided", sds, (b.seed_runs, a.seed_runs))
     samples = {
         "fixed": np.flatnonzero(~a.right & b.right),
         "broken": np.flatnonzero(a.right & ~b.right),
         "still wrong": np.flatnonzero(~a.right & ~b.right),
     }
+    classes = {name: a.targets == k for k, name in enumerate(a.class_names) if (a.targets == k).any()}
     return Comparison(
         a=a,
         b=b,
         verdict=verdict_text(scores[table.TITLES["accuracy"]], test, len(a.targets)),
         scores=scores,
         test=test,
-        classes=_classes(a, b),
+        classes=compare_recalls(
+            b.right, a.right, classes, lambda b, a: (*difference_interval(b, a), mcnemar(b, a))
+        ),
         params=_params(a, b),
         costs=_costs(a, b),
         samples=_ordered(a, b, samples),
@@ -149,17 +153,26 @@ def _scores(a: Contender, b: Contender) -> dict[str, dict[str, float]]:
     return found
 
 
-def _classes(a: Contender, b: Contender) -> list[dict[str, Any]]:
+def compare_recalls(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    classes: Mapping[str, np.ndarray],
+    compare: Callable[[np.ndarray, np.ndarray], tuple[float, float, float]],
+) -> list[dict[str, Any]]:
+    """Return a row a class: recalls, their difference with its interval, and ``p``, corrected by Holm.
+
+    Args:
+        ours: B's right answers, bool (..., N).
+        theirs: A's.
+        classes: Which samples are of a class, bool (N,), by its name; none without samples.
+        compare: Gives low and high end of the interval and p for right answers to one class.
+    """
     rows = []
-    for k, name in enumerate(a.class_names):
-        own = a.targets == k
-        if own.any():
-            ours, theirs = b.right[own], a.right[own]
-            low, high = difference_interval(ours, theirs)
-            rows.append({
-                "class": name, "images": int(own.sum()), "a": float(theirs.mean()), "b": float(ours.mean()),
-                "difference": float(ours.mean() - theirs.mean()), "low": low, "high": high, "p": mcnemar(ours, theirs),
-            })  # fmt: skip
+    for name, own in classes.items():
+        b, a = ours[..., own], theirs[..., own]
+        low, high, p = compare(b, a)
+        found = {"a": float(a.mean()), "b": float(b.mean()), "difference": float(b.mean() - a.mean())}
+        rows.append({"class": name, "images": int(own.sum())} | found | {"low": low, "high": high, "p": p})
     for row, p in zip(rows, holm(np.array([row["p"] for row in rows]))):
         row["p"] = float(p)
     return rows

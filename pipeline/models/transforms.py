@@ -3,7 +3,6 @@
 A list is resolved once, before training, and saved beside the weights; every later stage builds from that.
 """
 
-import difflib
 import inspect
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, suggest
 from pipeline.core.params import TransformSpec
 
 TransformArgs = dict[str, dict[str, Any]]  # a transform's name, and its arguments
@@ -65,8 +64,7 @@ def resolve(
         if name in NOT_FOR_ONE_IMAGE and hasattr(v2, name):
             raise UserError(f"{where}.{position}: {name} does not turn one image into one image")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "see torchvision.transforms.v2 for the names"
+            hint = suggest(name, known, "see torchvision.transforms.v2 for the names")
             raise UserError(f"{where}.{position}: unknown transform {name!r}; {hint}")
         if name in NO_OPS:
             continue

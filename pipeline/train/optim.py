@@ -1,6 +1,5 @@
 """timm's optimizers: parameter groups, layer-wise learning rates, frozen parts."""
 
-import difflib
 import inspect
 
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
@@ -8,7 +7,7 @@ from timm.utils import freeze
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, suggest
 from pipeline.core.params import TrainParams
 
 
@@ -16,8 +15,7 @@ def check_optimizer(name: str) -> None:
     """Raise ``UserError`` with the nearest name if timm has no such optimizer."""
     known = list_optimizers()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"timm has {', '.join(known)}"
+        hint = suggest(name, known, f"timm has {', '.join(known)}")
         raise UserError(f"train.optimizer: timm has no optimizer {name!r}; {hint}")
 
 
@@ -37,9 +35,8 @@ def freeze_parts(net: nn.Module, names: list[str]) -> list[nn.Module]:
     modules = dict(net.named_modules())
     for name in names:
         if name not in modules or not name:
-            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
             there = ", ".join(name for name in modules if name and "." not in name)
-            hint = f"did you mean {', '.join(near)}?" if near else f"it has {there}"
+            hint = suggest(name, modules, f"it has {there}", most=3, cutoff=0.4)
             raise UserError(f"train.freeze: the net has no module {name!r}; {hint}")
     if names:
         freeze(net, names, include_bn_running_stats=False)

@@ -1,6 +1,5 @@
 """What a training starts from: how a backbone takes some data, and the weights that it has then."""
 
-import difflib
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, suggest
 from pipeline.core.params import TrainParams
 from pipeline.models import costs, maps, stem, transforms
 from pipeline.models.model import ModelSpec, build_model
@@ -31,8 +30,8 @@ def check_backbone(name: str) -> None:
             tags = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or architecture
             raise UserError(f"train.backbone: timm has no model {name!r}; these it has: {tags}") from None
         return
-    near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` has them all"
+    all_there = "`timm.list_models()` has them all"
+    hint = suggest(architecture, timm.list_models(), all_there, most=3, cutoff=0.5)
     raise UserError(f"train.backbone: timm has no model {name!r}; {hint}")
 
 

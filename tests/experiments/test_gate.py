@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.params import PromoteParams
-from pipeline.experiments.gate import Evidence, judge, p_value
+from pipeline.experiments.gate import Evidence, find_p_value, judge
 from pipeline.metrics.paired import holm, seed_test
 
 CLASSES = ["angry", "happy", "sad"]
@@ -134,8 +134,8 @@ def test_of_models_no_better_no_more_are_promoted_than_the_level(level: float) -
     chances = rng.beta(2, 1, 500)
     for _ in range(2000):
         ours, theirs = rng.random((2, 500)) < chances
-        better += p_value(ours, theirs, "greater") <= level
-        worse += p_value(ours, theirs, "less") <= level
+        better += find_p_value(ours, theirs, "greater") <= level
+        worse += find_p_value(ours, theirs, "less") <= level
     # 2 standard errors of 2,000 draws: the true rate may not be above the level.
     slack = 2 * (level * (1 - level) / 2000) ** 0.5
     assert level / 3 < better / 2000 <= level + slack
@@ -149,8 +149,8 @@ def test_models_that_vary_with_the_seed_need_the_seeds_considered() -> None:
     sd = (0.02**2 + 0.7 * 0.3 / 2000) ** 0.5  # what many seeds on the one test set show
     for _ in range(1000):
         ours, theirs = (rng.random(2000) < accuracy for accuracy in rng.normal(0.7, 0.02, 2))
-        naive += p_value(ours, theirs, "greater") <= 0.05
-        considered += p_value(ours, theirs, "greater", (sd, None), (30, 0)) <= 0.05
+        naive += find_p_value(ours, theirs, "greater") <= 0.05
+        considered += find_p_value(ours, theirs, "greater", (sd, None), (30, 0)) <= 0.05
     assert naive / 1000 > 0.15
     assert considered / 1000 <= 0.05 + 0.014
 

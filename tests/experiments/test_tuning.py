@@ -44,7 +44,7 @@ def test_the_fastest_settings_are_written(capsys: pytest.CaptureFixture[str]) ->
     assert hyojo("probe", "--seconds", "0.01") == 0
     expected = apply_overrides(text, ["train.amp=none", "train.channels_last=false", "train.batch_size=32"])
     assert load_params() == parse_params(expected)
-    assert "# a comment to keep" in Path("params.yaml").read_text()
+    assert "# one file or folder of labelled faces" in Path("params.yaml").read_text()
     out = capsys.readouterr().out
     assert "train.lr (0.4) was chosen for batches of 16" in out
     assert hyojo("probe", "--seconds", "0.01") == 0

@@ -4,7 +4,6 @@ Columns are found by their usual names, whatever their case, blanks and undersco
 """
 
 import csv
-import difflib
 import json
 import math
 import re
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, suggest
 
 ROLES = {
     "path": (
@@ -88,9 +87,8 @@ class Table(ABC):
         """A column that must be there."""
         if column in self.columns:
             return column
-        near = difflib.get_close_matches(column, self.columns, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f": it has {self.named}."
-        raise UserError(f"{key}: {self.path} has no column {column!r}{hint}")
+        hint = suggest(column, self.columns, f"it has {self.named}.")
+        raise UserError(f"{key}: {self.path} has no column {column!r}; {hint}")
 
 
 class CsvTable(Table):
