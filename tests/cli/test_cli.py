@@ -179,7 +179,7 @@ def test_commands_that_find_nothing_say_what_to_do(
     assert hyojo(*command) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: ")
-    assert "`dvc repro`" in said or "`hyojo register`" in said or "no former champion" in said
+    assert "`dvc repro" in said or "`hyojo register`" in said or "no former champion" in said
 
 
 def test_outside_a_project(
