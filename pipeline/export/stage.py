@@ -25,7 +25,7 @@ from pipeline.core.files import replacing, write_text
 from pipeline.core.params import ExportParams
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import BUNDLE, PREPARED, REPORTS, TRAINED
-from pipeline.core.stage_files import BundleFile, CalibrationFile, MetricsFile, RunFile, WeightsFile
+from pipeline.core.stage_files import BundleFile, CalibrationFile, MetricsFile, NetFile, RunFile, WeightsFile
 from pipeline.export.int8 import offer_int8
 from pipeline.export.parity import check_parity
 from pipeline.inference import latency
@@ -179,13 +179,7 @@ def bundle_record(
         ships, and whether there is an int8 version.
     """
     weights, trust, metrics = inputs.weights, inputs.calibration, inputs.metrics
-    decisive = {
-        "backbone": weights.backbone,
-        "model_args": weights.model_args,
-        "class_names": weights.class_names,
-        "preprocessing": weights.preprocessing,
-        "stem": weights.stem,
-        "weights_sha256": weights.weights_sha256,
+    decisive = {name: getattr(weights, name) for name in NetFile.model_fields} | {
         "calibration": {"temperature": trust.temperature, "ece": trust.ece["test"]},
         "abstain": trust.abstain,
         "views": trust.served_views,

@@ -62,8 +62,8 @@ def detect(image: np.ndarray, min_size: int) -> list[Face]:
     shrink = min(1.0, _LONGEST / max(height, width))
     picture = Image.fromarray(image)
     if shrink < 1:
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        shrunk = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        picture = picture.resize(shrunk, Image.Resampling.BILINEAR, reducing_gap=2.0)
     smallest = max(min_size * shrink, _SIZES[0])
     boxes = _propose(picture, smallest)
     for name, size, threshold in zip(_NETS[1:], _SIZES[1:], THRESHOLDS[1:]):
@@ -99,7 +99,8 @@ def cut_out(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
     x, y = round(left + width / 2 - side / 2), round(top + height / 2 - side / 2)
     rows = np.arange(y, y + side).clip(0, image.shape[0] - 1)
     columns = np.arange(x, x + side).clip(0, image.shape[1] - 1)
-    return image[rows[:, None], columns]
+    square: np.ndarray = image[rows[:, None], columns]
+    return square
 
 
 def cut_faces(data: bytes, channels: int, settings: Mapping[str, Any]) -> Iterator[tuple[Face, np.ndarray]]:
@@ -175,7 +176,7 @@ def _propose(picture: Image.Image, smallest: float) -> np.ndarray:
     cell, found = _SIZES[0], [np.empty((0, 5))]
     scale = cell / smallest
     while min(picture.size) * scale >= cell:
-        size = tuple(int(np.ceil(side * scale)) for side in picture.size)
+        size = (int(np.ceil(picture.width * scale)), int(np.ceil(picture.height * scale)))
         pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
         # The nets were trained on transposed pictures: first axis x.
         corrections, probs = (part[0] for part in _run("pnet", pixels.transpose(1, 0, 2)[None]))
@@ -185,9 +186,10 @@ def _propose(picture: Image.Image, smallest: float) -> np.ndarray:
         boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")[:_MAX_PROPOSALS]]
         found.append(boxes[_distinct(boxes, 0.5, "union")])
         scale *= _PYRAMID
-    boxes = np.concatenate(found)
-    boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")[:_MAX_PROPOSALS]]
-    return boxes[_distinct(boxes, _SAME, "union")]
+    proposed: np.ndarray = np.concatenate(found)
+    proposed = proposed[np.argsort(-proposed[:, 4], kind="stable")[:_MAX_PROPOSALS]]
+    kept: np.ndarray = proposed[_distinct(proposed, _SAME, "union")]
+    return kept
 
 
 def _refine(picture: Image.Image, boxes: np.ndarray, name: str, size: int, threshold: float) -> np.ndarray:

@@ -124,7 +124,8 @@ def _open(data: bytes) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) where there is none or the EXIF block is damaged."""
     try:
-        return image.getexif().get(_ORIENTATION_TAG, 1)
+        orientation: int = image.getexif().get(_ORIENTATION_TAG, 1)
+        return orientation
     except Exception:
         return 1
 

@@ -138,6 +138,7 @@ class Predictor:
                     {"box": list(face.box), "score": face.score}
                     | {name: answer[name] for name in ("label", "probabilities", "abstain")}
                     for face, answer in found
+                    if face
                 ]
             rows.append(row)
         return rows

@@ -16,7 +16,7 @@ _predictor = import_module(f"{__name__}.predictor")
 _mlflow_server = import_module(f"{__name__}.mlflow_server")
 
 
-class ExpressionModel(mlflow.pyfunc.PythonModel):
+class ExpressionModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
     """The pyfunc: column ``image`` in, one row of ``label``, ``probabilities``, ``error`` for each out."""
 
     # MLflow would have predict annotated, to check requests itself, and raise; this also keeps it from asking.
@@ -28,7 +28,7 @@ class ExpressionModel(mlflow.pyfunc.PythonModel):
         self.predictor = _predictor.Predictor(context.artifacts["bundle"], **given)
         _mlflow_server.tame_server()
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Answer a request; no input raises."""
         return self.predictor.answer(model_input, params)
 

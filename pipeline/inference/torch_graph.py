@@ -15,6 +15,7 @@ def load_pt2(path: Path, threads: int | None = None) -> Callable[[np.ndarray], n
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return module(torch.from_numpy(images)).numpy()
+            probs: np.ndarray = module(torch.from_numpy(images)).numpy()
+        return probs
 
     return run

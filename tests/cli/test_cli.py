@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from builders import TINY_RECIPE
+from builders import TINY_RECIPE, write_bundle
 from PIL import Image
 
 from pipeline import cli
@@ -179,7 +179,7 @@ def test_commands_that_find_nothing_say_what_to_do(
     assert hyojo(*command) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: ")
-    assert "`dvc repro`" in said or "`hyojo register`" in said or "no former champion" in said
+    assert "`dvc repro" in said or "`hyojo register`" in said or "no former champion" in said
 
 
 def test_outside_a_project(
@@ -198,36 +198,7 @@ def test_relocate_in_place_changes_nothing(project: Path, capsys: pytest.Capture
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle that tells bright pictures from dark ones, beside one of each and a broken one."""
-    onnx = pytest.importorskip("onnx")
-    from onnx import TensorProto, helper
-
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=1),
-        helper.make_node("Reshape", ["mean", "flat"], ["column"]),
-        helper.make_node("Mul", ["column", "slope"], ["sloped"]),
-        helper.make_node("Add", ["sloped", "offset"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    constants = {
-        "axes": np.array([1, 2, 3], np.int64),
-        "flat": np.array([-1, 1], np.int64),
-        "slope": np.array([[1 / 64, -1 / 64]], np.float32),
-        "offset": np.array([[0, 255 / 64]], np.float32),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8, 1])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    folder = tmp_path / "models" / "bundle"
-    folder.mkdir(parents=True)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.save(model, folder / "model.onnx")
-    described = {"class_names": ["bright", "dark"], "preprocessing": {"img_size": 8, "channels": 1}}
-    (folder / "bundle.json").write_text(json.dumps(described))
+    folder = write_bundle(tmp_path / "models" / "bundle")
     (tmp_path / "faces").mkdir()
     Image.new("RGB", (30, 20), "white").save(tmp_path / "faces" / "a.png")
     Image.new("L", (9, 9), 0).save(tmp_path / "faces" / "b.jpg")
