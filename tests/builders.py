@@ -164,6 +164,17 @@ def write_zip(path: Path, tree: Mapping[str, bytes], method: int = zipfile.ZIP_S
     return path
 
 
+def write_files(folder: Path, *names: str, **tables: str) -> Path:
+    """Write files by their paths, each with its path as content, and ``.csv`` files by their names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    for name, text in tables.items():
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
+    return folder
+
+
 class Items(Source):
     """A source of items that a test gives."""
 

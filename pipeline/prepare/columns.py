@@ -94,7 +94,7 @@ class Records:
     def copies(self) -> np.ndarray:
         """Numbers of the digests in their order, the same for exact twins, int32 (N,); -1 where a file cannot be read.
 
-        To be asked for when all files have been.
+        Valid once all files have been decoded.
         """
         found = number_distinct(self.digests)
         unknown = self.have("corrupt", "no_face")
@@ -102,6 +102,10 @@ class Records:
             found -= 1
             found[unknown] = -1
         return found
+
+    def forget_copies(self) -> None:
+        """Free the memory of ``copies``, which are numbered again when they are asked for."""
+        del self.copies
 
     @property
     def twinned(self) -> np.ndarray:

@@ -80,7 +80,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             page_file.write_text(render_page(audit, records, pixels), encoding="utf-8")
             write_manifest(folder / "manifest.csv", records, listing)
             write_parity_pictures(folder / "parity.zip", records, listing, source)
-        _describe_dataset(listing.class_names, digests, audit, params).save(folder)
+        _build_dataset_file(listing.class_names, digests, audit, params).save(folder)
         write_json(audit_file, audit)
     print_summary(audit, source, listing, reused, AUDIT_PAGE)
     return audit
@@ -140,7 +140,7 @@ def _divide(
     check_counts(records, {"train"}, _ONLY_TWINS)
 
 
-def _describe_dataset(
+def _build_dataset_file(
     class_names: list[str], digests: dict[str, str], audit: dict[str, Any], params: PrepareParams
 ) -> DatasetFile:
     """What ``classes.json`` says."""

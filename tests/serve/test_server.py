@@ -4,7 +4,6 @@ import asyncio
 import base64
 import gc
 import json
-import os
 import socket
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 from builders import MALFORMED, grey_png, to_base64, write_bundle
 from running import Running
 
-from pipeline.core import cores
 from pipeline.core.errors import UserError
 from pipeline.inference.predictor import Predictor
 from pipeline.serve import locate, server
@@ -202,14 +200,6 @@ def test_an_app_that_fails_shows_nothing_of_it(capsys: pytest.CaptureFixture[str
 
     assert ask(Guard(app, {}, 1, Limits()), b"{}", content_type="application/json")[0] == 400
     assert "secret" in capsys.readouterr().err
-
-
-def test_cores_are_those_of_the_control_group(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert cores.available(tmp_path) == 1
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert 1 <= cores.available(tmp_path) <= os.cpu_count()
-    assert cores.available(tmp_path / "nothing") == cores.available(tmp_path)
 
 
 def test_an_opened_bundle_has_the_signature_of_a_registered_one(

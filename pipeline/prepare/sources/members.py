@@ -52,9 +52,9 @@ class Folder:
             if info.st_size > MAX_FILE_BYTES:
                 raise ImageError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
             return path.read_bytes()
+        except ImageError:
+            raise
         except (OSError, ValueError) as error:
-            if isinstance(error, ImageError):
-                raise
             raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
     def close(self) -> None:

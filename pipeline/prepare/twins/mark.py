@@ -49,7 +49,8 @@ def _connect_pictures(
     for start in range(0, len(lit), _BLOCK):  # else row numbers would be the largest thing in memory
         rows = start + np.flatnonzero(lit[start : start + _BLOCK])
         images[records.copies[rows]] = rows
-    del lit, records.copies  # the search takes the most memory of all; they are quickly numbered again
+    del lit
+    records.forget_copies()  # the search takes the most memory of all
     missing = np.flatnonzero(images < 0)
     if len(missing):  # else it would be a copy for nothing
         images = images[images >= 0]

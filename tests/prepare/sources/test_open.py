@@ -1,7 +1,6 @@
 """Every form of source gives what the zip of class folders gives; forms are told apart by looking."""
 
 import json
-import zipfile
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import SAMPLE, load_script, prepare_params
+from builders import SAMPLE, load_script, prepare_params, write_files, write_zip
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
@@ -19,9 +18,6 @@ from pipeline.core.params import PrepareParams
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.stage import prepare
-
-PNG = b"not looked at"
-
 
 forms = load_script("benchmarks/forms.py")
 load_script("benchmarks/stage.py")
@@ -73,19 +69,8 @@ def listed(path: Path, **changes: Any) -> list[tuple[str, str, str | None]]:
         return sorted((item.file, item.label, item.split) for item in source.items())
 
 
-def write(folder: Path, *names: str, **texts: str) -> Path:
-    """Pictures by their paths, and ``.csv`` files by their names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(PNG)
-    for name, text in texts.items():
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
-    return folder
-
-
 def test_a_table_wins_over_class_folders_and_is_told(tmp_path: Path) -> None:
-    folder = write(
+    folder = write_files(
         tmp_path / "f", "happy/a.png", "sad/b.png", labels="file,label\nhappy/a.png,sad\nsad/b.png,happy\n"
     )
     assert form_of(folder) == "a table of pictures"
@@ -93,21 +78,19 @@ def test_a_table_wins_over_class_folders_and_is_told(tmp_path: Path) -> None:
 
 
 def test_other_tables_are_no_obstacle(tmp_path: Path) -> None:
-    folder = write(tmp_path / "f", "happy/a.png", "sad/b.png", notes="when,what\n1,2\n", empty="")
+    folder = write_files(tmp_path / "f", "happy/a.png", "sad/b.png", notes="when,what\n1,2\n", empty="")
     assert form_of(folder) == "class folders"
 
 
 def test_several_data_sets_in_one_folder(tmp_path: Path) -> None:
     """Class folders with and without splits, in folders and in archives, FER's CSV and a table, all at once."""
     root = tmp_path / "all of it"
-    write(root / "CK+", "train/happy/S1.png", "train/sad/S2.png", "test/happy/S3.png")
-    write(
+    write_files(root / "CK+", "train/happy/S1.png", "train/sad/S2.png", "test/happy/S3.png")
+    write_files(
         root / "mine", "p/1.png", "p/2.png", labels="image,emotion,subject\n1.png,Happy,Ann\n2.png,SAD,Bob\n"
     )
-    write(root / "fer", fer2013="emotion,pixels,Usage\n3,0 1 2 3,Training\n4,9 9 9 9,PrivateTest\n")
-    with zipfile.ZipFile(root / "more (1).zip", "w") as archive:
-        archive.writestr("faces/Happy/x.png", PNG)
-        archive.writestr("faces/Sad/y.png", PNG)
+    write_files(root / "fer", fer2013="emotion,pixels,Usage\n3,0 1 2 3,Training\n4,9 9 9 9,PrivateTest\n")
+    write_zip(root / "more (1).zip", {"faces/Happy/x.png": b"x", "faces/Sad/y.png": b"y"})
     with open_source(root) as source:
         items = {item.file: item for item in source.items()}
         found = [
@@ -127,15 +110,16 @@ def test_several_data_sets_in_one_folder(tmp_path: Path) -> None:
         ("more (1).zip/faces/Happy/x.png", "happy", None, "more (1).zip", None),
         ("more (1).zip/faces/Sad/y.png", "sad", None, "more (1).zip", None),
     ]
-    assert contents == [PNG] * 3 + [b"P5 2 2 255\n\0\1\2\3", b"P5 2 2 255\n\t\t\t\t"] + [PNG] * 4
+    fer = [b"P5 2 2 255\n\0\1\2\3", b"P5 2 2 255\n\t\t\t\t"]
+    folders = [b"test/happy/S3.png", b"train/happy/S1.png", b"train/sad/S2.png"]
+    assert contents == [*folders, *fer, b"p/1.png", b"p/2.png", b"x", b"y"]
 
 
 def test_several_data_sets_of_class_folders_only(tmp_path: Path) -> None:
     names = ["A/happy/1.png", "A/sad/2.png", "B/train/happy/3.png", "B/train/sad/4.png", "B/test/sad/5.png"]
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for name in ["readme.txt", "around/A/odd/6.png", *(f"around/{name}" for name in names)]:
-            archive.writestr(name, PNG)
-    write(tmp_path / "f", *names)
+    more = ["readme.txt", "around/A/odd/6.png", *(f"around/{name}" for name in names)]
+    write_zip(tmp_path / "a.zip", dict.fromkeys(more, b"x"))
+    write_files(tmp_path / "f", *names)
     for path, before in ((tmp_path / "a.zip", "around/"), (tmp_path / "f", "")):
         with open_source(path) as source:
             found = {
@@ -160,14 +144,16 @@ def test_a_data_set_of_unknown_names_among_others_is_not_lost(tmp_path: Path) ->
         "C/class 1/5.png",
         "C/class 2/6.png",
     ]
-    folder = write(tmp_path / "f", *names)
+    folder = write_files(tmp_path / "f", *names)
     with pytest.raises(UserError, match=r"folders in C have no usual names.*'class [12]'.*prepare.class_map"):
         open_source(folder)
     assert len(listed(folder, known=["Class 1", "class 2"])) == 6
 
 
 def test_people_above_the_classes_are_no_classes(tmp_path: Path) -> None:
-    folder = write(tmp_path / "f", "Ann/happy/1.png", "Ann/sad/2.png", "Bob/happy/3.png", "Bob/sad/4.png")
+    folder = write_files(
+        tmp_path / "f", "Ann/happy/1.png", "Ann/sad/2.png", "Bob/happy/3.png", "Bob/sad/4.png"
+    )
     assert {label for _, label, _ in listed(folder)} == {"happy", "sad"}
 
 
@@ -192,7 +178,7 @@ def test_people_above_the_classes_are_no_classes(tmp_path: Path) -> None:
 )
 def test_folders_that_do_not_fit(tmp_path: Path, texts: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        open_source(write(tmp_path / "f", "x", **texts))
+        open_source(write_files(tmp_path / "f", "x", **texts))
 
 
 @pytest.mark.parametrize(
@@ -216,8 +202,7 @@ def test_files_that_do_not_fit(tmp_path: Path, name: str, content: bytes, messag
 
 
 def test_an_archive_with_a_table_in_it_is_told_to_be_unpacked(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("fer2013/fer2013.csv", "emotion,pixels,Usage\n")
+    write_zip(tmp_path / "a.zip", {"fer2013/fer2013.csv": b"emotion,pixels,Usage\n"})
     with pytest.raises(UserError, match=r"It holds fer2013/fer2013\.csv: unpack it"):
         open_source(tmp_path / "a.zip")
 
@@ -282,7 +267,7 @@ def test_votes_follow_the_class_map(home: Path) -> None:
     lines = [f"Usage,Image name,{','.join(columns)}"]
     lines += [f"Training,f,{','.join(str(votes[name][i]) for name in columns)}" for i in range(5)]
     pixels = ["emotion,pixels,Usage", *(f"0,{i} 0 0 {90 * i % 255},Training" for i in range(5))]
-    folder = write(home.parent / "work", fer2013new="\n".join(lines), fer2013="\n".join(pixels))
+    folder = write_files(home.parent / "work", fer2013new="\n".join(lines), fer2013="\n".join(pixels))
     with open_source(folder, Reading(soft=True)) as source:
         with closing(Listing(home, source, {"fear": "sad", "contempt": None}, None)) as listing:
             assert listing.class_names == ["happy", "sad"]
@@ -298,7 +283,7 @@ def test_weights_and_people_from_a_table(faces: list[Any], home: Path) -> None:
     lines += [
         f"{face.path},{face.label},{1.5 if i % 2 else ''},{people[face.path]}" for i, face in enumerate(faces)
     ]
-    write(folder, labels="\n".join(lines))
+    write_files(folder, labels="\n".join(lines))
     prepare(params(folder))
     prepared = load_prepared()
     splits = {name: prepared.split(name) for name in ("train", "val", "test")}

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import load_script
+from builders import load_script, write_files
 from PIL import Image
 
 from pipeline.core.errors import UserError
@@ -21,17 +21,6 @@ from pipeline.prepare.sources.fer2013 import count_votes
 from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.sources.source import Item
 from pipeline.prepare.sources.table import CsvTable, ParquetTable
-
-
-def write(folder: Path, *names: str, **texts: str) -> Path:
-    """Files by their paths, each with its path as content, and tables by their names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    for name, text in texts.items():
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
-    return folder
 
 
 def items(path: Path, **reading: Any) -> list[Item]:
@@ -63,12 +52,12 @@ def test_usual_names_of_columns(tmp_path: Path, header: str) -> None:
     row = ["a.png", "Happy", "PublicTest", "S1", "0.5"]
     if header.startswith("weight"):
         row = ["0.5", "S1", "Happy", "PublicTest", "a.png"]
-    write(tmp_path, "a.png", table=f"{header}\r\n{delimiter.join(row)}\r\n")
+    write_files(tmp_path, "a.png", table=f"{header}\r\n{delimiter.join(row)}\r\n")
     assert items(tmp_path) == [Item("a.png", "happy", "val", "a.png", person="S1", weight=0.5)]
 
 
 def test_columns_given_by_name(tmp_path: Path) -> None:
-    write(tmp_path, "a.png", table="label,where,file,who\nx,a.png,happy,Ann\n")
+    write_files(tmp_path, "a.png", table="label,where,file,who\nx,a.png,happy,Ann\n")
     given = {"path": "where", "label": "file", "person": "who"}
     assert items(tmp_path, columns=given) == [Item("a.png", "happy", None, "a.png", person="Ann")]
     assert items(tmp_path, columns={"path": "where", "label": "file"}, person="WHO")[0].person == "Ann"
@@ -76,7 +65,7 @@ def test_columns_given_by_name(tmp_path: Path) -> None:
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
-    write(tmp_path, "a.png", table="path,label\na.png,happy\n")
+    write_files(tmp_path, "a.png", table="path,label\na.png,happy\n")
     with pytest.raises(
         UserError, match=r"prepare.columns.split: .*table.csv has no column 'labl'; did you mean 'label'"
     ):
@@ -98,7 +87,7 @@ def test_paths_lead_to_files_in_every_usual_way(tmp_path: Path) -> None:
         "back and in": ("../data/img/ä (1).png", "img/ä (1).png"),
     }
     for name, (path, file) in ways.items():
-        folder = write(tmp_path / name, file, "img/b.png", table=f"path,label\n{path},happy\n")
+        folder = write_files(tmp_path / name, file, "img/b.png", table=f"path,label\n{path},happy\n")
         assert contents(folder) == {file: file.encode()}, name
 
 
@@ -106,7 +95,7 @@ def test_names_alone_in_a_folder_a_class(tmp_path: Path) -> None:
     """As RAF-DB has it: the table adds nothing to the folders, but its paths do not lead from one place."""
     files = [f"train/{i % 7 + 1}/{i}.jpg" for i in range(30)]
     rows = "".join(f"{i}.jpg,{i % 7 + 1}\n" for i in range(30))
-    write(tmp_path, *files, labels=f"image,label\n{rows}")
+    write_files(tmp_path, *files, labels=f"image,label\n{rows}")
     with pytest.raises(UserError, match=r"no file '0.jpg' .*take the table away if class folders say it all"):
         items(tmp_path)
     (tmp_path / "labels.csv").unlink()
@@ -115,7 +104,7 @@ def test_names_alone_in_a_folder_a_class(tmp_path: Path) -> None:
 
 def test_a_few_missing_files_are_for_the_stage_to_count(tmp_path: Path) -> None:
     rows = "".join(f"{i}.png,happy\n" for i in range(6))
-    write(tmp_path, *(f"pictures/{i}.png" for i in range(2, 6)), table=f"path,label\n{rows}")
+    write_files(tmp_path, *(f"pictures/{i}.png" for i in range(2, 6)), table=f"path,label\n{rows}")
     with open_source(tmp_path) as source:
         found = list(source.items())
         assert [item.file for item in found] == [f"pictures/{i}.png" for i in range(6)]
@@ -155,14 +144,14 @@ FILES, FER = "path,label\na.png,happy\n", "emotion,pixels,Usage\n0,1 2 3 4,Train
     ],
 )
 def test_items_name_the_bad_row(tmp_path: Path, text: str, message: str) -> None:
-    write(tmp_path, "a.png", "b.png", "one/twice.png", "two/twice.png", table=text)
+    write_files(tmp_path, "a.png", "b.png", "one/twice.png", "two/twice.png", table=text)
     with pytest.raises(UserError, match=message) as caught:
         items(tmp_path)
     assert "table.csv" in str(caught.value)
 
 
 def test_two_tables_named_after_their_splits(tmp_path: Path) -> None:
-    write(
+    write_files(
         tmp_path,
         "train/1.png",
         "test/1.png",
@@ -184,7 +173,7 @@ def test_two_tables_named_after_their_splits(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
-    write(tmp_path, "a.png")
+    write_files(tmp_path, "a.png")
     (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
         items(tmp_path)
@@ -192,17 +181,17 @@ def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_csv_cells_with_line_breaks_quotes_and_delimiters(tmp_path: Path) -> None:
-    write(tmp_path, 'a, "b".png', table='label,path,note\nhappy,"a, ""b"".png","two\nlines"\n\n')
+    write_files(tmp_path, 'a, "b".png', table='label,path,note\nhappy,"a, ""b"".png","two\nlines"\n\n')
     assert [(item.file, item.label) for item in items(tmp_path)] == [('a, "b".png', "happy")]
 
 
 def test_numbers_from_a_column_with_gaps(tmp_path: Path) -> None:
-    write(tmp_path, "1.png", "2.png", table="path,label\n1.png,3.0\n2.png,10.\n")
+    write_files(tmp_path, "1.png", "2.png", table="path,label\n1.png,3.0\n2.png,10.\n")
     assert [item.label for item in items(tmp_path)] == ["3", "10"]
 
 
 def test_numbers_want_a_map(tmp_path: Path) -> None:
-    write(tmp_path / "f", "1.png", "2.png", table="path,label\n1.png,3\n2.png,10\n")
+    write_files(tmp_path / "f", "1.png", "2.png", table="path,label\n1.png,3\n2.png,10\n")
     with open_source(tmp_path / "f") as source:
         with pytest.raises(
             UserError, match=r"labels of .* are numbers \(3, 10\).*prepare.class_map: \{3: angry"
