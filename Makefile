@@ -26,7 +26,7 @@ check: lint test  ## All that a change must pass: lint, then the test suite
 lint: $(READY)  ## Check style, format, the order of the rooms, types, and that generated documents are fresh
 	ruff check .
 	ruff format --check .
-	lint-imports
+	lint-imports --no-cache
 	mypy | mypy-baseline filter
 	python docs/generate.py --check
 

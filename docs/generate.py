@@ -65,7 +65,7 @@ def fill_in(text: str, parts: dict[str, str]) -> str:
 
 def draw_rooms() -> str:
     """The rooms and which imports which, as Mermaid; an arrow that others imply is left out."""
-    graph = grimp.build_graph("pipeline", exclude_type_checking_imports=True)
+    graph = grimp.build_graph("pipeline", exclude_type_checking_imports=True, cache_dir=None)
     rooms = sorted(graph.find_children("pipeline"))
     arrows = nx.DiGraph(
         (a.split(".")[1], b.split(".")[1])

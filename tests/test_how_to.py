@@ -16,7 +16,7 @@ FILES = {
     "add-a-parameter": 3,
     "add-a-source": 2,
     "add-a-backbone": 1,
-    "add-a-transform": 1,
+    "add-a-transform": 2,
 }
 STEP = re.compile(
     r"(?:New file `(?P<new>[^`]+)`|At the end of `(?P<end>[^`]+)`|"

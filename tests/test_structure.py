@@ -25,7 +25,9 @@ MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 
 @cache
 def graph() -> grimp.ImportGraph:
-    return grimp.build_graph("pipeline", include_external_packages=True, exclude_type_checking_imports=True)
+    return grimp.build_graph(
+        "pipeline", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+    )
 
 
 def decides(module: str) -> bool:

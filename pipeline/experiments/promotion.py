@@ -79,7 +79,7 @@ def promote(version: int | None = None, force: bool = False, reason: str | None 
             )
         if not verdict.passed:
             found = f"forced by {find_user()}: {reason} (against: {'; '.join(verdict.reasons)})"
-        _record(client, number, verdict, f"champion: {found}", champion, reason if force else None)
+        _record(client, number, verdict, f"champion: {found}", champion, forced=reason if force else None)
         return Outcome(
             number,
             True,
@@ -164,9 +164,14 @@ def _told(verdict: gate.Verdict) -> str:
 
 
 def _record(
-    client: "MlflowClient", number: int, verdict: gate.Verdict, decision: str, champion: int | None,
+    client: "MlflowClient",
+    number: int,
+    verdict: gate.Verdict,
+    decision: str,
+    champion: int | None,
+    *,
     forced: str | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write the decision and all it rests on as tags of the version, in place of an earlier one's."""
     tags = {
         name: f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -37,8 +37,8 @@ class GroupDifference:
     high: float
     p_value: float
     df: float
-    from_seeds: float
-    from_images: float
+    from_seeds: float = 0.0
+    from_images: float = 0.0
 
     @property
     def standard_error(self) -> float:
@@ -106,16 +106,15 @@ def compare_groups(ours: np.ndarray, theirs: np.ndarray, coverage: float = COVER
     variance = from_seeds + from_images
     if variance <= 0:  # every seed answered alike, in both groups
         p_value = 1.0 if difference == 0 else 0.0
-        return GroupDifference(difference, difference, difference, p_value, math.inf, 0.0, 0.0)
+        return GroupDifference(difference, difference, difference, p_value, math.inf)
     # Of the images' part the degrees of freedom are so many that only the seeds' count.
     shares = sum(part**2 / (len(table) - 1) for part, table in zip(parts, tables))
     df = variance**2 / shares if shares else math.inf
     error = math.sqrt(variance)
     half = float(student.ppf((1 + coverage) / 2, df)) * error
     p_value = float(2 * student.sf(abs(difference) / error, df))
-    return GroupDifference(
-        difference, difference - half, difference + half, p_value, df, from_seeds, from_images
-    )
+    low, high = difference - half, difference + half
+    return GroupDifference(difference, low, high, p_value, df, from_seeds=from_seeds, from_images=from_images)
 
 
 def _residual_mean_square(table: np.ndarray) -> float:
