@@ -6,14 +6,12 @@ The forms are those that are imported here: each registers itself.
 
 from pathlib import Path
 
+import pipeline.prepare.sources.class_folders
+import pipeline.prepare.sources.fer2013
+import pipeline.prepare.sources.merged
+import pipeline.prepare.sources.parquet_pictures
+import pipeline.prepare.sources.table_of_files
 from pipeline.core.errors import UserError
-from pipeline.prepare.sources import (
-    class_folders,
-    fer2013,
-    merged,
-    parquet_pictures,
-    table_of_files,
-)
 from pipeline.prepare.sources.form import Place, Reading, list_forms, open_place
 from pipeline.prepare.sources.source import Source
 
