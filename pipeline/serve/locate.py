@@ -13,7 +13,7 @@ from pipeline.inference.graphs import RUNTIMES
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.requests import COLUMN
 from pipeline.serve.answers import Predict
-from pipeline.tracking import registry, store
+from pipeline.tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +60,7 @@ def locate(model: str, runtime: str | None = None) -> Located:
         raise UserError(
             "--runtime torch needs torch, which is not installed here: pip install torch, or --runtime onnx."
         )
-    found = _registered(model) if model.startswith(registry.PREFIX) or model.isdecimal() else _folder(model)
+    found = _registered(model) if model.startswith(store.PREFIX) or model.isdecimal() else _folder(model)
     wanted = RUNTIMES if runtime is None else {runtime: RUNTIMES[runtime]}
     if not any((found.bundle / file).exists() for file in wanted.values()):
         there = [name for name, file in RUNTIMES.items() if (found.bundle / file).exists()]
@@ -164,12 +164,14 @@ def _registered(model: str) -> Located:
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
+    from pipeline.tracking import registry  # pandas comes with it, which a bundle's answers need not wait for
+
     version = registry.find_version(client, model)
     if version is None:
         raise UserError(_missing(client, model))
     champion = client.get_registered_model(version.name).aliases.get(registry.CHAMPION) == version.version
     try:
-        path = Path(mlflow.artifacts.download_artifacts(f"{registry.PREFIX}{version.name}/{version.version}"))
+        path = Path(mlflow.artifacts.download_artifacts(f"{store.PREFIX}{version.name}/{version.version}"))
     except (MlflowException, OSError):
         path = Path("missing")
     title = f"{version.name} version {version.version}{' (champion)' if champion else ''}"
@@ -183,11 +185,13 @@ def _registered(model: str) -> Located:
 
 def _missing(client: "MlflowClient", name: str) -> str:
     """Why there is no such version."""
+    from pipeline.tracking import registry
+
     numbers = sorted(int(version.version) for version in registry.versions(client))
     there = ", ".join(map(str, numbers))
     if not numbers:
         return f"{name}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
-    if name == f"{registry.PREFIX}{registry.MODEL}@{registry.CHAMPION}":
+    if name == f"{store.PREFIX}{registry.MODEL}@{registry.CHAMPION}":
         return f"{registry.MODEL} has no champion. `hyojo promote` makes one of version {there}."
     return f"{name}: there is no such version; {registry.MODEL} has {there}."
 

@@ -20,7 +20,7 @@ from pipeline.metrics.table import HEADLINES
 from pipeline.tracking.bundles import bundle_costs, find_model
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
 from pipeline.tracking.runs import fetch
-from pipeline.tracking.store import SQLITE, connect, find_run
+from pipeline.tracking.store import PREFIX, SQLITE, connect, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MODEL = "hyojo"
 CHAMPION = "champion"
-PREFIX = "models:/"
 # On the registered model: the versions that were champion, oldest first, the present one last.
 FORMER_TAG = "hyojo.champions"
 DECISION_TAG = "hyojo.decision"

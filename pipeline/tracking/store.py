@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "hyojo"
 RUN_ID_TAG = "hyojo.run_id"
 SQLITE = "sqlite:///"
+PREFIX = "models:/"  # begins the URI of a registered model
 # Tables and columns of MLflow's database that hold absolute locations of artifacts.
 LOCATIONS = (
     ("experiments", "artifact_location"),

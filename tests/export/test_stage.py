@@ -287,11 +287,15 @@ def test_pt2_is_served_where_onnx_is_absent(project: Project, tmp_path: Path) ->
 def test_a_format_that_breaks_only_now_is_absent(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def fail(*args: object) -> None:
-        Path(args[2]).write_bytes(b"half a file")
+    write = formats.write
+
+    def fail(program: object, path: Path, opset: int) -> None:
+        if path.suffix == ".pt2":
+            return write(program, path, opset)
+        path.write_bytes(b"half a file")
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr(formats, "export_onnx", fail)
+    monkeypatch.setattr(formats, "write", fail)
     project.export()
     assert read_bundle(project)["formats"] == {"pt2": None, "onnx": "RuntimeError: surprise"}
     assert not (project.bundle / "model.onnx").exists()
