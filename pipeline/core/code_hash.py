@@ -1,4 +1,4 @@
-"""Which code decides a result, as a hash that comments, docstrings and layout do not change.
+"""Which code decides a result, as a hash that comments, docstrings and layout do not change; another Python may.
 
 Reads ``dvc.yaml``: the code of a stage is what its deps name, so no list of modules is kept anywhere else.
 """
