@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -254,6 +255,13 @@ def make_project(root: Path, database: Path) -> Path:
     shutil.copy(Path(__file__).parents[1] / "dvc.yaml", root)  # it says what a stage's code is
     (root / "mlflow.db").write_bytes(database.read_bytes())
     return root
+
+
+def run_git(*arguments: str, stdin: str | None = None) -> str:
+    """What git prints in the working folder, as somebody who has a name."""
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, input=stdin).stdout.strip()
 
 
 def write_sidecars(folder: Path, run_id: str = "a" * 32, **changes: object) -> Path:

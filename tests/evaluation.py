@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from builders import TINY_PARAMS
 
 from pipeline.core.params import EvaluateParams
+from pipeline.core.params_file import parse_params
 from pipeline.evaluate import stage
 from pipeline.models.model import ModelSpec, build_model
 from pipeline.models.weights import save_weights
@@ -19,17 +21,7 @@ CLASS_NAMES = ["1", "NA", "sad, or not"]
 MEAN, STD, SIZE = 0.5, 0.25, 16
 LEAKS = {0, 3, 4, 20}  # test images with a twin in train
 AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
-PARAMS = EvaluateParams(
-    batch_size=7,
-    worst=4,
-    tta=[],
-    serve_tta=False,
-    risk=0.2,
-    corruptions=[],
-    corrupted=None,
-    quantiles=1,
-    explain=0,
-)
+PARAMS = parse_params(TINY_PARAMS).evaluate.model_copy(update={"tta": [], "quantiles": 1})
 WHOLE = PARAMS.model_copy(
     update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2}
 )

@@ -10,8 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.core.dataset import PREPARED, load_prepared
+from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
+from pipeline.core.paths import PREPARED
 from pipeline.experiments.two_families import FamilyComparison
 from pipeline.experiments.two_models import Comparison
 from pipeline.metrics.seed_anova import mean_interval

@@ -51,7 +51,7 @@ def read_setting(overrides: list[str], name: str | None) -> Setting:
     text = read_text(PARAMS)
     before = YAML(typ="safe").load(text)
     changed = apply_overrides(text, overrides)
-    params = parse_params(changed, PARAMS)
+    params = parse_params(changed, str(PARAMS))
     hydra = []
     for override in overrides:
         key, _, value = override.partition("=")

@@ -61,9 +61,9 @@ def publish(client: Any, parent_id: str, setting: Setting, found: list[Member], 
     """Bring the parent run in line with the family's members; ``status`` is how it ended."""
     summary = summarise(found)
     values = {"seeds/n": float(len(found))}
-    for name, figure in summary.items():
-        for part in ("mean", "sd", "low", "high") if figure.count > 1 else ("mean",):
-            values[f"seeds/{name}_{part}"] = getattr(figure, part)
+    for name, spread in summary.items():
+        for part in ("mean", "sd", "low", "high") if spread.count > 1 else ("mean",):
+            values[f"seeds/{name}_{part}"] = getattr(spread, part)
     rows = [{"seed": m.seed, "experiment": m.experiment, "run_id": m.run_id} | m.figures for m in found]
     with tempfile.TemporaryDirectory(prefix="hyojo-seeds-") as scratch:
         files = [Path(scratch) / "seeds.csv"]

@@ -34,7 +34,7 @@ def temper(probs: np.ndarray, temperature: float) -> np.ndarray:
         return probs
     logits = np.log(np.maximum(probs, _TINY, dtype=np.float64)) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def fit_temperature(targets: np.ndarray, probs: np.ndarray) -> float:
@@ -140,7 +140,7 @@ def ece(targets: np.ndarray, probs: np.ndarray, weights: np.ndarray, bins: int =
 
 def _bin_of(top: np.ndarray, bins: int) -> np.ndarray:
     """In which of equal ranges of the top probability each sample is, (N,)."""
-    return np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
+    return np.asarray(np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1))
 
 
 def risk_coverage(targets: np.ndarray, probs: np.ndarray) -> pd.DataFrame:

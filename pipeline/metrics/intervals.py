@@ -7,7 +7,7 @@ E. B. Wilson, "Probable inference, the law of succession, and statistical infere
 import numpy as np
 from scipy.stats import binomtest
 
-from pipeline.metrics.selection import check_answers
+from pipeline.metrics.selection import Score, check_answers
 from pipeline.metrics.table import METRICS
 
 COVERAGE = 0.95  # how often an interval holds the truth
@@ -70,7 +70,9 @@ def bootstrap_intervals(
     return found
 
 
-def _score_sides(function, sides: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> np.ndarray:
+def _score_sides(
+    function: Score, sides: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray
+) -> np.ndarray:
     """The score of the only side, or that of the first less that of the second; (R,)."""
     first, *second = (function(*side, weights) for side in sides)
-    return first - second[0] if second else first
+    return np.asarray(first - second[0]) if second else first

@@ -121,4 +121,4 @@ def _residual_mean_square(table: np.ndarray) -> float:
     """Of a two-way table (S, N) without replicates: what neither seeds' nor samples' means explain."""
     rows, columns = table.shape
     rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
-    return float((rest**2).sum()) / ((rows - 1) * (columns - 1))
+    return float((rest**2).sum() / ((rows - 1) * (columns - 1)))

@@ -1,13 +1,12 @@
 """Contenders: whatever a model is called by, the same run with its own answers is found, or the names there are."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from builders import CLASS_NAMES, write_predictions
+from builders import CLASS_NAMES, run_git, write_predictions
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import contenders, names
@@ -124,25 +123,18 @@ def test_the_workspace(project: Path) -> None:
 def test_dvc_experiments_and_revisions_name_the_run_of_their_metrics(project: Path) -> None:
     run_id = make_run("some name")
 
-    def git(*args: str) -> str:
-        identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
-        done = subprocess.run(
-            ["git", *identity, *args], cwd=project, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    git("init", "-q")
+    run_git("init", "-q")
     (project / "reports").mkdir()
     (project / "reports" / "metrics.json").write_text(json.dumps({"run_id": run_id}))
-    git("add", "reports")
-    git("commit", "-qm", "one")
-    commit = git("rev-parse", "HEAD")
-    git("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/broad-bets", commit)
+    run_git("add", "reports")
+    run_git("commit", "-qm", "one")
+    commit = run_git("rev-parse", "HEAD")
+    run_git("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/broad-bets", commit)
     for name in ("broad-bets", "HEAD", commit):
         assert names.find_contender(name).run_id == run_id, name
     assert "Experiments: broad-bets." in refusal("broad-bet")
     (project / "reports" / "metrics.json").write_text(json.dumps({"run_id": "f" * 32}))
-    git("commit", "-qam", "two")
+    run_git("commit", "-qam", "two")
     assert "which this store lacks" in refusal("HEAD")
 
 

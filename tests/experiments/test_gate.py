@@ -4,21 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from builders import TINY_PARAMS
 
-from pipeline.core.params import PromoteParams
+from pipeline.core.params_file import parse_params
 from pipeline.experiments.gate import Evidence, find_p_value, judge
 from pipeline.metrics.paired import holm, seed_test
 
 CLASSES = ["angry", "happy", "sad"]
-LIMITS = PromoteParams(
-    rule="better",
-    level=0.05,
-    seed_sd=0.007,
-    recall_floor=0.05,
-    ece_rise=0.02,
-    latency_ratio=2.0,
-    size_ratio=4.0,
-)
+LIMITS = parse_params(TINY_PARAMS).promote
 TARGETS = np.repeat([0, 1, 2], 300)
 
 

@@ -1,13 +1,13 @@
 """Families of seeds, with a stubbed runner for the bookkeeping; ``test_modes`` has one that DVC itself trains."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from builders import run_git
 
 from pipeline import cli
 from pipeline.core.errors import UserError
@@ -16,14 +16,6 @@ from pipeline.experiments import seeds, two_families
 from pipeline.metrics.seed_anova import compare_groups
 from pipeline.tracking import dvc_experiments, families
 from pipeline.tracking.store import connect, experiment_id, find_run
-
-
-def git(*arguments: str, stdin: str | None = None) -> str:
-    identity = ["-c", "user.name=T", "-c", "user.email=t@example.org"]
-    done = subprocess.run(
-        ["git", *identity, *arguments], capture_output=True, text=True, check=True, input=stdin
-    )
-    return done.stdout.strip()
 
 
 class Runner:
@@ -60,12 +52,12 @@ class Runner:
             "dvc.lock": yaml.safe_dump({"stages": stages}),
             "metrics.json": json.dumps({"run_id": run.info.run_id, "val": scores, "test": scores}),
         }
-        blobs = {path: git("hash-object", "-w", "--stdin", stdin=text) for path, text in files.items()}
-        reports = git("mktree", stdin=f"100644 blob {blobs['metrics.json']}\tmetrics.json\n")
+        blobs = {path: run_git("hash-object", "-w", "--stdin", stdin=text) for path, text in files.items()}
+        reports = run_git("mktree", stdin=f"100644 blob {blobs['metrics.json']}\tmetrics.json\n")
         top = f"100644 blob {blobs['dvc.lock']}\tdvc.lock\n040000 tree {reports}\treports\n"
-        head = git("rev-parse", "HEAD")
-        commit = git("commit-tree", git("mktree", stdin=top), "-p", head, "-m", name)
-        git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
+        head = run_git("rev-parse", "HEAD")
+        commit = run_git("commit-tree", run_git("mktree", stdin=top), "-p", head, "-m", name)
+        run_git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
         return 0
 
 
@@ -73,9 +65,9 @@ class Runner:
 def runner(project: Path) -> Runner:
     (project / "data" / "tiny.zip").write_bytes(b"zip")
     (project / "code.py").write_text("1\n")
-    git("init", "-q")
-    git("add", "params.yaml", "code.py", "data/tiny.zip")
-    git("commit", "-qm", "A project")
+    run_git("init", "-q")
+    run_git("add", "params.yaml", "code.py", "data/tiny.zip")
+    run_git("commit", "-qm", "A project")
     return Runner()
 
 

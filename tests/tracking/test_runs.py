@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import bundle_record, forget_store, write_sidecars
+from builders import bundle_record, forget_store, run_git, write_sidecars
 
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store
@@ -155,15 +154,10 @@ def test_a_run_says_how_it_ended_and_runs_again_when_reopened(project: Path, sta
 
 
 def test_the_commit_and_what_it_lacks_are_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*args: str) -> str:
-        identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
-        done = subprocess.run(["git", *identity, *args], check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    git("init", "-q")
-    git("add", "params.yaml")
-    git("commit", "-qm", "First")
+    run_git("init", "-q")
+    run_git("add", "params.yaml")
+    run_git("commit", "-qm", "First")
     clean = TrainingRun(PARAMS, TAGS).run_id
     with (project / "params.yaml").open("a") as file:
         file.write("# a change\n")
@@ -171,7 +165,7 @@ def test_the_commit_and_what_it_lacks_are_kept(project: Path, monkeypatch: pytes
     client = store.connect()
     for run_id, state in ((clean, "false"), (dirty, "true")):
         tags = client.get_run(run_id).data.tags
-        assert tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
+        assert tags["mlflow.source.git.commit"] == run_git("rev-parse", "HEAD")
         assert tags["hyojo.git_dirty"] == state
     assert "git.patch" not in artifacts(clean)
     assert "+# a change" in Path(client.download_artifacts(dirty, "git.patch")).read_text()
