@@ -149,7 +149,7 @@ def train_on(params: TrainParams, prepared: Prepared, split: Split, label: str =
         label: What stands before the progress bar.
 
     Raises:
-        UserError: Fewer images than ``stage.batch_size``, or the loss diverges.
+        UserError: Fewer images than ``train.batch_size``, or the loss diverges.
     """
     if len(split) < params.batch_size:
         raise UserError(

@@ -126,41 +126,36 @@ class Ensemble(nn.Module):
         return torch.stack([member(x) for member in self.members]).mean(0)
 
 
-def _create(name: str, **kwargs: Any) -> nn.Module:
+def _create(
+    name: str, widths: tuple[int, ...], depths: tuple[int, ...], pretrained: bool, kwargs: dict[str, Any]
+) -> nn.Module:
     """Build through timm, so that its arguments and pretrained logic hold here too."""
     cfg = {
         "url": "", "num_classes": 7, "input_size": (1, 48, 48), "pool_size": (6, 6), "interpolation": "bilinear",
         "mean": (0.5,), "std": (0.25,), "first_conv": "stem.0", "classifier": "fc", "license": "apache-2.0",
     }  # fmt: skip
+    kwargs = {"widths": widths, "depths": depths, **kwargs}
     kwargs.pop("pretrained_cfg", None)
-    overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
-    return build_model_with_cfg(
-        FaceResNet, name, kwargs.pop("pretrained", False), pretrained_cfg=cfg | overlay, **kwargs
-    )
+    cfg |= kwargs.pop("pretrained_cfg_overlay", None) or {}
+    return build_model_with_cfg(FaceResNet, name, pretrained, pretrained_cfg=cfg, **kwargs)
 
 
 @register_model
 def face_resnet_s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Small: 0.7 M parameters."""
-    return _create(
-        "face_resnet_s", pretrained=pretrained, **{"widths": (32, 64, 128), "depths": (1, 2, 2), **kwargs}
-    )
+    return _create("face_resnet_s", (32, 64, 128), (1, 2, 2), pretrained, kwargs)
 
 
 @register_model
 def face_resnet_m(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Medium: 1.5 M parameters."""
-    return _create(
-        "face_resnet_m", pretrained=pretrained, **{"widths": (48, 96, 192), "depths": (2, 2, 2), **kwargs}
-    )
+    return _create("face_resnet_m", (48, 96, 192), (2, 2, 2), pretrained, kwargs)
 
 
 @register_model
 def face_resnet_l(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Large: 2.7 M parameters."""
-    return _create(
-        "face_resnet_l", pretrained=pretrained, **{"widths": (64, 128, 256), "depths": (2, 2, 2), **kwargs}
-    )
+    return _create("face_resnet_l", (64, 128, 256), (2, 2, 2), pretrained, kwargs)
 
 
 @register_model

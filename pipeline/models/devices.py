@@ -95,13 +95,8 @@ def choose_backend(device: torch.device) -> str:
 
 
 def list_ids(device: torch.device) -> list[int] | None:
-    """The ids that ``DistributedDataParallel`` wants to know of a rank's device; None for a CPU."""
+    """The ids that torch's ``DistributedDataParallel`` wants of a rank's device; None for a CPU, which has none."""
     return [device.index] if _is_cuda(device) else None
-
-
-def can_sync_batch_norm(device: torch.device) -> bool:
-    """Whether ranks on such devices can share the statistics of a batch."""
-    return _is_cuda(device)
 
 
 def _is_cuda(device: torch.device) -> bool:

@@ -4,8 +4,6 @@ One folder a job under ``.hyojo/checkpoints``, named by a hash of all that deter
 written atomically and a lock that keeps two trainers apart. Of finished jobs, the last one's is kept.
 """
 
-import hashlib
-import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,11 +19,6 @@ from pipeline.core.files import replacing
 
 STATE, FINISHED = "state.pt", "finished"
 LOCK_POLL_S = 0.5
-
-
-def hash_parts(parts: dict[str, Any]) -> str:
-    """Hash what determines a training result; ``json``-able parts of equal content give equal keys."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager

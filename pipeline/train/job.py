@@ -1,5 +1,7 @@
 """A training job: what it is made of, what it is named by, how far it has come, and how a checkpoint holds that."""
 
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -75,15 +77,14 @@ def build_job(params: Params, prepared: Prepared, spec: ModelSpec) -> Job:
 
 def hash_job(params: Params, prepared: Prepared) -> str:
     """Hash what determines the weights: params, data, the stage's code and the libraries that compute."""
-    return checkpoint.hash_parts(
-        {
-            "train": params.train.model_dump(exclude=RUNTIME_PARAMS),
-            "data": prepared.digest,
-            "code": hash_code(find_stage_code("train")),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-        }
-    )
+    parts = {
+        "train": params.train.model_dump(exclude=RUNTIME_PARAMS),
+        "data": prepared.digest,
+        "code": hash_code(find_stage_code("train")),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager

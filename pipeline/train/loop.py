@@ -1,4 +1,4 @@
-"""The training engine: ``train_one_epoch`` and ``evaluate``.
+"""The training loop: ``train_one_epoch`` and ``evaluate``.
 
 Every epoch's order of samples, every sample's augmentation and every step's draws of dropout follow from seed,
 epoch, step and sample alone, so an epoch can be entered at any step.

@@ -20,7 +20,7 @@ def check_optimizer(name: str) -> None:
 
 
 def freeze_parts(net: nn.Module, names: list[str]) -> list[nn.Module]:
-    """Keep parts of a net as they are: no gradients here, and eval mode in the engine (batch statistics stay).
+    """Keep parts of a net as they are: no gradients here, and eval mode in the loop (batch statistics stay).
 
     Args:
         net: Changed in place.

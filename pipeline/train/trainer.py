@@ -145,11 +145,11 @@ def build_trainer(
 def wrap(trainer: Trainer) -> None:
     """Compile the net and have it exchange gradients, as params say; its state_dict keeps its names."""
     params = trainer.params
-    if params.sync_bn and trainer.ranks.world > 1 and devices.can_sync_batch_norm(trainer.device):
+    ids = devices.list_ids(trainer.device)
+    if params.sync_bn and trainer.ranks.world > 1 and ids:  # statistics are shared on CUDA alone
         # timm's: torch's would lose its fused activations
         trainer.model = convert_sync_batchnorm(trainer.model)
     if params.compile:
         trainer.model.compile(dynamic=False)
     if trainer.ranks.world > 1:
-        ids = devices.list_ids(trainer.device)
         trainer.wrapped = DistributedDataParallel(trainer.model, device_ids=ids)

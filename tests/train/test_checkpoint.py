@@ -164,13 +164,3 @@ def test_discard_finished_keeps_the_own_the_unfinished_and_the_locked(directory:
     assert [name for name, job in jobs.items() if job.exists()] == ["a", "c", "d", "e"]
     checkpoint.discard_finished(directory)
     assert [name for name, job in jobs.items() if job.exists()] == ["a", "c", "e"]
-
-
-def test_hash_parts() -> None:
-    """The order of keys does not matter, every value does."""
-    parts = {"train": {"lr": 0.1, "epochs": 3}, "data": "d"}
-    key = checkpoint.hash_parts(parts)
-    assert len(bytes.fromhex(key)) == 16
-    assert checkpoint.hash_parts({"data": "d", "train": {"epochs": 3, "lr": 0.1}}) == key
-    assert checkpoint.hash_parts(parts | {"data": "e"}) != key
-    assert checkpoint.hash_parts(parts | {"train": {"lr": 0.2, "epochs": 3}}) != key

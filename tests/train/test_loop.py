@@ -1,4 +1,4 @@
-"""The training engine: an update, an epoch, and scores over every sample."""
+"""The training loop: an update, an epoch, and scores over every sample."""
 
 import copy
 import shutil

@@ -36,7 +36,7 @@ def drive(
     updates: int = UPDATES,
     start: int = 0,
 ) -> list[float]:
-    """Learning rates of the updates, as the engine drives a schedule: after each update, and after each epoch."""
+    """Learning rates of the updates, as the loop drives a schedule: after each update, and after each epoch."""
     lrs, done = [], start * updates
     for epoch in range(start, len(metrics)):
         for _ in range(updates):

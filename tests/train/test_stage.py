@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +25,7 @@ import torch
 from builders import TINY_PARAMS, forget_store, make_project
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from pipeline.core.dataset import load_prepared
+from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params import EarlyStopping
 from pipeline.core.params_file import apply_overrides, parse_params
@@ -372,17 +373,23 @@ def test_train_keeps_the_last_finished_checkpoint(project: Path, monkeypatch: py
     assert keys() == {unfinished}
 
 
-def test_hash_job(project: Path) -> None:
+def test_hash_job(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Params that decide the weights, data, code and libraries make another job; nothing else does."""
     prepared = load_prepared("data/prepared")
 
-    def key(*overrides: str) -> str:
-        return job.hash_job(parse_params(apply_overrides(TINY_PARAMS, list(overrides))), prepared)
+    def key(*overrides: str, data: Prepared = prepared) -> str:
+        return job.hash_job(parse_params(apply_overrides(TINY_PARAMS, list(overrides))), data)
 
+    assert len(bytes.fromhex(key())) == 16
     assert key() == key("train.device=auto") == key("evaluate.worst=9") == key("export.tolerance=0.1")
     others = {
         key(), key("train.lr=0.06"), key("train.seed=1"), key("train.transforms.train=[]"), key("train.epochs=4"),
+        key(data=replace(prepared, digest="other")),
     }  # fmt: skip
-    assert len(others) == 5
+    monkeypatch.setattr(job, "hash_code", lambda _places: "other")
+    others.add(key())
+    monkeypatch.setattr(timm, "__version__", "other")
+    assert len(others | {key()}) == 8
 
 
 def test_fit_keeps_the_best_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
