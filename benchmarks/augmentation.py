@@ -74,9 +74,7 @@ def load_faces(count: int) -> tuple[np.ndarray, str]:
 def peer(folder: Path, batch_size: int, workers: int) -> Callable[[], float]:
     """A function that runs a loader over all files and returns img/s; workers stay up between calls."""
     dataset = datasets.ImageFolder(folder, transforms.Compose(PEER))
-    loader = DataLoader(
-        dataset, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
+    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
     def measure() -> float:
         start = time.perf_counter()
@@ -111,14 +109,10 @@ def summary(values: list[float], digits: int = 0) -> str:
 
 def main() -> None:
     """Print a Markdown table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (%(default)s)")
     parser.add_argument("--images", type=int, default=1024, help="faces, and files of the peer (%(default)s)")
-    parser.add_argument(
-        "--batch-sizes", type=int, nargs="+", default=[64, 128, 256], help="ours (%(default)s)"
-    )
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 256], help="ours (%(default)s)")
     parser.add_argument("--peer-batch-size", type=int, default=128, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of the peer (%(default)s)")
     arguments = parser.parse_args()
@@ -129,9 +123,7 @@ def main() -> None:
             Image.fromarray(face[:, :, 0]).save(Path(folder) / "faces" / f"{number:05d}.jpg")
         measures = {
             "peer, in process": peer(Path(folder), arguments.peer_batch_size, 0),
-            f"peer, {arguments.workers} workers": peer(
-                Path(folder), arguments.peer_batch_size, arguments.workers
-            ),
+            f"peer, {arguments.workers} workers": peer(Path(folder), arguments.peer_batch_size, arguments.workers),
         }
         peers = list(measures)
         measures |= {f"ours, batch {size}": ours(faces, size) for size in arguments.batch_sizes}
@@ -142,9 +134,7 @@ def main() -> None:
             for name, measure in measures.items():
                 rates[name].append(measure())
     best = [max(together) for together in zip(*(rates[name] for name in peers), strict=True)]
-    print(
-        f"{torch.get_num_threads()} threads, {len(faces)} faces of {source}, n = {arguments.rounds} rounds;"
-    )
+    print(f"{torch.get_num_threads()} threads, {len(faces)} faces of {source}, n = {arguments.rounds} rounds;")
     print("median (range)\n\n| loader | img/s | of the faster peer |\n|---|---|---|")
     for name, values in rates.items():
         ratios = [value / other for value, other in zip(values, best, strict=True)]

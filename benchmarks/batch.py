@@ -75,9 +75,7 @@ def peak_mb(source: Path, out: Path, bundle: Path) -> float:
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path, help="zip of pictures")
     parser.add_argument("--weights", type=Path, default=Path("models/train"), help="of train (%(default)s)")
     parser.add_argument("--bundle", type=Path, default=Path("models/bundle"), help="of export (%(default)s)")
@@ -95,9 +93,7 @@ def main() -> None:
         for _ in range(arguments.rounds + 1):
             few = pictures[: max(1, len(pictures) // 8)]
             peers.append(one_by_one(arguments.weights, few, predictor.img_size, predictor.channels))
-            result = score_pictures(
-                source, folder / "round.parquet", arguments.bundle, Settings(restart=True)
-            )
+            result = score_pictures(source, folder / "round.parquet", arguments.bundle, Settings(restart=True))
             rates.append(result.scored / result.seconds)
         rates, peers = rates[1:], peers[1:]  # the first round warms up
         ratios = [rate / peer for rate, peer in zip(rates, peers)]

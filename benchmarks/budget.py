@@ -102,9 +102,7 @@ def with_quicker_amp(params: TrainParams, prepared: Prepared, updates: int = 8) 
     return params.model_copy(update={"amp": min(seconds, key=seconds.__getitem__)})
 
 
-def train(
-    params: TrainParams, prepared: Prepared, minutes: float, marks: Sequence[float] = (1.0,)
-) -> Training:
+def train(params: TrainParams, prepared: Prepared, minutes: float, marks: Sequence[float] = (1.0,)) -> Training:
     """Train from scratch until the time is up.
 
     Args:

@@ -47,9 +47,7 @@ def jpeg(face: Image.Image, rng: np.random.Generator, lowest: int = 40, highest:
     return Image.open(buffer)
 
 
-def resized(
-    face: Image.Image, rng: np.random.Generator, least: float = 0.75, most: float = 1.5
-) -> Image.Image:
+def resized(face: Image.Image, rng: np.random.Generator, least: float = 0.75, most: float = 1.5) -> Image.Image:
     side, way = round(face.width * rng.uniform(least, most)), FILTERS[rng.integers(len(FILTERS))]
     return face.resize((side, side), way).resize(face.size, way)
 
@@ -121,9 +119,7 @@ def read(source: str) -> np.ndarray:
 def search(images: np.ndarray) -> tuple[Records, float]:
     """The audit's records of some images, with their groups, and the seconds that finding them took."""
     count = len(images)
-    records = Records(
-        lambda rows: map(str, rows), ["face"], np.zeros(count, np.int16), np.zeros(count, np.int8)
-    )
+    records = Records(lambda rows: map(str, rows), ["face"], np.zeros(count, np.int16), np.zeros(count, np.int8))
     for row, image in enumerate(images):
         records.digests[row] = np.frombuffer(bytes.fromhex(pixel_digest(image)), np.uint8)
         records.marks[row] = bits(look_at(image, len(image)))

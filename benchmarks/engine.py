@@ -75,9 +75,7 @@ def bare(trainer: Trainer, images: torch.Tensor, targets: torch.Tensor, updates:
 
 def main() -> None:
     """Print a Markdown table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (%(default)s)")
     parser.add_argument("--updates", type=int, default=15, help="updates of a measurement (%(default)s)")
     arguments = parser.parse_args()

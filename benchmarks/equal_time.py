@@ -42,9 +42,7 @@ def main() -> None:
     prepared = load_prepared()
     base, count = budget.settings(arguments, prepared), len(prepared.split("val"))
     parts = [(point + 1) / arguments.points for point in range(arguments.points)]
-    print(
-        f"{torch.get_num_threads()} threads, {arguments.minutes:g} minutes a training, {count} val images\n"
-    )
+    print(f"{torch.get_num_threads()} threads, {arguments.minutes:g} minutes a training, {count} val images\n")
     times = " | ".join(f"{part * arguments.minutes:.3g} min" for part in parts)
     print(f"| backbone | variant | seed | last map | parameters, M | amp | img/s | {times} |")
     print(f"|---|---|---|---|---|---|---|{'---|' * len(parts)}")
@@ -81,9 +79,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME[:LR]", help="timm names")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--size", type=int, default=96, help="of the upsampled images, px (%(default)s)")

@@ -62,8 +62,7 @@ def paste(faces: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list
         side = int(np.exp(rng.uniform(np.log(SIDES[0]), np.log(SIDES[-1]))))
         left, top = rng.integers(0, photo.shape[1] - side), rng.integers(0, photo.shape[0] - side)
         if all(
-            abs(2 * left + side - 2 * x - s) > 1.2 * (side + s)
-            or abs(2 * top + side - 2 * y - s) > 1.2 * (side + s)
+            abs(2 * left + side - 2 * x - s) > 1.2 * (side + s) or abs(2 * top + side - 2 * y - s) > 1.2 * (side + s)
             for _, x, y, s in placed
         ):
             number = int(rng.integers(len(faces)))
@@ -94,8 +93,7 @@ def measure(name: str, find: Detect, photos: list, empty: list[np.ndarray]) -> N
     sides, hit = (np.array(column) for column in zip(*found))
     low, high = accuracy_interval(int(hit.sum()), len(hit))
     by_size = ", ".join(
-        f"{least} to {most} px {hit[(sides >= least) & (sides < most)].mean():.3f}"
-        for least, most in pairwise(SIDES)
+        f"{least} to {most} px {hit[(sides >= least) & (sides < most)].mean():.3f}" for least, most in pairwise(SIDES)
     )
     extra = sum(len(find(photo, DEFAULTS["min_size"])) for photo in empty)
     print(
@@ -127,9 +125,7 @@ def compare_accuracy(photos: list, faces: np.ndarray, labels: list[str], bundle:
         return sum(answer["label"] == label for answer, label in zip(answers, truth)) / len(truth)
 
     size, channels = predictor.img_size, predictor.channels
-    print(
-        f"accuracy on {len(pairs)} found faces as they are {accuracy([faces[number] for number, *_ in pairs]):.3f}"
-    )
+    print(f"accuracy on {len(pairs)} found faces as they are {accuracy([faces[number] for number, *_ in pairs]):.3f}")
     for margin in MARGINS:
         cut = [resize(to_channels(cut_out(photo, box, margin), channels), size) for _, photo, box in pairs]
         print(f"  cut out with a margin of {margin:5.2f}: {accuracy(cut):.3f}")
@@ -137,12 +133,8 @@ def compare_accuracy(photos: list, faces: np.ndarray, labels: list[str], bundle:
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--prepared", default=PREPARED, type=Path, help="prepared photographed faces (%(default)s)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepared", default=PREPARED, type=Path, help="prepared photographed faces (%(default)s)")
     parser.add_argument("--bundle", type=Path, help="a bundle, to see what cutting out does to its accuracy")
     parser.add_argument("--photos", type=int, default=200, help="photos with faces (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)

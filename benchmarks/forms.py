@@ -174,9 +174,7 @@ def as_table(faces: list[Face], folder: Path) -> tuple[Path, dict]:
         writer.writerow(["Image Path", "Emotion", "Usage", "notes"])
         for i, face in enumerate(faces):
             label = (face.label, face.label.upper(), f" {face.label.title()} ")[i % 3]
-            writer.writerow(
-                [face.path.replace("/", "\\"), label, USAGE[face.split], 'said; "well"\nand more']
-            )
+            writer.writerow([face.path.replace("/", "\\"), label, USAGE[face.split], 'said; "well"\nand more'])
     return folder / "my faces (2)", {}
 
 
@@ -213,9 +211,7 @@ def as_embedded(faces: list[Face], folder: Path) -> tuple[Path, dict]:
         own = [face for face in faces if face.split == split]
         shards = [own[: len(own) // 3], own[len(own) // 3 :]]
         for i, shard in enumerate(shards):
-            _write_embedded(
-                shard, folder / "data" / f"{name}-{i:05d}-of-{len(shards):05d}.parquet", numbers=True
-            )
+            _write_embedded(shard, folder / "data" / f"{name}-{i:05d}-of-{len(shards):05d}.parquet", numbers=True)
     return folder, {}
 
 

@@ -37,9 +37,7 @@ class Client(threading.Thread):
         pictures: How many were answered.
     """
 
-    def __init__(
-        self, port: int, until: float, requests: list[tuple[bytes, list[str | None]]], seed: int
-    ) -> None:
+    def __init__(self, port: int, until: float, requests: list[tuple[bytes, list[str | None]]], seed: int) -> None:
         super().__init__(daemon=True)
         self._port, self._until, self._requests = port, until, requests
         self._rng = np.random.default_rng(seed)
@@ -107,9 +105,7 @@ def memory_mb(process: psutil.Process) -> float:
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default="models/bundle", type=Path, help="(%(default)s)")
     parser.add_argument("--seconds", default=600.0, type=float, help="(%(default)s)")
     parser.add_argument("--clients", default=32, type=int, help="(%(default)s)")
@@ -125,9 +121,7 @@ def main() -> None:
         port = int(line.split(" on ")[1].split()[0].rsplit(":", 1)[1])
         process = psutil.Process(server.pid)
         start = time.monotonic()
-        clients = [
-            Client(port, start + arguments.seconds, requests, seed) for seed in range(arguments.clients)
-        ]
+        clients = [Client(port, start + arguments.seconds, requests, seed) for seed in range(arguments.clients)]
         for client in clients:
             client.start()
         memory: list[list[float]] = []
@@ -159,9 +153,7 @@ def main() -> None:
 def report(part: int, start: float, length: float, clients: list[Client], memory: list[float]) -> None:
     """Print what happened in one part of the time."""
     first = start + part * length
-    took = [
-        seconds for client in clients for end, seconds in list(client.times) if first <= end < first + length
-    ]
+    took = [seconds for client in clients for end, seconds in list(client.times) if first <= end < first + length]
     p50, p99 = np.percentile(took, (50, 99)) * 1e3 if took else (np.nan, np.nan)
     print(
         f"{part * length:5.0f} to {(part + 1) * length:.0f} s: {len(took) / length:.0f} requests/s, p50 {p50:.0f} ms, "

@@ -29,9 +29,7 @@ LEVEL = 0.05
 
 def read_right(folder: Path) -> np.ndarray:
     """Which answers were right, bool (S, N), samples in one order."""
-    tables = [
-        pd.read_csv(path, dtype=str).set_index("file").sort_index() for path in sorted(folder.glob("*.csv"))
-    ]
+    tables = [pd.read_csv(path, dtype=str).set_index("file").sort_index() for path in sorted(folder.glob("*.csv"))]
     if len(tables) < 2 or any(not table.index.equals(tables[0].index) for table in tables):
         sys.exit(f"{folder} must hold the predictions of 2 or more seeds on one test set")
     return np.array([table["label"] == table["predicted"] for table in tables])
@@ -44,9 +42,7 @@ def gate_rates(folder: Path) -> None:
         for path in sorted(folder.glob("*.csv"))
     ]
     sd = float(np.std([seed.right.mean() for seed in seeds], ddof=1))
-    params = load_params().promote.model_copy(
-        update={"level": LEVEL, "latency_ratio": None, "size_ratio": None}
-    )
+    params = load_params().promote.model_copy(update={"level": LEVEL, "latency_ratio": None, "size_ratio": None})
     assumed = params.seed_sd
     for words, known, sure in (
         ("not considered", None, None),
@@ -73,18 +69,14 @@ def gate_rates(folder: Path) -> None:
         )
 
 
-def splits(
-    count: int, size: int, limit: int, rng: np.random.Generator
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def splits(count: int, size: int, limit: int, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
     """Random pairs of disjoint groups of ``size`` out of ``count`` seeds."""
     drawn = [rng.permutation(count)[: 2 * size] for _ in range(limit)]
     return [(one[:size], one[size:]) for one in drawn]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--splits", type=int, default=500)
@@ -115,9 +107,7 @@ def main() -> None:
                 ).p_value
                 for _ in range(arguments.splits)
             ]
-            print(
-                f"{size} against {size}, other setting: {np.mean(np.array(found) < LEVEL):.3f} of {len(found)}"
-            )
+            print(f"{size} against {size}, other setting: {np.mean(np.array(found) < LEVEL):.3f} of {len(found)}")
 
 
 if __name__ == "__main__":

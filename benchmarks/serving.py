@@ -78,9 +78,7 @@ def show(name: str, rounds: Sequence[np.ndarray]) -> None:
 def scores(name: str, labels: Sequence[str], truth: Sequence[str]) -> None:
     """Accuracy and macro-F1 on the same faces."""
     right = np.mean([label == true for label, true in zip(labels, truth)])
-    print(
-        f"{name}: accuracy {right:.3f}, macro-F1 {f1_score(truth, labels, average='macro'):.3f}, {len(truth)} faces"
-    )
+    print(f"{name}: accuracy {right:.3f}, macro-F1 {f1_score(truth, labels, average='macro'):.3f}, {len(truth)} faces")
 
 
 class Client:
@@ -147,9 +145,7 @@ def in_process(name: str, predictor: Predictor, pictures: Sequence[bytes], round
         start = time.perf_counter()
         predictor.predict_bytes(pictures, False)
         rates.append(len(pictures) / (time.perf_counter() - start))
-    print(
-        f"{name}: {np.median(rates):.0f} pictures/s in batches ({min(rates):.0f} to {max(rates):.0f}), one thread"
-    )
+    print(f"{name}: {np.median(rates):.0f} pictures/s in batches ({min(rates):.0f} to {max(rates):.0f}), one thread")
 
 
 def rest(bundle: Path, pictures: Sequence[bytes], rounds: int, seconds: float, options: list[str]) -> None:
@@ -208,9 +204,7 @@ def fer(python: str, faces: np.ndarray, truth: list[str]) -> None:
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default="models/bundle", type=Path, help="(%(default)s)")
     parser.add_argument("--train", default="models/train", type=Path, help="for eager PyTorch (%(default)s)")
     parser.add_argument("--prepared", default=PREPARED, type=Path, help="(%(default)s)")
@@ -234,9 +228,7 @@ def main() -> None:
     runtimes = ["onnx", "int8"] if (arguments.bundle / RUNTIMES["int8"]).exists() else [None]
     for runtime in runtimes:
         predictor = Predictor(arguments.bundle, runtime, threads=1)
-        in_process(
-            "in process" + (", int8" if runtime == "int8" else ""), predictor, pictures, arguments.rounds
-        )
+        in_process("in process" + (", int8" if runtime == "int8" else ""), predictor, pictures, arguments.rounds)
         scores("served model", [row["label"] for row in predictor.predict_bytes(pictures, False)], truth)
     rest(arguments.bundle, pictures, arguments.rounds, arguments.seconds, arguments.serve)
     if (arguments.train / "weights.pt").exists():

@@ -54,9 +54,7 @@ def main() -> None:
     print(f"{len(split):,} training labels, {planted.sum():,} of them made wrong; {epochs} epochs a net\n")
     groups = suspects.twin_groups(prepared)
     ways = {
-        f"{arguments.folds} folds": lambda: suspects.held_out_probs(
-            params, prepared, changed, groups, arguments.folds
-        ),
+        f"{arguments.folds} folds": lambda: suspects.held_out_probs(params, prepared, changed, groups, arguments.folds),
         "one net, its own images": lambda: suspects.judge(
             suspects.train_on(params, prepared, changed), params, changed.images
         ),

@@ -101,15 +101,11 @@ def peer(split: Split, class_names: list[str], backbone: str, batches: int, work
 
 def main() -> None:
     """Print both times and their ratio."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=float, default=0.584, help="val accuracy (%(default)s)")
     parser.add_argument("--backbone", default="resnet18", help="the peer's net (%(default)s)")
     parser.add_argument("--batches", type=int, default=6, help="of the peer, to measure (%(default)s)")
-    parser.add_argument(
-        "--epochs", type=int, default=35, help="of the peer until its best accuracy (%(default)s)"
-    )
+    parser.add_argument("--epochs", type=int, default=35, help="of the peer until its best accuracy (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="of the peer's loader (%(default)s)")
     arguments = parser.parse_args()
     prepared = load_prepared()

@@ -165,9 +165,7 @@ class Canvas:
         """Fill a closed polygon, opaque or with ``alpha`` in 0..1."""
         self._paint(self.project(points, lift), tone, alpha, width_px=0)
 
-    def line(
-        self, points: np.ndarray, width: float, tone: float, alpha: float = 1.0, lift: float = 0.0
-    ) -> None:
+    def line(self, points: np.ndarray, width: float, tone: float, alpha: float = 1.0, lift: float = 0.0) -> None:
         """Stroke an open curve; ``width`` in face units."""
         self._paint(self.project(points, lift), tone, alpha, width_px=max(1, round(width * self.scale)))
 
@@ -384,9 +382,7 @@ def _draw_mouth(canvas: Canvas, who: Person, au: dict[int, float]) -> None:
         canvas.line(np.stack([x, seam], 1), 0.035, who.skin * 0.35)
     for side in (-1, 1):
         corner = [(half + 0.02, seam[-1]), (half + 0.07, seam[-1] + 0.09 * au[15])]
-        canvas.line(
-            np.array(corner) * (side, 1), 0.03, who.skin * 0.5, alpha=min(0.8, 0.7 * au[15] + 0.5 * au[12])
-        )
+        canvas.line(np.array(corner) * (side, 1), 0.03, who.skin * 0.5, alpha=min(0.8, 0.7 * au[15] + 0.5 * au[12]))
     under = np.stack([x * 0.45, lip_bottom[20] + 0.05 - 0.035 * (1 - t**2) * au[17]], 1)
     canvas.line(under, 0.03, who.skin * 0.65, alpha=min(0.8, 0.25 + 0.6 * au[17]))
 

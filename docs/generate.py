@@ -26,9 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     """Write all documents, or say which are stale."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only fail where a document is stale")
     check = parser.parse_args().check
     stale = []
@@ -102,9 +100,7 @@ def draw_files() -> str:
         if rest := [out for out in outs if out not in read]:
             lines.append(f'    {name} --> {key_of(name)}_more("{"<br>".join(rest)}")')
         lines += [f"    {key_of(dep)} --> {name}" for dep in stage["deps"] if writer_of(dep, stages)]
-    return "\n".join(
-        ["```mermaid", "flowchart LR", '    source("prepare.source") --> prepare', *lines, "```"]
-    )
+    return "\n".join(["```mermaid", "flowchart LR", '    source("prepare.source") --> prepare', *lines, "```"])
 
 
 def writer_of(path: str, stages: dict[str, dict[str, Any]]) -> str | None:
@@ -120,9 +116,7 @@ def key_of(path: str) -> str:
 def render_reruns() -> str:
     """What runs a stage again, as a Markdown table; a stage that ran with other outs runs those that read them."""
     stages = read_stages()
-    deps = dict.fromkeys(
-        dep for stage in stages.values() for dep in stage["deps"] if not writer_of(dep, stages)
-    )
+    deps = dict.fromkeys(dep for stage in stages.values() for dep in stage["deps"] if not writer_of(dep, stages))
     rows = [f"| an edit of | {' | '.join(stages)} |", f"|---|{'---|' * len(stages)}"]
     for dep in deps:
         marks = ["runs" if dep in stage["deps"] else "" for stage in stages.values()]
@@ -160,15 +154,9 @@ def list_keys(section: Any, model: type[BaseModel], prefix: str) -> Iterator[tup
                 yield f"`{prefix}{key}`", "", "", meaning
             yield from list_keys(value, annotation, f"{prefix}{key}.")
         else:
-            text = (
-                yaml.safe_dump(plain(value), default_flow_style=True, width=9999)
-                .removesuffix("...\n")
-                .strip()
-            )
+            text = yaml.safe_dump(plain(value), default_flow_style=True, width=9999).removesuffix("...\n").strip()
             allowed = describe_schema(schema["properties"][key], schema.get("$defs", {}))
-            yield tuple(
-                part.replace("|", "\\|") for part in (f"`{prefix}{key}`", f"`{text}`", allowed, meaning)
-            )
+            yield tuple(part.replace("|", "\\|") for part in (f"`{prefix}{key}`", f"`{text}`", allowed, meaning))
 
 
 def plain(value: Any) -> Any:

@@ -134,9 +134,7 @@ def drawn_faces(count: int = 140) -> np.ndarray:
     with zipfile.ZipFile(SAMPLE) as archive:
         names = archive.namelist()
         chosen = names[:: len(names) // count][:count]
-        return np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in chosen])[
-            ..., None
-        ]
+        return np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in chosen])[..., None]
 
 
 def prepare_params(source: Path | str, **changes: Any) -> PrepareParams:
@@ -276,9 +274,7 @@ def write_sidecars(folder: Path, run_id: str = "a" * 32, **changes: object) -> P
     return folder
 
 
-def write_predictions(
-    path: Path, targets: np.ndarray, preds: np.ndarray, probs: np.ndarray | None = None
-) -> Path:
+def write_predictions(path: Path, targets: np.ndarray, preds: np.ndarray, probs: np.ndarray | None = None) -> Path:
     """Write answers as evaluate does, for classes ``CLASS_NAMES``; 0.6 for what is predicted if there are no probs."""
     import pandas as pd
 
@@ -288,9 +284,7 @@ def write_predictions(
     names = np.array(CLASS_NAMES, dtype=object)
     table = pd.DataFrame(probs, columns=[f"prob_{name}" for name in CLASS_NAMES])
     files = [f"test/{row}.png" for row in range(len(targets))]
-    for place, (name, values) in enumerate(
-        {"file": files, "label": names[targets], "predicted": names[preds]}.items()
-    ):
+    for place, (name, values) in enumerate({"file": files, "label": names[targets], "predicted": names[preds]}.items()):
         table.insert(place, name, values)
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False)

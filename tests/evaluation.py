@@ -22,9 +22,7 @@ MEAN, STD, SIZE = 0.5, 0.25, 16
 LEAKS = {0, 3, 4, 20}  # test images with a twin in train
 AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
 PARAMS = parse_params(TINY_PARAMS).evaluate.model_copy(update={"tta": [], "quantiles": 1})
-WHOLE = PARAMS.model_copy(
-    update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2}
-)
+WHOLE = PARAMS.model_copy(update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2})
 
 
 def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" * 64) -> Path:
@@ -68,9 +66,7 @@ def make_trained(folder: Path) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
         # Centred answers: a random head gives every face the same class.
-        model.fc.bias -= model.eval()(
-            torch.randn(64, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
-        ).mean(0)
+        model.fc.bias -= model.eval()(torch.randn(64, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)).mean(0)
     save_weights(folder, model, spec, "d" * 64)
     (folder / "run.json").write_text(json.dumps({"run_id": "run-of-train", "formats": {}}))
     (folder / "history.csv").write_text(
@@ -97,10 +93,7 @@ class Workspace:
     def digests(self) -> dict[str, str]:
         """The sha256 of every report."""
         files = sorted(path for path in self.reports.rglob("*") if path.is_file())
-        return {
-            str(path.relative_to(self.reports)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in files
-        }
+        return {str(path.relative_to(self.reports)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def predictions(self) -> pd.DataFrame:
         """``predictions.csv`` with its names as text."""

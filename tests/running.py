@@ -33,12 +33,8 @@ class Running:
             raise AssertionError(self.process.stderr.read())
         self.url = self.line.split(" on ")[1].split()[0]
 
-    def send(
-        self, path: str, data: bytes | None = None, kind: str = "application/json"
-    ) -> tuple[int, str, dict]:
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": kind} if data is not None else {}
-        )
+    def send(self, path: str, data: bytes | None = None, kind: str = "application/json") -> tuple[int, str, dict]:
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": kind} if data is not None else {})
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:
                 return answer.status, answer.read().decode(), dict(answer.headers)

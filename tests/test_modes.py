@@ -57,9 +57,7 @@ class Project:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the project; its output stands in the failure if it fails."""
-        done = subprocess.run(
-            command, cwd=self.root, env=environment(), capture_output=True, text=True, timeout=900
-        )
+        done = subprocess.run(command, cwd=self.root, env=environment(), capture_output=True, text=True, timeout=900)
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -108,9 +106,7 @@ class Project:
                 if item.is_dir:
                     folders.append(item.path)
                 else:
-                    found[item.path] = Path(
-                        self.client.download_artifacts(run.info.run_id, item.path)
-                    ).read_bytes()
+                    found[item.path] = Path(self.client.download_artifacts(run.info.run_id, item.path)).read_bytes()
         return found
 
     def points(self, run: Any, key: str) -> list[tuple[int, float]]:
@@ -138,9 +134,7 @@ def forget_artifacts() -> None:
 
 def environment() -> dict[str, str]:
     """A user's environment: this Python first, no DVC or MLflow variables from outside, a git identity."""
-    own = {
-        key: value for key, value in os.environ.items() if key not in FOREIGN and not key.startswith("GIT_")
-    }
+    own = {key: value for key, value in os.environ.items() if key not in FOREIGN and not key.startswith("GIT_")}
     return own | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
@@ -187,9 +181,7 @@ def make_project(root: Path) -> Project:
             shutil.copy2(source, target)
     (root / "data").mkdir()
     draw_shapes(root / "data" / "sample.zip")
-    text = TINY_PARAMS.replace("data/tiny.zip", "data/sample.zip").replace(
-        "epochs: 3\n", f"epochs: {EPOCHS}\n"
-    )
+    text = TINY_PARAMS.replace("data/tiny.zip", "data/sample.zip").replace("epochs: 3\n", f"epochs: {EPOCHS}\n")
     (root / "params.yaml").write_text(text)
     project = Project(root)
     project.git("init", "-q")
@@ -265,10 +257,7 @@ def check_run(project: Project, run: Any, params_text: str | None = None) -> dic
     for local, path in {
         "reports/audit.json": "audit.json",
         "reports/audit.html": "audit.html",
-        **{
-            f"models/train/{n}": f"train/{n}"
-            for n in ("weights.pt", "weights.json", "history.csv", "curves.png")
-        },
+        **{f"models/train/{n}": f"train/{n}" for n in ("weights.pt", "weights.json", "history.csv", "curves.png")},
         **{f"reports/{name}": f"evaluation/{name}" for name in TABLES},
         **{f"reports/figures/{name}": f"evaluation/figures/{name}" for name in FIGURES},
     }.items():
@@ -524,9 +513,7 @@ def test_a_family_of_seeds(project: Project) -> None:
             (project.root / "reports/metrics.json").read_bytes(),
         )
         (parent,) = [run for run in project.runs() if run.data.tags.get("hyojo.kind") == "seeds"]
-        children = [
-            run for run in project.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
-        ]
+        children = [run for run in project.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         assert sorted(run.data.params["train.seed"] for run in children) == ["0", "1", "2"][:count]
         assert first.info.run_id in [run.info.run_id for run in children]  # seed 0 was trained before
         scores = [run.data.metrics["test/accuracy"] for run in children]
@@ -610,9 +597,7 @@ def test_moved_project_goes_on(project: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's end"
-)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's end")
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 def test_dvc_that_is_killed_leaves_no_trainer(project: Project, shell: str, devices: int) -> None:

@@ -113,9 +113,7 @@ def test_same_arguments_same_bytes_other_seed_other_faces(generator: ModuleType,
     assert a != c
 
 
-def test_last_face_of_each_class_is_the_generators(
-    generator: ModuleType, faces: dict[str, np.ndarray]
-) -> None:
+def test_last_face_of_each_class_is_the_generators(generator: ModuleType, faces: dict[str, np.ndarray]) -> None:
     for name in EMFACS:
         drawn = generator.draw_face(name, "test", 44)
         stored = faces[generator.member_name(name, "test", 44)]
@@ -139,9 +137,7 @@ def test_expressions_are_those_of_emfacs(generator: ModuleType, name: str) -> No
 
 def test_command_line(tmp_path: Path) -> None:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(DATA / "make_sample.py"), *args], capture_output=True, text=True
-        )
+        return subprocess.run([sys.executable, str(DATA / "make_sample.py"), *args], capture_output=True, text=True)
 
     out, sheet = tmp_path / "new" / "s.zip", tmp_path / "sheet.png"
     done = run("--out", str(out), "--per-class", "1", "1", "2", "--sheet", str(sheet))

@@ -54,15 +54,11 @@ def test_deps_cover_what_a_stage_reaches(stage: str) -> None:
     found = reached(f"pipeline.{stage}.__main__")
     # A package that is passed through holds nothing but its docstring.
     packages = {module for module in found if (ROOT / module.replace(".", "/")).is_dir()}
-    covered = {
-        module for module in found if any(module == name or module.startswith(f"{name}.") for name in names)
-    }
+    covered = {module for module in found if any(module == name or module.startswith(f"{name}.") for name in names)}
     assert found - covered - packages == set()
     assert all((ROOT / dep).exists() for dep in deps)
     idle = {
-        name
-        for name in names
-        if decides(name) and not any(f"{module}.".startswith(f"{name}.") for module in found)
+        name for name in names if decides(name) and not any(f"{module}.".startswith(f"{name}.") for module in found)
     }
     assert not idle, "a dep that the stage does not reach"
 
@@ -121,9 +117,7 @@ def test_no_module_function_or_call_is_too_large() -> None:
                 and len(call.args) > 5
                 and ast.unparse(call.func) not in ("print", "max", "min")
             ):
-                found.append(
-                    f"{name}:{call.lineno} {ast.unparse(call.func)}: {len(call.args)} positional arguments"
-                )
+                found.append(f"{name}:{call.lineno} {ast.unparse(call.func)}: {len(call.args)} positional arguments")
     assert not found, "\n".join(found)
 
 

@@ -21,9 +21,7 @@ def test_wheel_works_without_the_source_tree(tmp_path: Path, bright_bundle: Path
     subprocess.run([*pip, *build], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     site, home = tmp_path / "site", tmp_path / "home"
-    subprocess.run(
-        [*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True
-    )
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
     home.mkdir()
     Image.new("L", (20, 20), 250).save(home / "face.png")
     (home / "recipe.yaml").write_text("train: {epochs: 9}\n")

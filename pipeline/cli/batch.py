@@ -23,9 +23,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default="models/bundle",
         help=f"a bundle folder or a model URI such as {options.CHAMPION_URI} (%(default)s)",
     )
-    command.add_argument(
-        "--column", help="of a table: where its pictures or paths are (default: a usual name)"
-    )
+    command.add_argument("--column", help="of a table: where its pictures or paths are (default: a usual name)")
     command.add_argument("--workers", type=int, help="threads (default: one a core)")
     command.add_argument(
         "--batch-size", type=int, default=64, help="pictures that a thread takes at a time (%(default)s)"
@@ -63,11 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
-    how = (
-        f"{found.scored / found.seconds:,.0f} img/s"
-        if found.scored
-        else "finished before; --restart scores anew"
-    )
+    how = f"{found.scored / found.seconds:,.0f} img/s" if found.scored else "finished before; --restart scores anew"
     others = f", {found.passed_over:,} other files passed over" * (found.passed_over > 0)
     rows = f"{found.pictures:,} pictures, {found.rows:,} rows, {found.errors:,} of them errors"
     print(f"{arguments.out}: {rows}{others} ({how})")

@@ -14,9 +14,7 @@ def add_faces(command: argparse.ArgumentParser) -> None:
         default=None,
         help="find the faces in each picture and classify those (default: as the model was trained)",
     )
-    look.add_argument(
-        "--no-faces", dest="faces", action="store_false", help="take every picture for a cut-out face"
-    )
+    look.add_argument("--no-faces", dest="faces", action="store_false", help="take every picture for a cut-out face")
 
 
 def add_runtime(command: argparse.ArgumentParser) -> None:

@@ -35,9 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if arguments.keep_batch_size:
         chosen["batch_size"] = params.batch_size
-    changes = [
-        f"train.{name}={str(value).lower()}" for name, value in chosen.items() if value != current[name]
-    ]
+    changes = [f"train.{name}={str(value).lower()}" for name, value in chosen.items() if value != current[name]]
     if not changes:
         print(f"{PARAMS} has the fastest settings already.")
     elif arguments.dry_run:
@@ -48,6 +46,4 @@ def run(arguments: argparse.Namespace) -> None:
         write_params(changed)
         print(f"Wrote {', '.join(changes)} to {PARAMS}.")
     if chosen["batch_size"] != params.batch_size:
-        print(
-            f"train.lr ({params.lr:g}) was chosen for batches of {params.batch_size}; `hyojo lr-range` looks anew."
-        )
+        print(f"train.lr ({params.lr:g}) was chosen for batches of {params.batch_size}; `hyojo lr-range` looks anew.")

@@ -7,9 +7,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     command.add_argument("version", nargs="?", type=int, metavar="VERSION", help="the latest if left out")
     command.add_argument("--force", action="store_true", help="whatever the gate says; needs --reason")
-    command.add_argument(
-        "--reason", metavar="TEXT", help="why the gate is overruled; recorded on the version"
-    )
+    command.add_argument("--reason", metavar="TEXT", help="why the gate is overruled; recorded on the version")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -16,12 +16,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="a model URI, a version's number, or a bundle folder (%(default)s)",
     )
     command.add_argument("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
-    command.add_argument(
-        "--threads", type=int, metavar="N", help="of each (the cores that it has for itself)"
-    )
-    command.add_argument(
-        "--max-mb", type=float, default=32, metavar="MB", help="largest request (%(default)s)"
-    )
+    command.add_argument("--threads", type=int, metavar="N", help="of each (the cores that it has for itself)")
+    command.add_argument("--max-mb", type=float, default=32, metavar="MB", help="largest request (%(default)s)")
     command.add_argument("--no-page", dest="page", action="store_false", help="only the REST API")
     options.add_runtime(command)
     options.add_address(command, port=5001)

@@ -5,9 +5,7 @@ import argparse
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    command.add_argument(
-        "--relocate", action="store_true", help="after the project's folder was moved: mend locations"
-    )
+    command.add_argument("--relocate", action="store_true", help="after the project's folder was moved: mend locations")
 
 
 def run(arguments: argparse.Namespace) -> None:

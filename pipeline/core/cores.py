@@ -32,8 +32,7 @@ def _quota(root: Path) -> float:
     except (OSError, ValueError):
         try:
             quota, period = (
-                (root / "cpu" / name).read_text().strip()
-                for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                (root / "cpu" / name).read_text().strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
             )
         except OSError:
             return 2**20

@@ -109,9 +109,7 @@ class Prepared:
         try:
             array = np.load(self.path / file, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(
-                f"{self.path / file} cannot be read ({error}). Run `dvc repro prepare` again."
-            ) from None
+            raise UserError(f"{self.path / file} cannot be read ({error}). Run `dvc repro prepare` again.") from None
         if array.shape != shape or array.dtype != dtype:
             raise UserError(
                 f"{self.path / file} holds {array.dtype} {array.shape}, but manifest.csv and classes.json "

@@ -17,14 +17,10 @@ def read_stage(stage: str, dvc_file: Path = DVC_FILE) -> dict[str, Any]:
         UserError: There is no ``dvc.yaml`` in the working folder, or it has no such stage.
     """
     try:
-        found: dict[str, Any] = YAML(typ="safe", pure=True).load(dvc_file.read_text(encoding="utf-8"))[
-            "stages"
-        ][stage]
+        found: dict[str, Any] = YAML(typ="safe", pure=True).load(dvc_file.read_text(encoding="utf-8"))["stages"][stage]
         return found
     except (FileNotFoundError, KeyError):
-        raise UserError(
-            f"{dvc_file} with a stage {stage!r} not found. Run from the project's root."
-        ) from None
+        raise UserError(f"{dvc_file} with a stage {stage!r} not found. Run from the project's root.") from None
 
 
 def find_stage_outs(stage: str, dvc_file: Path = DVC_FILE) -> list[Path]:

@@ -51,9 +51,7 @@ def replacing_within(folder: Path) -> Iterator[Path]:
     Other files of ``folder`` stay. On an error nothing is replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = (
-        folder / "parts"
-    )  # only its name matters: beside it is inside the folder, on the same file system
+    target = folder / "parts"  # only its name matters: beside it is inside the folder, on the same file system
     _clear_leftovers(target)
     scratch = _scratch(target, str(os.getpid()))
     scratch.mkdir()

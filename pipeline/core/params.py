@@ -19,9 +19,7 @@ TransformSpec = str | Annotated[dict[str, dict[str, Any] | None], Field(min_leng
 class Section(BaseModel):
     """A part of the file: frozen, strictly typed, no unknown keys."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class PrepareParams(Section):
@@ -155,29 +153,21 @@ class TrainParams(Section):
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be less than epochs ({self.epochs})"
             )
         if self.devices > 1 and ":" in self.device:
-            raise ValueError(
-                f"device {self.device} is one device and devices says {self.devices}: set device to cuda"
-            )
+            raise ValueError(f"device {self.device} is one device and devices says {self.devices}: set device to cuda")
         if self.batch_size % (2 * self.devices if self.devices > 1 else 1):
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of twice devices ({self.devices})"
-            )
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of twice devices ({self.devices})")
         if self.batch_size // self.devices % self.accumulate:
             raise ValueError(
                 f"a device's share of batch_size ({self.batch_size // self.devices}) must be a multiple of accumulate "
                 f"({self.accumulate})"
             )
         if (self.mixing.mixup_alpha or self.mixing.cutmix_alpha) and self.batch_size % 2:
-            raise ValueError(
-                f"mixing pairs the samples of a batch: batch_size ({self.batch_size}) must be even"
-            )
+            raise ValueError(f"mixing pairs the samples of a batch: batch_size ({self.batch_size}) must be even")
         starts = [stretch.epoch for stretch in self.progressive]
         if starts != sorted(set(starts)) or (starts and starts[0] != 1):
             raise ValueError("progressive must begin with epoch 1, and its epochs must rise")
         if self.schedule.name == "onecycle" and self.schedule.warmup_epochs == 0:
-            raise ValueError(
-                "schedule onecycle rises during schedule.warmup_epochs, which must be more than 0"
-            )
+            raise ValueError("schedule onecycle rises during schedule.warmup_epochs, which must be more than 0")
         return self
 
 

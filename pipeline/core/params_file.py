@@ -181,9 +181,7 @@ def _fill(document: Any, default: CommentedMap, model: type[BaseModel], prefix: 
             if key in default.ca.items:
                 document.ca.items[key] = default.ca.items[key]
             yield f"{prefix}{key}"
-        elif (section := _section_class(model.model_fields[key].annotation)) and isinstance(
-            document[key], dict
-        ):
+        elif (section := _section_class(model.model_fields[key].annotation)) and isinstance(document[key], dict):
             yield from _fill(document[key], value, section, f"{prefix}{key}.")
 
 

@@ -23,9 +23,7 @@ def project_root() -> Path:
     for parent in (cwd, *cwd.parents):
         if (parent / ".dvc").is_dir():
             return _outside_dvc(parent)
-    raise UserError(
-        f"{cwd} is not inside a Hyojo project: no .dvc folder here or above. Change into the project."
-    )
+    raise UserError(f"{cwd} is not inside a Hyojo project: no .dvc folder here or above. Change into the project.")
 
 
 @contextmanager

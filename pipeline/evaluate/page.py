@@ -135,9 +135,7 @@ def _charts(found: Findings) -> dict[str, Markup]:
         column = found.history[f"val/{name}"]
         best = int(found.history["epoch"][column.idxmin() if name == "loss" else column.idxmax()])
         value = column.min() if name == "loss" else column.max()
-        label = (
-            f"Training and validation {name} by epoch; the best val {name} is {value:.3f}, in epoch {best}"
-        )
+        label = f"Training and validation {name} by epoch; the best val {name} is {value:.3f}, in epoch {best}"
         drawn[name] = (training_figures.training_curves(found.history, None, [name]), label, 3.0)
     return {
         name: Markup(plots.to_svg(figure, name, label, height_in=height))

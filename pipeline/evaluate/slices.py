@@ -89,9 +89,7 @@ def tabulate(
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     rows = np.array(list(masks.values()), np.float64)
     accuracies = zip(*(accuracy(split.targets, probs, weights) for weights in (rows, 1 - rows)))
-    lines = [
-        (*name, *_compare(mask, own, rest)) for (name, mask), (own, rest) in zip(masks.items(), accuracies)
-    ]
+    lines = [(*name, *_compare(mask, own, rest)) for (name, mask), (own, rest) in zip(masks.items(), accuracies)]
     table = pd.DataFrame(lines, columns=list(COLUMNS[:-1]))
     table["p"] = stats.false_discovery_control(table["p"], method="by")
     table["worse"] = table["p"] < ALPHA

@@ -94,9 +94,7 @@ def check_match(prepared: Prepared, sidecar: WeightsFile) -> None:
         if data != trained
     ]:
         remedy = "Run `dvc repro train` to train on these data, or `dvc checkout` to restore the pair."
-        raise UserError(
-            "the prepared data and the model do not belong together:\n" + "\n".join([*lines, remedy])
-        )
+        raise UserError("the prepared data and the model do not belong together:\n" + "\n".join([*lines, remedy]))
     if sidecar.data_digest != prepared.digest:
         print(
             f"warning: {prepared.path} is not the data that the model was trained on; if its test split "
@@ -138,9 +136,7 @@ def _find_out(
     )
 
 
-def _write_reports(
-    found: Findings, reports_dir: Path, claim_run: Callable[[], str]
-) -> tuple[MetricsFile, list[Path]]:
+def _write_reports(found: Findings, reports_dir: Path, claim_run: Callable[[], str]) -> tuple[MetricsFile, list[Path]]:
     """Write all reports at one stroke; returns what ``metrics.json`` holds, and the files and folders."""
     with replacing_within(reports_dir) as folder:
         tables.write_tables(folder, found)

@@ -201,9 +201,7 @@ def _judge_recall(verdict: Verdict, candidate: Evidence, champion: Evidence, par
                 verdict.notes.append(f"{fall}, which may be chance")
 
 
-def _judge_calibration(
-    verdict: Verdict, candidate: Evidence, champion: Evidence, params: PromoteParams
-) -> None:
+def _judge_calibration(verdict: Verdict, candidate: Evidence, champion: Evidence, params: PromoteParams) -> None:
     ours, theirs = (score_all(ece, side.targets, side.probs) for side in (candidate, champion))
     verdict.figures |= {"ece": ours, "champion_ece": theirs, "ece_rise": ours - theirs}
     if params.ece_rise is not None and ours - theirs > params.ece_rise:
@@ -212,9 +210,7 @@ def _judge_calibration(
         )
 
 
-def _judge_ratio(
-    verdict: Verdict, name: str, words: str, sides: list[float | None], limit: float | None
-) -> None:
+def _judge_ratio(verdict: Verdict, name: str, words: str, sides: list[float | None], limit: float | None) -> None:
     ours, theirs = sides
     if not ours or not theirs:
         if limit is not None:
@@ -222,6 +218,4 @@ def _judge_ratio(
         return
     verdict.figures[name] = ours / theirs
     if limit is not None and ours / theirs > limit:
-        verdict.reasons.append(
-            f"it is {ours / theirs:.2f} times {words} as the champion; {limit:g} is allowed"
-        )
+        verdict.reasons.append(f"it is {ours / theirs:.2f} times {words} as the champion; {limit:g} is allowed")

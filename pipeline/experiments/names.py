@@ -66,9 +66,7 @@ def _runs_named(client: "MlflowClient", name: str) -> "list[Run]":
     if "'" in name:
         return []
     fields = ("attributes.run_name", "tags.`hyojo.dvc.exp_name`")
-    return [
-        run for field in fields for run in client.search_runs([experiment_id(client)], f"{field} = '{name}'")
-    ]
+    return [run for field in fields for run in client.search_runs([experiment_id(client)], f"{field} = '{name}'")]
 
 
 def _only(name: str, runs: "list[Run]") -> "Run | None":

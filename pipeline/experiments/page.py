@@ -59,9 +59,7 @@ def page(found: Comparison, prepared_dir: Path = PREPARED) -> str:
         params=found.params,
         exhibits=exhibits,
         missing=missing,
-        tiles=[
-            (len(found.samples[name]), title.lower(), name == "broken") for name, (title, _) in TITLES.items()
-        ],
+        tiles=[(len(found.samples[name]), title.lower(), name == "broken") for name, (title, _) in TITLES.items()],
     )
 
 

@@ -64,19 +64,13 @@ def promote(version: int | None = None, force: bool = False, reason: str | None 
             found = _summary(verdict, champion)
         if not verdict.passed and not force:
             _record(client, number, verdict, f"refused: {'; '.join(verdict.reasons)}", champion)
-            return Outcome(
-                number, False, f"Refused: {'; '.join(verdict.reasons)}.{_told(verdict)}", refused=True
-            )
+            return Outcome(number, False, f"Refused: {'; '.join(verdict.reasons)}.{_told(verdict)}", refused=True)
         try:
             registry.crown(client, number, champion)
         except MovedError as moved:
-            text = (
-                f"version {moved.champion} became champion while version {number} was held against {champion}"
-            )
+            text = f"version {moved.champion} became champion while version {number} was held against {champion}"
             _record(client, number, verdict, f"void: {text}", champion)
-            return Outcome(
-                number, False, f"Not promoted: {text}. Run `hyojo promote {number}` again.", refused=True
-            )
+            return Outcome(number, False, f"Not promoted: {text}. Run `hyojo promote {number}` again.", refused=True)
         if not verdict.passed:
             found = f"forced by {find_user()}: {reason} (against: {'; '.join(verdict.reasons)})"
         _record(client, number, verdict, f"champion: {found}", champion, forced=reason if force else None)
@@ -87,9 +81,7 @@ def promote(version: int | None = None, force: bool = False, reason: str | None 
         )
 
 
-def measure(
-    client: "MlflowClient", versions: "list[ModelVersion]"
-) -> list[tuple[float | None, float | None]] | None:
+def measure(client: "MlflowClient", versions: "list[ModelVersion]") -> list[tuple[float | None, float | None]] | None:
     """Load the served graphs of versions into this process and time them in turns.
 
     Returns:
@@ -121,11 +113,7 @@ def _judge(
     found = measured or [tuple(_recorded(v, name) for name in ("latency_ms", "size_mb")) for v in both]
     evidence = [
         gate.Evidence(
-            **{
-                item.name: getattr(side, item.name)
-                for item in fields(gate.Evidence)
-                if hasattr(side, item.name)
-            },
+            **{item.name: getattr(side, item.name) for item in fields(gate.Evidence) if hasattr(side, item.name)},
             parity=version.tags.get(PARITY_TAG) == "passed",
             latency_ms=latency_ms,
             size_mb=size_mb,
@@ -173,10 +161,7 @@ def _record(
     forced: str | None = None,
 ) -> None:
     """Write the decision and all it rests on as tags of the version, in place of an earlier one's."""
-    tags = {
-        name: f"{value:.6g}" if isinstance(value, float) else str(value)
-        for name, value in verdict.figures.items()
-    }
+    tags = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in verdict.figures.items()}
     tags |= {"by": find_user(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
     tags |= {"notes": "; ".join(verdict.notes)} if verdict.notes else {}
     tags |= {"reasons": "; ".join(verdict.reasons)} if verdict.reasons else {}

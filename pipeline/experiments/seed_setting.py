@@ -69,9 +69,7 @@ def read_setting(overrides: list[str], name: str | None) -> Setting:
         hydra.append(f"++{key.strip()}={hydra_value(parsed)}")
     setting = Setting(params, hydra, name or "")
     if name is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", name):
-        raise UserError(
-            f"--name {name!r}: a name is a letter and then letters, digits, hyphens and underscores."
-        )
+        raise UserError(f"--name {name!r}: a name is a letter and then letters, digits, hyphens and underscores.")
     return setting if name else Setting(params, hydra, f"seeds-{setting.key[:7]}")
 
 

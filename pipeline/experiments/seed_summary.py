@@ -31,9 +31,7 @@ TITLES[TRAIN_TIME] = "training time, s"
 def read_figures(result: dict[str, Any]) -> dict[str, float]:
     """Return those of ``FIGURES`` that the content of a ``metrics.json`` has."""
     return {
-        name: float(result[part][score])
-        for name, (part, score) in FIGURES.items()
-        if score in result.get(part, {})
+        name: float(result[part][score]) for name, (part, score) in FIGURES.items() if score in result.get(part, {})
     }
 
 
@@ -50,9 +48,7 @@ def format_summary(setting: Setting, found: list[Member]) -> str:
         lines.append(f"  {'':26} {'mean':>8} {'sd':>8}   95 % t interval")
     for name, s in summary.items():
         digits = 1 if name == TRAIN_TIME else 4
-        spread = (
-            f"{s.sd:8.{digits}f}   {s.low:.{digits}f} to {s.high:.{digits}f}" if s.count > 1 else "one seed"
-        )
+        spread = f"{s.sd:8.{digits}f}   {s.low:.{digits}f} to {s.high:.{digits}f}" if s.count > 1 else "one seed"
         lines.append(f"  {TITLES[name]:26} {s.mean:8.{digits}f} {spread}")
     return "\n".join(lines)
 

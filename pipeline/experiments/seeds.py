@@ -86,16 +86,12 @@ def train_seeds(
                     break
     except BaseException:
         if parent:
-            runs.attempt(
-                lambda: client.set_terminated(parent.info.run_id, "FAILED"), "ending the run", "the next run"
-            )
+            runs.attempt(lambda: client.set_terminated(parent.info.run_id, "FAILED"), "ending the run", "the next run")
         raise
     found = find_members(root, setting, client)
     if parent:
         status = "KILLED" if stop else "FAILED" if failed else "FINISHED"
-        runs.attempt(
-            lambda: publish(client, parent.info.run_id, setting, found, status), "the summary", AGAIN
-        )
+        runs.attempt(lambda: publish(client, parent.info.run_id, setting, found, status), "the summary", AGAIN)
     print(format_summary(setting, found))
     if stop:
         print("Stopped; the same command goes on from here.", file=sys.stderr)

@@ -100,9 +100,7 @@ def shorten(params: TrainParams, epochs: int) -> TrainParams:
                 }
             ),
             "mixing": mixing.model_copy(update={"off_epoch": mixing.off_epoch and moved(mixing.off_epoch)}),
-            "progressive": [
-                stretch.model_copy(update={"epoch": epoch}) for epoch, stretch in stretches.items()
-            ],
+            "progressive": [stretch.model_copy(update={"epoch": epoch}) for epoch, stretch in stretches.items()],
         }
     )
 
@@ -175,9 +173,7 @@ def judge(classifier: model.Classifier, params: TrainParams, images: np.ndarray)
     return predict(classifier, images, params.batch_size, resolve_device(params.device))
 
 
-def held_out_probs(
-    params: TrainParams, prepared: Prepared, split: Split, groups: np.ndarray, folds: int
-) -> np.ndarray:
+def held_out_probs(params: TrainParams, prepared: Prepared, split: Split, groups: np.ndarray, folds: int) -> np.ndarray:
     """Judge every image by a net that has seen neither it nor its twins.
 
     Args:
@@ -203,8 +199,6 @@ def held_out_probs(
 
 def take(split: Split, rows: np.ndarray) -> Split:
     """Some images of a split, in memory."""
-    soft, weights = (
-        None if values is None else np.array(values[rows]) for values in (split.soft, split.weights)
-    )
+    soft, weights = (None if values is None else np.array(values[rows]) for values in (split.soft, split.weights))
     files = [split.files[row] for row in rows]
     return Split(np.array(split.images[rows]), split.targets[rows], files, soft, weights)

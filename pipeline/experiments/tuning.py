@@ -64,13 +64,9 @@ def fastest_settings(params: TrainParams, seconds: float = 8.0) -> tuple[dict, l
     if not best.rate:
         raise UserError(f"no setting works: {best.failure}")
     samples = len(prepared.split("train"))
-    sizes = [
-        size for size in (params.batch_size // 2, params.batch_size * 2, params.batch_size * 4) if size >= 8
-    ]
+    sizes = [size for size in (params.batch_size // 2, params.batch_size * 2, params.batch_size * 4) if size >= 8]
     settings = [
-        best.settings | {"batch_size": size}
-        for size in sizes
-        if size % params.accumulate == 0 and size <= samples
+        best.settings | {"batch_size": size} for size in sizes if size % params.accumulate == 0 and size <= samples
     ]
     second = _measure(params, prepared, device, [best.settings, *settings], seconds * 0.4)
     reference = second[0].rate
@@ -141,11 +137,7 @@ def lr_range(params: TrainParams, lowest: float, highest: float, updates: int) -
     prepared, device = load_prepared(), resolve_device(params.device)
     trainer, loader = _start(params, prepared, device)
     rows, average, best = [], 0.0, np.inf
-    batches = (
-        (epoch, step, batch)
-        for epoch in itertools.count()
-        for step, batch in enumerate(loader.batches(epoch))
-    )
+    batches = ((epoch, step, batch) for epoch in itertools.count() for step, batch in enumerate(loader.batches(epoch)))
     bar = tqdm(np.geomspace(lowest, highest, updates), desc="lr range", unit="update", leave=False)
     for done, (rate, (epoch, step, batch)) in enumerate(zip(bar, batches), start=1):
         for group in trainer.optimizer.param_groups:

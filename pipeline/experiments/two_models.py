@@ -97,9 +97,7 @@ def compare(a: Contender, b: Contender) -> Comparison:
         verdict=verdict_text(scores[table.TITLES["accuracy"]], test, len(a.targets)),
         scores=scores,
         test=test,
-        classes=compare_recalls(
-            b.right, a.right, classes, lambda b, a: (*difference_interval(b, a), mcnemar(b, a))
-        ),
+        classes=compare_recalls(b.right, a.right, classes, lambda b, a: (*difference_interval(b, a), mcnemar(b, a))),
         params=_params(a, b),
         costs=_costs(a, b),
         samples=_ordered(a, b, samples),
@@ -131,9 +129,7 @@ def _paired(a: Contender, b: Contender) -> Contender:
     if (a.test_digest and b.test_digest and a.test_digest != b.test_digest) or (
         a.files != b.files or a.predictions["label"].tolist() != b.predictions["label"].tolist()
     ):
-        changed = [
-            f"{n} ({ours} and {theirs})" for n, ours, theirs in _params(a, b) if n.startswith("prepare.")
-        ]
+        changed = [f"{n} ({ours} and {theirs})" for n, ours, theirs in _params(a, b) if n.startswith("prepare.")]
         why = f" Their data were prepared with other params: {', '.join(changed)}." if changed else ""
         raise UserError(
             f"{a.name} and {b.name} were tested on different data, so they cannot be compared sample by sample.{why} "
@@ -187,11 +183,7 @@ def _params(a: Contender, b: Contender) -> list[tuple[str, str, str]]:
 def list_differing(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[str, str, str]]:
     """Return rows of name and both values, of those that are not the same; ``-`` where one has none."""
     names = dict.fromkeys([*ours, *theirs])
-    return [
-        (name, ours.get(name, "-"), theirs.get(name, "-"))
-        for name in names
-        if ours.get(name) != theirs.get(name)
-    ]
+    return [(name, ours.get(name, "-"), theirs.get(name, "-")) for name in names if ours.get(name) != theirs.get(name)]
 
 
 def _costs(a: Contender, b: Contender) -> list[tuple[str, float | None, float | None, float | None]]:

@@ -144,9 +144,7 @@ def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[st
             print(f"warning: no model.{name}: {found[name]}", file=sys.stderr)
     if all(found.values()):
         reasons = "\n".join(f"  {name}: {why}" for name, why in found.items())
-        raise UserError(
-            f"the model can be exported to none of export.formats:\n{reasons}\nChoose another backbone."
-        )
+        raise UserError(f"the model can be exported to none of export.formats:\n{reasons}\nChoose another backbone.")
     return found
 
 

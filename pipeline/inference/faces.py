@@ -165,9 +165,7 @@ def _net(name: str) -> Any:
 def _run(name: str, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corrections of boxes, (N, ..., 4), and probabilities of a face, (N, ...), for uint8 (N, W, H, 3)."""
     session = _net(name)
-    outputs = session.run(
-        None, {session.get_inputs()[0].name: (pixels.astype(np.float32) - 127.5) / np.float32(128)}
-    )
+    outputs = session.run(None, {session.get_inputs()[0].name: (pixels.astype(np.float32) - 127.5) / np.float32(128)})
     return outputs[0], outputs[-1][..., 1]
 
 
@@ -197,9 +195,7 @@ def _refine(picture: Image.Image, boxes: np.ndarray, name: str, size: int, thres
     corners = np.rint(boxes[:, :4]).astype(int)
     corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2] + 1)
     # Beyond the picture it is black.
-    parts = [
-        picture.crop(tuple(box)).resize((size, size), Image.Resampling.BILINEAR) for box in corners.tolist()
-    ]
+    parts = [picture.crop(tuple(box)).resize((size, size), Image.Resampling.BILINEAR) for box in corners.tolist()]
     pixels = np.stack([np.asarray(part) for part in parts]).transpose(0, 2, 1, 3)
     corrections, probs = _run(name, pixels)
     kept = probs >= threshold
@@ -233,10 +229,6 @@ def _distinct(boxes: np.ndarray, limit: float, relative_to: str) -> np.ndarray:
         low = np.maximum(boxes[first, :2], boxes[others, :2])
         high = np.minimum(boxes[first, 2:4], boxes[others, 2:4])
         shared = np.prod((high - low).clip(0), axis=1)
-        whole = (
-            area[first] + area[others] - shared
-            if relative_to == "union"
-            else np.minimum(area[first], area[others])
-        )
+        whole = area[first] + area[others] - shared if relative_to == "union" else np.minimum(area[first], area[others])
         order = others[shared <= limit * whole]
     return np.array(kept, dtype=int)

@@ -87,9 +87,7 @@ class Predictor:
         """
         pictures = [to_bytes(value) for value in values]
         look = self._looks(faces)
-        rows: list[dict[str, Any]] = [
-            _failure(data, look) if isinstance(data, str) else {} for data in pictures
-        ]
+        rows: list[dict[str, Any]] = [_failure(data, look) if isinstance(data, str) else {} for data in pictures]
         answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)], look))
         return [row or next(answers) for row in rows]
 
@@ -119,9 +117,7 @@ class Predictor:
     def _predict_batch(self, pictures: Sequence[bytes], look: bool, until: float) -> list[dict[str, Any]]:
         """Decode and classify one batch; the good pictures of it, or their faces, go through the graph together."""
         loaded = [
-            self._load(data, look)
-            if time.monotonic() < until
-            else "the request takes too long; send fewer pictures"
+            self._load(data, look) if time.monotonic() < until else "the request takes too long; send fewer pictures"
             for data in pictures
         ]
         images = [image for parts in loaded if not isinstance(parts, str) for _, image in parts]

@@ -58,9 +58,7 @@ def bootstrap_intervals(
     for start in range(0, resamples, _BLOCK):
         size = min(_BLOCK, resamples - start)
         weights = rng.multinomial(len(targets), np.full(len(targets), 1 / len(targets)), size).astype(float)
-        draws.append(
-            {name: _score_sides(metric.function, sides, weights) for name, metric in METRICS.items()}
-        )
+        draws.append({name: _score_sides(metric.function, sides, weights) for name, metric in METRICS.items()})
     found = {}
     for name in METRICS:
         values = np.concatenate([draw[name] for draw in draws])
@@ -70,9 +68,7 @@ def bootstrap_intervals(
     return found
 
 
-def _score_sides(
-    function: Score, sides: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray
-) -> np.ndarray:
+def _score_sides(function: Score, sides: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> np.ndarray:
     """The score of the only side, or that of the first less that of the second; (R,)."""
     first, *second = (function(*side, weights) for side in sides)
     return np.asarray(first - second[0]) if second else first

@@ -92,9 +92,7 @@ def compare_groups(ours: np.ndarray, theirs: np.ndarray, coverage: float = COVER
     tables = [np.asarray(table, dtype=float) for table in (ours, theirs)]
     for name, table in zip(("ours", "theirs"), tables):
         if table.ndim != 2 or min(table.shape) < 2 or not np.isfinite(table).all():
-            raise ValueError(
-                f"{name} must be finite scores (S, N) of 2 or more seeds and samples, not {table.shape}"
-            )
+            raise ValueError(f"{name} must be finite scores (S, N) of 2 or more seeds and samples, not {table.shape}")
     if tables[0].shape[1] != tables[1].shape[1]:
         raise ValueError(f"ours has {tables[0].shape[1]} samples and theirs {tables[1].shape[1]}")
     count = tables[0].shape[1]

@@ -159,14 +159,10 @@ def face_resnet_l(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 @register_model
-def ensemble(
-    pretrained: bool = False, of: str = "face_resnet_m", members: int = 3, **kwargs: Any
-) -> nn.Module:
+def ensemble(pretrained: bool = False, of: str = "face_resnet_m", members: int = 3, **kwargs: Any) -> nn.Module:
     """So many ``members`` of the net ``of`` that name; further arguments are theirs."""
     if members < 1 or not timm.is_model(of):
-        raise TypeError(
-            f"an ensemble has at least one member, of a name that timm knows, not {members} of {of!r}"
-        )
+        raise TypeError(f"an ensemble has at least one member, of a name that timm knows, not {members} of {of!r}")
     for key in (
         "pretrained_cfg",
         "pretrained_cfg_overlay",

@@ -38,9 +38,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 def check_count(device: torch.device, wanted: int) -> None:
     """Raise ``UserError`` if there are fewer devices of a kind than wanted; a CPU takes any number of ranks."""
     if _is_cuda(device) and torch.cuda.device_count() < wanted:
-        raise UserError(
-            f"train.devices: {wanted} CUDA devices are wanted and {torch.cuda.device_count()} are here"
-        )
+        raise UserError(f"train.devices: {wanted} CUDA devices are wanted and {torch.cuda.device_count()} are here")
 
 
 def set_determinism(wanted: bool, device: torch.device) -> None:

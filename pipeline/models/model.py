@@ -46,9 +46,7 @@ class Classifier(nn.Module):
         views: Names of ``views.views``, over which logits are averaged; none: the image alone.
     """
 
-    def __init__(
-        self, model: nn.Module, spec: ModelSpec, temperature: float = 1.0, views: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, model: nn.Module, spec: ModelSpec, temperature: float = 1.0, views: Sequence[str] = ()) -> None:
         super().__init__()
         self.model = model
         self.preprocess = transforms.build_eval(spec.preprocessing["eval"])

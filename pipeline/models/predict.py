@@ -40,9 +40,7 @@ def predict(
     """
     parts = []
     batch_size = max(1, batch_size // count_passes(classifier.views))
-    bar = tqdm(
-        total=len(images), desc=progress, unit="img", disable=True if progress is None else None, leave=False
-    )
+    bar = tqdm(total=len(images), desc=progress, unit="img", disable=True if progress is None else None, leave=False)
     with bar, use_precision(amp, device):
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)

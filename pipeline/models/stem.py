@@ -172,9 +172,7 @@ def _steps(found: Fitted, trial: Trial, given: dict[str, Any]) -> Iterator[tuple
             yield found.model_args | {"img_size": 2 * found.model_args["img_size"]}, changes
         else:
             yield found.model_args, changes
-    patch = next(
-        (module.patch_size for module in found.model.modules() if hasattr(module, "patch_size")), None
-    )
+    patch = next((module.patch_size for module in found.model.modules() if hasattr(module, "patch_size")), None)
     patch = max(patch) if isinstance(patch, tuple | list) else patch
     if isinstance(patch, int) and patch > 1 and "patch_size" not in given:
         yield found.model_args | {"patch_size": patch // 2}, found.changes

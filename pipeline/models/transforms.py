@@ -40,9 +40,7 @@ def list_names() -> list[str]:
     )
 
 
-def resolve(
-    specs: list[TransformSpec], mean: list[float], std: list[float], where: str
-) -> list[TransformArgs]:
+def resolve(specs: list[TransformSpec], mean: list[float], std: list[float], where: str) -> list[TransformArgs]:
     """Complete a list: each entry with its arguments, one conversion to float, one Normalize.
 
     Args:

@@ -19,9 +19,7 @@ from pipeline.models.model import Classifier, ModelSpec, build_model
 WEIGHTS = "weights.pt"
 
 
-def save_weights(
-    directory: Path, model: nn.Module, spec: ModelSpec, data_digest: str, **training: Any
-) -> str:
+def save_weights(directory: Path, model: nn.Module, spec: ModelSpec, data_digest: str, **training: Any) -> str:
     """Write ``weights.pt`` and ``weights.json``; equal weights give equal bytes.
 
     Args:

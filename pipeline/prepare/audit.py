@@ -12,9 +12,7 @@ from pipeline.prepare.pixels.picture import LOOKS
 LEAKS = ("test_in_train", "val_in_train", "test_in_val")
 
 
-def build_audit(
-    records: Records, faces: bool = False, left_out: Mapping[str, int] | None = None
-) -> dict[str, Any]:
+def build_audit(records: Records, faces: bool = False, left_out: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Count what ``reports/audit.json`` holds.
 
     Args:
@@ -61,9 +59,7 @@ def build_audit(
             "conflicting_groups": sum(_conflicting(records, members) for members in near),
             "leaks": near_leaks,
         },
-        "bad_files": [
-            {"file": file, "reason": records.problems[i]} for i, file in zip(bad, records.files(bad))
-        ],
+        "bad_files": [{"file": file, "reason": records.problems[i]} for i, file in zip(bad, records.files(bad))],
     }
     if faces:
         names = {"none": "no_face", "several": "several_faces"}

@@ -70,9 +70,7 @@ class Listing:
 
     class_names: list[str]
 
-    def __init__(
-        self, folder: Path, source: Source, class_map: Mapping[str, str | None], person: str | None
-    ) -> None:
+    def __init__(self, folder: Path, source: Source, class_map: Mapping[str, str | None], person: str | None) -> None:
         self.path = source.path
         self._base = sqlite3.connect(folder / "listing.db", isolation_level=None)
         self._base.executescript(_TABLES)

@@ -73,9 +73,7 @@ def write_manifest(path: Path, records: Records, listing: Listing) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "label", "split", "row", "sha256", "flags", "twins", *more])
-        for name, label, split, used, digest, marks, number, *rest in zip(
-            listing.files(), *columns, *more.values()
-        ):
+        for name, label, split, used, digest, marks, number, *rest in zip(listing.files(), *columns, *more.values()):
             own = (
                 name,
                 records.class_names[label],
@@ -94,9 +92,7 @@ def write_parity_pictures(path: Path, records: Records, listing: Listing, source
     in_turn = [row for turn in itertools.zip_longest(*by_label) for row in turn if row is not None]
     rows = sorted(in_turn[:PARITY_PICTURES])
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for row, file, fetch in zip(
-            rows, listing.files(test[rows]), source.fetch(listing.places(test[rows]))
-        ):
+        for row, file, fetch in zip(rows, listing.files(test[rows]), source.fetch(listing.places(test[rows]))):
             info = zipfile.ZipInfo(f"{row:06d}{PurePosixPath(file).suffix.lower()}")
             info.create_system = 3  # else the bytes differ between platforms
             archive.writestr(info, fetch())

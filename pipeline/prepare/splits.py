@@ -27,18 +27,12 @@ def cut_missing(records: Records, given: Collection[str], fractions: Mapping[str
     missing = {split: fraction for split, fraction in fractions.items() if split not in given}
     for split, fraction in missing.items():
         if fraction == 0:
-            raise UserError(
-                f"{records.source} has no {split} split: set prepare.{split}_fraction above 0, to 0.1 say."
-            )
+            raise UserError(f"{records.source} has no {split} split: set prepare.{split}_fraction above 0, to 0.1 say.")
     if sum(missing.values()) >= 1:
-        raise UserError(
-            "prepare.val_fraction and prepare.test_fraction leave nothing to train on: lower them."
-        )
+        raise UserError("prepare.val_fraction and prepare.test_fraction leave nothing to train on: lower them.")
     sizes = records.counts()["train"]
     for split, fraction in missing.items():
-        cut_split(
-            records, split, {name: max(1, round(fraction * size)) for name, size in sizes.items()}, seed
-        )
+        cut_split(records, split, {name: max(1, round(fraction * size)) for name, size in sizes.items()}, seed)
 
 
 def cut_split(records: Records, split: str, targets: Mapping[str, int], seed: int) -> None:
@@ -113,9 +107,7 @@ def check_counts(records: Records, splits: Collection[str], remedy: str = "") ->
         for name, count in counts[split].items():
             if not count:
                 remedy = remedy or "None of its files can be read: mend them, or remove the class everywhere."
-                raise UserError(
-                    f"{records.source}: class {name!r} has no images for split {split!r}. {remedy}"
-                )
+                raise UserError(f"{records.source}: class {name!r} has no images for split {split!r}. {remedy}")
 
 
 def _units(records: Records, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -106,9 +106,7 @@ def _allocate(path: Path, count: int, params: PrepareParams) -> ArrayFile:
     return ArrayFile(path, shape)
 
 
-def _decode(
-    source: Source, listing: Listing, pixels: ArrayFile, params: PrepareParams
-) -> tuple[Records, int]:
+def _decode(source: Source, listing: Listing, pixels: ArrayFile, params: PrepareParams) -> tuple[Records, int]:
     """All images in ``pixels`` and what was seen in them; and how many had been decoded before."""
     records = Records.of(listing)
     with closing(open_cache(pixels.shape[1:], params.face_settings)) as cache:
@@ -130,9 +128,7 @@ def _check_bad(records: Records, max_bad_fraction: float) -> None:
         )
 
 
-def _divide(
-    records: Records, given: set[str], pixels: ArrayFile, scratch: Path, params: PrepareParams
-) -> None:
+def _divide(records: Records, given: set[str], pixels: ArrayFile, scratch: Path, params: PrepareParams) -> None:
     """Find twins, cut the splits that the source lacks, and leave training images out for their twins."""
     find_twins(records, pixels, scratch, progress=True)
     cut_missing(records, given, {"test": params.test_fraction, "val": params.val_fraction}, params.seed)

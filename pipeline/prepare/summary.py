@@ -43,9 +43,7 @@ def print_summary(audit: dict[str, Any], source: Source, listing: Listing, reuse
     if listing.person_count:
         print(f"  {listing.person_count} people by prepare.person, none of them in two splits")
     if source.ignored_count:
-        print(
-            f"  {source.ignored_count} files outside class folders passed over, such as {source.ignored[0]}"
-        )
+        print(f"  {source.ignored_count} files outside class folders passed over, such as {source.ignored[0]}")
     if reused:
         share = reused / audit["images"]
         print(f"  {reused} images ({share:.1%}) had been decoded before and were not decoded again")

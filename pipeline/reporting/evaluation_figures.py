@@ -94,9 +94,7 @@ def per_class_bars(table: pd.DataFrame) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(True, axis="x")
     axes.set_axisbelow(True)
-    figure.suptitle(
-        f"Per class, {int(table['support'].sum()):,} test samples", x=0.02, ha="left", fontsize=11
-    )
+    figure.suptitle(f"Per class, {int(table['support'].sum()):,} test samples", x=0.02, ha="left", fontsize=11)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return figure
 
@@ -126,9 +124,7 @@ def worst_mistakes(
     if faces.ndim != 4 or faces.shape[3] not in (1, 3):
         raise ValueError(f"faces must have shape (M, H, W, C) with C = 1 or 3, not {faces.shape}")
     if not len(faces) == len(targets) == len(probs) == len(files):
-        raise ValueError(
-            f"{len(faces)} faces, {len(targets)} targets, {len(probs)} probs, {len(files)} files"
-        )
+        raise ValueError(f"{len(faces)} faces, {len(targets)} targets, {len(probs)} probs, {len(files)} files")
     columns = max(4, math.ceil(math.sqrt(len(faces))))
     lines = math.ceil(len(faces) / columns)
     figure = new_figure(1.75 * columns, 2.25 * lines + 0.6)
@@ -165,18 +161,12 @@ def reliability(tables: Mapping[str, pd.DataFrame], temperature: float) -> Figur
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
     for (name, table), colour, marker in zip(tables.items(), (VERMILLION, BLUE), "so", strict=True):
         filled = table[table["count"] > 0]
-        axes.plot(
-            filled["confidence"], filled["accuracy"], color=colour, marker=marker, markersize=4, label=name
-        )
-    axes.set(
-        xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"Reliability, test; temperature {temperature:g}"
-    )
+        axes.plot(filled["confidence"], filled["accuracy"], color=colour, marker=marker, markersize=4, label=name)
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"Reliability, test; temperature {temperature:g}")
     axes.grid()
     axes.legend()
     last = table
-    counts.bar(
-        (last["low"] + last["high"]) / 2, last["count"], (last["high"] - last["low"]) * 0.9, color=BLUE
-    )
+    counts.bar((last["low"] + last["high"]) / 2, last["count"], (last["high"] - last["low"]) * 0.9, color=BLUE)
     counts.set(xlabel="confidence", ylabel="images")
     return figure
 
@@ -213,12 +203,8 @@ def robustness(table: pd.DataFrame) -> Figure:
     figure = new_figure(6, 4.4)
     axes = figure.add_subplot()
     clean = table[table["level"] == 0]
-    looks = zip(
-        itertools.cycle((BLUE, VERMILLION, GREEN, "#CC79A7", "#56B4E9", "#E69F00", GREY)), "osD^vPX<>*"
-    )
-    for (name, lines), (colour, marker) in zip(
-        table[table["level"] > 0].groupby("corruption", sort=False), looks
-    ):
+    looks = zip(itertools.cycle((BLUE, VERMILLION, GREEN, "#CC79A7", "#56B4E9", "#E69F00", GREY)), "osD^vPX<>*")
+    for (name, lines), (colour, marker) in zip(table[table["level"] > 0].groupby("corruption", sort=False), looks):
         whole = pd.concat([clean, lines])
         axes.plot(whole["level"], whole["accuracy"], color=colour, marker=marker, markersize=4, label=name)
     axes.axhline(float(clean["accuracy"].iloc[0]), color=GREY, linewidth=1, linestyle="--")

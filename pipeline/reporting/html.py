@@ -52,6 +52,4 @@ def from_markdown(text: str, level: int) -> Markup:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + level - 1)}"
     found = parser.renderer.render(tokens, parser.options, {})
-    return Markup(
-        found.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
-    )
+    return Markup(found.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))

@@ -34,9 +34,7 @@ def training_curves(
         marker = "o" if len(history) <= 30 else None
         for split, colour, line in (("train", BLUE, "--"), ("val", VERMILLION, "-")):
             values = history[f"{split}/{name}"]
-            axes.plot(
-                history["epoch"], values, line, color=colour, marker=marker, markersize=3.5, label=split
-            )
+            axes.plot(history["epoch"], values, line, color=colour, marker=marker, markersize=3.5, label=split)
         best = history[history["epoch"] == best_epoch]
         if len(best):
             value = float(best[f"val/{name}"].iloc[0])
@@ -94,9 +92,7 @@ def lr_range(curve: pd.DataFrame, suggestion: float) -> Figure:
     axes.plot(curve["lr"], curve["loss"], color=GREY, alpha=0.4, linewidth=1, label="loss of each update")
     axes.plot(curve["lr"], curve["smoothed"], color=BLUE, label="smoothed")
     axes.axvline(suggestion, color=VERMILLION, linestyle="--", label=f"steepest: {suggestion:.2g}")
-    axes.set(
-        xscale="log", xlabel="learning rate", ylabel="training loss, nats", title="Learning-rate range test"
-    )
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, nats", title="Learning-rate range test")
     axes.grid(axis="y")
     axes.legend()
     return figure

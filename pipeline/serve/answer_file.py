@@ -81,9 +81,7 @@ class AnswerFile:
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in plain}
         columns |= {side: [box[i] for box in boxes] for i, side in enumerate(SIDES)}
         columns |= {f"prob_{name}": [given.get(name) for given in probs] for name in self._classes}
-        table = pa.table(
-            [pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema
-        )
+        table = pa.table([pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema)
         part = self._part(self.parts)
         with self._writing(part), replacing(part) as scratch:
             pq.write_table(table, scratch, compression="zstd", row_group_size=max(1, len(rows)))
@@ -114,9 +112,7 @@ class AnswerFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        Path(self._lock.lock_file).unlink(
-            missing_ok=True
-        )  # while it is held, so that nobody holds one that is gone
+        Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is held, so that nobody holds one that is gone
         self._lock.release()
 
     def _acquire(self) -> FileLock:

@@ -76,9 +76,7 @@ class Result(NamedTuple):
     seconds: float
 
 
-def score_pictures(
-    source: Path | str, out: Path | str, model: Path | str, settings: Settings = DEFAULTS
-) -> Result:
+def score_pictures(source: Path | str, out: Path | str, model: Path | str, settings: Settings = DEFAULTS) -> Result:
     """Score all pictures of a source; shows progress on a terminal.
 
     Args:
@@ -124,9 +122,7 @@ def _digest(found: locate.Located, runtime: str | None) -> str:
     return digest.hexdigest()
 
 
-def _fill(
-    answers: AnswerFile, pictures: Pictures, predict: Predict, settings: Settings, workers: int
-) -> Result:
+def _fill(answers: AnswerFile, pictures: Pictures, predict: Predict, settings: Settings, workers: int) -> Result:
     """Score what is not scored yet, part by part, and finish the file."""
     start, scored = time.monotonic(), 0
     if not answers.finished:
@@ -180,8 +176,6 @@ def _batches(stream: Iterator[tuple[str, Fetch]], settings: Settings) -> Iterato
         left = left - len(batch) or settings.chunk
 
 
-def _answer_batch(
-    batch: Sequence[tuple[str, Fetch]], predict: Predict, stop: threading.Event
-) -> tuple[int, list[Row]]:
+def _answer_batch(batch: Sequence[tuple[str, Fetch]], predict: Predict, stop: threading.Event) -> tuple[int, list[Row]]:
     """Read, decode and classify; the number of pictures, and their rows."""
     return (0, []) if stop.is_set() else (len(batch), answer_pictures(batch, predict))

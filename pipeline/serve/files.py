@@ -53,13 +53,9 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()
-            )
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
             if not found:
-                raise UserError(
-                    f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp)."
-                )
+                raise UserError(f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp).")
             files += found
         elif path.exists():
             files.append(path)
@@ -83,8 +79,7 @@ def format_table(rows: Iterable[Row]) -> str:
     ]
     widths = [max(len(cell[i]) for cell in cells) for i in range(len(cells[0]))] if cells else []
     return "\n".join(
-        "  ".join(f"{text:{width}}" for text, width in zip(cell, widths, strict=True)).rstrip()
-        for cell in cells
+        "  ".join(f"{text:{width}}" for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells
     )
 
 
@@ -109,16 +104,12 @@ def format_csv(rows: Iterable[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     sides = ["left", "top", "width", "height"] if boxes else []
-    writer.writerow(
-        ["file", *sides, "label", "probability", *(f"prob_{name}" for name in names), "abstain", "error"]
-    )
+    writer.writerow(["file", *sides, "label", "probability", *(f"prob_{name}" for name in names), "abstain", "error"])
     for row in rows:
         probs = row["probabilities"] or {}
         given = [probs.get(name) for name in names]
         box = (row["box"] or [None] * 4) if boxes else []
-        writer.writerow(
-            [row["file"], *box, row["label"], row["probability"], *given, row["abstain"], row["error"]]
-        )
+        writer.writerow([row["file"], *box, row["label"], row["probability"], *given, row["abstain"], row["error"]])
     return text.getvalue().rstrip("\n")
 
 

@@ -127,9 +127,7 @@ class Guard:
             self._waiting -= 1
             self._held -= sum(map(len, parts))
 
-    async def _read(
-        self, headers: Mapping[bytes, bytes], receive: Receive, parts: list[bytes]
-    ) -> bytes | None:
+    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive, parts: list[bytes]) -> bytes | None:
         """The body, whose parts are kept in ``parts``; None if the client went away."""
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limits.body:
@@ -172,9 +170,7 @@ class Guard:
         except TimeoutError:
             return
 
-    async def _pass_on(
-        self, scope: Mapping[str, Any], body: bytes, receive: Receive, send: Send, start: float
-    ) -> None:
+    async def _pass_on(self, scope: Mapping[str, Any], body: bytes, receive: Receive, send: Send, start: float) -> None:
         """Have MLflow's app answer; its errors are told in one form."""
         given = False
         failed: list[int] = []

@@ -95,9 +95,7 @@ def open_predictor(found: Located, faces: bool | None = None, **config: Any) -> 
     import pandas as pd
 
     params = None if faces is None or not known else {"faces": faces}
-    return lambda pictures: model.predict(
-        pd.DataFrame({COLUMN: pd.Series(pictures, dtype=object)}), params=params
-    )
+    return lambda pictures: model.predict(pd.DataFrame({COLUMN: pd.Series(pictures, dtype=object)}), params=params)
 
 
 def open_pyfunc(found: Located, **config: Any) -> "PyFuncModel":

@@ -174,9 +174,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--host {host} is no address of this machine.") from None
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"port {port} on {host} can't be had: {reason}. Choose another with --port."
-        ) from None
+        raise UserError(f"port {port} on {host} can't be had: {reason}. Choose another with --port.") from None
     listener.set_inheritable(True)
     return listener
 

@@ -62,9 +62,7 @@ def find_experiments(root: Path) -> dict[str, Experiment]:
     """All experiments of the repository by name; of two of one name, the one on the current commit, or any."""
     head = (git(root, "rev-parse", "HEAD") or "").strip()
     found: dict[str, Experiment] = {}
-    for line in (
-        git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
-    ).splitlines():
+    for line in (git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or "").splitlines():
         commit, ref = line.split(" ", 1)
         parts = ref.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
         if len(parts) != 5 or len(parts[2]) != 2 or len(parts[3]) != 38:
@@ -174,9 +172,7 @@ def restore_run(experiment: Experiment) -> None:
 def _get_out(experiment: Experiment, out: str, folder: Path) -> None:
     """Have DVC put an out of an experiment into a folder."""
     command = ["dvc", "get", "-q", str(experiment.root), out, "--rev", experiment.commit, "-o", out]
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
             f"{experiment.name}: DVC cannot give {out} ({done.stderr.strip().splitlines()[-1:]}). "

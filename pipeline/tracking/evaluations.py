@@ -85,9 +85,7 @@ def claim_run(train_dir: Path, key: str) -> str:
             )
             if children:
                 return children[0].data.tags.get(RUN_ID_TAG, children[0].info.run_id)
-            child = rebuild_run(
-                client, train_dir, {families.PARENT_TAG: run.info.run_id, EVALUATION_TAG: key}
-            )
+            child = rebuild_run(client, train_dir, {families.PARENT_TAG: run.info.run_id, EVALUATION_TAG: key})
             return child.info.run_id
 
     return attempt(locate, "finding the run") or own

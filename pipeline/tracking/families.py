@@ -97,9 +97,7 @@ def open_family(client: "MlflowClient", name: str, key: str, params: dict[str, s
             KIND_TAG: "seeds", NAME_TAG: name, KEY_TAG: key, "mlflow.source.name": "hyojo seeds",
             "mlflow.source.type": "PROJECT",
         }  # fmt: skip
-        parent = client.create_run(
-            experiment_id(client), tags=tags, run_name=f"{params['train.backbone']} {name}"
-        )
+        parent = client.create_run(experiment_id(client), tags=tags, run_name=f"{params['train.backbone']} {name}")
         client.set_tag(parent.info.run_id, RUN_ID_TAG, parent.info.run_id)
         client.log_batch(parent.info.run_id, params=[Param(key, value) for key, value in params.items()])
         return client.get_run(parent.info.run_id)
@@ -134,9 +132,7 @@ def tie(client: "MlflowClient", parent_id: str, run_id: str) -> bool:
     return True
 
 
-def publish(
-    client: "MlflowClient", parent_id: str, found: list[Member], files: list[Path], note: str
-) -> None:
+def publish(client: "MlflowClient", parent_id: str, found: list[Member], files: list[Path], note: str) -> None:
     """Put a family's summary onto its parent run; the members are tied to it first.
 
     Args:

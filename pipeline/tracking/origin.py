@@ -25,9 +25,7 @@ def git_tags() -> dict[str, str]:
     commit = git(here, "rev-parse", "HEAD")
     if commit:
         tags["mlflow.source.git.commit"] = commit.strip()
-        tags["hyojo.git_dirty"] = str(
-            bool(git(here, "status", "--porcelain", "--untracked-files=no"))
-        ).lower()
+        tags["hyojo.git_dirty"] = str(bool(git(here, "status", "--porcelain", "--untracked-files=no"))).lower()
     for tag, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.exp_baseline", "DVC_EXP_BASELINE_REV")):
         if os.environ.get(variable):
             tags[f"hyojo.{tag}"] = os.environ[variable]

@@ -85,9 +85,7 @@ def register(bundle_dir: Path | None = None) -> Outcome:
             return Outcome(number, False, f"This bundle is version {number} of {MODEL} already.")
         run = _run_with_model(client, bundle)
         if run is None:
-            raise UserError(
-                "the bundle's MLflow run is not in this store, or lacks the model. Run `hyojo sync` first."
-            )
+            raise UserError("the bundle's MLflow run is not in this store, or lacks the model. Run `hyojo sync` first.")
         if not registered:
             _create_model(client)
         created = client.create_model_version(
@@ -125,12 +123,8 @@ def rollback() -> Outcome:
         try:
             crown(client, former[-1], present, former[:-1])
         except MovedError as moved:
-            raise UserError(
-                f"version {moved.champion} became champion meanwhile; nothing was changed."
-            ) from None
-        message = (
-            f"Version {former[-1]} is champion again, in place of {present}. Restart servers to load it."
-        )
+            raise UserError(f"version {moved.champion} became champion meanwhile; nothing was changed.") from None
+        message = f"Version {former[-1]} is champion again, in place of {present}. Restart servers to load it."
         return Outcome(former[-1], True, message)
 
 
@@ -140,9 +134,7 @@ def champion_number(client: "MlflowClient") -> int | None:
     return None if version is None else int(version.version)
 
 
-def crown(
-    client: "MlflowClient", number: int, expected: int | None, history: list[int] | None = None
-) -> None:
+def crown(client: "MlflowClient", number: int, expected: int | None, history: list[int] | None = None) -> None:
     """Move the alias, if it is where it was when that was decided, and remember who had it.
 
     Args:
@@ -273,9 +265,7 @@ def _create_model(client: "MlflowClient") -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(
-            MODEL, description="Facial expressions: see each version's MODEL_CARD.md"
-        )
+        client.create_registered_model(MODEL, description="Facial expressions: see each version's MODEL_CARD.md")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

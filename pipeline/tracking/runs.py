@@ -109,9 +109,7 @@ class TrainingRun:
         if self._client is not None:
             attempt(lambda: self._client.set_tag(self._id, name, value), "setting a tag")
 
-    def finish(
-        self, status: str, directory: Path | None = None, metrics: dict[str, float] | None = None
-    ) -> None:
+    def finish(self, status: str, directory: Path | None = None, metrics: dict[str, float] | None = None) -> None:
         """End the run.
 
         Args:
@@ -143,9 +141,7 @@ def create_run(
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "PROJECT",
     }
-    run = client.create_run(
-        experiment_id(client), tags=own | families.environment_tags() | tags, run_name=name
-    )
+    run = client.create_run(experiment_id(client), tags=own | families.environment_tags() | tags, run_name=name)
     run_id = run.info.run_id
     client.set_tag(run_id, RUN_ID_TAG, logical_id or run_id)
     client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
@@ -172,9 +168,7 @@ def log_epochs(client: "MlflowClient", run_id: str, history: list[dict[str, floa
         epoch = int(row["epoch"])
         if epoch not in known:
             now = int(time.time() * 1000)
-            client.log_batch(
-                run_id, metrics=[Metric(k, float(v), now, epoch) for k, v in row.items() if k != "epoch"]
-            )
+            client.log_batch(run_id, metrics=[Metric(k, float(v), now, epoch) for k, v in row.items() if k != "epoch"])
 
 
 def log_metrics(client: "MlflowClient", run_id: str, metrics: dict[str, float]) -> None:
@@ -218,9 +212,7 @@ def read_history(train_dir: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def rebuild_run(
-    client: "MlflowClient", train_dir: Path, tags: dict[str, str], logical_id: str | None = None
-) -> "Run":
+def rebuild_run(client: "MlflowClient", train_dir: Path, tags: dict[str, str], logical_id: str | None = None) -> "Run":
     """Make a finished run with all that a training's own run has, from its files; its git tags are of now."""
     sidecar = WeightsFile.load(train_dir)
     about = {"hyojo.data_digest": sidecar.data_digest, "hyojo.weights_sha256": sidecar.weights_sha256}

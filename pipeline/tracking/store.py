@@ -66,9 +66,7 @@ def connect() -> "MlflowClient":
     with project_lock("mlflow"), contextlib.chdir(root):
         import mlflow
 
-        os.environ["MLFLOW_TRACKING_URI"] = (
-            uri  # for mlflow's threads and for servers that are started from here
-        )
+        os.environ["MLFLOW_TRACKING_URI"] = uri  # for mlflow's threads and for servers that are started from here
         mlflow.set_tracking_uri(uri)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         client = mlflow.MlflowClient()
@@ -111,9 +109,7 @@ def moved_from(root: Path) -> str | None:
     if not database.exists():
         return None
     with contextlib.closing(sqlite3.connect(database)) as connection, contextlib.suppress(sqlite3.Error):
-        row = connection.execute(
-            "select artifact_location from experiments where name = ?", (EXPERIMENT,)
-        ).fetchone()
+        row = connection.execute("select artifact_location from experiments where name = ?", (EXPERIMENT,)).fetchone()
         suffix = f"/mlruns/{EXPERIMENT}"
         if row and row[0].endswith(suffix) and row[0] != root.as_uri() + suffix:
             return row[0].removesuffix(suffix)
@@ -131,9 +127,7 @@ def relocate(root: Path) -> int:
         return 0
     changed = 0
     with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as connection, connection:
-        tables = {
-            name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")
-        }
+        tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
         for table, column in LOCATIONS:
             if table not in tables:
                 continue

@@ -36,9 +36,7 @@ def sync() -> list[str]:
         UserError: There is nothing to go by.
     """
     if not _is_there(RunFile):
-        raise UserError(
-            f"{TRAINED / RunFile.FILE} not found. Run `dvc repro`, or `dvc pull` or `dvc checkout`, first."
-        )
+        raise UserError(f"{TRAINED / RunFile.FILE} not found. Run `dvc repro`, or `dvc pull` or `dvc checkout`, first.")
     client = connect()
     done = [_sync_training(client)]
     if _is_there(MetricsFile):

@@ -36,9 +36,7 @@ def fit(job: Job, trainer: Trainer, session: Session, run: TrainingRun | None, s
         if _has_stalled(params, session):
             if run:
                 stopping = params.early_stopping
-                print(
-                    f"No better {stopping.metric} for {stopping.patience} epochs: stopping early.", flush=True
-                )
+                print(f"No better {stopping.metric} for {stopping.patience} epochs: stopping early.", flush=True)
             break
         started = time.monotonic()
         row = _run_epoch(job, trainer, session, loader, keeper.after_step)

@@ -69,9 +69,7 @@ def order_epoch(targets: np.ndarray, seed: int, epoch: int, balanced: bool = Fal
 class Loader:
     """A split's batches, moved to the device; the images stay there if they fit, or come from pinned memory."""
 
-    def __init__(
-        self, split: Split, batch_size: int, seed: int, device: torch.device, balanced: bool = False
-    ) -> None:
+    def __init__(self, split: Split, batch_size: int, seed: int, device: torch.device, balanced: bool = False) -> None:
         self.split, self.batch_size, self.seed, self.balanced = split, batch_size, seed, balanced
         self.device = device
         with warnings.catch_warnings():
@@ -79,8 +77,7 @@ class Loader:
             self.images = torch.from_numpy(split.images)
         self.targets = torch.from_numpy(split.targets).to(device)
         self.soft, self.weights = (
-            None if values is None else torch.from_numpy(values).to(device)
-            for values in (split.soft, split.weights)
+            None if values is None else torch.from_numpy(values).to(device) for values in (split.soft, split.weights)
         )
         self.resident = devices.has_room(device, self.images.nbytes, RESIDENT_PART)
         if self.resident:

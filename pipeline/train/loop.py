@@ -165,9 +165,7 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
     return loss_sum, correct
 
 
-def evaluate(
-    classifier: Classifier, split: Split, trainer: Trainer, label: str | None = None
-) -> dict[str, float]:
+def evaluate(classifier: Classifier, split: Split, trainer: Trainer, label: str | None = None) -> dict[str, float]:
     """Score a split as the trainer's params say, every sample of it once, whatever the number of ranks.
 
     Args:
@@ -184,13 +182,9 @@ def evaluate(
     """
     ranks, params = trainer.ranks, trainer.params
     images, bar = split.images[ranks.rank :: ranks.world], label if ranks.main else None
-    probs = predict(
-        classifier.eval(), images, params.batch_size, trainer.device, progress=bar, amp=params.amp
-    )
+    probs = predict(classifier.eval(), images, params.batch_size, trainer.device, progress=bar, amp=params.amp)
     probs = ranks.gather(probs, len(split))
     if not np.isfinite(probs).all():
-        raise UserError(
-            "the net's val probabilities are not finite: lower train.lr or set train.grad_clip_norm"
-        )
+        raise UserError("the net's val probabilities are not finite: lower train.lr or set train.grad_clip_norm")
     scores = selection_scores(split.targets, probs)
     return {"loss": scores.pop("nll"), **scores}

@@ -72,9 +72,7 @@ class Mixer:
 
     def active(self, epoch: int) -> bool:
         """Whether a zero-based epoch is mixed."""
-        return any(self.alphas.values()) and (
-            self.mixing.off_epoch is None or epoch + 1 < self.mixing.off_epoch
-        )
+        return any(self.alphas.values()) and (self.mixing.off_epoch is None or epoch + 1 < self.mixing.off_epoch)
 
     def __call__(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Mix images (B, C, H, W), in place, and targets float (B, K); B is even."""
@@ -84,9 +82,7 @@ class Mixer:
             num_classes=len(images),
         )  # fmt: skip
         state = np.random.get_state()
-        np.random.seed(
-            derive_seed(self.seed, epoch, -3 - 2 * step) % 2**32
-        )  # timm draws from numpy's global generator
+        np.random.seed(derive_seed(self.seed, epoch, -3 - 2 * step) % 2**32)  # timm draws from numpy's global generator
         try:
             images, parts = mixup(images, torch.arange(len(images), device=images.device))
         finally:

@@ -64,6 +64,4 @@ def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:
             **({"fused": True} if "fused" in settings else {}),
         )
     except (TypeError, ValueError, RuntimeError) as error:  # sgd is Nesterov's, for one, and wants a momentum
-        raise UserError(
-            f"train.optimizer: {params.optimizer} does not take these settings: {error}"
-        ) from None
+        raise UserError(f"train.optimizer: {params.optimizer} does not take these settings: {error}") from None

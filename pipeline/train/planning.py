@@ -35,9 +35,7 @@ def check_backbone(name: str) -> None:
     raise UserError(f"train.backbone: timm has no model {name!r}; {hint}")
 
 
-def plan(
-    params: TrainParams, class_names: list[str], img_size: int, channels: int
-) -> tuple[ModelSpec, list[str]]:
+def plan(params: TrainParams, class_names: list[str], img_size: int, channels: int) -> tuple[ModelSpec, list[str]]:
     """Work out, before any training, how this backbone takes this data.
 
     Args:
@@ -130,9 +128,7 @@ def _candidate_sizes(backbone: str, wanted: int) -> list[int]:
     return list(dict.fromkeys([wanted, *multiples, own]))
 
 
-def _first_that_fits(
-    params: TrainParams, model_args: dict[str, Any], sizes: list[int]
-) -> tuple[int, stem.Fitted]:
+def _first_that_fits(params: TrainParams, model_args: dict[str, Any], sizes: list[int]) -> tuple[int, stem.Fitted]:
     """The first size at which the backbone can be built and run, and the net for it."""
     state = torch.get_rng_state()
     failure = ""
@@ -161,9 +157,7 @@ def _first_that_fits(
     )
 
 
-def _fit_stem(
-    params: TrainParams, args: dict[str, Any], size: int, model: nn.Module, fails: bool
-) -> stem.Fitted:
+def _fit_stem(params: TrainParams, args: dict[str, Any], size: int, model: nn.Module, fails: bool) -> stem.Fitted:
     """A net that suits its size, as far as params let it; one whose last map collapses is refused."""
     trial = stem.Trial(
         size,
@@ -235,6 +229,4 @@ def _check_deterministic(transform: nn.Module, img_size: int, channels: int) -> 
     same = all(torch.equal(first, transform(image)) for _ in range(transforms.SHAPE_DRAWS))
     torch.set_rng_state(state)
     if not same:
-        raise UserError(
-            "train.transforms.eval: evaluation must not be random; use CenterCrop for RandomCrop, say"
-        )
+        raise UserError("train.transforms.eval: evaluation must not be random; use CenterCrop for RandomCrop, say")

@@ -68,9 +68,7 @@ def load_hub(backbone: str, model_args: dict[str, Any]) -> nn.Module:
 
     cfg = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
     if cfg is None or not cfg.has_weights:  # None for our own nets
-        raise UserError(
-            f"train.pretrained: timm has no weights for {backbone}; set train.pretrained to false"
-        )
+        raise UserError(f"train.pretrained: timm has no weights for {backbone}; set train.pretrained to false")
     # The hub's client tries for minutes without a network, so the cache is asked first, with the client offline.
     was_offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
@@ -115,9 +113,7 @@ def _read_state(path: str, sha256: str | None) -> dict[str, Tensor]:
 
             return load(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        state = next(
-            (state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state
-        )
+        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
         if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
             raise TypeError("it holds other things than named tensors")
     except Exception as error:
@@ -125,9 +121,7 @@ def _read_state(path: str, sha256: str | None) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def _in_timm_names(
-    state: dict[str, Tensor], template: nn.Module, path: str, backbone: str
-) -> dict[str, Tensor]:
+def _in_timm_names(state: dict[str, Tensor], template: nn.Module, path: str, backbone: str) -> dict[str, Tensor]:
     """Give tensors timm's names: as they are, or in order where every shape agrees."""
     expected = template.state_dict()
     cfg = template.pretrained_cfg

@@ -45,14 +45,10 @@ class LRSchedule:
             )
         elif self.name == "step":
             interval, rate = schedule.decay_epochs * steps, schedule.decay_rate
-            self.scheduler = StepLRScheduler(
-                optimizer, decay_t=interval, decay_rate=rate, t_in_epochs=False, **warmup
-            )
+            self.scheduler = StepLRScheduler(optimizer, decay_t=interval, decay_rate=rate, t_in_epochs=False, **warmup)
         elif self.name == "plateau":
             patience, rate = round(schedule.decay_epochs), schedule.decay_rate
-            self.scheduler = ReduceLROnPlateau(
-                optimizer, mode, factor=rate, patience=patience, min_lr=schedule.min_lr
-            )
+            self.scheduler = ReduceLROnPlateau(optimizer, mode, factor=rate, patience=patience, min_lr=schedule.min_lr)
             self._warm_up()
         else:
             updates = max(2, self.total_updates)

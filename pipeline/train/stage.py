@@ -124,9 +124,7 @@ def check_formats(job: Job, trainer: Trainer) -> dict[str, str | None]:
     """
     backbone, wanted, prepared = job.spec.backbone, list(job.params.export.formats), job.prepared
     classifier = model.Classifier(copy.deepcopy(trainer.model), job.spec).cpu().eval()
-    found = formats.check_exportable(
-        classifier, prepared.img_size, prepared.channels, wanted, job.params.export.opset
-    )
+    found = formats.check_exportable(classifier, prepared.img_size, prepared.channels, wanted, job.params.export.opset)
     for name, reason in found.items():
         if reason:
             print(f"{backbone} cannot be exported to {name}: {reason}", flush=True)

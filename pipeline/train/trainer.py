@@ -75,9 +75,7 @@ def check_batches(params: TrainParams, prepared: Prepared, ranks: Ranks) -> None
     if world > 1:
         raise UserError(f"train.batch_size: {params.batch_size} is more than the {samples} training samples")
     if samples % 2 and (params.mixing.mixup_alpha or params.mixing.cutmix_alpha):
-        raise UserError(
-            f"train.mixing pairs samples, and the only batch has {samples}: lower train.batch_size"
-        )
+        raise UserError(f"train.mixing pairs samples, and the only batch has {samples}: lower train.batch_size")
 
 
 def note_augmentation(augmentation: Augmentation) -> list[str]:

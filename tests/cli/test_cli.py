@@ -53,9 +53,7 @@ for command in [[], *([name] for name in {COMMANDS!r})]:
         cli.main()
 print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY []"
     assert done.stdout.count("usage: hyojo") == 1 + len(COMMANDS)
     for name in COMMANDS:
@@ -182,9 +180,7 @@ def test_commands_that_find_nothing_say_what_to_do(
     assert "`dvc repro" in said or "`hyojo register`" in said or "no former champion" in said
 
 
-def test_outside_a_project(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_outside_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert hyojo("sync", "--relocate") == 1
     assert "not inside a Hyojo project" in capsys.readouterr().err

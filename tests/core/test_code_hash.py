@@ -53,9 +53,7 @@ def test_find_stage_code_reads_the_deps_of_dvc_yaml(monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(ROOT)
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
     found = find_stage_code("train")
-    assert [str(path.relative_to(ROOT)) for path in found] == [
-        dep for dep in deps if dep.startswith("pipeline/")
-    ]
+    assert [str(path.relative_to(ROOT)) for path in found] == [dep for dep in deps if dep.startswith("pipeline/")]
     assert all(path.exists() for path in found)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="project's root"):

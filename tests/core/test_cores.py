@@ -29,9 +29,7 @@ def test_available_is_within_the_quota(tmp_path: Path, files: dict[str, str], ex
 def test_available_counts_threads_of_one_core_once(tmp_path: Path) -> None:
     for cpu in range(4):
         (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
-        (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(
-            f"{cpu % 2},{cpu % 2 + 2}\n"
-        )
+        (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(f"{cpu % 2},{cpu % 2 + 2}\n")
     assert cores._physical({0, 1, 2, 3}, tmp_path) == 2
     assert cores._physical({0, 2}, tmp_path) == 1
     assert cores._physical({7, 8}, tmp_path) == 2  # nothing is known of them

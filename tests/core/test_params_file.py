@@ -50,9 +50,7 @@ def test_the_committed_params_file_is_the_default() -> None:
 
 
 def test_apply_recipe_merges_sections_and_replaces_other_values() -> None:
-    recipe = (
-        "train: {backbone_args: {a: 1}, schedule: {min_lr: 0.1}, transforms: {eval: [Resize: {size: 3}]}}"
-    )
+    recipe = "train: {backbone_args: {a: 1}, schedule: {min_lr: 0.1}, transforms: {eval: [Resize: {size: 3}]}}"
     train, default = parse_params(apply_recipe(recipe, "r")).train, parse_params(read_default()).train
     assert train.backbone_args == {"a": 1}
     assert train.transforms.eval == [{"Resize": {"size": 3}}]
@@ -115,9 +113,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(
         ),
     ],
 )
-def test_parse_params_names_what_a_renamed_key_is_called(
-    old: str, new: str, renamed: str, tiny_params: str
-) -> None:
+def test_parse_params_names_what_a_renamed_key_is_called(old: str, new: str, renamed: str, tiny_params: str) -> None:
     assert renamed in refusal(tiny_params.replace(old, new))
 
 
@@ -182,9 +178,7 @@ def test_a_key_like_no_other_is_refused_with_all_valid_ones(tiny_params: str) ->
         ("export.tolerance", "0"),
     ],
 )
-def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(
-    tiny_params: str, key: str, value: str
-) -> None:
+def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(tiny_params: str, key: str, value: str) -> None:
     message = refusal(apply_overrides(tiny_params, [f"{key}={value}"]))
     assert f"\n  {key}" in message
     assert "function" not in message  # no internals of the checking library in the path

@@ -116,9 +116,7 @@ subprocess.run(sys.argv[2], shell=True, executable=sys.argv[1])
 """
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's end"
-)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's end")
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 def test_a_stage_ends_when_what_started_it_is_killed(tmp_path: Path, shell: str) -> None:
     path = shutil.which(shell)
@@ -154,8 +152,6 @@ def test_a_rank_whose_launcher_ended_while_it_was_starting_ends(tmp_path: Path) 
     finished = subprocess.Popen([sys.executable, "-c", ""])
     finished.wait()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), LAUNCHER: str(finished.pid)}
-    result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], cwd=ROOT, env=environment, timeout=LIMIT_S
-    )
+    result = subprocess.run([sys.executable, str(script), str(tmp_path)], cwd=ROOT, env=environment, timeout=LIMIT_S)
     assert result.returncode == -signal.SIGTERM
     assert not (tmp_path / "ended").exists()

@@ -44,9 +44,7 @@ def test_load_refuses_a_damaged_file_with_its_remedy(tmp_path: Path, content: by
     assert "`dvc repro -f train`" in str(caught.value)
 
 
-def test_load_names_the_stage_that_writes_a_missing_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_names_the_stage_that_writes_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for kind, path, stage in ((RunFile, "models/train/run.json", "train"),
                               (CalibrationFile, "reports/calibration.json", "evaluate")):  # fmt: skip

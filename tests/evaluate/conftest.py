@@ -19,9 +19,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         space.keys.append(key)
         return json.loads((Path(train_dir) / "run.json").read_text())["run_id"]
 
-    def log_evaluation(
-        train_dir: Path, run_id: str, values: dict, files: dict[str, list[Path]], tags: dict
-    ) -> None:
+    def log_evaluation(train_dir: Path, run_id: str, values: dict, files: dict[str, list[Path]], tags: dict) -> None:
         assert all(path.is_file() for paths in files.values() for path in paths)
         space.logged.append((run_id, values, files, tags))
 

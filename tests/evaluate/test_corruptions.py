@@ -56,12 +56,9 @@ def test_brightness_goes_either_way_by_its_amount() -> None:
     change = corrupt(images, ROWS, "brightness", 2).astype(float) - images
     signs = np.sign(change.mean(axis=(1, 2, 3)))
     assert set(signs) == {-1, 1}
-    np.testing.assert_allclose(
-        change, np.broadcast_to(25.5 * signs[:, None, None, None], change.shape), atol=0.51
-    )
+    np.testing.assert_allclose(change, np.broadcast_to(25.5 * signs[:, None, None, None], change.shape), atol=0.51)
     assert (
-        corrupt(np.zeros_like(images), ROWS, "brightness", 2).max(axis=(1, 2, 3))
-        == [26 * (s > 0) for s in signs]
+        corrupt(np.zeros_like(images), ROWS, "brightness", 2).max(axis=(1, 2, 3)) == [26 * (s > 0) for s in signs]
     ).all()
 
 
@@ -123,9 +120,7 @@ def test_rotation_is_torchvisions_either_way() -> None:
 
 
 def test_downscaling_loses_what_is_fine_and_keeps_what_is_even() -> None:
-    stripes = np.broadcast_to(
-        np.where(np.arange(SIZE) % 2, 255, 0)[:, None, None], (1, SIZE, SIZE, 1)
-    ).astype(np.uint8)
+    stripes = np.broadcast_to(np.where(np.arange(SIZE) % 2, 255, 0)[:, None, None], (1, SIZE, SIZE, 1)).astype(np.uint8)
     worse = corrupt(stripes, ROWS[:1], "downscaling", 5)
     assert worse.std() < 0.6 * stripes.std()
     even = np.full((1, SIZE, SIZE, 3), 77, np.uint8)

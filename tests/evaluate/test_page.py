@@ -72,9 +72,7 @@ def test_page_says_that_views_are_served(workspace: Workspace) -> None:
 def test_page_without_the_optional_parts(workspace: Workspace) -> None:
     workspace.evaluate()
     read = Drawn((workspace.reports / "report.html").read_text(encoding="utf-8"))
-    assert read.values("section", "id") == [
-        name for name in SECTIONS if name not in ("robustness", "explanations")
-    ]
+    assert read.values("section", "id") == [name for name in SECTIONS if name not in ("robustness", "explanations")]
     assert set(CLASS_NAMES) <= set(read.texts)
 
 

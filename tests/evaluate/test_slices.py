@@ -92,11 +92,7 @@ def test_subset_keeps_the_classes_shares() -> None:
     assert len(set(rows.tolist())) == 100
     assert np.abs(np.bincount(targets[rows]) - [60, 30, 10]).max() <= 1
     np.testing.assert_array_equal(rows, robustness.choose(targets, 100))
-    assert (
-        robustness.choose(targets, None).tolist()
-        == robustness.choose(targets, 5000).tolist()
-        == list(range(1000))
-    )
+    assert robustness.choose(targets, None).tolist() == robustness.choose(targets, 5000).tolist() == list(range(1000))
 
 
 class Threshold(torch.nn.Module):

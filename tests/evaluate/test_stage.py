@@ -90,9 +90,7 @@ def test_clean_scores_are_those_without_the_twins(workspace: Workspace, tmp_path
     clean = result["test_clean"]
     assert clean["images"] == len(table) == 24
     assert clean["accuracy"] == pytest.approx(reference.accuracy_score(table["label"], table["predicted"]))
-    f1 = reference.f1_score(
-        table["label"], table["predicted"], labels=CLASS_NAMES, average="macro", zero_division=0
-    )
+    f1 = reference.f1_score(table["label"], table["predicted"], labels=CLASS_NAMES, average="macro", zero_division=0)
     assert clean["macro_f1"] == pytest.approx(f1)
     nll = [-np.log(row[f"prob_{row['label']}"]) for _, row in table.iterrows()]
     assert clean["nll"] == pytest.approx(np.mean(nll), rel=1e-5)
@@ -288,9 +286,7 @@ def test_diverged_weights_are_explained(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("test,support", [([1], [0, 1, 0]), ([0, 0, 2], [2, 0, 1])])
-def test_few_images_and_missing_classes(
-    workspace: Workspace, tmp_path: Path, test: list[int], support: list
-) -> None:
+def test_few_images_and_missing_classes(workspace: Workspace, tmp_path: Path, test: list[int], support: list) -> None:
     workspace.prepared = make_prepared(tmp_path / "few", {"train": [0], "val": [2], "test": test})
     result = workspace.evaluate()
     assert 0 <= result["test"]["accuracy"] <= 1

@@ -88,9 +88,7 @@ def test_of_a_rare_class_a_drop_must_be_beyond_chance() -> None:
 
     two_fewer = judge(with_rare(better, 4), with_rare(base, 6), LIMITS)
     assert two_fewer.passed
-    assert (
-        "recall of sad fell by 25.0 points on 8 images (p = 0.25), which may be chance" in two_fewer.notes[0]
-    )
+    assert "recall of sad fell by 25.0 points on 8 images (p = 0.25), which may be chance" in two_fewer.notes[0]
     assert "recall of sad fell by 75.0" in reasons(with_rare(better, 0), with_rare(base, 6))
 
 
@@ -113,9 +111,7 @@ def test_other_data_other_classes_and_unchecked_formats_are_refused() -> None:
     assert "other data" in reasons(replace(GOOD, test_digest="8" * 64))
     assert "other data" in reasons(replace(GOOD, files=GOOD.files[::-1]))
     assert "other data" in reasons(evidence(0.9, 5, TARGETS[::-1].copy()))
-    assert "other classes (angry, happy, sorry)" in reasons(
-        replace(GOOD, class_names=["angry", "happy", "sorry"])
-    )
+    assert "other classes (angry, happy, sorry)" in reasons(replace(GOOD, class_names=["angry", "happy", "sorry"]))
     assert "formats" in reasons(replace(GOOD, parity=False))
 
 

@@ -26,9 +26,7 @@ class Runner:
         self.failing: set[str] = set()
         self.stopping: str | None = None
 
-    def __call__(
-        self, root: Path, name: str, overrides: list[str], variables: dict[str, str], stop: object
-    ) -> int:
+    def __call__(self, root: Path, name: str, overrides: list[str], variables: dict[str, str], stop: object) -> int:
         self.asked.append(name)
         if name in self.failing:
             return 1
@@ -142,9 +140,7 @@ def add_family(name: str, right: np.ndarray) -> str:
     for seed, row in enumerate(right):
         run_id = client.create_run(experiment_id(client)).info.run_id
         client.set_tag(run_id, "hyojo.test_digest", "7" * 64)
-        lines = [
-            f"{i}.png,x,{'x' if good else 'y'},{float(good)},{float(not good)}" for i, good in enumerate(row)
-        ]
+        lines = [f"{i}.png,x,{'x' if good else 'y'},{float(good)},{float(not good)}" for i, good in enumerate(row)]
         text = "\n".join(["file,label,predicted,prob_x,prob_y", *(lines[seed:] + lines[:seed])])
         client.log_text(run_id, text, "evaluation/predictions.csv")
         found.append(families.Member(seed, f"{name}-{seed}", run_id))
@@ -153,9 +149,7 @@ def add_family(name: str, right: np.ndarray) -> str:
 
 
 @pytest.mark.usefixtures("project")
-def test_families_are_compared_by_name(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_families_are_compared_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     good, alike, poor = (rng.random((3, 60)) < chance for chance in (0.9, 0.9, 0.2))
     add_family("good", good)

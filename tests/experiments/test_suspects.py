@@ -38,11 +38,7 @@ def test_every_image_is_in_one_fold_and_twins_are_in_the_same() -> None:
         assert not set(groups[held_out]) & set(np.delete(groups, held_out))
         counts = np.bincount(targets[held_out], minlength=3)
         assert np.abs(counts - np.bincount(targets) / 4).max() < 10
-    assert any(
-        (a != b).any()
-        for a, b in zip(cut, suspects.cut_folds(targets, groups, 4, seed=1))
-        if len(a) == len(b)
-    )
+    assert any((a != b).any() for a, b in zip(cut, suspects.cut_folds(targets, groups, 4, seed=1)) if len(a) == len(b))
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -85,9 +81,7 @@ def test_a_shorter_training_keeps_its_shape() -> None:
 def test_no_net_sees_what_it_judges(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     params, split = parse_params(TINY_PARAMS).train, prepared.split("train")
     seen, judged = [], []
-    monkeypatch.setattr(
-        suspects, "train_on", lambda _params, _prepared, part, _label: seen.append(set(part.files))
-    )
+    monkeypatch.setattr(suspects, "train_on", lambda _params, _prepared, part, _label: seen.append(set(part.files)))
 
     def judge(_net: None, _params: object, images: np.ndarray) -> np.ndarray:
         judged.append(images)
@@ -174,9 +168,7 @@ FILES = {f"suspects/label_suspects_train.{suffix}" for suffix in ("csv", "html",
 
 
 @pytest.mark.parametrize("digest, source", [("d" * 64, "dvc.yaml"), ("e" * 64, "hyojo suspects")])
-def test_doubts_are_logged_beside_the_model_that_learnt_these_data(
-    doubted: Path, digest: str, source: str
-) -> None:
+def test_doubts_are_logged_beside_the_model_that_learnt_these_data(doubted: Path, digest: str, source: str) -> None:
     flat = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s"}
     run = TrainingRun(flat, {"hyojo.data_digest": digest})
     run.finish("FINISHED")

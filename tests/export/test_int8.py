@@ -80,9 +80,7 @@ def test_it_answers_nearly_as_the_float_one(folder: Path, offered: dict) -> None
 
 def test_equal_models_give_equal_bytes(folder: Path, offered: dict, tmp_path: Path) -> None:
     images = np.load(folder / "prepared" / "train.npy")
-    int8.quantize(
-        folder / "model.onnx", tmp_path / "again", images[int8.pick_rows(300, int8.CALIBRATION_IMAGES)]
-    )
+    int8.quantize(folder / "model.onnx", tmp_path / "again", images[int8.pick_rows(300, int8.CALIBRATION_IMAGES)])
     assert (tmp_path / "again").read_bytes() == (folder / INT8).read_bytes()
 
 
@@ -100,9 +98,7 @@ def test_what_costs_accuracy_is_left_out(
     monkeypatch.setattr(int8, "quantize", blind)
     found = int8.offer_int8(prepared, tmp_path, 0.05)
     assert found["accuracy"] < 0.9
-    assert (
-        found["absent"] == f"it costs {1 - found['accuracy']:.4f} of accuracy, and export.int8_drop is 0.05"
-    )
+    assert found["absent"] == f"it costs {1 - found['accuracy']:.4f} of accuracy, and export.int8_drop is 0.05"
 
     def fail(source: Path, dest: Path, images: np.ndarray) -> None:
         dest.write_bytes(b"half")
@@ -167,8 +163,6 @@ def test_batch_scores_with_it(bundle: Path, registered: Path, tmp_path: Path) ->
     (bundle / INT8).rename(tmp_path / "away")
     try:
         with pytest.raises(UserError, match=r"no model\.int8\.onnx.*--runtime onnx"):
-            batch.score_pictures(
-                tmp_path / "faces", tmp_path / "x.parquet", bundle, batch.Settings(runtime="int8")
-            )
+            batch.score_pictures(tmp_path / "faces", tmp_path / "x.parquet", bundle, batch.Settings(runtime="int8"))
     finally:
         (tmp_path / "away").rename(bundle / INT8)

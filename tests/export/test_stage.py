@@ -41,9 +41,7 @@ COUNTS = {"train": {"angry": 5, "happy": 6, "sad|blue": 7}, "val": {"angry": 1},
 
 
 def params(**changes: object) -> ExportParams:
-    return ExportParams(
-        **{"formats": ["onnx", "pt2"], "opset": 18, "tolerance": 1e-4, "int8_drop": None, **changes}
-    )
+    return ExportParams(**{"formats": ["onnx", "pt2"], "opset": 18, "tolerance": 1e-4, "int8_drop": None, **changes})
 
 
 def write_prepared(folder: Path) -> None:
@@ -124,9 +122,7 @@ class Project:
         self.metrics: list[dict[str, float]] = []
 
     def log(self, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float]) -> None:
-        self.logged.append(
-            (BundleFile.load(bundle_dir).run_id, {path.name for path in pyfunc_dir.rglob("*")})
-        )
+        self.logged.append((BundleFile.load(bundle_dir).run_id, {path.name for path in pyfunc_dir.rglob("*")}))
         self.metrics.append(metrics)
 
     def export(self, **changes: object) -> BundleFile:
@@ -216,9 +212,7 @@ def test_what_the_bundle_holds(exported: Project) -> None:
     bundle = read_bundle(exported)
     assert bundle["class_names"] == CLASSES
     assert bundle["preprocessing"] == sidecar.preprocessing
-    assert (
-        bundle["weights_sha256"] == hashlib.sha256((exported.trained / "weights.pt").read_bytes()).hexdigest()
-    )
+    assert bundle["weights_sha256"] == hashlib.sha256((exported.trained / "weights.pt").read_bytes()).hexdigest()
     assert bundle["formats"] == {"pt2": None, "onnx": None}
     assert (bundle["run_id"], bundle["data_digest"], bundle["test_digest"]) == ("r2", "d" * 64, "t" * 64)
     assert bundle["metrics"]["test"]["balanced_accuracy"] == 0.4
@@ -305,9 +299,7 @@ def test_a_format_that_breaks_only_now_is_absent(
 
 
 @pytest.mark.parametrize("wrong_batch", [1, 7])
-def test_a_disagreement_stops_the_stage(
-    project: Project, monkeypatch: pytest.MonkeyPatch, wrong_batch: int
-) -> None:
+def test_a_disagreement_stops_the_stage(project: Project, monkeypatch: pytest.MonkeyPatch, wrong_batch: int) -> None:
     """A graph that is off by 2e-4 for one picture, at one batch size."""
     last = np.load(project.prepared / "test.npy")[-1]
 
@@ -423,14 +415,10 @@ def test_another_served_code_is_another_version(
     assert hash_code([package / "inference"], package) == hash_shipped_code()
     predictor.write_text(predictor.read_text().replace("could not be decoded", "is beyond us"))
     env = os.environ | {"PYTHONPATH": str(package.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", REGISTER], env=env, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", REGISTER], env=env, capture_output=True, text=True, check=False)
     assert "Registered version 2" in done.stdout, done.stderr
     for number, new in (("1", False), ("2", True)):
-        held = Path(download_artifacts(client.get_model_version("hyojo", number).source)).rglob(
-            "predictor.py"
-        )
+        held = Path(download_artifacts(client.get_model_version("hyojo", number).source)).rglob("predictor.py")
         assert ["is beyond us" in path.read_text() for path in held] == [new]
 
 
@@ -446,8 +434,5 @@ def test_the_bundle_tells_of_its_int8_version(project: Project, monkeypatch: pyt
     project.export(formats=["onnx"], int8_drop=0.01)
     assert read_bundle(project)["int8"] == found
     card = (project.bundle / "MODEL_CARD.md").read_text()
-    assert (
-        "| model.int8.onnx | present: accuracy 0.5000 on 1,234 val images, where model.onnx has 0.5012 |"
-        in card
-    )
+    assert "| model.int8.onnx | present: accuracy 0.5000 on 1,234 val images, where model.onnx has 0.5012 |" in card
     assert "model.int8.onnx" in project.logged[0][1]

@@ -76,9 +76,7 @@ def test_what_shows_no_face_has_none(photo: np.ndarray) -> None:
         cut_faces(b"text", 1, faces.DEFAULTS)
 
 
-def test_a_crowd_is_cut_short_and_the_largest_kept(
-    photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crowd_is_cut_short_and_the_largest_kept(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = np.concatenate([photo, np.pad(photo[::2, ::2], ((300, 0), (256, 0), (0, 0)))], axis=1)
     assert len(detect(pair, 60)) == 2
     monkeypatch.setattr(faces, "_MAX_FACES", 1)
@@ -147,9 +145,7 @@ def test_prepare_trains_on_what_serving_sees(
     audit = prepare(params)
     assert audit["faces"] == {"none": 1, "several": several}
     assert audit["corrupt"] == 1
-    assert {item["file"]: item["reason"] for item in audit["bad_files"]}["glad/medals.png"] == (
-        "no face was found"
-    )
+    assert {item["file"]: item["reason"] for item in audit["bad_files"]}["glad/medals.png"] == ("no face was found")
     assert "photos without a face 1" in capsys.readouterr().out
     manifest = pd.read_csv("data/prepared/manifest.csv", keep_default_na=False).set_index("file")
     assert manifest.loc["glad/medals.png", "flags"] == "no_face"

@@ -16,9 +16,7 @@ from PIL import Image
 from pipeline.inference import images
 from pipeline.inference.images import ImageError, decode, load, resize
 
-RGB = np.array(
-    [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]]], "uint8"
-)
+RGB = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]]], "uint8")
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
@@ -33,12 +31,7 @@ def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes) -
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "QOI"])
@@ -134,9 +127,7 @@ def test_cmyk_and_ycbcr() -> None:
     assert np.abs(decode(encode(red, "TIFF"), 3).astype(int) - [255, 0, 0]).max() <= 2
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16"]
-)
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_mode_has_the_asked_shape(mode: str, channels: int) -> None:
     pixels = decode(encode(Image.new(mode, (5, 4)), "TIFF"), channels)
@@ -282,14 +273,10 @@ def test_load_is_decode_then_resize() -> None:
     np.testing.assert_array_equal(load(data, 20, 1), resize(decode(data, 1), 20))
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(images.__file__).parent.glob("*.py")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted(Path(images.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
 def test_modules_that_ship_import_one_another_by_relative_names(path: Path) -> None:
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    assert not [
-        name for name in {*names, *(node.module for node in froms)} if str(name).startswith("pipeline")
-    ]
+    assert not [name for name in {*names, *(node.module for node in froms)} if str(name).startswith("pipeline")]
     assert {node.level for node in froms} <= {0, 1}

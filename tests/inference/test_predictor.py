@@ -103,8 +103,7 @@ def test_batches_keep_the_order_of_rows(predictor: Predictor) -> None:
         bytearray(picture(90)),
         to_base64(picture(90)),
         "data:image/png;base64," + to_base64(picture(90)),
-        "\n".join(to_base64(picture(90))[i : i + 20] for i in range(0, 200, 20))
-        + to_base64(picture(90))[200:],
+        "\n".join(to_base64(picture(90))[i : i + 20] for i in range(0, 200, 20)) + to_base64(picture(90))[200:],
         base64.urlsafe_b64encode(picture(90)).decode().rstrip("="),
     ],
     ids=["bytes", "bytearray", "base64", "data URL", "wrapped lines", "URL-safe, no padding"],
@@ -207,9 +206,7 @@ def test_two_versions_in_one_process_answer_each_with_its_own_code(pyfunc_dir: P
 def test_what_the_logged_model_holds(pyfunc_dir: Path) -> None:
     files = {str(path.relative_to(pyfunc_dir)) for path in pyfunc_dir.rglob("*") if path.is_file()}
     shipped = {path.name for path in SHIPPED.glob("*.py")} - {"pyfunc_model.py"}
-    assert {name for name in files if name.startswith("code/")} == {
-        f"code/hyojo_inference/{name}" for name in shipped
-    }
+    assert {name for name in files if name.startswith("code/")} == {f"code/hyojo_inference/{name}" for name in shipped}
     assert {"pyfunc_model.py", "MLmodel", "requirements.txt", "input_example.json"} <= files
     assert sum(name.endswith((".onnx", ".pt2", ".safetensors", ".pkl")) for name in files) == 1
     lines = (pyfunc_dir / "requirements.txt").read_text().split()
@@ -226,9 +223,7 @@ def post(pyfunc_dir: Path):
     from mlflow.pyfunc import scoring_server
     from starlette.testclient import TestClient
 
-    client = TestClient(
-        scoring_server.init(mlflow.pyfunc.load_model(str(pyfunc_dir))), raise_server_exceptions=False
-    )
+    client = TestClient(scoring_server.init(mlflow.pyfunc.load_model(str(pyfunc_dir))), raise_server_exceptions=False)
 
     def send(body: object, kind: str = "application/json") -> tuple[int, str]:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -241,9 +236,7 @@ def post(pyfunc_dir: Path):
 def payloads(values: list) -> dict[str, dict]:
     """A request for the same values in every form that MLflow takes."""
     return {
-        "dataframe_split": {
-            "dataframe_split": {"columns": ["id", "image"], "data": [[1, v] for v in values]}
-        },
+        "dataframe_split": {"dataframe_split": {"columns": ["id", "image"], "data": [[1, v] for v in values]}},
         "dataframe_records": {"dataframe_records": [{"image": v} for v in values]},
         "instances, records": {"instances": [{"image": v} for v in values]},
         "instances, values": {"instances": values},
@@ -331,9 +324,7 @@ def test_mlflow_models_serve(pyfunc_dir: Path) -> None:
                 break
             except OSError:
                 time.sleep(1)
-        rows = json.loads(
-            send(json.dumps({"inputs": [to_base64(picture(180)), 5]}).encode(), "application/json")
-        )
+        rows = json.loads(send(json.dumps({"inputs": [to_base64(picture(180)), 5]}).encode(), "application/json"))
         check_good(rows["predictions"][0], 180)
         check_bad(rows["predictions"][1])
         assert "stack_trace" not in send(b"", "text/csv")

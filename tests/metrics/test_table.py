@@ -18,9 +18,7 @@ REFERENCES = {
     ),
     "balanced_accuracy": lambda t, p, k: reference.balanced_accuracy_score(t, p.argmax(axis=1)),
     "nll": lambda t, p, k: reference.log_loss(t, p, labels=range(k)),
-    "top2": lambda t, p, k: np.mean(
-        [label in np.argsort(-row, kind="stable")[:2] for label, row in zip(t, p)]
-    ),
+    "top2": lambda t, p, k: np.mean([label in np.argsort(-row, kind="stable")[:2] for label, row in zip(t, p)]),
     "auroc": lambda t, p, k: np.mean([reference.roc_auc_score(t == j, p[:, j]) for j in np.unique(t)]),
 }
 
@@ -72,6 +70,4 @@ def test_score_of_a_mask_is_that_of_its_samples() -> None:
     mask = np.random.default_rng(0).random(300) < 0.3
     assert score(targets, probs, mask) == pytest.approx(score(targets[mask], probs[mask]), abs=1e-12)
     lone = targets == 2
-    assert score(targets, probs, lone).keys() == METRICS.keys() - {
-        "auroc"
-    }  # of one class alone there is none
+    assert score(targets, probs, lone).keys() == METRICS.keys() - {"auroc"}  # of one class alone there is none

@@ -157,7 +157,5 @@ def test_an_ensemble_of_stock_nets_is_adapted_member_by_member() -> None:
     arguments = {"of": "convnext_atto", "members": 2}
     spec, _ = plan(train_params("ensemble", stem="adapt", backbone_args=arguments), CLASS_NAMES, 48, 1)
     single, _ = plan(train_params("convnext_atto", stem="adapt"), CLASS_NAMES, 48, 1)
-    assert spec.stem == {
-        f"members.{i}.{name}": change for i in (0, 1) for name, change in single.stem.items()
-    }
+    assert spec.stem == {f"members.{i}.{name}": change for i in (0, 1) for name, change in single.stem.items()}
     assert spec.preprocessing == single.preprocessing

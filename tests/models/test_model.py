@@ -176,9 +176,7 @@ def test_weights_come_back_as_they_were(saved: tuple[Path, ModelSpec, torch.nn.M
     assert sidecar.weights_sha256 == hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
 
 
-def test_equal_weights_are_equal_bytes(
-    tmp_path: Path, saved: tuple[Path, ModelSpec, torch.nn.Module]
-) -> None:
+def test_equal_weights_are_equal_bytes(tmp_path: Path, saved: tuple[Path, ModelSpec, torch.nn.Module]) -> None:
     """Neither the folder's name nor whether gradients are wanted shows in the file; another weight does."""
     folder, spec, _ = saved
     other = tmp_path / "elsewhere" / "deeper"

@@ -101,9 +101,7 @@ def store(path: Path, state: dict[str, Tensor]) -> dict[str, str]:
         pytest.param("poolformer_s12", 2, {"stem.conv": 2}, marks=pytest.mark.slow),
     ],
 )
-def test_the_first_halving_goes_and_every_weight_stays(
-    backbone: str, before: int, changes: dict[str, int]
-) -> None:
+def test_the_first_halving_goes_and_every_weight_stays(backbone: str, before: int, changes: dict[str, int]) -> None:
     """A map of 3x3 at 48 px where timm's net leaves 2x2 or 1x1; the same names and shapes; weights load strictly."""
     stock = timm.create_model(backbone, **PLAIN)
     assert sides(stock, 48) == (before, before)
@@ -118,10 +116,7 @@ def test_the_first_halving_goes_and_every_weight_stays(
     assert shapes(net) == shapes(stock)
     net.load_state_dict(stock.state_dict(), strict=True)
     (said,) = notes
-    assert (
-        f"{backbone} would end in a map of {before}x{before} at 48 px as it is, and now ends in a map of 3x3"
-        in said
-    )
+    assert f"{backbone} would end in a map of {before}x{before} at 48 px as it is, and now ends in a map of 3x3" in said
     assert all(f"{name} strides by {stride}" in said for name, stride in changes.items())
 
 
@@ -168,9 +163,7 @@ def test_a_convolution_that_pads_itself_is_left_to_do_so() -> None:
         ("levit_128s", {"img_size": 192}, 3),  # two halvings fewer
     ],
 )
-def test_nets_of_one_size_are_built_for_the_grid_that_comes(
-    backbone: str, added: dict[str, int], side: int
-) -> None:
+def test_nets_of_one_size_are_built_for_the_grid_that_comes(backbone: str, added: dict[str, int], side: int) -> None:
     """Patches of half the side; or tables for the larger picture that a stem without stride makes believe."""
     _, spec, (said,) = adapted(backbone)
     assert spec.model_args == PLAIN | added
@@ -257,9 +250,7 @@ def test_a_large_net_keeps_its_last_map_by_rounding_up(backbone: str, changes: d
 
     (name,) = changes
     before = []
-    hook = net.get_submodule(name).register_forward_hook(
-        lambda _, inputs, out: before.append((inputs[0], out))
-    )
+    hook = net.get_submodule(name).register_forward_hook(lambda _, inputs, out: before.append((inputs[0], out)))
     with torch.no_grad():
         net(torch.randn(1, 1, 48, 48))
         hook.remove()
@@ -312,8 +303,7 @@ def test_adapting_comes_before_resizing() -> None:
     assert spec.preprocessing["input_size"] == 48
     assert spec.preprocessing["eval"][-1].keys() == {"Normalize"}
     assert notes == [
-        "hrnet_w18_small does not take 48 px as it is, and now ends in a map of 3x3: conv1 strides by 1 "
-        "(train.stem)"
+        "hrnet_w18_small does not take 48 px as it is, and now ends in a map of 3x3: conv1 strides by 1 (train.stem)"
     ]
 
 
@@ -381,11 +371,7 @@ def test_adapted_nets_are_exported_and_explained(backbone: str, size: int, wante
 
 @pytest.mark.parametrize(
     "backbone",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * slow)
-        for slow, names in FAMILIES.items()
-        for name in names
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * slow) for slow, names in FAMILIES.items() for name in names],
 )
 def test_every_family_is_adapted_left_or_refused(backbone: str) -> None:
     """Never a traceback; and what comes out gives a row of logits a face, in both modes."""

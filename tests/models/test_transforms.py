@@ -70,18 +70,14 @@ def test_resolve_adds_conversion_and_normalisation_once() -> None:
     assert own[-1] == {"Normalize": {"mean": [0.1], "std": [0.2]}}
 
 
-@pytest.mark.parametrize(
-    "name, near", [("RandomHorizontalFlp", "RandomHorizontalFlip"), ("centercrop", "CenterCrop")]
-)
+@pytest.mark.parametrize("name, near", [("RandomHorizontalFlp", "RandomHorizontalFlip"), ("centercrop", "CenterCrop")])
 def test_resolve_misspelt_name(name: str, near: str) -> None:
     """The message names the place in the file and the name that was meant."""
     with pytest.raises(UserError, match=rf"train\.transforms\.train\.1: .*{name}.*{near}"):
         built(["RandomVerticalFlip", name])
 
 
-@pytest.mark.parametrize(
-    "name", ["MixUp", "CutMix", "FiveCrop", "TenCrop", "Lambda", "Compose", "RandomApply"]
-)
+@pytest.mark.parametrize("name", ["MixUp", "CutMix", "FiveCrop", "TenCrop", "Lambda", "Compose", "RandomApply"])
 def test_resolve_name_that_is_not_for_one_image(name: str) -> None:
     """They exist in torchvision, so the message is another than for a name that does not."""
     with pytest.raises(UserError, match=f"{name} does not turn one image into one image"):

@@ -13,9 +13,7 @@ from pipeline.prepare.array_file import ArrayFile
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[ArrayFile, np.ndarray]:
     """300 images that hold their own numbers, written in blocks of 100."""
-    images = np.broadcast_to(
-        np.arange(300, dtype=np.uint16).view(np.uint8).reshape(300, 1, 2), (300, 600, 2)
-    ).copy()
+    images = np.broadcast_to(np.arange(300, dtype=np.uint16).view(np.uint8).reshape(300, 1, 2), (300, 600, 2)).copy()
     pixels = ArrayFile(tmp_path / "pixels", images.shape)
     for start in range(0, 300, 100):
         pixels.append(images[start : start + 100])

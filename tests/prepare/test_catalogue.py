@@ -122,11 +122,7 @@ def test_people_by_pattern(listing_of: ListingOf, person: str, names: str, peopl
 
 
 def test_people_of_merged_sources_are_different_people(listing_of: ListingOf) -> None:
-    both = [
-        Item(f"{root}/{i}", ["happy", "sad"][i], None, [], person="S1", root=root)
-        for root in "AB"
-        for i in (0, 1)
-    ]
+    both = [Item(f"{root}/{i}", ["happy", "sad"][i], None, [], person="S1", root=root) for root in "AB" for i in (0, 1)]
     listing = listing_of(both)
     assert listing.merged
     assert list(listing.people()) == ["A/S1", "A/S1", "B/S1", "B/S1"]
@@ -134,9 +130,7 @@ def test_people_of_merged_sources_are_different_people(listing_of: ListingOf) ->
 
 
 def test_a_way_to_find_people_must_find_some(listing_of: ListingOf) -> None:
-    with pytest.raises(
-        UserError, match=r"'subject' is no column .* nor a pattern in any file's name, such as 'a'"
-    ):
+    with pytest.raises(UserError, match=r"'subject' is no column .* nor a pattern in any file's name, such as 'a'"):
         listing_of(items("a happy", "b sad"), person="subject")
 
 

@@ -151,11 +151,7 @@ def odd_tar(path: Path, rng: np.random.Generator) -> None:
             tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE,
         )  # fmt: skip
         for _ in range(int(rng.integers(1, 4))):
-            name = (
-                NAMES[int(rng.integers(len(NAMES)))]
-                .encode("utf-8", "surrogateescape")
-                .decode("utf-8", "replace")
-            )
+            name = NAMES[int(rng.integers(len(NAMES)))].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             kind = kinds[int(rng.integers(len(kinds)))]
             content = (
                 b""
@@ -269,9 +265,7 @@ def test_bad_sources_are_refused_in_words(name: str, cases: int, tmp_path: Path)
     for seed in range(cases):
         case = tmp_path / str(seed)
         case.mkdir()
-        source, more, spoilt = make_source(
-            name, case, np.random.default_rng([seed, zlib.crc32(name.encode())])
-        )
+        source, more, spoilt = make_source(name, case, np.random.default_rng([seed, zlib.crc32(name.encode())]))
         try:
             results[outcome(case, source, more, spoilt)] += 1
         except BaseException as error:

@@ -31,11 +31,7 @@ Tree = dict[str, bytes]
 def tree_of(counts: dict[str, int], start: int = 0) -> Tree:
     """``counts`` pictures in each folder, all different."""
     seeds = iter(range(start, 10**6))
-    return {
-        f"{folder}/{i:03}.png": draw_noise(next(seeds))
-        for folder, count in counts.items()
-        for i in range(count)
-    }
+    return {f"{folder}/{i:03}.png": draw_noise(next(seeds)) for folder, count in counts.items() for i in range(count)}
 
 
 def manifest() -> pd.DataFrame:
@@ -44,9 +40,7 @@ def manifest() -> pd.DataFrame:
 
 def written(home: Path) -> dict[str, bytes]:
     """Everything below the working folder."""
-    return {
-        str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()
-    }
+    return {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
 
 
 FILES = {f"data/prepared/{name}" for name in ("train.npy", "val.npy", "test.npy")}
@@ -326,9 +320,7 @@ def test_prepare_refuses_cuts_that_cannot_be(
 
 
 def test_a_fraction_of_0_is_fine_where_the_split_is_given(home: Path, tmp_path: Path) -> None:
-    prepare(
-        prepare_params(write_zip(tmp_path / "s.zip", tree_of(SPLITS)), val_fraction=0.0, test_fraction=0.0)
-    )
+    prepare(prepare_params(write_zip(tmp_path / "s.zip", tree_of(SPLITS)), val_fraction=0.0, test_fraction=0.0))
 
 
 # The same bytes from the same pictures; nothing from a failure
@@ -400,15 +392,9 @@ def test_no_room_on_the_disk(home: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_odd_names_survive_the_manifest(home: Path, tmp_path: Path) -> None:
-    tree = {
-        f"{split}/{name}": data
-        for split in ("train", "val", "test")
-        for name, data in tree_of({"a,b": 1}).items()
-    }
+    tree = {f"{split}/{name}": data for split in ("train", "val", "test") for name, data in tree_of({"a,b": 1}).items()}
     odd = ['日 本/"quoted", x.png', "日 本/NA.png", "日 本/line\nbreak.png", "日 本/=1+1.png"]
-    tree |= {
-        f"{split}/{name}": draw_noise(i) for split in ("train", "val", "test") for i, name in enumerate(odd)
-    }
+    tree |= {f"{split}/{name}": draw_noise(i) for split in ("train", "val", "test") for i, name in enumerate(odd)}
     prepare(prepare_params(write_zip(tmp_path / "s.zip", tree)))
     with open("data/prepared/manifest.csv", encoding="utf-8", newline="") as file:
         assert {line["file"] for line in csv.DictReader(file)} == set(tree)

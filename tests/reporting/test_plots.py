@@ -54,9 +54,7 @@ def mistakes(count: int, channels: int = 1) -> Figure:
 FIGURES = {
     "curves": lambda: training_figures.training_curves(HISTORY, 2),
     "confusion": lambda: evaluation_figures.confusion_matrix(MATRIX, NAMES),
-    "confusion of two": lambda: evaluation_figures.confusion_matrix(
-        np.array([[5, 0], [0, 0]]), ["no", "yes"]
-    ),
+    "confusion of two": lambda: evaluation_figures.confusion_matrix(np.array([[5, 0], [0, 0]]), ["no", "yes"]),
     "bars": lambda: evaluation_figures.per_class_bars(TABLE),
     "mistakes": lambda: mistakes(5),
 }
@@ -172,9 +170,7 @@ def test_bars_are_as_long_as_the_scores() -> None:
 def test_mistakes_show_each_face_with_its_classes(count: int, channels: int) -> None:
     figure = mistakes(count, channels)
     drawn = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
-    np.testing.assert_array_equal(
-        drawn, faces(count, channels).squeeze(axis=3) if channels == 1 else faces(count, 3)
-    )
+    np.testing.assert_array_equal(drawn, faces(count, channels).squeeze(axis=3) if channels == 1 else faces(count, 3))
     words = texts(figure)
     assert words.count("predicted angry 75%") == count
     assert words.count("actual a$b$c 20%") == count
@@ -200,9 +196,7 @@ def test_no_mistakes_is_said_in_words(tmp_path: Path) -> None:
 def test_faces_of_a_wrong_shape_are_refused() -> None:
     one = np.ones(1, int)
     with pytest.raises(ValueError, match=r"not \(1, 8, 8\)"):
-        evaluation_figures.worst_mistakes(
-            faces(1)[..., 0], one, np.ones((1, 4)), NAMES, files=["x"], title=""
-        )
+        evaluation_figures.worst_mistakes(faces(1)[..., 0], one, np.ones((1, 4)), NAMES, files=["x"], title="")
     with pytest.raises(ValueError, match="2 faces, 1 targets"):
         evaluation_figures.worst_mistakes(faces(2), one, np.ones((1, 4)), NAMES, files=["x"], title="")
 

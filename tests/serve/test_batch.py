@@ -128,9 +128,7 @@ def test_parquet_with_pictures_in_it(bright_bundle: Path, tmp_path: Path) -> Non
         for start in (1, 32, 33, 66, 67, 89, 90, 91, 123, 149, 150):
             assert [name for name, _ in source.stream(start)] == [name for name, _ in everything[start:]]
             assert all(
-                fetch() == data[start + i]
-                for i, (_, fetch) in enumerate(source.stream(start))
-                if data[start + i]
+                fetch() == data[start + i] for i, (_, fetch) in enumerate(source.stream(start)) if data[start + i]
             )
     pq.write_table(pa.table({"photo": pa.array(data, pa.binary())}), tmp_path / "plain.parquet")
     batch.score_pictures(tmp_path / "plain.parquet", tmp_path / "t.parquet", bright_bundle, SETTINGS)
@@ -148,9 +146,7 @@ def test_a_table_of_paths(suffix: str, album: Path, bright_bundle: Path, tmp_pat
         pq.write_table(pa.table({"id": range(len(cells)), "where is it": cells}), table)
     with pytest.raises(UserError, match=r"--column"):
         batch.score_pictures(table, tmp_path / "s.parquet", bright_bundle, SETTINGS)
-    result = batch.score_pictures(
-        table, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(column="where is it")
-    )
+    result = batch.score_pictures(table, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(column="where is it"))
     assert result[:3] == (13, 13, 2)
     rows = rows_of(tmp_path / "s.parquet")
     assert [row["file"] for row in rows] == cells
@@ -266,9 +262,7 @@ def test_a_row_a_face(bright_bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     folder.mkdir()
     for name, value in (("a", 10), ("b", 200), ("c", 30)):
         (folder / f"{name}.png").write_bytes(grey_png(value))
-    result = batch.score_pictures(
-        folder, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(faces=True)
-    )
+    result = batch.score_pictures(folder, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(faces=True))
     assert result[:3] == (3, 5, 1)
     rows = rows_of(tmp_path / "s.parquet")
     assert [(row["file"], row["left"], row["width"], row["label"]) for row in rows] == [

@@ -53,9 +53,7 @@ def test_a_folder(album: Path, bright_bundle: Path) -> None:
 def test_files_any_name_each_once_in_the_order_given(album: Path, bright_bundle: Path) -> None:
     odd = album / "picture.without-suffix"
     odd.write_bytes((album / "a.png").read_bytes())
-    rows = list(
-        files.predict_paths([str(odd), album / "notes.txt", album / "a.png", odd, album], bright_bundle)
-    )
+    rows = list(files.predict_paths([str(odd), album / "notes.txt", album / "a.png", odd, album], bright_bundle))
     names = [Path(row["file"]).name for row in rows]
     assert names[:3] == ["picture.without-suffix", "notes.txt", "a.png"]
     assert len(names) == len(set(names)) == 8

@@ -51,9 +51,7 @@ LARGE = [b'{"inputs": [' + b"0," * 70_000 + b"0]}", b'{"inputs": ["' + b"A" * 2*
     [*MALFORMED, *((data, "application/json", 413) for data in LARGE)],
     ids=lambda value: str(value[:24]) if isinstance(value, bytes) else None,
 )
-def test_what_cannot_be_answered_is_a_short_4xx(
-    running: Running, data: bytes, kind: str, status: int
-) -> None:
+def test_what_cannot_be_answered_is_a_short_4xx(running: Running, data: bytes, kind: str, status: int) -> None:
     found, text, headers = running.send("/invocations", data, kind)
     assert found == status
     assert set(json.loads(text)) == {"error_code", "message"}
@@ -148,9 +146,7 @@ def test_pictures_beyond_the_time_of_a_request_get_an_error(bright_bundle: Path)
     rows = Predictor(bright_bundle, seconds=0).predict_bytes([grey_png(), grey_png()])
     assert [row["label"] for row in rows] == [None, None]
     assert "too long" in rows[0]["error"]
-    assert (
-        Predictor(bright_bundle, threads=1, seconds=30).predict_bytes([grey_png(250)])[0]["label"] == "bright"
-    )
+    assert Predictor(bright_bundle, threads=1, seconds=30).predict_bytes([grey_png(250)])[0]["label"] == "bright"
 
 
 def ask(guard: Guard, data: bytes, **headers: str) -> tuple[int, dict[bytes, bytes]]:
@@ -202,9 +198,7 @@ def test_an_app_that_fails_shows_nothing_of_it(capsys: pytest.CaptureFixture[str
     assert "secret" in capsys.readouterr().err
 
 
-def test_an_opened_bundle_has_the_signature_of_a_registered_one(
-    bright_bundle: Path, pyfunc_dir: Path
-) -> None:
+def test_an_opened_bundle_has_the_signature_of_a_registered_one(bright_bundle: Path, pyfunc_dir: Path) -> None:
     import mlflow.pyfunc
 
     registered = mlflow.pyfunc.load_model(str(pyfunc_dir)).metadata

@@ -63,9 +63,7 @@ def content(rng: np.random.Generator, form: str) -> object:
     values = [value(rng) for _ in range(rng.choice([0, 1, 2, 5, 300], p=[0.1, 0.4, 0.3, 0.18, 0.02]))]
     name = str(rng.choice(["image", "img", "", "Image", "\u202e"], p=[0.7, 0.1, 0.05, 0.1, 0.05]))
     if form == "dataframe_split":
-        columns = [["image"], [name], ["id", name], name, [], [["image"]], [1], ["image", "image"]][
-            rng.integers(8)
-        ]
+        columns = [["image"], [name], ["id", name], name, [], [["image"]], [1], ["image", "image"]][rng.integers(8)]
         rows = [[item] * int(rng.integers(3)) if rng.random() < 0.1 else [item] for item in values]
         return {"columns": columns, "data": rows, **({"index": [0]} if rng.random() < 0.1 else {})}
     kinds = [[{name: item} for item in values], values, {name: values}, {name: value(rng)}, value(rng)]
@@ -77,9 +75,7 @@ def body(rng: np.random.Generator) -> bytes:
     form = str(rng.choice(FORMS))
     request: dict[str, object] = {form: content(rng, form)}
     if rng.random() < 0.3:
-        request["params"] = [{"faces": value(rng)}, value(rng), {"json": value(rng)}, {"other": 1}][
-            rng.integers(4)
-        ]
+        request["params"] = [{"faces": value(rng)}, value(rng), {"json": value(rng)}, {"other": 1}][rng.integers(4)]
     if rng.random() < 0.05:
         request[str(rng.choice(FORMS))] = value(rng)
     data = json.dumps(request, ensure_ascii=bool(rng.random() < 0.5)).encode("utf-8", "surrogatepass")
@@ -147,15 +143,11 @@ def attack(client, seed: int, cases: int) -> dict[int, int]:
         statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
         shown = [sign for sign in SIGNS if sign in response.text]
         if response.status_code >= 500 or shown or seconds > 5:
-            faults.append(
-                (i, response.status_code, method, path, kind[:40], data[:150], response.text[:200], seconds)
-            )
+            faults.append((i, response.status_code, method, path, kind[:40], data[:150], response.text[:200], seconds))
         if i % 20 == 0:
             answer = client.post("/invocations", content=good, headers={"Content-Type": KINDS[0]})
             assert answer.json()["predictions"][0]["label"] == "bright"
-    assert not faults, f"{len(faults)} faults; statuses {statuses}; the first: " + "\n".join(
-        map(str, faults[:12])
-    )
+    assert not faults, f"{len(faults)} faults; statuses {statuses}; the first: " + "\n".join(map(str, faults[:12]))
     return statuses
 
 
@@ -184,11 +176,7 @@ def raw_attack(url: str, seed: int, cases: int) -> Counter[str]:
             b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00",
             rng.bytes(int(rng.integers(1, 2000))),
-            (head + length % len(body) + body) * 20
-            + head
-            + b"Connection: close\r\n"
-            + length % len(body)
-            + body,
+            (head + length % len(body) + body) * 20 + head + b"Connection: close\r\n" + length % len(body) + body,
         ][i % 15]
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             with contextlib.suppress(OSError):  # the server may have hung up before all was sent
@@ -233,9 +221,7 @@ def test_thousands_of_malformed_requests(client, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_hyojo_serve_takes_thousands(
-    served: Sockets, running: Running, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hyojo_serve_takes_thousands(served: Sockets, running: Running, capsys: pytest.CaptureFixture[str]) -> None:
     statuses, outcomes = attack(served, 3, 5000), raw_attack(running.url, 1, 1500)
     with capsys.disabled():
         print(f"\nstatuses: {dict(sorted(statuses.items()))}; hardly HTTP: {dict(sorted(outcomes.items()))}")

@@ -171,9 +171,7 @@ def test_the_commit_and_what_it_lacks_are_kept(project: Path, monkeypatch: pytes
     assert "+# a change" in Path(client.download_artifacts(dirty, "git.patch")).read_text()
 
 
-def test_an_evaluation_goes_onto_its_trainings_run_and_another_onto_a_child(
-    train_dir: Path, own: str
-) -> None:
+def test_an_evaluation_goes_onto_its_trainings_run_and_another_onto_a_child(train_dir: Path, own: str) -> None:
     assert claim_run(train_dir, "key 1") == own
     (run,) = runs()
     assert run.data.tags[EVALUATION_TAG] == "key 1"  # claimed at once
@@ -209,9 +207,7 @@ def test_a_run_that_this_store_lacks_is_rebuilt_from_the_files(train_dir: Path) 
     assert store.find_run(store.connect(), child_id).data.tags["mlflow.parentRunId"] == run.info.run_id
 
 
-def test_figures_and_files_of_an_evaluation_are_logged_once(
-    train_dir: Path, own: str, tmp_path: Path
-) -> None:
+def test_figures_and_files_of_an_evaluation_are_logged_once(train_dir: Path, own: str, tmp_path: Path) -> None:
     report, figure = tmp_path / "metrics.json", tmp_path / "matrix.png"
     report.write_text("{}")
     figure.write_bytes(b"png")

@@ -189,9 +189,7 @@ def test_every_val_sample_counts_once(trained: Path, name: str) -> None:
     folder = trained / name
     split = load_prepared(folder / "data/prepared").split("val")
     assert len(split) % 2 == 1
-    scores = selection_scores(
-        split.targets, predict(load_classifier(folder / "models/train"), split.images, 27)
-    )
+    scores = selection_scores(split.targets, predict(load_classifier(folder / "models/train"), split.images, 27))
     scores["loss"] = scores.pop("nll")
     best = json.loads((folder / "models/train/weights.json").read_text())["best_epoch"]
     row = history(folder).set_index("epoch").loc[best]

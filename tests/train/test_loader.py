@@ -80,12 +80,8 @@ def test_balanced_a_class_without_samples_is_no_class() -> None:
     assert Counter((order % 4 == 1).tolist()) == {True: 2, False: 2}
 
 
-@pytest.mark.parametrize(
-    "samples, batch_size, steps", [(72, 16, 4), (64, 16, 4), (15, 16, 1), (1, 16, 1), (17, 16, 1)]
-)
-def test_a_last_smaller_batch_is_dropped_unless_it_is_the_only_one(
-    samples: int, batch_size: int, steps: int
-) -> None:
+@pytest.mark.parametrize("samples, batch_size, steps", [(72, 16, 4), (64, 16, 4), (15, 16, 1), (1, 16, 1), (17, 16, 1)])
+def test_a_last_smaller_batch_is_dropped_unless_it_is_the_only_one(samples: int, batch_size: int, steps: int) -> None:
     assert count_steps(samples, batch_size) == steps
 
 

@@ -72,9 +72,7 @@ def load(trainer: Trainer, split: Split, batch_size: int = 16, balanced: bool = 
 
 def epoch(trainer: Trainer, split: Split, number: int = 0, batch_size: int = 16) -> dict[str, float]:
     """Train one epoch."""
-    return loop.train_one_epoch(
-        trainer, load(trainer, split, batch_size), Progress(epoch=number), lambda: None
-    )
+    return loop.train_one_epoch(trainer, load(trainer, split, batch_size), Progress(epoch=number), lambda: None)
 
 
 def noise(count: int = 16) -> Batch:
@@ -107,9 +105,7 @@ def test_train_one_epoch_one_step(prepared: Prepared, build: Build) -> None:
     epoch(trainer, subset(prepared.split("train"), 16))
     assert trainer.updates == 1
     after = weights(trainer)
-    unchanged = [
-        name for name, _ in trainer.model.named_parameters() if torch.equal(before[name], after[name])
-    ]
+    unchanged = [name for name, _ in trainer.model.named_parameters() if torch.equal(before[name], after[name])]
     assert unchanged == []
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
@@ -308,9 +304,7 @@ def test_update_clips_gradients(prepared: Prepared, build: Build, limit: float |
     batch = noise()
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     loop.update(trainer, batch, 0, 0)
-    change = torch.cat(
-        [(old - new.detach()).flatten() for old, new in zip(before, trainer.model.parameters())]
-    )
+    change = torch.cat([(old - new.detach()).flatten() for old, new in zip(before, trainer.model.parameters())])
     torch.nn.functional.cross_entropy(twin.train()(fed(spec, batch.images)), batch.targets).backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in twin.parameters()])
     assert gradient.norm() > 1e-2
@@ -423,9 +417,7 @@ def test_train_one_epoch_frozen_parts(prepared: Prepared, build: Build) -> None:
         assert same == {name for name in before if name.startswith(("stem.", "stages.0."))}
     optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     names = {name for name, p in trainer.model.named_parameters() if id(p) in optimized}
-    assert names == {
-        n for n, _ in trainer.model.named_parameters() if not n.startswith(("stem.", "stages.0."))
-    }
+    assert names == {n for n, _ in trainer.model.named_parameters() if not n.startswith(("stem.", "stages.0."))}
 
 
 def test_train_one_epoch_progressive(prepared: Prepared, build: Build) -> None:

@@ -40,9 +40,7 @@ def test_weights_are_the_inverse_of_the_effective_numbers() -> None:
     assert found.tolist() == pytest.approx([value / mean for value in raw])
 
 
-@pytest.mark.parametrize(
-    "beta, wanted", [(0.0, [1.0, 1.0, 1.0]), (1 - 1e-9, [100 / 180, 100 / 90, 100 / 30])]
-)
+@pytest.mark.parametrize("beta, wanted", [(0.0, [1.0, 1.0, 1.0]), (1 - 1e-9, [100 / 180, 100 / 90, 100 / 30])])
 def test_weights_go_from_none_to_the_inverse_of_the_counts(beta: float, wanted: list[float]) -> None:
     assert weigh_classes(COUNTS, beta).tolist() == pytest.approx(wanted, rel=1e-5)
 
@@ -69,9 +67,7 @@ def test_adjusted_logits_are_worked_out_by_hand(batch: tuple[torch.Tensor, torch
 
 
 @pytest.mark.parametrize("method", ["weights", "logits"])
-def test_a_class_without_samples_leaves_the_loss_finite(
-    batch: tuple[torch.Tensor, torch.Tensor], method: str
-) -> None:
+def test_a_class_without_samples_leaves_the_loss_finite(batch: tuple[torch.Tensor, torch.Tensor], method: str) -> None:
     logits, _ = batch
     targets = torch.arange(12) % 2
     loss = TrainingLoss(np.array([60, 30, 0]), 0.1, imbalance(method))(logits.requires_grad_(), targets)

@@ -36,9 +36,7 @@ def scales(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]
     """The part of the learning rate that each parameter learns at."""
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     return {
-        names[id(parameter)]: group["lr_scale"]
-        for group in optimizer.param_groups
-        for parameter in group["params"]
+        names[id(parameter)]: group["lr_scale"] for group in optimizer.param_groups for parameter in group["params"]
     }
 
 
@@ -155,8 +153,6 @@ def test_norms_and_biases_do_not_decay() -> None:
     net = face_net()
     optimizer = optim.build_optimizer(net, params())
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    decayed = {
-        names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
-    }
+    decayed = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in net.named_parameters():
         assert decayed[name] == (0.0005 if parameter.ndim > 1 else 0.0)

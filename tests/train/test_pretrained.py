@@ -242,7 +242,5 @@ def test_nobody_is_called_where_the_client_is_offline(monkeypatch: pytest.Monkey
 
 def test_a_net_without_published_weights_says_so() -> None:
     """Our own have none."""
-    with pytest.raises(
-        UserError, match=r"timm has no weights for face_resnet_s; set train\.pretrained to false"
-    ):
+    with pytest.raises(UserError, match=r"timm has no weights for face_resnet_s; set train\.pretrained to false"):
         pretrained.load_hub("face_resnet_s", ARGS)

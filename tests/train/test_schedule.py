@@ -78,8 +78,7 @@ def test_step_decays_by_the_rate_every_so_many_epochs_after_the_warm_up() -> Non
     opt, sched = attach(schedule("step"))
     warmup = 2 * UPDATES
     expected = [
-        ramp(t, warmup) if t < warmup else LR * 0.5 ** ((t - warmup) // (3 * UPDATES))
-        for t in range(EPOCHS * UPDATES)
+        ramp(t, warmup) if t < warmup else LR * 0.5 ** ((t - warmup) // (3 * UPDATES)) for t in range(EPOCHS * UPDATES)
     ]
     assert drive(opt, sched, METRICS) == pytest.approx(expected)
 

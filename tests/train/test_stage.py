@@ -181,9 +181,7 @@ def test_write_outs_weights_score_what_history_says(project: Path) -> None:
         probs = load_classifier(OUT)(torch.from_numpy(np.array(val.images))).double().numpy()
     assert best["val/accuracy"] == accuracy_score(val.targets, probs.argmax(1))
     assert best["val/macro_f1"] == pytest.approx(f1_score(val.targets, probs.argmax(1), average="macro"))
-    assert best["val/loss"] == pytest.approx(
-        log_loss(val.targets, probs / probs.sum(1, keepdims=True)), rel=1e-5
-    )
+    assert best["val/loss"] == pytest.approx(log_loss(val.targets, probs / probs.sum(1, keepdims=True)), rel=1e-5)
 
 
 def test_train_again_gives_the_same_bytes(project: Path, uninterrupted: Digests) -> None:
@@ -231,9 +229,7 @@ def test_train_after_a_stop(
     assert steps(run.info.run_id) == [1, 2, 3]
 
 
-def test_train_after_many_stops(
-    project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_after_many_stops(project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(UPDATES // 2):
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
             train(stop=stop_at(patch, 1))
@@ -316,9 +312,7 @@ def test_train_killed_while_the_run_is_made(
     assert run.info.status == "FINISHED"
 
 
-def test_train_restores_lost_outs(
-    project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_restores_lost_outs(project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch) -> None:
     train()
     run_id = json.loads((OUT / "run.json").read_text())["run_id"]
     shutil.rmtree("models")
@@ -433,9 +427,7 @@ def test_fit_picks_by_every_metric(
     assert len(pd.read_csv(OUT / "history.csv")) == length
 
 
-def test_train_after_a_full_disk(
-    project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_after_a_full_disk(project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch) -> None:
     save, count = torch.save, iter(range(100))
 
     def full(state: Any, file: Any) -> None:
@@ -525,9 +517,7 @@ def test_train_diverging_loss(project: Path) -> None:
     assert run.info.status == "FAILED"
 
 
-def test_train_with_a_dead_server(
-    project: Path, uninterrupted: Digests, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_with_a_dead_server(project: Path, uninterrupted: Digests, capsys: pytest.CaptureFixture[str]) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     start = time.monotonic()
     train()
@@ -673,9 +663,7 @@ def test_train_after_many_kills(
 def log_kill(kill: int, after_s: float, writing: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Print when a kill came, and how far the training had got by its last good checkpoint."""
     states = list(Path(".hyojo/checkpoints").glob("*/state.pt"))
-    progress = (
-        torch.load(states[0], weights_only=True)["session"]["progress"] if states else {"epoch": 0, "step": 0}
-    )
+    progress = torch.load(states[0], weights_only=True)["session"]["progress"] if states else {"epoch": 0, "step": 0}
     moment = "while it wrote a checkpoint" if writing else "at a moment of chance"
     left = len(list(Path(".hyojo/checkpoints").glob("*/.*.tmp.*")))
     with capsys.disabled():

@@ -105,9 +105,7 @@ class Archive(ABC):
         """List names and files; a folder has no member."""
 
     def _refuse(self, name: str, why: str) -> UserError:
-        return UserError(
-            f"{self.path}: refused, because its member {name!r} {why}. Make the archive again without it."
-        )
+        return UserError(f"{self.path}: refused, because its member {name!r} {why}. Make the archive again without it.")
 
     def _parts(self, name: str) -> Parts:
         """The member's path, which must stay inside; Windows' own separators and drives count too."""

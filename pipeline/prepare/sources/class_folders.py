@@ -59,9 +59,7 @@ class ClassFolders(Source):
             labels = {found.label for folder, found in self._classes.items() if counts[folder]}
             if not labels or (table and len(labels) < 2):
                 hint = f"It holds {printable(table)}: unpack it, and give that. " if table else ""
-                raise UserError(
-                    f"prepare.source: {path} has no class folders with files in them. {hint}{list_forms()}"
-                )
+                raise UserError(f"prepare.source: {path} has no class folders with files in them. {hint}{list_forms()}")
         except BaseException:
             self.close()
             raise
@@ -90,9 +88,7 @@ def _find_classes(path: Path, counts: Mapping[Parts, int], known: Collection[str
     counts = {folder: count for folder, count in counts.items() if count or folder not in around}
     classes: dict[Parts, _Class] = {}
     for root, folders in _roots(path, counts, known).items():
-        for folder, (split, label) in _read_level(
-            path, {folder: counts[folder] for folder in folders}
-        ).items():
+        for folder, (split, label) in _read_level(path, {folder: counts[folder] for folder in folders}).items():
             classes[folder] = _Class(label, split, printable(root) or None)
     return classes
 
@@ -135,9 +131,7 @@ def _read_level(path: Path, counts: Mapping[Parts, int]) -> dict[Parts, tuple[st
         if len(rest) > len(wrapper) and rest[: len(wrapper)] == wrapper:
             found[folder] = split, printable(rest[len(wrapper) :][:1])
     if found and all(split is None and split_name(label) for split, label in found.values()):
-        raise UserError(
-            f"prepare.source: {path} has split folders, but no class folders in them. {list_forms()}"
-        )
+        raise UserError(f"prepare.source: {path} has split folders, but no class folders in them. {list_forms()}")
     return found
 
 

@@ -53,9 +53,7 @@ class FerCsv(Source):
     def __init__(self, path: Path, table: Table, votes: Table | None, reading: Reading) -> None:
         super().__init__(path)
         given, soft = reading.columns, reading.soft
-        self.form = "FER2013's CSV" + (
-            f" with FER+'s votes, {'soft' if soft else 'majority'} labels" if votes else ""
-        )
+        self.form = "FER2013's CSV" + (f" with FER+'s votes, {'soft' if soft else 'majority'} labels" if votes else "")
         self._table, self._votes, self._soft = table, votes, soft
         self.vote_labels = FERPLUS_NAMES.values() if votes and soft else ()
         roles = table.roles({role: given[role] for role in ("label", "split") if role in given}, None)
@@ -90,9 +88,7 @@ class FerCsv(Source):
                 label = found
             yield Item(f"fer{index:07d}.pgm", label, split, place, votes=shares if self._soft else None)
         if votes and next(votes, None):
-            raise UserError(
-                f"{self._votes.path}: more rows than {self._table.path.name} has. Fetch both again."
-            )
+            raise UserError(f"{self._votes.path}: more rows than {self._table.path.name} has. Fetch both again.")
 
     def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
         for offset, length, number in places:

@@ -49,9 +49,7 @@ def recognises(place: Place) -> bool:
     known = EXPRESSIONS | set(map(fold, place.reading.known))
     if sum(fold(name) in known for name in names) > 1 or any(map(split_name, names)):
         return False
-    return place.path.is_dir() and (
-        bool(place.archives) or any(find_form(folder, _RANK) for folder in place.folders)
-    )
+    return place.path.is_dir() and (bool(place.archives) or any(find_form(folder, _RANK) for folder in place.folders))
 
 
 def open_all(place: Place) -> Merged:

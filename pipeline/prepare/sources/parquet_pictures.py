@@ -51,9 +51,7 @@ class ParquetPictures(Source):
             own_split = _split_of(PurePosixPath(name))
             labels = table.names(roles["label"])
             places = (
-                [number, row_group, row]
-                for row_group, rows in enumerate(table.row_groups)
-                for row in range(rows)
+                [number, row_group, row] for row_group, rows in enumerate(table.row_groups) for row in range(rows)
             )
             rows = table.rows(list(roles.values()))
             for i, ((where, cells), place) in enumerate(zip(rows, places)):

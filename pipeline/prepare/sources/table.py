@@ -121,9 +121,7 @@ class CsvTable(Table):
                     )
                 yield where, [cells[i].strip() for i in at]
         except csv.Error as error:
-            raise UserError(
-                f"{self.path}, line {reader.line_num}: not valid CSV ({error}). Mend it."
-            ) from None
+            raise UserError(f"{self.path}, line {reader.line_num}: not valid CSV ({error}). Mend it.") from None
         finally:
             csv.field_size_limit(limit)
 
@@ -173,9 +171,7 @@ class ParquetTable(Table):
                 yield file
         except self._errors as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{self.path} is damaged or no Parquet file ({reason}). Fetch it again."
-            ) from None
+            raise UserError(f"{self.path} is damaged or no Parquet file ({reason}). Fetch it again.") from None
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         number = 0
@@ -211,9 +207,7 @@ class ParquetTable(Table):
     def find_pictures(self, given: Mapping[str, str]) -> str | None:
         """The column that holds pictures, which is the one given for ``path`` if any is; None if there is none."""
         asked = given.get("path")
-        return next(
-            (name for name in self.columns if asked in (None, name) and self._holds_bytes(name)), None
-        )
+        return next((name for name in self.columns if asked in (None, name) and self._holds_bytes(name)), None)
 
     def _column(self, batch: Any, name: str) -> Any:
         """A column of a batch, also one inside a struct, as ``image.bytes``."""

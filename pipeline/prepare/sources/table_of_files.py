@@ -125,9 +125,7 @@ def _checked_parts(path: str, where: str, dropped: int) -> Parts:
     if not parts:
         raise UserError(f"{where}: no path. Fill it in, or take the row out.")
     if len(parts) <= dropped or ".." in parts[dropped:]:
-        raise UserError(
-            f"{where}: {path!r} does not lead into the folder as the paths before it do. Mend it."
-        )
+        raise UserError(f"{where}: {path!r} does not lead into the folder as the paths before it do. Mend it.")
     return parts
 
 

@@ -64,9 +64,7 @@ class TarArchive(Archive):
             if not (info.isreg() or info.isdir()) or info.issparse():
                 raise self._refuse(info.name, "is not a plain file")
             if info.offset_data + info.size > self._limit:
-                raise self._refuse(
-                    info.name, f"makes it unpack to more than {MAX_RATIO} times its packed size"
-                )
+                raise self._refuse(info.name, f"makes it unpack to more than {MAX_RATIO} times its packed size")
             member = Member(info.name, info.offset_data, info.size, info.size)
             yield info.name, None if info.isdir() else member
         # tarfile takes a damaged header for the end of the archive; the real end is a block of zeros.

@@ -143,10 +143,7 @@ class Shards(Pictures):
     def __init__(self, root: Path, tables: list[ParquetTable], columns: list[str]) -> None:
         self._shards = list(zip([name_table(table, root) for table in tables], tables, columns))
         self.count = sum(sum(table.row_groups) for table in tables)
-        listed = [
-            (name, column, table.path.stat().st_size, table.row_groups)
-            for name, table, column in self._shards
-        ]
+        listed = [(name, column, table.path.stat().st_size, table.row_groups) for name, table, column in self._shards]
         self.digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
@@ -211,9 +208,7 @@ def _open_folder(path: Path, column: str | None) -> Pictures:
         return found
     found.close()
     if not shards:
-        raise UserError(
-            f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp). {FORMS}"
-        )
+        raise UserError(f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp). {FORMS}")
     tables = [ParquetTable(shard) for shard in sorted(shards)]
     columns = [_embedded_in(table, column) for table in tables]
     for table, name in zip(tables, columns):

@@ -115,9 +115,7 @@ def _agreement_in_place(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         edges /= np.maximum(np.sqrt((edges**2 * share).sum(axis=(1, 2), keepdims=True)), 1e-3)
         edges *= usable
     common, total = 2 * _blur(one * other, _NEIGHBOURHOOD), _blur(one**2 + other**2, _NEIGHBOURHOOD)
-    places = np.where(usable, (common + _FAINT) / (total + _FAINT), np.inf).reshape(
-        len(one), np.prod(one.shape[1:])
-    )
+    places = np.where(usable, (common + _FAINT) / (total + _FAINT), np.inf).reshape(len(one), np.prod(one.shape[1:]))
     worst = (_WORST_PLACES * usable.sum(axis=(1, 2))).astype(np.int64)
     return np.sort(places, axis=1)[np.arange(len(places)), worst]
 
@@ -153,9 +151,7 @@ def _lay(pictures: np.ndarray, place: np.ndarray) -> np.ndarray:
     return weights[:, 0] @ pictures @ weights[:, 1].transpose(0, 2, 1)
 
 
-def _align(
-    first: np.ndarray, second: np.ndarray, place: np.ndarray, steps: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _align(first: np.ndarray, second: np.ndarray, place: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Improve the places at which second lies over first, by Gauss-Newton steps (Lucas and Kanade, 1981).
 
     Edges are compared, of what is left without the margin, lest a border that a shift brought in reach into it. The
@@ -165,9 +161,7 @@ def _align(
         The places, and the correlation (n,) before the last step.
     """
     size = first.shape[1]
-    from_middle = _without_margin(
-        np.arange(size, dtype=np.float32)[None, :, None].repeat(size, 2) - (size - 1) / 2
-    )
+    from_middle = _without_margin(np.arange(size, dtype=np.float32)[None, :, None].repeat(size, 2) - (size - 1) / 2)
     pixels = from_middle.size
     target = _edges(_without_margin(first)).reshape(len(first), pixels, 1)
     strength = np.linalg.norm(target, axis=1)[:, 0]

@@ -62,10 +62,7 @@ def _connect_pictures(
     ranks = there.cumsum(dtype=np.int32)  # a picture's place among those looked at is its rank less 1
     return connect(
         len(there),
-        *(
-            np.searchsorted(ranks, side.astype(np.int32) + np.int32(1))
-            for side in (pairs.first, pairs.second)
-        ),
+        *(np.searchsorted(ranks, side.astype(np.int32) + np.int32(1)) for side in (pairs.first, pairs.second)),
     )
 
 

@@ -82,9 +82,7 @@ def near_pairs(
             faces = images[rows[which]] if reduced is None else reduced[which]
             return faces.reshape(-1, SIZE, SIZE).astype(np.float32)
 
-        descriptors = stack.enter_context(
-            closing(_write_descriptors(look, len(rows), Path(folder), progress))
-        )
+        descriptors = stack.enter_context(closing(_write_descriptors(look, len(rows), Path(folder), progress)))
         pairs, found = _compare_all(look, candidates(descriptors, Path(folder)), len(rows), progress)
     order = np.lexsort(pairs.T[::-1])
     return Pairs(*pairs[order].T, found[order])
@@ -151,9 +149,7 @@ def _compute_descriptors(faces: np.ndarray) -> np.ndarray:
     return np.concatenate([sums[:, disc], differences[:, disc & (down > 0) & (right > 0)]], axis=1)
 
 
-def _write_descriptors(
-    look: Callable[[np.ndarray], np.ndarray], count: int, folder: Path, progress: bool
-) -> ArrayFile:
+def _write_descriptors(look: Callable[[np.ndarray], np.ndarray], count: int, folder: Path, progress: bool) -> ArrayFile:
     """Descriptors as unit vectors, float16 (R, D) in a file, each component brought to mean 0 and spread 1 before."""
     starts = range(0, count, _BLOCK)
     shape = (count, _compute_descriptors(np.zeros((1, SIZE, SIZE), np.float32)).shape[1])

@@ -34,9 +34,7 @@ class Augmentation:
         UserError: Arguments that a transform does not take, or a list that fails on such an image.
     """
 
-    def __init__(
-        self, resolved: list[transforms.TransformArgs], seed: int, img_size: int, channels: int
-    ) -> None:
+    def __init__(self, resolved: list[transforms.TransformArgs], seed: int, img_size: int, channels: int) -> None:
         self.seed, self.shape = seed, (img_size, img_size, channels)
         self.per_sample: list[str] = []
         self._transform = transforms.build_train(resolved)
@@ -89,9 +87,7 @@ class Augmentation:
         return [step.draw(own) for step, own in zip(self.steps, uniforms, strict=True)]
 
 
-def augment_one_by_one(
-    images: Tensor, indices: Tensor, transform: nn.Module, seed: int, epoch: int
-) -> Tensor:
+def augment_one_by_one(images: Tensor, indices: Tensor, transform: nn.Module, seed: int, epoch: int) -> Tensor:
     """Augment samples through torchvision, from a seed for each; shapes as a call of ``Augmentation`` has them.
 
     The global random state is left as it was.

@@ -32,9 +32,7 @@ class Flip(Move):
 class Window(Move):
     """CenterCrop, or Pad with a constant: a fixed part of the input, or of the plane around it."""
 
-    def __init__(
-        self, size_in: Size, size: Size, left: int, top: int, fill: tuple[float, ...] = (0.0,)
-    ) -> None:
+    def __init__(self, size_in: Size, size: Size, left: int, top: int, fill: tuple[float, ...] = (0.0,)) -> None:
         super().__init__(size_in, size)
         self.offset = self.shift(left, top)
         self.looks_outside = left < 0 or top < 0 or left + size[1] > size_in[1] or top + size[0] > size_in[0]
@@ -105,9 +103,7 @@ class Affine(Move):
 
     looks_outside = True
 
-    def __init__(
-        self, module: nn.Module, size: Size, mode: str, fill: tuple[float, ...], rotation: bool
-    ) -> None:
+    def __init__(self, module: nn.Module, size: Size, mode: str, fill: tuple[float, ...], rotation: bool) -> None:
         super().__init__(size, size)
         self.mode, self.fill, self.sense = mode, fill, -1.0 if rotation else 1.0
         ranges = {"angle": module.degrees}
@@ -192,9 +188,7 @@ class ResizedCrop(ResizingMove):
         extent = torch.stack((params["width"], params["height"]), 1)
         corner = torch.stack((params["left"], params["top"]), 1)
         middle = get_constant((self.size_in[1] / 2, self.size_in[0] / 2), device)
-        return Placement(
-            extent / get_constant((self.size[1], self.size[0]), device), corner + extent / 2 - middle
-        )
+        return Placement(extent / get_constant((self.size[1], self.size[0]), device), corner + extent / 2 - middle)
 
 
 def stretch(uniforms: Tensor, ends: tuple[float, float]) -> Tensor:

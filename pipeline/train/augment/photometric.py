@@ -87,9 +87,7 @@ class Erasing:
 
     def draw(self, uniforms: Tensor) -> Params:
         height_in, width_in = self.size
-        height, width = geometric.propose_boxes(
-            uniforms[:-3], self.scale, self.log_ratio, height_in * width_in
-        )
+        height, width = geometric.propose_boxes(uniforms[:-3], self.scale, self.log_ratio, height_in * width_in)
         fits = (height < height_in) & (width < width_in)
         h, w = geometric.take_first(height, fits, 0), geometric.take_first(width, fits, 0)
         i = (uniforms[-3] * (height_in - h + 1)).floor()

@@ -20,14 +20,10 @@ SOMETIMES: dict[str, Callable[[nn.Module, float, Tensor], Tensor]] = {
     "RandomGrayscale": lambda module, unit, images: photometric.to_grey(images).expand_as(images),
     "RandomInvert": lambda module, unit, images: 1 - images,
     "RandomAutocontrast": lambda module, unit, images: photometric.autocontrast(images),
-    "RandomAdjustSharpness": lambda module, unit, images: photometric.adjust_sharpness(
-        images, module.sharpness_factor
-    ),
+    "RandomAdjustSharpness": lambda module, unit, images: photometric.adjust_sharpness(images, module.sharpness_factor),
 }
 ALWAYS: dict[str, Callable[[nn.Module, float, Tensor], Tensor]] = {
-    "Normalize": lambda module, unit, images: photometric.normalize(
-        images, tuple(module.mean), tuple(module.std)
-    ),
+    "Normalize": lambda module, unit, images: photometric.normalize(images, tuple(module.mean), tuple(module.std)),
     "Grayscale": lambda module, unit, images: photometric.to_grey(images).expand(
         -1, module.num_output_channels, -1, -1
     ),
@@ -75,9 +71,7 @@ def build_kernel(name: str, module: nn.Module, shape: tuple[int, int, int], unit
             if getattr(module, "expand", False):
                 raise NoKernel("expand")
             mode = _interpolation(module, "nearest", "bilinear")
-            return geometric.Affine(
-                module, size, mode, _fill(module, unit), rotation=name == "RandomRotation"
-            )
+            return geometric.Affine(module, size, mode, _fill(module, unit), rotation=name == "RandomRotation")
         case "RandomCrop":
             return geometric.Crop(module, size, _fill(module, unit))
         case "CenterCrop":

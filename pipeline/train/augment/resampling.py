@@ -121,9 +121,7 @@ class Resampling:
         turned it.
         """
         if isinstance(move, ResizingMove):
-            fits = not any(
-                earlier.looks_outside or isinstance(earlier, ResizingMove) for earlier in self.moves
-            )
+            fits = not any(earlier.looks_outside or isinstance(earlier, ResizingMove) for earlier in self.moves)
         else:
             fits = not move.looks_outside or all(earlier.keeps_box for earlier in self.moves)
         if fits:
@@ -189,9 +187,7 @@ def _filter(images: Tensor, placement: Placement, size: Size, box: Placement, mo
     return torch.matmul(down.unsqueeze(1), rows.view(batch, channels, height_in, size[1]))
 
 
-def _weights(
-    placement: Placement, box: Placement, move: ResizingMove, axis: int, counts: tuple[int, int]
-) -> Tensor:
+def _weights(placement: Placement, box: Placement, move: ResizingMove, axis: int, counts: tuple[int, int]) -> Tensor:
     """Weights along an axis (0: x) of pixels in and out, as many as ``counts``: float32 (B, out, in)."""
     count_in, count = counts
     scale = box.linear[:, axis].abs().view(-1, 1, 1)

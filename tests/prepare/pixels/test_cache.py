@@ -21,9 +21,7 @@ SHAPE = (4, 4, 1)
 
 def some(seed: int) -> Decoded:
     rng = np.random.default_rng(seed)
-    return Decoded(
-        rng.integers(0, 256, SHAPE, dtype=np.uint8), rng.bytes(32), (seed + 1, 7), SEEN[: seed % 7]
-    )
+    return Decoded(rng.integers(0, 256, SHAPE, dtype=np.uint8), rng.bytes(32), (seed + 1, 7), SEEN[: seed % 7])
 
 
 def key(seed: int) -> bytes:

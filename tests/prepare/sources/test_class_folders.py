@@ -129,10 +129,7 @@ LAYOUTS = {
 def test_layouts(tmp_path: Path, layout: str, kind: str) -> None:
     pattern, splits = LAYOUTS[layout]
     expected = [
-        (pattern.format(s=s, c=c, f=f"{i}.png"), c, s)
-        for s in splits
-        for c in ("happy", "sad")
-        for i in range(2)
+        (pattern.format(s=s, c=c, f=f"{i}.png"), c, s) for s in splits for c in ("happy", "sad") for i in range(2)
     ]
     path = KINDS[kind](tmp_path, {file: b"x" for file, _, _ in expected})
     clean = [(file.replace("./", ""), label, split) for file, label, split in expected]
@@ -429,9 +426,7 @@ def overwritten(file: Path, at: int, data: bytes) -> Path:
 
 def overlapping(path: Path) -> Path:
     file = as_zip(path, {"happy/a.png": os.urandom(5000), "sad/b.png": os.urandom(5000)})
-    return overwritten(
-        file, file.read_bytes().rfind(b"PK\x01\x02") + 42, bytes(4)
-    )  # both are said to start at 0
+    return overwritten(file, file.read_bytes().rfind(b"PK\x01\x02") + 42, bytes(4))  # both are said to start at 0
 
 
 def encrypted(path: Path) -> Path:
@@ -462,9 +457,7 @@ def absurd_tar(path: Path) -> Path:
         (absurd_tar, r"'sad/bomb.png' makes it unpack to more than 200 times"),
     ],
 )
-def test_open_source_refuses_harmful_archives(
-    tmp_path: Path, make: Callable[[Path], Path], message: str
-) -> None:
+def test_open_source_refuses_harmful_archives(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(make(tmp_path))
 

@@ -47,9 +47,7 @@ def test_every_form_gives_the_same(name: str, faces: list[Any], home: Path) -> N
         split: [(face.label, face.pixels().tobytes()) for face in faces if face.split == split]
         for split in ("train", "val", "test")
     }
-    verdict = comparison.compare(
-        comparison.load(Path("data/prepared")), expected, only_train=name == "train.csv"
-    )
+    verdict = comparison.compare(comparison.load(Path("data/prepared")), expected, only_train=name == "train.csv")
     merged_or_cut = ("folder of a folder and a zip", "train.csv")
     assert verdict == ("same, in another order" if name in merged_or_cut else "same")
     assert load_prepared().class_names == sorted(forms.FER_NUMBERS)
@@ -86,17 +84,12 @@ def test_several_data_sets_in_one_folder(tmp_path: Path) -> None:
     """Class folders with and without splits, in folders and in archives, FER's CSV and a table, all at once."""
     root = tmp_path / "all of it"
     write_files(root / "CK+", "train/happy/S1.png", "train/sad/S2.png", "test/happy/S3.png")
-    write_files(
-        root / "mine", "p/1.png", "p/2.png", labels="image,emotion,subject\n1.png,Happy,Ann\n2.png,SAD,Bob\n"
-    )
+    write_files(root / "mine", "p/1.png", "p/2.png", labels="image,emotion,subject\n1.png,Happy,Ann\n2.png,SAD,Bob\n")
     write_files(root / "fer", fer2013="emotion,pixels,Usage\n3,0 1 2 3,Training\n4,9 9 9 9,PrivateTest\n")
     write_zip(root / "more (1).zip", {"faces/Happy/x.png": b"x", "faces/Sad/y.png": b"y"})
     with open_source(root) as source:
         items = {item.file: item for item in source.items()}
-        found = [
-            (file, item.label.lower(), item.split, item.root, item.person)
-            for file, item in sorted(items.items())
-        ]
+        found = [(file, item.label.lower(), item.split, item.root, item.person) for file, item in sorted(items.items())]
         places = [items[file].place for file in sorted(items)]
         contents = [fetch() for fetch in source.fetch(places)]
     assert found == [
@@ -122,9 +115,7 @@ def test_several_data_sets_of_class_folders_only(tmp_path: Path) -> None:
     write_files(tmp_path / "f", *names)
     for path, before in ((tmp_path / "a.zip", "around/"), (tmp_path / "f", "")):
         with open_source(path) as source:
-            found = {
-                (item.file.removeprefix(before), item.label, item.split, item.root) for item in source.items()
-            }
+            found = {(item.file.removeprefix(before), item.label, item.split, item.root) for item in source.items()}
         assert found - {("A/odd/6.png", "odd", None, f"{before}A")} == {
             ("A/happy/1.png", "happy", None, f"{before}A"),
             ("A/sad/2.png", "sad", None, f"{before}A"),
@@ -151,9 +142,7 @@ def test_a_data_set_of_unknown_names_among_others_is_not_lost(tmp_path: Path) ->
 
 
 def test_people_above_the_classes_are_no_classes(tmp_path: Path) -> None:
-    folder = write_files(
-        tmp_path / "f", "Ann/happy/1.png", "Ann/sad/2.png", "Bob/happy/3.png", "Bob/sad/4.png"
-    )
+    folder = write_files(tmp_path / "f", "Ann/happy/1.png", "Ann/sad/2.png", "Bob/happy/3.png", "Bob/sad/4.png")
     assert {label for _, label, _ in listed(folder)} == {"happy", "sad"}
 
 
@@ -216,9 +205,7 @@ def labelled(faces: list[Any], *names: str) -> list[Any]:
 
 def test_class_map_merges_renames_and_drops(faces: list[Any], home: Path) -> None:
     source, _ = forms.as_zip(faces, home.parent / "work")
-    audit = prepare(
-        params(source, class_map={"ANGRY": "upset", "disgust": "Upset", "fear": None, "sad": None})
-    )
+    audit = prepare(params(source, class_map={"ANGRY": "upset", "disgust": "Upset", "fear": None, "sad": None}))
     prepared = load_prepared()
     assert prepared.class_names == ["happy", "neutral", "surprise", "upset"]
     assert audit["images"] == 5 * 24
@@ -280,9 +267,7 @@ def test_weights_and_people_from_a_table(faces: list[Any], home: Path) -> None:
     folder = forms.write_files(faces, home.parent / "work")
     people = {face.path: f"P{i % 21}" for i, face in enumerate(faces)}
     lines = ["path,label,weight,subject"]
-    lines += [
-        f"{face.path},{face.label},{1.5 if i % 2 else ''},{people[face.path]}" for i, face in enumerate(faces)
-    ]
+    lines += [f"{face.path},{face.label},{1.5 if i % 2 else ''},{people[face.path]}" for i, face in enumerate(faces)]
     write_files(folder, labels="\n".join(lines))
     prepare(params(folder))
     prepared = load_prepared()

@@ -193,9 +193,7 @@ def test_numbers_from_a_column_with_gaps(tmp_path: Path) -> None:
 def test_numbers_want_a_map(tmp_path: Path) -> None:
     write_files(tmp_path / "f", "1.png", "2.png", table="path,label\n1.png,3\n2.png,10\n")
     with open_source(tmp_path / "f") as source:
-        with pytest.raises(
-            UserError, match=r"labels of .* are numbers \(3, 10\).*prepare.class_map: \{3: angry"
-        ):
+        with pytest.raises(UserError, match=r"labels of .* are numbers \(3, 10\).*prepare.class_map: \{3: angry"):
             Listing(tmp_path, source, {}, None)
     (tmp_path / "listing.db").unlink()
     with open_source(tmp_path / "f") as source:
@@ -334,9 +332,7 @@ def test_names_of_classes_stand_in_the_metadata(tmp_path: Path, kind: pa.DataTyp
     names = ["Anger", "happy", "sad"]
     for form in (names, {str(i): name for i, name in enumerate(names)}):
         features = {"features": {"label": {"names": form, "_type": "ClassLabel"}}}
-        table = pa.table(
-            {"image": pa.array([b"x"] * 3, pa.large_binary()), "label": pa.array([2, 0, 1], kind)}
-        )
+        table = pa.table({"image": pa.array([b"x"] * 3, pa.large_binary()), "label": pa.array([2, 0, 1], kind)})
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": features})})
         pq.write_table(table, tmp_path / "a.parquet")
         assert [item.label for item in items(tmp_path / "a.parquet")] == ["sad", "anger", "happy"]
@@ -362,15 +358,11 @@ def test_bad_labels_in_parquet(tmp_path: Path, labels: list[int], names: list[st
 
 def test_parquet_without_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"x"], "caption": ["y"]}), tmp_path / "a.parquet")
-    with pytest.raises(
-        UserError, match=r"no column of labels .*there are image, caption.*prepare.columns.label"
-    ):
+    with pytest.raises(UserError, match=r"no column of labels .*there are image, caption.*prepare.columns.label"):
         items(tmp_path / "a.parquet")
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[:-40], lambda data: data[:2000] + b"?" * 1000 + data[3000:]]
-)
+@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: data[:2000] + b"?" * 1000 + data[3000:]])
 def test_damaged_parquet(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     pictures = [np.random.default_rng(i).bytes(100) for i in range(100)]
     table = pa.table({"image": pictures, "label": ["a", "b"] * 50})

@@ -28,9 +28,7 @@ def names(records: Records, chosen: np.ndarray) -> set[str]:
 
 def sets(records: Records) -> set[frozenset[str]]:
     """Files that share a group."""
-    found = {
-        frozenset(names(records, records.twins == group)) for group in set(records.twins.tolist()) - {-1}
-    }
+    found = {frozenset(names(records, records.twins == group)) for group in set(records.twins.tolist()) - {-1}}
     return {files for files in found if len(files) > 1}
 
 
@@ -49,9 +47,7 @@ def test_exact_and_near_twins_make_one_set() -> None:
         **dict.fromkeys(("004", "009"), "duplicate"),
     }
     # Numbered in order of the smallest digest in each.
-    smallest = [
-        min(records.digests[i].tobytes() for i in np.flatnonzero(records.twins == g)) for g in range(6)
-    ]
+    smallest = [min(records.digests[i].tobytes() for i in np.flatnonzero(records.twins == g)) for g in range(6)]
     assert smallest == sorted(smallest)
 
 
@@ -64,9 +60,7 @@ def test_labels_that_differ_are_a_conflict() -> None:
 
 
 def test_neither_order_nor_corrupt_nor_blank_images_change_what_is_found() -> None:
-    images = np.concatenate(
-        [drawn_faces()[:20], drawn_faces()[3:5, :, ::-1], np.zeros((3, 48, 48, 1), np.uint8)]
-    )
+    images = np.concatenate([drawn_faces()[:20], drawn_faces()[3:5, :, ::-1], np.zeros((3, 48, 48, 1), np.uint8)])
     rows = rows_of(images, ["a"] * 25, ["train"] * 25)
     rows[22].problem, rows[22].sha256 = "empty file", ""
     for row in rows[23:]:

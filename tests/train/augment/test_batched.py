@@ -24,14 +24,10 @@ def pictures(count: int = 6, channels: int = 1, seed: int = 0) -> np.ndarray:
 
 def built(specs: list, channels: int = 1) -> nn.Module:
     """A list as train builds it, with a mean and std of its own."""
-    return transforms.build(
-        transforms.resolve(specs, [0.4] * channels, [0.2] * channels, "train.transforms.train")
-    )
+    return transforms.build(transforms.resolve(specs, [0.4] * channels, [0.2] * channels, "train.transforms.train"))
 
 
-def augmented(
-    images: np.ndarray, indices: np.ndarray, transform: nn.Module, seed: int, epoch: int
-) -> torch.Tensor:
+def augmented(images: np.ndarray, indices: np.ndarray, transform: nn.Module, seed: int, epoch: int) -> torch.Tensor:
     """Samples of a split, image by image."""
     rows = torch.from_numpy(np.ascontiguousarray(images[indices]))
     return batched.augment_one_by_one(rows, torch.from_numpy(indices), transform, seed, epoch)
@@ -159,9 +155,7 @@ def augmentation(specs: list, channels: int = 1, seed: int = 3, size: int = SIZE
         ),
     ],
 )
-def test_what_has_no_batched_kernel_is_named_and_runs_through_torchvision(
-    specs: list, named: list[str]
-) -> None:
+def test_what_has_no_batched_kernel_is_named_and_runs_through_torchvision(specs: list, named: list[str]) -> None:
     """One such name in a list, and every sample goes through torchvision with its own seed."""
     made, images = augmentation(specs), pictures(5)
     samples = np.array([4, 0, 3])

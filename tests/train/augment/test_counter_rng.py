@@ -28,12 +28,7 @@ def test_keys_and_states_are_hashed_alike() -> None:
     two = counter_rng.splitmix64(one + counter_rng.GAMMA + 77)
     assert counter_rng.hash_numbers(77) == two.item()
     assert (
-        len(
-            {
-                counter_rng.hash_numbers(*numbers)
-                for numbers in [(0,), (0, 0), (1, 0), (0, 1), (-1, 0), (2**63, 0)]
-            }
-        )
+        len({counter_rng.hash_numbers(*numbers) for numbers in [(0,), (0, 0), (1, 0), (0, 1), (-1, 0), (2**63, 0)]})
         == 6
     )
 

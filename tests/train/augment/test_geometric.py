@@ -79,9 +79,7 @@ def test_affine_and_rotation_agree_with_torchvision(module: v2.Transform) -> Non
             return affine(image, row, interpolation="bilinear", center=center, fill=fill)
 
         inside = peer(torch.ones_like(image), module.center, 0.0) > 1 - 1e-6
-        torch.testing.assert_close(
-            out[inside], peer(image, module.center, fill)[inside], atol=TOLERANCE, rtol=0
-        )
+        torch.testing.assert_close(out[inside], peer(image, module.center, fill)[inside], atol=TOLERANCE, rtol=0)
         padded = F.pad(image, [margin], fill=fill)
         center = module.center and [value + margin for value in module.center]
         expected = F.center_crop(peer(padded, center, fill), list(image.shape[1:]))

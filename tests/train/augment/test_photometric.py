@@ -45,9 +45,7 @@ def floats(batch: Tensor) -> Tensor:
     return batch.permute(0, 3, 1, 2).float() / 255
 
 
-def augmentation(
-    specs: list, channels: int = 1, mean: list[float] = MEAN, std: list[float] = STD, seed: int = 3
-):
+def augmentation(specs: list, channels: int = 1, mean: list[float] = MEAN, std: list[float] = STD, seed: int = 3):
     """A list as train makes it."""
     return Augmentation(transforms.resolve(specs, mean, std, "w"), seed, SIZE, channels)
 
@@ -66,9 +64,7 @@ def rows(params: dict[str, Tensor]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    "args", [{"brightness": 0.5}, {"contrast": 0.8}, {"brightness": 0.5, "contrast": 0.8}]
-)
+@pytest.mark.parametrize("args", [{"brightness": 0.5}, {"contrast": 0.8}, {"brightness": 0.5, "contrast": 0.8}])
 def test_color_jitter_agrees_with_torchvision(args: dict[str, float], channels: int) -> None:
     """In both orders; on floats up to rounding, on uint8 within a grey level for each of the two."""
     batch = torch.cat([scenes(24, channels), faces(8, channels)])
@@ -143,9 +139,7 @@ def test_boxes_to_erase_are_drawn_as_torchvision_draws(args: dict[str, Any]) -> 
     ids=str,
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_is_done_now_and_then_agrees_with_torchvision(
-    module: nn.Module, functional: Any, channels: int
-) -> None:
+def test_what_is_done_now_and_then_agrees_with_torchvision(module: nn.Module, functional: Any, channels: int) -> None:
     flat = torch.full((1, SIZE, SIZE, channels), 7, dtype=torch.uint8)
     batch = torch.cat([scenes(24, channels), faces(7, channels), flat])
     made = registry.build_kernel(type(module).__name__, module, (channels, SIZE, SIZE), GREY_LEVEL)
