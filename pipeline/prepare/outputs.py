@@ -37,11 +37,7 @@ def write_arrays(folder: Path, records: Records, listing: Listing, pixels: Array
             pieces[f"{split}_soft.npy"] = (np.float32, (len(names),), listing.shares)
         for name, (dtype, inner, read) in pieces.items():
             with (folder / name).open("wb") as file:
-                header = {
-                    "descr": np.dtype(dtype).str,
-                    "fortran_order": False,
-                    "shape": (len(chosen), *inner),
-                }
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(chosen), *inner)}
                 write_array_header_1_0(file, header)
                 for start in range(0, len(chosen), _BLOCK):
                     content = read(chosen[start : start + _BLOCK])

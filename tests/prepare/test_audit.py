@@ -32,10 +32,7 @@ SPECK[10, 10], ONE_CHANNEL[:, :24, 2] = 90, 255
         (constant((250, 10, 90), channels=3), True),
         ((128 + RNG.integers(-2, 3, (48, 48, 1))).astype(np.uint8), True),  # faint noise
         (SPECK, True),
-        (
-            (128 + (FACE.astype(int) - 128) // 8).astype(np.uint8),
-            False,
-        ),  # a face of an eighth of the contrast
+        ((128 + (FACE.astype(int) - 128) // 8).astype(np.uint8), False),  # a face of an eighth of the contrast
         (FACE, False),
         (ONE_CHANNEL, False),
     ],
@@ -137,11 +134,7 @@ def test_audit_by_hand() -> None:
     audit = build_audit(records())
     assert audit == {
         "images": 11,
-        "splits": {
-            "train": {"happy": 3, "sad": 0},
-            "val": {"happy": 1, "sad": 2},
-            "test": {"happy": 1, "sad": 1},
-        },
+        "splits": {"train": {"happy": 3, "sad": 0}, "val": {"happy": 1, "sad": 2}, "test": {"happy": 1, "sad": 1}},
         "corrupt": 2,
         "dropped": 1,
         "blank": 2,

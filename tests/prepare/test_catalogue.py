@@ -50,11 +50,7 @@ def test_labels_without_images_may_be_in_the_map() -> None:
         (["a"], {}, "only one class, 'a'; it takes two"),
         (["a", "b"], {"b": "A"}, "only one class, 'A' after prepare.class_map"),
         (["a", "b"], {"a": None, "b": None}, "no class left after prepare.class_map"),
-        (
-            [f"label {i}" for i in range(2000)],
-            {},
-            "2000 different labels, such as label 0, label 1, label 10",
-        ),
+        ([f"label {i}" for i in range(2000)], {}, "2000 different labels, such as label 0, label 1, label 10"),
     ],
 )
 def test_labels_that_cannot_be(labels: list[str], class_map: dict[str, str | None], message: str) -> None:

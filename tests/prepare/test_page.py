@@ -63,12 +63,7 @@ def make_rows() -> list[Row]:
     }
     rows = []
     for i in range(len(PIXELS)):
-        values = {
-            "file": f"train/{i:02}.png",
-            "label": CLASS_NAMES[1],
-            "split": "train",
-            "sha256": f"own {i}",
-        }
+        values = {"file": f"train/{i:02}.png", "label": CLASS_NAMES[1], "split": "train", "sha256": f"own {i}"}
         values |= {"twins": f"own {i}", "size": (16, 16), **kinds.get(i, {})}
         if i >= 40:
             values["label"] = "angry"
@@ -116,12 +111,7 @@ def test_page_has_what_the_audit_has_and_no_more() -> None:
     rows = make_rows()
     page = Page(render(rows))
     headings = " | ".join(page.texts)
-    for title in (
-        "Changed copies across splits",
-        "Twins with different labels",
-        "Blank images",
-        "Dark images",
-    ):
+    for title in ("Changed copies across splits", "Twins with different labels", "Blank images", "Dark images"):
         assert title in headings
     for title in ("Twins across splits", "Exact copies within a split", "Enlarged images"):
         assert title not in headings

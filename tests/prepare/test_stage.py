@@ -68,11 +68,7 @@ def test_every_image_is_where_the_manifest_says(home: Path, tmp_path: Path) -> N
             assert line.file.startswith(f"{split}/{line.label}/")
             np.testing.assert_array_equal(array[line.row, ..., 0], Image.open(io.BytesIO(tree[line.file])))
     classes = json.loads(Path("data/prepared/classes.json").read_text(encoding="utf-8"))
-    expected = {
-        "train": {"happy": 8, "sad": 5},
-        "val": {"happy": 2, "sad": 3},
-        "test": {"happy": 9, "sad": 12},
-    }
+    expected = {"train": {"happy": 8, "sad": 5}, "val": {"happy": 2, "sad": 3}, "test": {"happy": 9, "sad": 12}}
     assert classes.pop("counts") == expected
     assert len(classes.pop("digest")) == 64
     assert set(classes.pop("split_digests")) == {"train", "val", "test"}
@@ -201,11 +197,7 @@ def faces_with_twins() -> Tree:
     "changes, gone, leaks",
     [
         ({}, {"happy/of test", "sad/of val", "sad/of happy", "happy/03"}, set()),
-        (
-            {"duplicates": "drop_exact_from_train", "conflicts": "keep"},
-            {"happy/of test"},
-            {"val/happy/00.png"},
-        ),
+        ({"duplicates": "drop_exact_from_train", "conflicts": "keep"}, {"happy/of test"}, {"val/happy/00.png"}),
         ({"duplicates": "keep", "conflicts": "keep"}, set(), {"test/happy/00.png", "val/happy/00.png"}),
     ],
 )
@@ -258,12 +250,7 @@ def test_a_class_of_twins_only_is_explained(home: Path, tmp_path: Path) -> None:
     [
         ({"a": 100, "b": 30, "c": 10}, [70, 21, 7], [20, 6, 2], [10, 3, 1]),
         ({"a": 20, "b": 3}, [14, 1], [4, 1], [2, 1]),
-        (
-            {"Training/a": 40, "Training/b": 20, "PrivateTest/a": 3, "PrivateTest/b": 4},
-            [32, 16],
-            [8, 4],
-            [3, 4],
-        ),
+        ({"Training/a": 40, "Training/b": 20, "PrivateTest/a": 3, "PrivateTest/b": 4}, [32, 16], [8, 4], [3, 4]),
     ],
 )
 def test_prepare_cuts_the_splits_that_are_missing(
@@ -398,10 +385,7 @@ def test_odd_names_survive_the_manifest(home: Path, tmp_path: Path) -> None:
     prepare(prepare_params(write_zip(tmp_path / "s.zip", tree)))
     with open("data/prepared/manifest.csv", encoding="utf-8", newline="") as file:
         assert {line["file"] for line in csv.DictReader(file)} == set(tree)
-    assert json.loads(Path("data/prepared/classes.json").read_text(encoding="utf-8"))["class_names"] == [
-        "a,b",
-        "日 本",
-    ]
+    assert json.loads(Path("data/prepared/classes.json").read_text(encoding="utf-8"))["class_names"] == ["a,b", "日 本"]
 
 
 # As a process

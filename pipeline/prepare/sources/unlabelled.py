@@ -91,11 +91,7 @@ class Listed(Pictures):
     """
 
     def __init__(
-        self,
-        members: Folder | Archive,
-        read: Callable[[Any], bytes],
-        files: Iterable[tuple[str, Any]],
-        ordered: bool,
+        self, members: Folder | Archive, read: Callable[[Any], bytes], files: Iterable[tuple[str, Any]], ordered: bool
     ) -> None:
         self._members, self._read = members, read
         self._folder = tempfile.TemporaryDirectory(prefix="hyojo-pictures-")

@@ -140,10 +140,7 @@ def test_layouts(tmp_path: Path, layout: str, kind: str) -> None:
     "spellings, split",
     [
         ("train Train TRAIN training Training train_set train-images TrainSet training_data trn", "train"),
-        (
-            "val Val valid validation Validation VALIDATION dev PublicTest public_test Public-Test val_set",
-            "val",
-        ),
+        ("val Val valid validation Validation VALIDATION dev PublicTest public_test Public-Test val_set", "val"),
         ("test Test testing PrivateTest private_test test_set testset test_images Test-Data", "test"),
     ],
 )
@@ -168,20 +165,14 @@ def test_hidden_files_and_leftovers_are_passed_over_and_strays_are_told(tmp_path
 
 
 def test_strays_do_not_hide_a_folder_around_the_classes(tmp_path: Path) -> None:
-    tree = {f"faces/{name}": data for name, data in PLAIN.items()} | {
-        "README.md": b"",
-        "faces/about.txt": b"",
-    }
+    tree = {f"faces/{name}": data for name, data in PLAIN.items()} | {"README.md": b"", "faces/about.txt": b""}
     with open_source(as_zip(tmp_path, tree)) as source:
         assert {item.label for item in source.items()} == {"happy", "sad"}
         assert sorted(source.ignored) == ["README.md", "faces/about.txt"]
 
 
 def test_files_beside_split_folders_are_told(tmp_path: Path) -> None:
-    tree = {f"train/{name}": data for name, data in PLAIN.items()} | {
-        "train/x.png": b"",
-        "extra/happy/y.png": b"",
-    }
+    tree = {f"train/{name}": data for name, data in PLAIN.items()} | {"train/x.png": b"", "extra/happy/y.png": b""}
     with open_source(as_folder(tmp_path, tree)) as source:
         assert len(list(source.items())) == 3
         assert sorted(source.ignored) == ["extra/happy/y.png", "train/x.png"]
@@ -200,12 +191,7 @@ def test_agrees_with_torchvision(tmp_path: Path) -> None:
 def test_composed_and_decomposed_letters_are_one_class(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "fâché") for form in ("NFC", "NFD")]
     assert names[0] != names[1]
-    tree = {
-        f"train/{names[0]}/a.png": b"",
-        f"test/{names[1]}/b.png": b"",
-        "train/x/c.png": b"",
-        "test/x/d.png": b"",
-    }
+    tree = {f"train/{names[0]}/a.png": b"", f"test/{names[1]}/b.png": b"", "train/x/c.png": b"", "test/x/d.png": b""}
     assert check(as_folder(tmp_path, tree)) == [names[0], "x"]
 
 
@@ -240,12 +226,7 @@ def test_links_in_a_folder_are_followed_and_circles_end(tmp_path: Path) -> None:
     (path / "sad" / "up").symlink_to(path)
     (path / "sad" / "gone.png").symlink_to(tmp_path / "nowhere")
     with open_source(path) as source:
-        assert {item.file for item in source.items()} == {
-            "calm/c.png",
-            "happy/a.png",
-            "sad/b.png",
-            "sad/gone.png",
-        }
+        assert {item.file for item in source.items()} == {"calm/c.png", "happy/a.png", "sad/b.png", "sad/gone.png"}
         assert read(source, "calm/c.png") == b"C"
         with pytest.raises(ImageError, match="cannot be read"):
             read(source, "sad/gone.png")

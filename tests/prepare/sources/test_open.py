@@ -127,14 +127,7 @@ def test_several_data_sets_of_class_folders_only(tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_unknown_names_among_others_is_not_lost(tmp_path: Path) -> None:
-    names = [
-        "A/happy/1.png",
-        "A/sad/2.png",
-        "B/happy/3.png",
-        "B/sad/4.png",
-        "C/class 1/5.png",
-        "C/class 2/6.png",
-    ]
+    names = ["A/happy/1.png", "A/sad/2.png", "B/happy/3.png", "B/sad/4.png", "C/class 1/5.png", "C/class 2/6.png"]
     folder = write_files(tmp_path / "f", *names)
     with pytest.raises(UserError, match=r"folders in C have no usual names.*'class [12]'.*prepare.class_map"):
         open_source(folder)
@@ -149,14 +142,8 @@ def test_people_above_the_classes_are_no_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "texts, message",
     [
-        (
-            {"a": "file,label\nx,1\n", "b": "file,label\nx,1\n"},
-            "several tables .a.csv, b.csv.*train, val, test",
-        ),
-        (
-            {"a": "emotion,pixels\n", "b": "emotion, Usage, pixels\n"},
-            "several tables of the same kind .a.csv, b.csv",
-        ),
+        ({"a": "file,label\nx,1\n", "b": "file,label\nx,1\n"}, "several tables .a.csv, b.csv.*train, val, test"),
+        ({"a": "emotion,pixels\n", "b": "emotion, Usage, pixels\n"}, "several tables of the same kind .a.csv, b.csv"),
         ({"test": "pixels\n0 0 0 0\n"}, "test.csv has pixels but no emotions.*hyojo predict"),
         (
             {"v": f"Usage,Image name,{','.join(forms.FERPLUS_COLUMNS)}\n"},

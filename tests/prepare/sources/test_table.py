@@ -120,10 +120,7 @@ FILES, FER = "path,label\na.png,happy\n", "emotion,pixels,Usage\n0,1 2 3 4,Train
 @pytest.mark.parametrize(
     "text, message",
     [
-        (
-            "path,label\ngone.png,happy",
-            r"line 2: there is no file 'gone.png' in .*prepare.columns.path .now 'path'",
-        ),
+        ("path,label\ngone.png,happy", r"line 2: there is no file 'gone.png' in .*prepare.columns.path .now 'path'"),
         ("path,label\na.png,", "line 2: no label.*hyojo predict"),
         ("path,label\na.png,happy,more", "line 2: 3 cells, but the first line has 2"),
         ("path,label\n", "has no rows"),
@@ -152,11 +149,7 @@ def test_items_name_the_bad_row(tmp_path: Path, text: str, message: str) -> None
 
 def test_two_tables_named_after_their_splits(tmp_path: Path) -> None:
     write_files(
-        tmp_path,
-        "train/1.png",
-        "test/1.png",
-        train_labels="file,label\n1.png,happy\n",
-        test="file,label\n1.png,sad\n",
+        tmp_path, "train/1.png", "test/1.png", train_labels="file,label\n1.png,happy\n", test="file,label\n1.png,sad\n"
     )
     assert {(item.file, item.label, item.split) for item in items(tmp_path)} == {
         ("train/1.png", "happy", "train"),
@@ -286,18 +279,9 @@ HAPPY = "fer.png,0,9,1,0,0,0,0,0,0,0"
     "rows, message",
     [
         ([f"Training,{HAPPY}"], "fer2013.csv, line 3: the row of fer2013new.csv for it is missing"),
-        (
-            [f"Training,{HAPPY}", f"Training,{HAPPY}"],
-            "line 3: the row of fer2013new.csv for it is .* of another split",
-        ),
-        (
-            [f"Training,{HAPPY}", f"PrivateTest,{HAPPY}", f"Training,{HAPPY}"],
-            "fer2013new.csv: more rows than",
-        ),
-        (
-            ["Training,fer.png,0,nine,1,0,0,0,0,0,0,0"],
-            "fer2013new.csv, line 2: votes that are not whole numbers",
-        ),
+        ([f"Training,{HAPPY}", f"Training,{HAPPY}"], "line 3: the row of fer2013new.csv for it is .* of another split"),
+        ([f"Training,{HAPPY}", f"PrivateTest,{HAPPY}", f"Training,{HAPPY}"], "fer2013new.csv: more rows than"),
+        (["Training,fer.png,0,nine,1,0,0,0,0,0,0,0"], "fer2013new.csv, line 2: votes that are not whole numbers"),
     ],
 )
 def test_votes_that_belong_to_other_pictures(tmp_path: Path, rows: list[str], message: str) -> None:
@@ -349,8 +333,7 @@ def test_names_of_classes_stand_in_the_metadata(tmp_path: Path, kind: pa.DataTyp
 def test_bad_labels_in_parquet(tmp_path: Path, labels: list[int], names: list[str], message: str) -> None:
     metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
     pq.write_table(
-        pa.table({"image": [b"x", b"y"], "label": labels}).replace_schema_metadata(metadata),
-        tmp_path / "a.parquet",
+        pa.table({"image": [b"x", b"y"], "label": labels}).replace_schema_metadata(metadata), tmp_path / "a.parquet"
     )
     with pytest.raises(UserError, match=message):
         items(tmp_path / "a.parquet")
