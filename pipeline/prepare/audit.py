@@ -1,30 +1,30 @@
-"""What is wrong with the source, image by image, and the counts of it all."""
+"""What is wrong with the source, image by image, and the counts of it all, also in a few lines for whoever runs it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.prepare.catalogue import SPLITS
+from pipeline.prepare.catalogue import SPLITS, Listing
 from pipeline.prepare.columns import Records, sets_of
 from pipeline.prepare.pixels.picture import LOOKS
+from pipeline.prepare.sources.source import Source
 
 LEAKS = ("test_in_train", "val_in_train", "test_in_val")
 
 
 def build_audit(records: Records, faces: bool = False, left_out: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Count what ``reports/audit.json`` holds.
+    """Count what ``reports/audit.json`` holds of all images, with their final splits, twins and drops.
 
-    Args:
-        records: All images, with their final splits, twins and drops.
-        faces: Whether they were cut out of photos; then ``faces`` says how many show none, and several.
-        left_out: Items of the source that are no images of the data, counted by the reason.
+    ``left_out`` are items of the source that are no images of the data, counted by the reason.
 
     Returns:
         ``images`` (all files in class folders), ``splits.<split>.<class>`` (those in the arrays), ``corrupt`` and
         ``dropped`` (left out), ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` (kept), ``sizes``
         (the ten most common, as ``<width>x<height>``), ``imbalance`` (the largest class of train over the
-        smallest), ``exact``, ``leaks`` and ``near`` (see below), and ``bad_files`` with name and reason.
+        smallest), ``exact``, ``leaks`` and ``near`` (see below), ``bad_files`` with name and reason, and of photos
+        ``faces``: how many show none, and several.
 
         ``exact`` is about images with equal pixels: ``groups`` of them, ``redundant`` images beyond the first of
         each, ``conflicting_groups`` with more than one label. ``leaks.<a>_in_<b>`` counts images of split a
@@ -81,6 +81,40 @@ def headline(audit: dict[str, Any]) -> dict[str, int]:
         "conflicting_groups": audit["conflicting_groups"],
         "test_in_train": audit["leaks"]["test_in_train"] + audit["near"]["leaks"]["test_in_train"],
     }
+
+
+def print_summary(audit: dict[str, Any], source: Source, listing: Listing, reused: int, page: Path) -> None:
+    """Print what ``build_audit`` found; source and its listing may be closed, ``page`` is where the audit's page is."""
+    names = listing.class_names
+    print(f"{source.path}: {source.form}")
+    print(f"{audit['images']} images of {len(names)} classes: {', '.join(names)}")
+    for split in SPLITS:
+        origin = "" if split in listing.given else " (cut from train)"
+        print(f"  {split:5} {sum(audit['splits'][split].values()):7}{origin}")
+    print(f"  corrupt {audit['corrupt']} (left out), blank {audit['blank']}")
+    if "faces" in audit:
+        print(
+            f"  photos without a face {audit['faces']['none']} (left out), with several {audit['faces']['several']} "
+            "(the largest is taken)"
+        )
+    for name, leaks in (("exact", audit["leaks"]), ("near", audit["near"]["leaks"])):
+        kind = audit[name]
+        print(
+            f"  {name} copies {kind['redundant']} in {kind['groups']} sets, {kind['conflicting_groups']} with "
+            f"several labels; of {leaks['test_in_train']} test and {leaks['val_in_train']} val images in train"
+        )
+    if audit["dropped"]:
+        print(f"  {audit['dropped']} training images left out for their twins")
+    print(f"  see {page}")
+    for reason, count in audit.get("left_out", {}).items():
+        print(f"  left out {count}: {reason}")
+    if listing.person_count:
+        print(f"  {listing.person_count} people by prepare.person, none of them in two splits")
+    if source.ignored_count:
+        print(f"  {source.ignored_count} files outside class folders passed over, such as {source.ignored[0]}")
+    if reused:
+        share = reused / audit["images"]
+        print(f"  {reused} images ({share:.1%}) had been decoded before and were not decoded again")
 
 
 def _conflicting(records: Records, members: np.ndarray) -> bool:

@@ -1,6 +1,7 @@
 """What is known of every image, by column: numbers only, some fifty bytes an image, 32 of them a hash."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +29,7 @@ _BITS = {flag: 1 << i for i, flag in enumerate(FLAGS)}
 TRAIN = SPLITS.index("train")
 
 
+@dataclass(eq=False)
 class Records:
     """N images in order of name, and what became of them.
 
@@ -46,21 +48,18 @@ class Records:
         drops: Why an image is left out of training, by its number.
     """
 
-    def __init__(
-        self,
-        files: Callable[[Iterable[int]], Iterable[str]],
-        class_names: list[str],
-        labels: np.ndarray,
-        splits: np.ndarray,
-        people: np.ndarray | None = None,
-        weights: np.ndarray | None = None,
-        source: str = "The source",
-    ) -> None:
-        self.files, self.class_names, self.source = files, class_names, source
-        self.labels, self.splits, self.people, self.weights = labels, splits, people, weights
-        self.digests = np.zeros((len(labels), 32), np.uint8)
-        self.sizes = np.zeros((len(labels), 2), np.uint16)
-        self.marks = np.zeros(len(labels), np.uint16)
+    files: Callable[[Iterable[int]], Iterable[str]]
+    class_names: list[str]
+    labels: np.ndarray
+    splits: np.ndarray
+    people: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    source: str = "The source"
+
+    def __post_init__(self) -> None:
+        self.digests = np.zeros((len(self), 32), np.uint8)
+        self.sizes = np.zeros((len(self), 2), np.uint16)
+        self.marks = np.zeros(len(self), np.uint16)
         self.problems: dict[int, str] = {}
         self.drops: dict[int, str] = {}
 
@@ -94,7 +93,7 @@ class Records:
     def copies(self) -> np.ndarray:
         """Numbers of the digests in their order, the same for exact twins, int32 (N,); -1 where a file cannot be read.
 
-        Valid once all files have been decoded.
+        Valid once all files have been decoded; ``del`` frees their memory until they are asked for again.
         """
         found = number_distinct(self.digests)
         unknown = self.have("corrupt", "no_face")
@@ -102,10 +101,6 @@ class Records:
             found -= 1
             found[unknown] = -1
         return found
-
-    def forget_copies(self) -> None:
-        """Free the memory of ``copies``, which are numbered again when they are asked for."""
-        del self.copies
 
     @property
     def twinned(self) -> np.ndarray:
@@ -124,11 +119,8 @@ class Records:
     def counts(self) -> dict[str, dict[str, int]]:
         """Images in the arrays by split and class."""
         size, used = len(self.class_names), self.used
-        found = {
-            split: count_values(self.labels[used & (self.splits == number)], size)
-            for number, split in enumerate(SPLITS)
-        }
-        return {split: dict(zip(self.class_names, map(int, counts))) for split, counts in found.items()}
+        found = (count_values(self.labels[used & (self.splits == number)], size) for number in range(len(SPLITS)))
+        return {split: dict(zip(self.class_names, map(int, counts))) for split, counts in zip(SPLITS, found)}
 
 
 def bits(names: Iterable[str]) -> int:
@@ -142,11 +134,7 @@ def flags(marks: int) -> str:
 
 
 def sets_of(keys: np.ndarray) -> Iterator[np.ndarray]:
-    """The sets of two or more numbers that have one key, an integer from 0, in order of their first members.
-
-    Args:
-        keys: Of the numbers from 0, (n,); -1 where there is none.
-    """
+    """The places of every key, from 0, that is there more than once in ``keys``, (n,), in order of the first; -1 is none."""
     numbers = repeated(keys)
     numbers = numbers[np.argsort(keys[numbers], kind="stable")]
     starts = np.flatnonzero(np.diff(keys[numbers], prepend=-1))

@@ -3,7 +3,6 @@
 They are faces: the page is a cached out of prepare and an artifact of the run, and never goes into git.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ from pipeline.reporting import html
 
 # How much is shown of what there may be thousands of; the manifest has it all.
 SAMPLES, SETS, MEMBERS, PICTURES, BAD_FILES = 12, 24, 8, 24, 200
-# Shown one by one, without twins.
-SINGLE = SEEN
 # The gravest first. A set of twins may be in two of them.
 EXHIBITS = {
     "leaks": ("Twins across splits", "Equal pixels in more than one split: they flatter a score."),
@@ -33,28 +30,8 @@ EXHIBITS = {
 }
 
 
-@dataclass(frozen=True)
-class Exhibit:
-    """The largest of ``total`` sets of twins, or single images, which then make one set.
-
-    A set is the first pictures in it, and the number of those that are not shown.
-    """
-
-    title: str
-    about: str
-    total: int
-    unit: str
-    cut: bool
-    sets: list[tuple[list[dict[str, str]], int]]
-
-
 def render_page(audit: dict[str, Any], records: Records, pixels: ArrayFile | np.ndarray) -> str:
-    """Render the page.
-
-    Args:
-        audit: What ``build_audit`` returns.
-        records: All images, final.
-        pixels: Their pixels, uint8 (N, S, S, C), in the same order.
+    """Render the page of an audit of these records and their pixels, uint8 (N, S, S, C).
 
     Returns:
         HTML, the same for the same data: no times and no places in it.
@@ -75,11 +52,14 @@ def render_page(audit: dict[str, Any], records: Records, pixels: ArrayFile | np.
 
     exhibits = []
     for name, sets in _find_exhibits(records).items():
-        single = name in SINGLE
+        single = name in SEEN  # shown one by one, without twins, as if they were one set
         total = sum(map(len, sets)) if single else len(sets)
         count, unit = (PICTURES, "images") if single else (MEMBERS, "sets")
+        # The first pictures of each of the largest sets, and the number of those that are not shown.
         shown = [(show(members[:count]), max(0, len(members) - count)) for members in sets[:SETS]]
-        exhibits.append(Exhibit(*EXHIBITS[name], total, unit, len(sets) > SETS, shown))
+        title, about = EXHIBITS[name]
+        cut = len(sets) > SETS
+        exhibits.append({"title": title, "about": about, "total": total, "unit": unit, "cut": cut, "sets": shown})
     return html.render(
         "audit.html",
         title="Data audit",
@@ -114,7 +94,7 @@ def _find_exhibits(records: Records) -> dict[str, list[np.ndarray]]:
             found["conflicts"].append(members)
         elif not across:
             found[f"{near}copies"].append(members)
-    for flag in SINGLE:
+    for flag in SEEN:
         if len(marked := np.flatnonzero(records.have(flag))):
             found[flag].append(marked)
     for sets in found.values():

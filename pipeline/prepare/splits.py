@@ -4,22 +4,17 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.core.errors import UserError
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import TRAIN, Records
+from pipeline.prepare.twins.search import connect
 
 
 def cut_missing(records: Records, given: Collection[str], fractions: Mapping[str, float], seed: int) -> None:
-    """Cut the splits that the source lacks, in place; a split that it has is never touched.
+    """Cut the splits that the source lacks, in place; those ``given`` are never touched. See ``cut_split``.
 
-    Args:
-        records: All images; those left out are passed over.
-        given: Splits that the source has.
-        fractions: By split (``test``, ``val``), what part of the source's train split to cut.
-        seed: Another seed, another choice.
+    ``fractions`` say by split (``test``, ``val``) what part of the source's train split to cut.
 
     Raises:
         UserError: A fraction is 0 or too large, or a class has too few images to share.
@@ -120,14 +115,12 @@ def _units(records: Records, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     present[twins] = True
     units = (present.cumsum(dtype=np.int32) - 1)[twins]
     if records.people is not None:
-        # Twins link the people they show: a graph of both.
+        # Twins link the people they show: sets of both.
         known = records.people[used] >= 0
         count = np.count_nonzero(present)
         people = records.people[used][known] + count
         size = count + int(records.people.max()) + 1
-        graph = coo_array((np.ones(len(people), bool), (units[known], people)), shape=(size, size))
-        # Numbered by the first of their sets.
-        units = connected_components(graph, directed=False)[1][units]
+        units = connect(size, units[known], people)[units]
     copies = records.copies[used]
     smallest = np.full(units.max(initial=-1) + 1, len(records), np.int32)
     np.minimum.at(smallest, units, copies)

@@ -12,8 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from pipeline.core.params import PrepareParams
 from pipeline.core.params_file import load_params
 from pipeline.core.stage_files import DatasetFile
 from pipeline.prepare.array_file import ArrayFile
-from pipeline.prepare.audit import build_audit, headline
+from pipeline.prepare.audit import build_audit, headline, print_summary
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.columns import Records
 from pipeline.prepare.decoding import decode_all
@@ -37,7 +36,6 @@ from pipeline.prepare.sources.form import Reading
 from pipeline.prepare.sources.open import open_source
 from pipeline.prepare.sources.source import Source
 from pipeline.prepare.splits import check_counts, cut_missing
-from pipeline.prepare.summary import print_summary
 from pipeline.prepare.twins.mark import drop_twins, find_twins
 
 AUDIT = paths.REPORTS / "audit.json"
@@ -67,31 +65,41 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
         UserError: The source cannot be used, or too many of its images are bad.
     """
     reading = Reading(params.columns, params.person, params.labels == "soft", params.class_map)
-    with open_source(params.source, reading) as source, _outputs() as (folder, audit_file, page_file):
+    with (
+        open_source(params.source, reading) as source,
+        replacing(AUDIT_PAGE) as page_file,
+        replacing(AUDIT) as audit_file,
+        replacing(paths.PREPARED) as folder,
+    ):
+        folder.mkdir()
         with (
             tempfile.TemporaryDirectory(dir=folder) as scratch,
             closing(Listing(Path(scratch), source, params.class_map, params.person)) as listing,
             closing(_allocate(Path(scratch) / "pixels", listing.count, params)) as pixels,
         ):
             records, reused = _decode(source, listing, pixels, params)
-            _divide(records, listing.given, pixels, Path(scratch), params)
+            find_twins(records, pixels, Path(scratch))
+            cut_missing(records, listing.given, {"test": params.test_fraction, "val": params.val_fraction}, params.seed)
+            drop_twins(records, params.duplicates, params.conflicts)
+            check_counts(records, {"train"}, _ONLY_TWINS)
             digests = write_arrays(folder, records, listing, pixels)
             audit = build_audit(records, faces=params.faces is not None, left_out=listing.left_out)
             page_file.write_text(render_page(audit, records, pixels), encoding="utf-8")
             write_manifest(folder / "manifest.csv", records, listing)
             write_parity_pictures(folder / "parity.zip", records, listing, source)
-        _build_dataset_file(listing.class_names, digests, audit, params).save(folder)
+        DatasetFile(
+            class_names=listing.class_names,
+            img_size=params.img_size,
+            channels=params.channels,
+            faces=params.face_settings,
+            digest=hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
+            split_digests=digests,
+            counts=audit["splits"],
+            audit=headline(audit),
+        ).save(folder)
         write_json(audit_file, audit)
     print_summary(audit, source, listing, reused, AUDIT_PAGE)
     return audit
-
-
-@contextmanager
-def _outputs() -> Iterator[tuple[Path, Path, Path]]:
-    """An empty folder and two files, which take the places of the stage's outputs if all goes well."""
-    with replacing(AUDIT_PAGE) as page, replacing(AUDIT) as audit, replacing(paths.PREPARED) as folder:
-        folder.mkdir()
-        yield folder, audit, page
 
 
 def _allocate(path: Path, count: int, params: PrepareParams) -> ArrayFile:
@@ -107,46 +115,20 @@ def _allocate(path: Path, count: int, params: PrepareParams) -> ArrayFile:
 
 
 def _decode(source: Source, listing: Listing, pixels: ArrayFile, params: PrepareParams) -> tuple[Records, int]:
-    """All images in ``pixels`` and what was seen in them; and how many had been decoded before."""
+    """All images in ``pixels`` and what was seen in them; and how many had been decoded before.
+
+    Too many that cannot be read, or a class without any in a split, are a ``UserError``.
+    """
     records = Records.of(listing)
     with closing(open_cache(pixels.shape[1:], params.face_settings)) as cache:
         reused = decode_all(source.fetch(listing.places()), records, pixels, cache, params.face_settings)
-    _check_bad(records, params.max_bad_fraction)
-    check_counts(records, listing.given, _NO_FACES if params.faces else "")
-    return records, reused
-
-
-def _check_bad(records: Records, max_bad_fraction: float) -> None:
-    """Fail on more unreadable files than the parameters allow."""
     bad = np.flatnonzero(records.have("corrupt")).tolist()
-    if len(bad) > max_bad_fraction * len(records):
+    if len(bad) > params.max_bad_fraction * len(records):
         shown = "\n".join(f"  {file}: {records.problems[i]}" for i, file in zip(bad, records.files(bad[:10])))
         raise UserError(
             f"{records.source}: {len(bad)} of {len(records)} files cannot be read, more than "
-            f"prepare.max_bad_fraction ({max_bad_fraction:g}) allows. Mend or remove them, or raise the limit. The "
-            f"first:\n{shown}"
+            f"prepare.max_bad_fraction ({params.max_bad_fraction:g}) allows. Mend or remove them, or raise the limit. "
+            f"The first:\n{shown}"
         )
-
-
-def _divide(records: Records, given: set[str], pixels: ArrayFile, scratch: Path, params: PrepareParams) -> None:
-    """Find twins, cut the splits that the source lacks, and leave training images out for their twins."""
-    find_twins(records, pixels, scratch, progress=True)
-    cut_missing(records, given, {"test": params.test_fraction, "val": params.val_fraction}, params.seed)
-    drop_twins(records, params.duplicates, params.conflicts)
-    check_counts(records, {"train"}, _ONLY_TWINS)
-
-
-def _build_dataset_file(
-    class_names: list[str], digests: dict[str, str], audit: dict[str, Any], params: PrepareParams
-) -> DatasetFile:
-    """What ``classes.json`` says."""
-    return DatasetFile(
-        class_names=class_names,
-        img_size=params.img_size,
-        channels=params.channels,
-        faces=params.face_settings,
-        digest=hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
-        split_digests=digests,
-        counts=audit["splits"],
-        audit=headline(audit),
-    )
+    check_counts(records, listing.given, _NO_FACES if params.faces else "")
+    return records, reused

@@ -14,23 +14,16 @@ from pipeline.prepare.twins.search import connect, near_pairs
 _BLOCK = 2**16
 
 
-def find_twins(
-    records: Records, pixels: ArrayFile | np.ndarray, scratch: Path | None = None, progress: bool = False
-) -> None:
+def find_twins(records: Records, pixels: ArrayFile | np.ndarray, scratch: Path | None = None) -> None:
     """Give every readable image its set of twins, and the flags ``duplicate``, ``near`` and ``conflict``, in place.
 
-    Blank images are exact twins of equal ones only: there is nothing in them to compare.
-
-    Args:
-        records: All images, with their digests.
-        pixels: Their pixels, uint8 (N, S, S, C), in the same order.
-        scratch: Folder for a temporary file; the system's if None.
-        progress: Show progress bars.
+    Blank images are exact twins of equal ones only: there is nothing in them to compare. Arguments are as in
+    ``near_pairs``; ``pixels`` are in the order of ``records``, whose digests are known.
     """
     # By digest, so that neither names nor order of the files change what is found.
     if records.copies.max(initial=-1) < 0:
         return
-    sets = np.append(_connect_pictures(records, pixels, scratch, progress), np.int32(-1))
+    sets = np.append(_connect_pictures(records, pixels, scratch), np.int32(-1))
     for start in range(0, len(records), _BLOCK):
         block = slice(start, start + _BLOCK)
         records.twins[block] = sets[records.copies[block]]  # -1, of what cannot be read, stays so
@@ -40,9 +33,7 @@ def find_twins(
     records.mark(twinned[in_conflict(records.twins[twinned], records.labels[twinned])], "conflict")
 
 
-def _connect_pictures(
-    records: Records, pixels: ArrayFile | np.ndarray, scratch: Path | None, progress: bool
-) -> np.ndarray:
+def _connect_pictures(records: Records, pixels: ArrayFile | np.ndarray, scratch: Path | None) -> np.ndarray:
     """The set of twins of each different picture, in order of digest, int32 (T,)."""
     images = np.full(records.copies.max(initial=-1) + 1, -1, np.int32)
     lit = ~records.have("corrupt", "no_face", "blank")
@@ -50,20 +41,20 @@ def _connect_pictures(
         rows = start + np.flatnonzero(lit[start : start + _BLOCK])
         images[records.copies[rows]] = rows
     del lit
-    records.forget_copies()  # the search takes the most memory of all
+    del records.copies  # numbered again when asked for: the search takes the most memory of all
     missing = np.flatnonzero(images < 0)
     if len(missing):  # else it would be a copy for nothing
         images = images[images >= 0]
-    pairs = near_pairs(pixels, images, scratch, progress)
+    pairs = near_pairs(pixels, images, scratch)
     there = np.ones(len(images) + len(missing), bool)
     there[missing] = False
     del images
     _return_freed_memory()
     ranks = there.cumsum(dtype=np.int32)  # a picture's place among those looked at is its rank less 1
-    return connect(
-        len(there),
-        *(np.searchsorted(ranks, side.astype(np.int32) + np.int32(1)) for side in (pairs.first, pairs.second)),
+    first, second = (
+        np.searchsorted(ranks, side.astype(np.int32) + np.int32(1)) for side in (pairs.first, pairs.second)
     )
+    return connect(len(there), first, second)
 
 
 def _return_freed_memory() -> None:
@@ -84,10 +75,8 @@ def in_conflict(sets: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def drop_twins(records: Records, duplicates: str, conflicts: str) -> None:
     """Decide which training images are left out, and mark the val and test images that still leak; in place.
 
-    Val and test stay as they are.
-
     Args:
-        records: All images, with their final splits and twins.
+        records: All images, with their final splits and twins. Val and test stay as they are.
         duplicates: ``drop_from_train`` drops twins of val and test images, exact and near ones;
             ``drop_exact_from_train`` drops exact ones only; ``keep`` none.
         conflicts: What is done with training images that are twins with different labels: ``drop`` drops them all,

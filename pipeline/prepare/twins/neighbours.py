@@ -32,9 +32,7 @@ Parts = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 def candidates(descriptors: ArrayFile | np.ndarray, folder: Path) -> Iterator[np.ndarray]:
     """Pairs of similar descriptors, each once, the lower index first: int64 (m, 2) for every ``_BLOCK`` of rows.
 
-    Args:
-        descriptors: Unit vectors, float16 (R, D).
-        folder: For temporary files; who makes it removes it.
+    Arguments are as of ``Cells``.
     """
     count = len(descriptors)
     if count <= _FEW:

@@ -51,10 +51,8 @@ class Pairs:
     agreement: np.ndarray
 
 
-def near_pairs(
-    images: ArrayFile | np.ndarray, rows: np.ndarray, scratch: Path | None = None, progress: bool = False
-) -> Pairs:
-    """Find the pairs of pictures that show the same thing.
+def near_pairs(images: ArrayFile | np.ndarray, rows: np.ndarray, scratch: Path | None = None) -> Pairs:
+    """Find the pairs of pictures that show the same thing; shows progress.
 
     Of exact copies only one should be looked at: many of them would crowd out its other twins. Pictures without
     any edges are twins of nothing.
@@ -63,7 +61,6 @@ def near_pairs(
         images: uint8 (N, S, S, C), C 1 or 3; read in blocks.
         rows: Which of them to look at, integers (R,).
         scratch: Folder for a temporary file, which images of another size than ``SIZE`` take; the system's if None.
-        progress: Show progress bars.
 
     Returns:
         Pairs of indices into ``rows``.
@@ -82,22 +79,17 @@ def near_pairs(
             faces = images[rows[which]] if reduced is None else reduced[which]
             return faces.reshape(-1, SIZE, SIZE).astype(np.float32)
 
-        descriptors = stack.enter_context(closing(_write_descriptors(look, len(rows), Path(folder), progress)))
-        pairs, found = _compare_all(look, candidates(descriptors, Path(folder)), len(rows), progress)
+        descriptors = stack.enter_context(closing(_write_descriptors(look, len(rows), Path(folder))))
+        pairs, found = _compare_all(look, candidates(descriptors, Path(folder)), len(rows))
     order = np.lexsort(pairs.T[::-1])
     return Pairs(*pairs[order].T, found[order])
 
 
 def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Number the sets that pairs connect, in the order of their first members.
-
-    Args:
-        count: How many things there are, N; those in no pair are sets of one.
-        first: One side of the pairs, int64 (M,).
-        second: The other side.
+    """Number the sets that pairs of ``first`` and ``second``, (M,), connect, in the order of their first members.
 
     Returns:
-        Each thing's set, int32 (N,), from 0.
+        The set of each of ``count`` things, int32 (count,), from 0; those in no pair are sets of one.
     """
     # A graph of those in pairs alone: most are in none, and a graph takes many bytes of each.
     linked, ends = np.unique(np.concatenate([first, second]), return_inverse=True)
@@ -149,14 +141,14 @@ def _compute_descriptors(faces: np.ndarray) -> np.ndarray:
     return np.concatenate([sums[:, disc], differences[:, disc & (down > 0) & (right > 0)]], axis=1)
 
 
-def _write_descriptors(look: Callable[[np.ndarray], np.ndarray], count: int, folder: Path, progress: bool) -> ArrayFile:
+def _write_descriptors(look: Callable[[np.ndarray], np.ndarray], count: int, folder: Path) -> ArrayFile:
     """Descriptors as unit vectors, float16 (R, D) in a file, each component brought to mean 0 and spread 1 before."""
     starts = range(0, count, _BLOCK)
     shape = (count, _compute_descriptors(np.zeros((1, SIZE, SIZE), np.float32)).shape[1])
     total, squares = np.zeros((2, shape[1]), np.float32)
     found = ArrayFile(folder / "descriptors", shape, np.float16)
     with closing(ArrayFile(folder / "plain", shape, np.float16)) as plain:
-        for start in tqdm(starts, desc="describing", unit=f" {_BLOCK} img", disable=not progress):
+        for start in tqdm(starts, desc="describing", unit=f" {_BLOCK} img"):
             values = _compute_descriptors(look(np.arange(start, min(count, start + _BLOCK))))
             total, squares = total + values.sum(axis=0), squares + (values**2).sum(axis=0)
             plain.append(values)
@@ -169,22 +161,18 @@ def _write_descriptors(look: Callable[[np.ndarray], np.ndarray], count: int, fol
 
 
 def _compare_all(
-    look: Callable[[np.ndarray], np.ndarray], blocks: Iterator[np.ndarray], count: int, progress: bool
+    look: Callable[[np.ndarray], np.ndarray], blocks: Iterator[np.ndarray], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Those of some blocks of pairs that are twins, int64 (M, 2), and their agreement, float32 (M,). On all cores.
 
     Candidates are many and are not kept: memory is for what holds.
     """
     pairs, agreements = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
-    with (
-        ThreadPoolExecutor(available()) as pool,
-        tqdm(total=count, desc="comparing", unit="img", disable=not progress) as bar,
-    ):
+    with ThreadPoolExecutor(available()) as pool, tqdm(total=count, desc="comparing", unit="img") as bar:
         for block in blocks:
             parts = [block[start : start + _PAIRS] for start in range(0, len(block), _PAIRS)]
             for part, found in zip(parts, pool.map(lambda part: agreement(*map(look, part.T)), parts)):
-                holds = found >= TWIN_AGREEMENT
-                if holds.any():
+                if (holds := found >= TWIN_AGREEMENT).any():
                     pairs.append(part[holds])
                     agreements.append(found[holds])
             bar.update(min(_BLOCK, count - bar.n))
