@@ -134,7 +134,7 @@ def flags(marks: int) -> str:
 
 
 def sets_of(keys: np.ndarray) -> Iterator[np.ndarray]:
-    """The places of every key, from 0, that is there more than once in ``keys``, (n,), in order of the first; -1 is none."""
+    """The places in ``keys``, (n,), of each key from 0 that has several; in order of the first ones. -1 is no key."""
     numbers = repeated(keys)
     numbers = numbers[np.argsort(keys[numbers], kind="stable")]
     starts = np.flatnonzero(np.diff(keys[numbers], prepend=-1))

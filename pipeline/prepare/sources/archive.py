@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
+from pipeline.prepare.sources.source import Opened
 
 MAX_FILE_BYTES = 2**28  # 256 MiB: no picture of a face is larger
 MAX_RATIO = 200  # of unpacked to packed size, above the floor: pictures are compressed already
@@ -58,7 +59,7 @@ class Member(NamedTuple):
     crc: int | None = None
 
 
-class Archive(ABC):
+class Archive(Opened, ABC):
     """An opened archive; ``read`` may be called from several threads."""
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +98,6 @@ class Archive(ABC):
         """
 
     def close(self) -> None:
-        """Close the file; nothing can be read afterwards."""
         self._file.close()
 
     @abstractmethod

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import UserError
 from pipeline.prepare.sources.archive import Parts
-from pipeline.prepare.sources.form import Form, list_forms, register
+from pipeline.prepare.sources.form import list_forms, register
 from pipeline.prepare.sources.labels import EXPRESSIONS, fold
 from pipeline.prepare.sources.members import find_archive_kind, open_members
 from pipeline.prepare.sources.source import Item, Source, printable, split_name
@@ -154,14 +154,12 @@ def _wrapper(rests: list[Parts]) -> Parts:
 
 
 register(
-    Form(
-        5,
-        {
-            "class folders, with or without split folders around them, in a folder or in a zip or tar archive (plain, "
-            "gz, bz2, xz)": "the folders' names; splits as `train`, `val`/`valid`/`validation`/`PublicTest`, "
-            "`test`/`PrivateTest`, ..."
-        },
-        lambda place: place.path.is_dir() or find_archive_kind(place.path) is not None,
-        lambda place: ClassFolders(place.path, place.reading.known),
-    )
+    5,
+    {
+        "class folders, with or without split folders around them, in a folder or in a zip or tar archive (plain, "
+        "gz, bz2, xz)": "the folders' names; splits as `train`, `val`/`valid`/`validation`/`PublicTest`, "
+        "`test`/`PrivateTest`, ..."
+    },
+    lambda place: place.path.is_dir() or find_archive_kind(place.path) is not None,
+    lambda place: ClassFolders(place.path, place.reading.known),
 )

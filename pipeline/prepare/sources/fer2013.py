@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
-from pipeline.prepare.sources.form import Form, Place, Reading, register
+from pipeline.prepare.sources.form import Place, Reading, register
 from pipeline.prepare.sources.labels import FER_NAMES, FERPLUS_NAMES
 from pipeline.prepare.sources.source import Item, Source, read_split
 from pipeline.prepare.sources.table import MAX_LINE, CsvTable, Table, read_label
@@ -39,14 +39,7 @@ def _holds_votes(table: Table) -> bool:
 
 
 class FerCsv(Source):
-    """A CSV of pixels; its lines are read where they stand, and not all at once.
-
-    Args:
-        path: What ``prepare.source`` names.
-        table: The CSV.
-        votes: FER+'s table for it, or None.
-        reading: How to read it.
-    """
+    """A CSV of pixels, with FER+'s table for it if there is one; lines are read where they stand, not all at once."""
 
     numbers_are_names = False
 
@@ -148,11 +141,7 @@ def count_votes(counts: Mapping[str, float], soft: bool) -> tuple[str | None, di
     """What people's votes on a picture come to.
 
     Single votes count as slips. The picture is left out if most votes are for no class, and, unless labels are
-    soft, if no class has more than half of the votes.
-
-    Args:
-        counts: Votes by FER+'s names.
-        soft: Whether a majority is not needed.
+    soft, if no class has more than half of the votes; ``counts`` are by FER+'s names.
 
     Returns:
         The class with most votes, None if the picture is left out, and the votes by class.
@@ -174,11 +163,9 @@ def open_fer(place: Place) -> FerCsv:
     pixels = [table for table in place.tables if _holds_pixels(table)]
     votes = [table for table in place.tables if _holds_votes(table)]
     if not pixels:
-        lack = (
-            ", but no CSV with FER2013's pixels lies beside it. Put fer2013.csv into the folder."
-            if place.path.is_dir()
-            else " and no pictures. Put it into one folder with fer2013.csv, and give the folder."
-        )
+        lack = " and no pictures. Put it into one folder with fer2013.csv, and give the folder."
+        if place.path.is_dir():
+            lack = ", but no CSV with FER2013's pixels lies beside it. Put fer2013.csv into the folder."
         raise UserError(f"prepare.source: {votes[0].path} has the votes of FER+{lack}")
     labelled = [table for table in pixels if "label" in table.roles({}, None)] or pixels[:1]
     for tables in (labelled, votes):
@@ -191,14 +178,12 @@ def open_fer(place: Place) -> FerCsv:
 
 
 register(
-    Form(
-        1,
-        {
-            "FER2013's CSV: `fer2013.csv`, `icml_face_data.csv`, or the challenge's `train.csv`": "the numbers 0 to 6; "
-            "`Usage`",
-            "FER+: a folder with `fer2013new.csv` and FER2013's CSV": "people's votes; `Usage`",
-        },
-        recognises,
-        open_fer,
-    )
+    1,
+    {
+        "FER2013's CSV: `fer2013.csv`, `icml_face_data.csv`, or the challenge's `train.csv`": "the numbers 0 to 6; "
+        "`Usage`",
+        "FER+: a folder with `fer2013new.csv` and FER2013's CSV": "people's votes; `Usage`",
+    },
+    recognises,
+    open_fer,
 )

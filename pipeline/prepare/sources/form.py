@@ -111,9 +111,11 @@ class Form:
 _FORMS: list[Form] = []
 
 
-def register(form: Form) -> None:
-    """Have sources opened that have this form."""
-    _FORMS.append(form)
+def register(
+    rank: int, about: Mapping[str, str], recognises: Callable[[Place], bool], open: Callable[[Place], Source]
+) -> None:
+    """Have sources opened that have this form, which is as ``Form`` says."""
+    _FORMS.append(Form(rank, about, recognises, open))
     _FORMS.sort(key=lambda form: form.rank)
 
 

@@ -1,11 +1,11 @@
 """Names of classes: what sources call them, and what ``stage.class_map`` makes of that."""
 
-import difflib
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, suggest
 
 # What FER2013's numbers stand for, in their order, and the columns of FER+ that are faces, in theirs.
 FER_NAMES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -34,11 +34,6 @@ def fold(label: str) -> str:
     return unicodedata.normalize("NFC", label).strip().casefold()
 
 
-def is_number(label: str) -> bool:
-    """Whether a label is a whole number."""
-    return re.fullmatch(r"-?[0-9]+", label.strip()) is not None
-
-
 def name_classes(
     labels: Iterable[str],
     class_map: Mapping[str, str | None],
@@ -55,7 +50,7 @@ def name_classes(
         class_map: A class for a label, in any case; None leaves its images out. Others keep their name.
         numbers_are_names: Whether a whole number may stay the name of its class.
         others: Labels that no image may have as its own: empty folders, and what votes may be for.
-        source: Stands in the messages.
+        source: For the messages.
 
     Returns:
         For each label, the others too, its class or None.
@@ -65,23 +60,23 @@ def name_classes(
             or more than ``MAX_CLASSES``.
     """
     labels = set(labels)
-    spellings: dict[str, set[str]] = {}
+    spellings: dict[str, set[str]] = defaultdict(set)
     for label in labels | set(others):
-        spellings.setdefault(fold(label), set()).add(label)
+        spellings[fold(label)].add(label)
     mapped = {fold(key): value for key, value in class_map.items()}
     for key in class_map:
         if fold(key) not in spellings:
-            raise UserError(f"prepare.class_map: {source} has no label {key!r}{_nearest(key, spellings)}")
-    unnamed = sorted((key for key in spellings if is_number(key) and key not in mapped), key=int)
+            there = f"it has {', '.join(sorted(map(min, spellings.values()))[:20])}."
+            hint = suggest(fold(key), spellings, there)
+            raise UserError(f"prepare.class_map: {source} has no label {key!r}; {hint}")
+    unnamed = sorted((key for key in spellings if re.fullmatch("-?[0-9]+", key) and key not in mapped), key=int)
     if unnamed and not numbers_are_names:
         raise UserError(
             f"prepare.source: the labels of {source} are numbers ({', '.join(unnamed[:10])}). Say what they stand for, "
             f"such as prepare.class_map: {{{unnamed[0]}: angry, ...}}; null leaves a label out."
         )
-    # A class goes by its name in the map, also for labels that come to the same by themselves.
-    given: dict[str, str] = {}
-    for name in filter(None, class_map.values()):
-        given.setdefault(fold(name), unicodedata.normalize("NFC", name))
+    # A class goes by its (first) name in the map, also for labels that come to the same by themselves.
+    given = {fold(name): unicodedata.normalize("NFC", name) for name in [*class_map.values()][::-1] if name}
     classes: dict[str, str | None] = {}
     for key, ways in spellings.items():
         target = mapped.get(key, key)
@@ -90,20 +85,12 @@ def name_classes(
     names = sorted({name for label, name in classes.items() if label in labels and name is not None})
     if len(names) < 2:
         left = f"only one class, {names[0]!r}" if names else "no class left"
-        hint = f" {CLASS_FOLDERS}" if numbers_are_names else ""
+        where = f" {CLASS_FOLDERS}" if numbers_are_names else ""
         after = " after prepare.class_map" if class_map else ""
-        raise UserError(f"prepare.source: {source} has {left}{after}; it takes two.{hint}")
+        raise UserError(f"prepare.source: {source} has {left}{after}; it takes two.{where}")
     if len(names) > MAX_CLASSES:
         raise UserError(
             f"prepare.source: {source} has {len(names)} different labels, such as {', '.join(names[:3])}: no classes. "
             "Name the right column in prepare.columns, or give a folder for each class."
         )
     return classes
-
-
-def _nearest(key: str, spellings: Mapping[str, set[str]]) -> str:
-    """A hint at what was meant."""
-    near = difflib.get_close_matches(fold(key), spellings, n=1)
-    if near:
-        return f"; did you mean {min(spellings[near[0]])!r}?"
-    return f"; it has {', '.join(sorted(min(ways) for ways in spellings.values())[:20])}."

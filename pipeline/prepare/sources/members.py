@@ -9,11 +9,12 @@ from pathlib import Path
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
 from pipeline.prepare.sources.archive import DAMAGED, MAX_FILE_BYTES, Archive, Parts, damaged, is_junk
+from pipeline.prepare.sources.source import Opened
 from pipeline.prepare.sources.tar import TarArchive, decompressed
 from pipeline.prepare.sources.zip import ZipArchive
 
 
-class Folder:
+class Folder(Opened):
     """Files below a folder; links are followed, as in any folder of one's own."""
 
     def __init__(self, path: Path) -> None:
@@ -57,16 +58,9 @@ class Folder:
         except (OSError, ValueError) as error:
             raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 def find_archive_kind(path: Path) -> type[Archive] | None:
-    """What reads a zip or tar archive (plain, gz, bz2 or xz), told by content; None if it is neither.
-
-    Raises:
-        UserError: It is damaged.
-    """
+    """What reads a zip or tar archive (plain, gz, bz2, xz), by content; else None. ``UserError`` if it is damaged."""
     try:
         with path.open("rb") as file:
             # An empty zip starts with its end.

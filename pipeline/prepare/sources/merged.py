@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipeline.prepare.sources.form import Form, Place, find_form, open_place, register
+from pipeline.prepare.sources.form import Place, find_form, open_place, register
 from pipeline.prepare.sources.labels import EXPRESSIONS, fold
 from pipeline.prepare.sources.source import Item, Source, printable, split_name
 
@@ -65,13 +65,11 @@ def open_all(place: Place) -> Merged:
 
 
 register(
-    Form(
-        _RANK,
-        {
-            "several data sets: a folder of folders and archives, each of any of these forms": "merged; the manifest's "
-            "column `root` has their names"
-        },
-        recognises,
-        open_all,
-    )
+    _RANK,
+    {
+        "several data sets: a folder of folders and archives, each of any of these forms": "merged; the manifest's "
+        "column `root` has their names"
+    },
+    recognises,
+    open_all,
 )

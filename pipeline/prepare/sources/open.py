@@ -17,11 +17,7 @@ from pipeline.prepare.sources.source import Source
 
 
 def open_source(path: Path | str, reading: Reading | None = None) -> Source:
-    """Open a source of whatever form.
-
-    Raises:
-        UserError: There is nothing, or nothing of a known form; it is damaged, or not to be trusted.
-    """
+    """Open a source of whatever form; raises ``UserError`` for what has none, is damaged, or not to be trusted."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"prepare.source: {path} does not exist. {list_forms()}")

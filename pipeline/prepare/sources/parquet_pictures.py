@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
-from pipeline.prepare.sources.form import Form, Place, Reading, register
+from pipeline.prepare.sources.form import Place, Reading, register
 from pipeline.prepare.sources.source import Item, Source, printable, read_split, split_name
 from pipeline.prepare.sources.table import ROLES, ParquetTable, read_label, read_weight
 
@@ -108,14 +108,12 @@ def _find_tables(place: Place, depth: int = 2) -> list[ParquetTable]:
 
 
 register(
-    Form(
-        3,
-        {
-            "Parquet with pictures in it, as Hugging Face has it: a file, or a folder of "
-            "`train-00000-of-00002.parquet`, ...": "text, or numbers with names in the file's metadata; the file's "
-            "name, or a column"
-        },
-        lambda place: bool(_find_tables(place)),
-        lambda place: ParquetPictures(place.path, _find_tables(place), place.reading),
-    )
+    3,
+    {
+        "Parquet with pictures in it, as Hugging Face has it: a file, or a folder of "
+        "`train-00000-of-00002.parquet`, ...": "text, or numbers with names in the file's metadata; the file's "
+        "name, or a column"
+    },
+    lambda place: bool(_find_tables(place)),
+    lambda place: ParquetPictures(place.path, _find_tables(place), place.reading),
 )

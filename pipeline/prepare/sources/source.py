@@ -46,7 +46,7 @@ class Item:
 
 
 class Opened:
-    """What can be closed: a context manager."""
+    """What can be closed."""
 
     def close(self) -> None:
         """Nothing can be read afterwards."""
@@ -69,8 +69,7 @@ class Source(Opened, ABC):
         empty: Class folders without files, as split and label.
         vote_labels: Labels that votes may be for.
         left_out: Items that a rule leaves out, counted by the rule. Complete after ``items``.
-        ignored: The first files that belong to no item, and
-        ignored_count: how many there are. Complete after ``items``.
+        ignored: The first files that belong to no item, and ``ignored_count``, how many there are. Likewise.
     """
 
     form: str
@@ -87,22 +86,13 @@ class Source(Opened, ABC):
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
-        """All items, without their bytes, one at a time.
-
-        Raises:
-            UserError: What the source says cannot be used; the message names file and row.
-        """
+        """All items, one at a time; raises ``UserError``, which names file and row, for what cannot be used."""
 
     @abstractmethod
     def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
-        """For each place a function that returns the picture file's bytes, to be called once, in any thread.
+        """For each place, in order of the items' names, a function that gives its bytes, once, in any thread.
 
-        Args:
-            places: Places of items, in order of the items' names.
-
-        Raises:
-            ImageError: (The function does.) They cannot be read, or are damaged.
-            UserError: They are not to be trusted.
+        The function raises ``ImageError`` for what is damaged, ``UserError`` for what is not to be trusted.
         """
 
     def ignore(self, file: str) -> None:

@@ -33,12 +33,7 @@ _PICTURES = 32  # likewise of pictures, which may be photographs
 
 
 class Table(ABC):
-    """A file of rows.
-
-    Attributes:
-        path: The file.
-        columns: Their names, without blanks around.
-    """
+    """A file of rows; its columns are named without blanks around."""
 
     path: Path
     columns: list[str]
@@ -56,11 +51,7 @@ class Table(ABC):
         return None
 
     def roles(self, given: Mapping[str, str], person: str | None) -> dict[str, str]:
-        """The column of every role that has one.
-
-        Args:
-            given: Columns by role, as in ``stage.columns``.
-            person: ``prepare.person``: a column, a pattern (which is for others to try), auto, or None.
+        """The column of every role that has one; ``given`` and ``person`` are as in ``Reading``.
 
         Raises:
             UserError: A column that is given is not there.
@@ -92,11 +83,7 @@ class Table(ABC):
 
 
 class CsvTable(Table):
-    """Text in UTF-8.
-
-    Attributes:
-        delimiter: What is between cells: a comma, semicolon or tab.
-    """
+    """Text in UTF-8; cells are parted by the ``delimiter``: a comma, semicolon or tab."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -219,10 +206,8 @@ class ParquetTable(Table):
     def names(self, column: str) -> list[str] | None:
         """The names of a ``ClassLabel`` of Hugging Face's datasets, which stand in the file's metadata."""
         try:
-            features = json.loads(self.schema.metadata[b"huggingface"])["info"]["features"]
-            names = features[column]["names"]
-            ordered = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
-            return list(map(str, ordered))
+            names = json.loads(self.schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
+            return [str(names[i]) for i in (sorted(names, key=int) if isinstance(names, dict) else range(len(names)))]
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -241,11 +226,7 @@ def open_table(path: Path) -> Table | None:
 
 
 def read_label(cell: str, names: Sequence[str] | None, where: str) -> str:
-    """The label in a cell in lower case, by name if it is a number that has one.
-
-    Raises:
-        UserError: The cell is empty, or holds a number that stands for nothing.
-    """
+    """The label in a cell in lower case, by name if a number has one; raises ``UserError`` if there is none."""
     if not cell or (cell == "-1" and names):
         raise UserError(
             f"{where}: no label. Add one or take the row out; `hyojo predict` classifies pictures without labels."

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import UserError
 from pipeline.prepare.sources.archive import Parts
-from pipeline.prepare.sources.form import Form, Place, Reading, list_forms, register
+from pipeline.prepare.sources.form import Place, Reading, list_forms, register
 from pipeline.prepare.sources.members import Folder
 from pipeline.prepare.sources.source import Item, Source, printable, read_split, split_name
 from pipeline.prepare.sources.table import Table, read_label, read_weight
@@ -157,13 +157,11 @@ def open_tables(place: Place) -> TableOfFiles:
 
 
 register(
-    Form(
-        2,
-        {
-            "a table and pictures: a folder with `labels.csv`, say (.tsv, .parquet), and pictures in it or below "
-            "it": "columns of path and label, and of split, person and weight if there are any"
-        },
-        recognises,
-        open_tables,
-    )
+    2,
+    {
+        "a table and pictures: a folder with `labels.csv`, say (.tsv, .parquet), and pictures in it or below "
+        "it": "columns of path and label, and of split, person and weight if there are any"
+    },
+    recognises,
+    open_tables,
 )

@@ -14,7 +14,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ FORMS = (
     "Give a folder of pictures, a zip or tar archive of them, Parquet (a file or a folder of these) with pictures in "
     "it, or a table (.parquet, .csv, .tsv) with a column of paths."
 )
-_TABLES = (".csv", ".tsv", ".parquet")
 
 
 class Pictures(Opened, ABC):
@@ -56,11 +55,7 @@ class Pictures(Opened, ABC):
 
 
 def open_pictures(path: Path | str, column: str | None = None) -> Pictures:
-    """Open a source of whatever form.
-
-    Args:
-        path: A folder, an archive, or a table.
-        column: Of a table, where its pictures or their paths are; None: found by its usual names.
+    """Open a folder, an archive, or a table, whose pictures or their paths are in ``column`` or one of a usual name.
 
     Raises:
         UserError: There are no pictures, or the source cannot be read.
@@ -70,14 +65,19 @@ def open_pictures(path: Path | str, column: str | None = None) -> Pictures:
         raise UserError(f"{path} does not exist. {FORMS}")
     try:
         if path.is_dir():
-            return _open_folder(path, column)
-        if table := open_table(path):
-            return _open_table(path, table, column)
-        if find_archive_kind(path):
-            return _checked(path, _list_members(path)[0])
+            found = _open_folder(path, column)
+        elif table := open_table(path):
+            found = _open_table(path, table, column)
+        elif find_archive_kind(path):
+            found = _list_members(path)[0]
+        else:
+            raise UserError(f"{path} is of no known form. {FORMS}")
     except UserError as error:  # the readers were made for the prepare stage
         raise UserError(str(error).removeprefix("prepare.source: ")) from error
-    raise UserError(f"{path} is of no known form. {FORMS}")
+    if not found.count:
+        found.close()
+        raise UserError(f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp, or rows). {FORMS}")
+    return found
 
 
 class Listed(Pictures):
@@ -102,11 +102,10 @@ class Listed(Pictures):
                 "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; "
                 "PRAGMA temp_store = FILE; CREATE TABLE found (file TEXT, place TEXT);"
             )
-            self._base.execute("BEGIN")
-            self._base.executemany(
-                "INSERT INTO found VALUES (?, ?)", ((file, json.dumps(place)) for file, place in files)
-            )
-            self._base.execute("COMMIT")
+            with self._base:
+                self._base.execute("BEGIN")
+                rows = ((file, json.dumps(place)) for file, place in files)
+                self._base.executemany("INSERT INTO found VALUES (?, ?)", rows)
             order = "rowid" if ordered else "file, place"
             self._base.executescript(
                 f"CREATE TABLE pictures AS SELECT file, place FROM found ORDER BY {order}; DROP TABLE found;"
@@ -146,17 +145,12 @@ class Shards(Pictures):
         for name, table, column in self._shards:
             row = 0
             for row_group, rows in enumerate(table.row_groups):
-                if start >= rows:
-                    start, row = start - rows, row + rows
-                    continue
-                names: Iterator[str | None] = iter([None] * rows)
-                if table.has_inner(column, "path"):
-                    names = table.values(f"{column}.path", row_group)
-                pairs = islice(zip(names, table.pictures(column, row_group)), start, None)
-                row, start = row + start, 0
-                for own, data in pairs:
-                    yield name_row(name, row, own), partial(check_bytes, data)
-                    row += 1
+                if start < rows:
+                    own = table.values(f"{column}.path", row_group) if table.has_inner(column, "path") else repeat(None)
+                    pairs = islice(zip(own, table.pictures(column, row_group)), start, None)
+                    for number, (inner, data) in enumerate(pairs, row + start):
+                        yield name_row(name, number, inner), partial(check_bytes, data)
+                start, row = max(0, start - rows), row + rows
 
 
 def _read_beside(folder: Folder, place: str) -> bytes:
@@ -182,15 +176,13 @@ def _list_members(path: Path) -> tuple[Listed, list[Path]]:
     def files() -> Iterator[tuple[str, Any]]:
         nonlocal others
         for parts, place in members.members():
-            if place is None:
-                continue
-            suffix = Path(parts[-1]).suffix.lower()
+            suffix = Path(parts[-1]).suffix.lower() if place is not None else ""
             if suffix in known:
                 yield printable(parts), place
-                continue
-            others += 1
-            if suffix == ".parquet":
-                shards.append(path.joinpath(*parts))
+            elif place is not None:
+                others += 1
+                if suffix == ".parquet":
+                    shards.append(path.joinpath(*parts))
 
     found = Listed(members, partial(_read_member, members), files(), ordered=not path.is_dir())
     found.passed_over = others
@@ -200,20 +192,18 @@ def _list_members(path: Path) -> tuple[Listed, list[Path]]:
 def _open_folder(path: Path, column: str | None) -> Pictures:
     """Pictures in a folder and those in it; if there are none, its Parquet files."""
     found, shards = _list_members(path)
-    if found.count:
+    if found.count or not shards:
         return found
     found.close()
-    if not shards:
-        raise UserError(f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp). {FORMS}")
     tables = [ParquetTable(shard) for shard in sorted(shards)]
     columns = [_embedded_in(table, column) for table in tables]
     for table, name in zip(tables, columns):
-        if name is None:
+        if not name:
             raise UserError(
                 f"{table.path} has no column with pictures in it. Give a table of paths by itself, or take it out "
                 "of the folder."
             )
-    return _checked(path, Shards(path, tables, list(map(str, columns))))
+    return Shards(path, tables, list(map(str, columns)))
 
 
 def _open_table(path: Path, table: Table, column: str | None) -> Pictures:
@@ -221,7 +211,7 @@ def _open_table(path: Path, table: Table, column: str | None) -> Pictures:
     if column is not None and column not in table.columns:
         raise UserError(f"--column: {path} has no column {column!r}: it has {', '.join(table.columns[:20])}.")
     if isinstance(table, ParquetTable) and (inside := _embedded_in(table, column)):
-        return _checked(path, Shards(path, [table], [inside]))
+        return Shards(path, [table], [inside])
     paths = column or table.roles({}, None).get("path")
     if paths is None:
         raise UserError(
@@ -230,17 +220,9 @@ def _open_table(path: Path, table: Table, column: str | None) -> Pictures:
         )
     files = ((printable([cell]), cell) for _, (cell,) in table.rows([paths]))
     folder = Folder(path.parent)
-    return _checked(path, Listed(folder, partial(_read_beside, folder), files, ordered=True))
+    return Listed(folder, partial(_read_beside, folder), files, ordered=True)
 
 
 def _embedded_in(table: ParquetTable, column: str | None) -> str | None:
     """The column that holds pictures, if the one asked for does."""
     return table.find_pictures({"path": column} if column else {})
-
-
-def _checked(path: Path, found: Pictures) -> Pictures:
-    """What was opened, if there is anything in it."""
-    if not found.count:
-        found.close()
-        raise UserError(f"{path} holds no pictures. {FORMS}")
-    return found

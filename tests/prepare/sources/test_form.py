@@ -12,7 +12,7 @@ from pipeline.prepare.sources import form
 from pipeline.prepare.sources.open import open_source
 
 TOY = """
-from pipeline.prepare.sources.form import Form, register
+from pipeline.prepare.sources.form import register
 from pipeline.prepare.sources.source import Item, Source
 
 
@@ -28,12 +28,10 @@ class Toy(Source):
 
 
 register(
-    Form(
-        0,
-        {"toys: a folder with `toy.txt`": "the first letter"},
-        lambda place: (place.path / "toy.txt").exists(),
-        lambda place: Toy(place.path),
-    )
+    0,
+    {"toys: a folder with `toy.txt`": "the first letter"},
+    lambda place: (place.path / "toy.txt").exists(),
+    lambda place: Toy(place.path),
 )
 """
 
