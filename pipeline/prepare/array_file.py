@@ -12,14 +12,7 @@ import numpy as np
 
 
 class ArrayFile:
-    """A file of N images, (N, ...), of which the first have been written; made anew.
-
-    May be read from several threads.
-
-    Attributes:
-        shape: Of all of them.
-        dtype: Likewise.
-    """
+    """A file of N images, of that shape (N, ...), the first of which are written; made anew. Threads may share it."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)

@@ -46,13 +46,7 @@ _NUMBER = """
 
 
 class Listing:
-    """A source's items, numbered from 0 in order of name.
-
-    Args:
-        folder: Where the file is made; who makes the folder removes it.
-        source: Its items are listed here, once.
-        class_map: As in ``stage.class_map``.
-        person: As in ``prepare.person``.
+    """A source's items, numbered from 0 in order of name, in a file in ``folder``: who makes that removes it.
 
     Attributes:
         path: Of the source.
@@ -87,7 +81,7 @@ class Listing:
         self._check_people(person)
 
     def close(self) -> None:
-        """Close the file."""
+        """Nothing can be read afterwards."""
         self._base.close()
 
     def numbers(self, column: str, dtype: Any) -> np.ndarray | None:
@@ -138,25 +132,16 @@ class Listing:
     def _add(self, source: Source, person: str | None) -> None:
         """Write down all items as the source has them."""
         find = _person_finder(person)
-        last = ""
-
-        def rows() -> Iterator[tuple[Any, ...]]:
-            nonlocal last
+        insert = f"INSERT {'OR REPLACE ' if source.later_wins else ''}INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        with self._base:
+            self._base.execute("BEGIN")
             for item in source.items():
-                last = item.file
-                yield (
-                    item.file, _composed(item.label), SPLITS.index(item.split or "train"),
-                    json.dumps(item.place), find(item), item.weight, json.dumps(item.votes) if item.votes else None,
-                    item.root,
-                )  # fmt: skip
-
-        way = "INSERT OR REPLACE" if source.later_wins else "INSERT"
-        try:
-            with self._base:
-                self._base.execute("BEGIN")
-                self._base.executemany(f"{way} INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows())
-        except sqlite3.IntegrityError:
-            raise UserError(f"prepare.source: {self.path} names {last!r} twice. Take one out.") from None
+                row = (item.file, _composed(item.label), SPLITS.index(item.split or "train"), json.dumps(item.place))
+                votes = json.dumps(item.votes) if item.votes else None
+                try:
+                    self._base.execute(insert, (*row, find(item), item.weight, votes, item.root))
+                except sqlite3.IntegrityError:
+                    raise UserError(f"prepare.source: {self.path} names {item.file!r} twice. Take one out.") from None
         if not self._one("SELECT COUNT(*) FROM items"):
             raise UserError(f"prepare.source: {self.path} has no labelled images.")
 

@@ -31,37 +31,23 @@ TRAIN = SPLITS.index("train")
 
 @dataclass(eq=False)
 class Records:
-    """N images in order of name, and what became of them.
+    """N images in order of name, and what became of them."""
 
-    Attributes:
-        files: Gives the names of images by their numbers.
-        source: What holds them, for messages.
-        class_names: The K classes.
-        labels: Numbers of their classes, int16 (N,).
-        splits: Numbers of their splits in ``SPLITS``, int8 (N,).
-        people: Numbers of the people they show, -1 where not known, int32 (N,); None if none is known.
-        weights: How much they count in training, float32 (N,), or None.
-        digests: SHA-256 of their pixels at full size, uint8 (N, 32); zeros where a file cannot be read.
-        sizes: Height and width at full size, px, at most 65535, uint16 (N, 2).
-        marks: Bits of ``FLAGS``, uint16 (N,).
-        problems: Why a file cannot be read or used, by its number.
-        drops: Why an image is left out of training, by its number.
-    """
-
-    files: Callable[[Iterable[int]], Iterable[str]]
+    files: Callable[[Iterable[int]], Iterable[str]]  # gives the names of images by their numbers
     class_names: list[str]
-    labels: np.ndarray
-    splits: np.ndarray
-    people: np.ndarray | None = None
-    weights: np.ndarray | None = None
-    source: str = "The source"
+    labels: np.ndarray  # numbers of their classes, int16 (N,)
+    splits: np.ndarray  # numbers of their splits in ``SPLITS``, int8 (N,)
+    people: np.ndarray | None = None  # numbers of the people they show, -1 where not known, int32 (N,)
+    weights: np.ndarray | None = None  # how much they count in training, float32 (N,)
+    source: str = "The source"  # what holds them, for messages
 
     def __post_init__(self) -> None:
+        # SHA-256 of their pixels at full size; zeros where a file cannot be read.
         self.digests = np.zeros((len(self), 32), np.uint8)
-        self.sizes = np.zeros((len(self), 2), np.uint16)
-        self.marks = np.zeros(len(self), np.uint16)
-        self.problems: dict[int, str] = {}
-        self.drops: dict[int, str] = {}
+        self.sizes = np.zeros((len(self), 2), np.uint16)  # height and width at full size, px, at most 65535
+        self.marks = np.zeros(len(self), np.uint16)  # bits of ``FLAGS``
+        self.problems: dict[int, str] = {}  # why a file cannot be read or used, by its number
+        self.drops: dict[int, str] = {}  # why an image is left out of training, likewise
 
     @classmethod
     def of(cls, listing: Listing) -> "Records":

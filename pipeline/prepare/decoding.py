@@ -42,7 +42,7 @@ def decode_all(
         records: Filled in.
         pixels: Filled in; the shape of an image in it says what it is made to.
         cache: Of decoded pictures.
-        faces: How the face of a photo is cut out, as ``faces.cut_faces`` takes it; None if pictures are faces.
+        faces: As of ``decode_picture``.
 
     Returns:
         How many did not have to be decoded, thanks to the cache.

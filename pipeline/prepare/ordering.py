@@ -37,13 +37,9 @@ def rows_by_value(values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def number_distinct(keys: np.ndarray) -> np.ndarray:
-    """Number the distinct rows of bytes in their order, from 0.
+    """The number of each row of bytes, uint8 (N, 8 * M), among the distinct ones in their order, from 0: int32 (N,).
 
-    Args:
-        keys: uint8 (N, 8 * M). What begins alike is sorted at once, so memory is little if they are hashes.
-
-    Returns:
-        The number of each row, int32 (N,).
+    What begins alike is sorted at once, so memory is little if the rows are hashes.
     """
     numbers = np.empty(len(keys), np.int32)
     below = 0

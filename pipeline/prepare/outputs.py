@@ -70,14 +70,9 @@ def write_manifest(path: Path, records: Records, listing: Listing) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "label", "split", "row", "sha256", "flags", "twins", *more])
         for name, label, split, used, digest, marks, number, *rest in zip(listing.files(), *columns, *more.values()):
-            own = (
-                name,
-                records.class_names[label],
-                SPLITS[split],
-                next(rows[split]) if used else -1,
-                digest.tobytes().hex() if digest.any() else "",
-            )
-            writer.writerow((*own, flags(marks), number or "", *rest))
+            row, sha256 = next(rows[split]) if used else -1, digest.tobytes().hex() if digest.any() else ""
+            own = (name, records.class_names[label], SPLITS[split], row, sha256, flags(marks), number or "")
+            writer.writerow((*own, *rest))
 
 
 def write_parity_pictures(path: Path, records: Records, listing: Listing, source: Source) -> None:

@@ -56,10 +56,7 @@ def main() -> None:
 
 
 def prepare(params: PrepareParams) -> dict[str, Any]:
-    """Read the source and write its arrays, relative to the working folder.
-
-    Returns:
-        The audit, as in ``reports/audit.json``.
+    """Read the source, write its arrays, relative to the working folder, and return the audit.
 
     Raises:
         UserError: The source cannot be used, or too many of its images are bad.

@@ -106,9 +106,7 @@ class Cache:
 def open_cache(shape: tuple[int, int, int], face_settings: Mapping[str, Any] | None) -> Cache:
     """The project's cache of pictures decoded by this code with these settings; none outside a project.
 
-    Args:
-        shape: Of the pixels, (S, S, C).
-        face_settings: How faces are cut out of photos; None if pictures are faces.
+    Arguments are as of ``decode_picture``.
 
     Raises:
         UserError: Faces are to be found, and what finds them is not installed.

@@ -23,28 +23,18 @@ SEEN = ("several_faces", *LOOKS)
 
 
 class Decoded(NamedTuple):
-    """A picture and what was seen in it before it was resized.
+    """A picture and what was seen in it before it was resized."""
 
-    Attributes:
-        pixels: uint8 (S, S, C).
-        digest: SHA-256 of its pixels at full size.
-        size: Height and width at full size, px.
-        seen: Some of ``SEEN``, in that order.
-    """
-
-    pixels: np.ndarray
-    digest: bytes
-    size: tuple[int, int]
-    seen: tuple[str, ...]
+    pixels: np.ndarray  # uint8 (S, S, C)
+    digest: bytes  # SHA-256 of its pixels at full size
+    size: tuple[int, int]  # height and width at full size, px
+    seen: tuple[str, ...]  # some of ``SEEN``, in that order
 
 
 def decode_picture(data: bytes, shape: tuple[int, int, int], faces: Mapping[str, Any] | None) -> Decoded:
-    """Decode a picture from its file's bytes; of a photo, its largest face.
+    """Decode a picture from its file's bytes, to pixels of a shape (S, S, C); of a photo, its largest face.
 
-    Args:
-        data: The file's bytes.
-        shape: Of the pixels to make, (S, S, C).
-        faces: How the face of a photo is cut out, as ``faces.cut_faces`` takes it; None if pictures are faces.
+    ``faces`` says how that is cut out, as ``faces.cut_faces`` takes it; None if pictures are faces.
 
     Raises:
         ImageError: It is no usable picture, or a photo in which no face is found (``NoFace``).
@@ -70,12 +60,7 @@ def pixel_digest(image: np.ndarray) -> str:
 
 
 def look_at(image: np.ndarray, img_size: int) -> frozenset[str]:
-    """Which of ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` a picture is.
-
-    Args:
-        image: As decoded, uint8 (H, W, C).
-        img_size: Side to which it will be resized, px.
-    """
+    """Which of ``LOOKS`` a picture, uint8 (H, W, C), has that will be resized to ``img_size`` px a side."""
     height, width, _ = image.shape
     sample = image[:: 1 + height // _SAMPLE_PX, :: 1 + width // _SAMPLE_PX]
     found = {

@@ -22,19 +22,12 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read a source, where looking does not tell.
+    """How to read a source, where looking does not tell."""
 
-    Attributes:
-        columns: Columns of tables by role (``path``, ``label``, ...), where their names are not usual.
-        person: A column, ``auto`` for one with a usual name, or None.
-        soft: Whether votes are passed on, or only what most of them say.
-        known: Names of class folders besides those of expressions.
-    """
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    person: str | None = "auto"
-    soft: bool = False
-    known: Collection[str] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)  # of tables by role (path, label, ...), if not usual names
+    person: str | None = "auto"  # a column, a pattern (which tables pass over), auto for a usual name, or None
+    soft: bool = False  # whether votes are passed on, or only what most of them say
+    known: Collection[str] = ()  # names of class folders besides those of expressions
 
 
 @dataclass(frozen=True)
@@ -93,18 +86,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Form:
-    """A form in which labelled faces come.
+    """A form in which labelled faces come."""
 
-    Attributes:
-        rank: Forms are asked in this order: the later one takes what an earlier one would take too.
-        about: What it looks like, and where its labels and splits come from; for several variants.
-        recognises: Whether a place has this form, or nearly, so that its ``open`` says what is wrong.
-        open: Opens it.
-    """
-
-    rank: int
-    about: Mapping[str, str]
-    recognises: Callable[[Place], bool]
+    rank: int  # forms are asked in this order
+    about: Mapping[str, str]  # what it looks like, and where its labels and splits come from; for several variants
+    recognises: Callable[[Place], bool]  # whether a place has this form, or nearly, so that ``open`` says what is wrong
     open: Callable[[Place], Source]
 
 

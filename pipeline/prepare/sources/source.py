@@ -22,27 +22,16 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One labelled picture.
+    """One labelled picture."""
 
-    Attributes:
-        file: Its name, which no other item of the source has.
-        label: As the source spells it.
-        split: ``train``, ``val`` or ``test``, None where the source does not say.
-        place: Where ``Source.read`` finds its bytes; of the types that JSON has.
-        person: The person it shows, or whatever must not be in two splits.
-        weight: How much it counts in training.
-        votes: How many people gave it each label.
-        root: Which of several merged sources it comes from.
-    """
-
-    file: str
-    label: str
-    split: str | None
-    place: Any
-    person: str | None = None
-    weight: float | None = None
-    votes: Mapping[str, float] | None = None
-    root: str | None = None
+    file: str  # its name, which no other item of the source has
+    label: str  # as the source spells it
+    split: str | None  # train, val or test, None where the source does not say
+    place: Any  # where ``Source.fetch`` finds its bytes; of the types that JSON has
+    person: str | None = None  # the person it shows, or whatever must not be in two splits
+    weight: float | None = None  # how much it counts in training
+    votes: Mapping[str, float] | None = None  # how many people gave it each label
+    root: str | None = None  # which of several merged sources it comes from
 
 
 class Opened:

@@ -60,7 +60,10 @@ class Table(ABC):
         found = {}
         for role, usual in ROLES.items():
             if role in given:
-                found[role] = self._find(given[role].strip(), f"prepare.columns.{role}")
+                found[role] = column = given[role].strip()
+                if column not in self.columns:
+                    hint = suggest(column, self.columns, f"it has {self.named}.")
+                    raise UserError(f"prepare.columns.{role}: {self.path} has no column {column!r}; {hint}")
             elif name := next((by_name[name] for name in usual if name in by_name), None):
                 found[role] = name
         if person is None:
@@ -73,13 +76,6 @@ class Table(ABC):
     def named(self) -> str:
         """The first columns, for a message; what stands for a name may be a row of pixels."""
         return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in self.columns[:20])
-
-    def _find(self, column: str, key: str) -> str:
-        """A column that must be there."""
-        if column in self.columns:
-            return column
-        hint = suggest(column, self.columns, f"it has {self.named}.")
-        raise UserError(f"{key}: {self.path} has no column {column!r}; {hint}")
 
 
 class CsvTable(Table):

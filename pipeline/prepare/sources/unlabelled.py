@@ -34,17 +34,11 @@ FORMS = (
 
 
 class Pictures(Opened, ABC):
-    """An opened source of pictures.
-
-    Attributes:
-        count: How many there are.
-        digest: SHA-256 of what is listed; another one means other pictures, or another order.
-        passed_over: Files that are no pictures by their suffix.
-    """
+    """An opened source of pictures."""
 
     count: int
-    digest: str
-    passed_over = 0
+    digest: str  # SHA-256 of what is listed; another one means other pictures, or another order
+    passed_over = 0  # files that are no pictures by their suffix
 
     @abstractmethod
     def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:

@@ -121,10 +121,9 @@ def _agreement_in_place(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _first_look(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find where second, and where its mirror image, looks most like the middle of first.
+    """Where second as it is, and mirrored, looks most like the middle of first.
 
-    Returns:
-        The correlation there (n, 2), and the shift, float32 (n, 2, down/across); as it is, and mirrored.
+    That is the correlation there (n, 2), and the shift, float32 (n, 2, down/across).
     """
     margin = first.shape[1] // 8
     inner = _edges(first, _FIRST_COARSE)[:, margin:-margin, margin:-margin]

@@ -45,15 +45,13 @@ def _connect_pictures(records: Records, pixels: ArrayFile | np.ndarray, scratch:
     missing = np.flatnonzero(images < 0)
     if len(missing):  # else it would be a copy for nothing
         images = images[images >= 0]
-    pairs = near_pairs(pixels, images, scratch)
+    pairs, _ = near_pairs(pixels, images, scratch)
     there = np.ones(len(images) + len(missing), bool)
     there[missing] = False
     del images
     _return_freed_memory()
     ranks = there.cumsum(dtype=np.int32)  # a picture's place among those looked at is its rank less 1
-    first, second = (
-        np.searchsorted(ranks, side.astype(np.int32) + np.int32(1)) for side in (pairs.first, pairs.second)
-    )
+    first, second = (np.searchsorted(ranks, side.astype(np.int32) + np.int32(1)) for side in pairs.T)
     return connect(len(there), first, second)
 
 

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,22 +35,9 @@ TWIN_AGREEMENT = 0.9
 _BLOCK, _PAIRS = 1024, 128  # pictures and pairs worked on at once: some 50 MB
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of near twins.
-
-    Attributes:
-        first: int64 (M,), each less than its ``second``.
-        second: int64 (M,).
-        agreement: Of their edges, aligned; float32 (M,), from ``TWIN_AGREEMENT`` to 1.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    agreement: np.ndarray
-
-
-def near_pairs(images: ArrayFile | np.ndarray, rows: np.ndarray, scratch: Path | None = None) -> Pairs:
+def near_pairs(
+    images: ArrayFile | np.ndarray, rows: np.ndarray, scratch: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the pairs of pictures that show the same thing; shows progress.
 
     Of exact copies only one should be looked at: many of them would crowd out its other twins. Pictures without
@@ -60,10 +46,11 @@ def near_pairs(images: ArrayFile | np.ndarray, rows: np.ndarray, scratch: Path |
     Args:
         images: uint8 (N, S, S, C), C 1 or 3; read in blocks.
         rows: Which of them to look at, integers (R,).
-        scratch: Folder for a temporary file, which images of another size than ``SIZE`` take; the system's if None.
+        scratch: Folder for temporary files; the system's if None.
 
     Returns:
-        Pairs of indices into ``rows``.
+        Pairs of indices into ``rows``, int64 (M, 2), in order, in each the less one first; and the agreement of their
+        edges, aligned, float32 (M,), from ``TWIN_AGREEMENT`` to 1.
     """
     with (
         # Many small products: were each of them to use all cores, they would wait for each other most of the time.
@@ -82,7 +69,7 @@ def near_pairs(images: ArrayFile | np.ndarray, rows: np.ndarray, scratch: Path |
         descriptors = stack.enter_context(closing(_write_descriptors(look, len(rows), Path(folder))))
         pairs, found = _compare_all(look, candidates(descriptors, Path(folder)), len(rows))
     order = np.lexsort(pairs.T[::-1])
-    return Pairs(*pairs[order].T, found[order])
+    return pairs[order], found[order]
 
 
 def connect(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ from pipeline.prepare.audit import build_audit
 from pipeline.prepare.columns import Records, flags
 from pipeline.prepare.pixels.picture import pixel_digest
 from pipeline.prepare.twins.mark import drop_twins, find_twins
-from pipeline.prepare.twins.search import Pairs
 
 
 def rows_of(images: np.ndarray, labels: Sequence[str], splits: Sequence[str]) -> list[Row]:
@@ -87,8 +86,7 @@ def test_twins_and_audit_take_a_few_bytes_of_each_image(monkeypatch: pytest.Monk
         "pipeline.prepare.twins.mark._BLOCK",
     ):
         monkeypatch.setattr(name, 2**12)
-    pair = Pairs(np.array([0]), np.array([1]), np.ones(1, np.float32))
-    monkeypatch.setattr("pipeline.prepare.twins.mark.near_pairs", lambda *_: pair)
+    monkeypatch.setattr("pipeline.prepare.twins.mark.near_pairs", lambda *_: (np.array([[0, 1]]), np.ones(1)))
     peaks = []
     for count in (100_000, 200_000):
         rng = np.random.default_rng(0)
