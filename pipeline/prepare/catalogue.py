@@ -48,34 +48,25 @@ _NUMBER = """
 class Listing:
     """A source's items, numbered from 0 in order of name, in a file in ``folder``: who makes that removes it.
 
-    Attributes:
-        path: Of the source.
-        class_names: The K classes, sorted.
-        count: The number of items, N.
-        given: Splits that the source has; what it gives none is of train.
-        left_out: Items that are not listed, counted by the reason.
-        person_count: Number of different people, 0 if they are not known.
-        merged: Whether the source is several ones.
-        soft: Whether there are votes.
-
     Raises:
         UserError: Labels, splits, people or names do not allow to train; the message says what to do.
     """
 
-    class_names: list[str]
+    class_names: list[str]  # the K classes, sorted
 
     def __init__(self, folder: Path, source: Source, class_map: Mapping[str, str | None], person: str | None) -> None:
         self.path = source.path
         self._base = sqlite3.connect(folder / "listing.db", isolation_level=None)
         self._base.executescript(_TABLES)
         self._add(source, person)
-        self.left_out = Counter(source.left_out)
+        self.left_out = Counter(source.left_out)  # items that are not listed, counted by the reason
         self._name(source, class_map)
         self._base.executescript(_NUMBER)
-        self.count: int = self._one("SELECT COUNT(*) FROM images")
-        self.person_count: int = self._one("SELECT COUNT(DISTINCT person) FROM images")
-        self.merged = bool(self._one("SELECT COUNT(root) FROM images"))
-        self.soft = bool(self._one("SELECT COUNT(votes) FROM images"))
+        self.count: int = self._one("SELECT COUNT(*) FROM images")  # N
+        self.person_count: int = self._one("SELECT COUNT(DISTINCT person) FROM images")  # 0 if they are not known
+        self.merged = bool(self._one("SELECT COUNT(root) FROM images"))  # whether the source is several ones
+        self.soft = bool(self._one("SELECT COUNT(votes) FROM images"))  # whether there are votes
+        # Splits that the source has; what it gives none is of train.
         self.given = {SPLITS[split] for (split,) in self._base.execute("SELECT DISTINCT split FROM images")}
         self._check_classes()
         self._check_people(person)

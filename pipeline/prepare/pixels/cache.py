@@ -11,7 +11,7 @@ import struct
 import sys
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,32 +54,29 @@ class Cache:
 
     def get(self, key: bytes) -> Decoded | None:
         """A picture, by the digest of its file's bytes, if it was decoded before."""
-        with self._lock:
-            if not self._base:
-                return None
-            try:
-                found = self._base.execute("SELECT value FROM decoded WHERE key = ?", (key,)).fetchone()
-            except sqlite3.Error as error:
-                self._give_up(error)
-                return None
+        found = self._use(lambda base: base.execute("SELECT value FROM decoded WHERE key = ?", (key,)).fetchone())
         return self._unpack(found[0]) if found else None
 
     def put(self, new: Mapping[bytes, Decoded]) -> None:
         """Keep pictures, by the digests of their files' bytes."""
         rows = [(key, self._pack(decoded)) for key, decoded in new.items()]
-        with self._lock:
-            if not self._base:
-                return
-            try:
-                with self._base:
-                    self._base.executemany("INSERT OR REPLACE INTO decoded VALUES (?, ?)", rows)
-            except sqlite3.Error as error:
-                self._give_up(error)
+        self._use(lambda base: base.executemany("INSERT OR REPLACE INTO decoded VALUES (?, ?)", rows))
 
     def close(self) -> None:
         """Close the file."""
         if self._base:
             self._base.close()
+
+    def _use(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        """What is got from the file; None while there is none, or trouble with it."""
+        with self._lock:
+            try:
+                if self._base:
+                    with self._base:
+                        return work(self._base)
+            except sqlite3.Error as error:
+                self._give_up(error)
+        return None
 
     def _pack(self, decoded: Decoded) -> bytes:
         marks = sum(1 << SEEN.index(name) for name in decoded.seen)

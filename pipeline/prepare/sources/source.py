@@ -48,30 +48,19 @@ class Opened:
 
 
 class Source(Opened, ABC):
-    """An opened source.
+    """An opened source; what it counts is complete after ``items``."""
 
-    Attributes:
-        path: What was opened.
-        form: What it was taken for, in words.
-        numbers_are_names: Whether a label that is a number may stay the name of its class.
-        later_wins: Of two items with one name the later counts; else a second one is an error.
-        empty: Class folders without files, as split and label.
-        vote_labels: Labels that votes may be for.
-        left_out: Items that a rule leaves out, counted by the rule. Complete after ``items``.
-        ignored: The first files that belong to no item, and ``ignored_count``, how many there are. Likewise.
-    """
-
-    form: str
-    numbers_are_names = True
-    later_wins = False
-    vote_labels: Iterable[str] = ()
+    form: str  # what it was taken for, in words
+    numbers_are_names = True  # whether a label that is a number may stay the name of its class
+    later_wins = False  # of two items with one name the later counts; else a second one is an error
+    vote_labels: Iterable[str] = ()  # labels that votes may be for
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.empty: set[tuple[str | None, str]] = set()
-        self.left_out: Counter[str] = Counter()
-        self.ignored: list[str] = []
-        self.ignored_count = 0
+        self.empty: set[tuple[str | None, str]] = set()  # class folders without files, as split and label
+        self.left_out: Counter[str] = Counter()  # items that a rule leaves out, counted by the rule
+        self.ignored: list[str] = []  # the first files that belong to no item
+        self.ignored_count = 0  # and how many there are
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
