@@ -6,6 +6,7 @@ their archives. The short run is a part of the suite; the long one prints what b
 
 import functools
 import io
+import itertools
 import re
 import resource
 import shutil
@@ -17,14 +18,14 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import ROOT, SAMPLE, draw_noise, load_script, prepare_params
+from builders import ROOT, SAMPLE, draw_noise, encode, load_script, prepare_params
 from PIL import Image
 
 from pipeline.core.errors import UserError
@@ -99,7 +100,7 @@ def png_bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-NAMES = (
+ODD_NAMES = (
     "../../escaped.png", "/tmp/escaped.png", "train/happy/../../../escaped.png", "C:\\escaped.png", "happy\\a.png",
     "train/happy/" + "n" * 300 + ".png", "train/happy/\u202egnp.exe", "train/happy/a\x00b.png", "train/happy/a\nb.png",
     "train/happy/\udcff.png", "train//happy///a.png", "train/happy/CON.png", "", ".", "..", "/", "train/happy/.png",
@@ -107,19 +108,32 @@ NAMES = (
 )  # fmt: skip
 
 
+def noise(rng: np.random.Generator) -> bytes:
+    """A picture of its own."""
+    return draw_noise(int(rng.integers(2**32)))
+
+
+def plain_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """The good files of a bad archive."""
+    for split, label, i in itertools.product(("train", "val", "test"), ("happy", "sad"), range(3)):
+        yield f"{split}/{label}/{i}.png", noise(rng)
+
+
+def odd_names(rng: np.random.Generator) -> list[str]:
+    """Names for one to three more."""
+    chosen = rng.integers(len(ODD_NAMES), size=rng.integers(1, 4))
+    return [ODD_NAMES[i].encode("utf-8", "replace").decode() or "x" for i in chosen]
+
+
 def odd_zip(path: Path, rng: np.random.Generator) -> None:
     """A zip of class folders with some odd members: names, links, bombs, damaged and encrypted ones."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for split in ("train", "val", "test"):
-            for label in ("happy", "sad"):
-                for i in range(3):
-                    archive.writestr(f"{split}/{label}/{i}.png", draw_noise(int(rng.integers(2**32))))
-        for _ in range(int(rng.integers(1, 4))):
-            name = NAMES[int(rng.integers(len(NAMES)))]
+        for name, data in plain_files(rng):
+            archive.writestr(name, data)
+        for name in odd_names(rng):
             info = zipfile.ZipInfo("x.png")
-            info.filename = name.encode("utf-8", "replace").decode() or "x"
-            kind = int(rng.integers(6))
-            content = draw_noise(int(rng.integers(2**32)))
+            info.filename = name
+            kind, content = int(rng.integers(6)), noise(rng)
             if kind == 1:
                 info.external_attr = (stat.S_IFLNK | 0o777) << 16
                 content = b"/etc/passwd"
@@ -130,50 +144,37 @@ def odd_zip(path: Path, rng: np.random.Generator) -> None:
             elif kind == 4:
                 info.flag_bits |= 1
             archive.writestr(info, content, zipfile.ZIP_DEFLATED)
-    if rng.random() < 0.3:
-        path.write_bytes(damage(path.read_bytes(), rng))
 
 
 def odd_tar(path: Path, rng: np.random.Generator) -> None:
     """The same as a tar in some compression, with links, devices and pipes."""
+    others = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
+    files = [(name, tarfile.REGTYPE, data) for name, data in plain_files(rng)]
+    for name in odd_names(rng):
+        regular = (tarfile.REGTYPE, [noise(rng), bytes(30_000_000)][int(rng.integers(2))])
+        files.append((name, *[regular, *((kind, b"") for kind in others)][int(rng.integers(6))]))
     with tarfile.open(path, "w:" + path.name.partition(".tar.")[2]) as archive:
-
-        def add(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
+        for name, kind, content in files:
             info = tarfile.TarInfo(name)
-            info.type, info.linkname, info.size = kind, link, len(content)
+            info.type, info.size = kind, len(content)
+            info.linkname = ["/etc/passwd", "../../..", name][int(rng.integers(3))] if kind != tarfile.REGTYPE else ""
             archive.addfile(info, io.BytesIO(content))
-
-        for split in ("train", "val", "test"):
-            for label in ("happy", "sad"):
-                for i in range(3):
-                    add(f"{split}/{label}/{i}.png", draw_noise(int(rng.integers(2**32))))
-        kinds = (
-            tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE,
-        )  # fmt: skip
-        for _ in range(int(rng.integers(1, 4))):
-            name = NAMES[int(rng.integers(len(NAMES)))].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            kind = kinds[int(rng.integers(len(kinds)))]
-            content = (
-                b""
-                if kind != tarfile.REGTYPE
-                else [draw_noise(int(rng.integers(2**32))), bytes(30_000_000)][int(rng.integers(2))]
-            )
-            add(name or "x", content, kind, ["/etc/passwd", "../../..", name][int(rng.integers(3))])
-    if rng.random() < 0.3:
-        path.write_bytes(damage(path.read_bytes(), rng))
 
 
 @contextmanager
-def limited(seconds: int) -> Iterator[None]:
-    """Fail when it takes longer."""
+def limited(case: str) -> Iterator[None]:
+    """Fail when a case takes longer than ``SECONDS``; a failure says which case it was."""
 
     def fail(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"still at it after {seconds} s")
+        raise TimeoutError(f"still at it after {SECONDS} s")
 
     former = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(seconds)
+    signal.alarm(SECONDS)
     try:
         yield
+    except BaseException as error:
+        error.add_note(case)
+        raise
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, former)
@@ -213,7 +214,7 @@ def outcome(case: Path, source: Path, more: dict[str, Any], spoilt: Collection[P
     home = case / "home"
     home.mkdir()
     before = {path for path in case.rglob("*") if home not in path.parents}
-    with pytest.MonkeyPatch.context() as patch, limited(SECONDS):
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         try:
             prepare(prepare_params(source, **({"max_bad_fraction": 0.5} | more)))
@@ -249,6 +250,8 @@ def make_source(name: str, case: Path, rng: np.random.Generator) -> tuple[Path, 
         return Path(source), more, spoil(Path(source), rng)
     source = case / f"faces.{name.removeprefix('odd ')}"
     (odd_zip if name == "odd zip" else odd_tar)(source, rng)
+    if rng.random() < 0.3:
+        source.write_bytes(damage(source.read_bytes(), rng))
     return source, {}, [source]
 
 
@@ -266,11 +269,8 @@ def test_bad_sources_are_refused_in_words(name: str, cases: int, tmp_path: Path)
         case = tmp_path / str(seed)
         case.mkdir()
         source, more, spoilt = make_source(name, case, np.random.default_rng([seed, zlib.crc32(name.encode())]))
-        try:
+        with limited(f"form {name!r}, seed {seed}"):
             results[outcome(case, source, more, spoilt)] += 1
-        except BaseException as error:
-            error.add_note(f"form {name!r}, seed {seed}")
-            raise
         shutil.rmtree(case)
     print(name, dict(results), f"memory grew by {grown() - before:.0f} MiB")
     assert sum(results.values()) == cases
@@ -282,12 +282,8 @@ def pictures() -> dict[str, bytes]:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
     found = {}
     for name in images._formats():
-        buffer = io.BytesIO()
-        try:
-            image.save(buffer, "JPEG" if name == "MPO" else name)
-        except (KeyError, OSError):  # Pillow reads it and does not write it
-            continue
-        found[name] = buffer.getvalue()
+        with suppress(KeyError, OSError):  # Pillow reads some and does not write them
+            found[name] = encode(image, "JPEG" if name == "MPO" else name)
     return found
 
 
@@ -300,16 +296,13 @@ def test_bad_pictures_are_refused_in_words(cases: int) -> None:
     for name, data in pictures().items():
         for seed in range(cases):
             spoilt = damage(data, np.random.default_rng([seed, zlib.crc32(name.encode())]))
-            try:
-                with limited(SECONDS):
+            with limited(f"{name}, seed {seed}"):
+                try:
                     image = images.load(spoilt, 24, 1)
-                assert (image.shape, image.dtype) == ((24, 24, 1), np.uint8)
-                results[name]["read"] += 1
-            except ImageError:
-                results[name]["refused"] += 1
-            except BaseException as error:
-                error.add_note(f"{name}, seed {seed}")
-                raise
+                    assert (image.shape, image.dtype) == ((24, 24, 1), np.uint8)
+                    results[name]["read"] += 1
+                except ImageError:
+                    results[name]["refused"] += 1
     print(*(f"{name}: {dict(found)}" for name, found in results.items()), sep="\n")
     assert {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"} <= set(results)
     assert sum(found["refused"] for found in results.values()) > 100
@@ -329,13 +322,7 @@ def test_bad_params_are_refused_in_words() -> None:
     read = 0
     for seed in range(300):
         spoilt = damage(text, np.random.default_rng(seed)).decode("utf-8", "replace")
-        try:
-            with limited(SECONDS):
-                parse_params(spoilt)
+        with limited(f"seed {seed}"), suppress(UserError):
+            parse_params(spoilt)
             read += 1
-        except UserError:
-            pass
-        except BaseException as error:
-            error.add_note(f"seed {seed}")
-            raise
     assert read < 200
