@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from pipeline.core.params import PrepareParams
 from pipeline.core.params_file import apply_recipe, parse_params, read_default
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import Records
+from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.sources.source import Item, Source
 
 if TYPE_CHECKING:
@@ -172,6 +174,31 @@ def write_files(folder: Path, *names: str, **tables: str) -> Path:
         folder.mkdir(exist_ok=True)
         (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
     return folder
+
+
+def list_items(path: Path, **reading: Any) -> list[Item]:
+    """The items of a source, in order of name; ``reading`` as in ``Reading``."""
+    with open_source(path, Reading(**reading)) as source:
+        return sorted(source.items(), key=lambda item: item.file)
+
+
+def read_contents(path: Path, **reading: Any) -> dict[str, bytes]:
+    """The bytes of every file of a source by its name; of two with one name those of the later."""
+    with open_source(path, Reading(**reading)) as source:
+        items = {item.file: item for item in source.items()}
+        names = sorted(items)
+        return dict(zip(names, (fetch() for fetch in source.fetch(items[name].place for name in names))))
+
+
+def write_tar(path: Path, files: Iterable[tuple[str, bytes]], compression: str = "") -> Path:
+    """Write a tar of files by their names, and of folders, whose names end in a slash."""
+    with tarfile.open(path, f"w:{compression}") as archive:
+        for name, data in files:
+            info = tarfile.TarInfo(name.rstrip("/"))
+            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
 
 
 class Items(Source):

@@ -1,12 +1,10 @@
 """hyojo batch: every form of source gives the same table; killed at any moment and run again, the same file."""
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import grey_png
+from builders import grey_png, write_tar, write_zip
 
 from pipeline.cli import build_parser
 from pipeline.core.errors import UserError
@@ -85,16 +83,8 @@ def archive(path: Path) -> Path:
     """The same pictures in a zip or tar archive, in no order of name."""
     files = dict(reversed(pictures().items())) | {"readme.txt": b"passed over"}
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-            for name, data in files.items():
-                file.writestr(name, data)
-        return path
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
+        return write_zip(path, files, zipfile.ZIP_DEFLATED)
+    return write_tar(path, files.items(), "gz" if path.suffix == ".gz" else "")
 
 
 @pytest.mark.parametrize("name", ["faces.zip", "faces.tar", "faces.tar.gz"])

@@ -2,7 +2,7 @@
 
 import bz2
 import gzip
-import io
+import itertools
 import lzma
 import os
 import struct
@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from builders import write_zip
+from builders import list_items, read_contents, write_tar, write_zip
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
@@ -45,14 +45,7 @@ def as_zip(path: Path, tree: Tree, method: int = zipfile.ZIP_DEFLATED) -> Path:
 
 
 def as_tar(path: Path, tree: Tree, kind: str = "") -> Path:
-    file = path / f"source.tar{kind}"
-    with tarfile.open(file, f"w:{kind.strip('.')}") as archive:
-        for name, data in tree.items():
-            info = tarfile.TarInfo(name.rstrip("/"))
-            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return file
+    return write_tar(path / f"source.tar{kind}", tree.items(), kind.strip("."))
 
 
 KINDS = {
@@ -68,15 +61,7 @@ PLAIN = {"happy/a.png": b"A" * 3000, "sad/b (1).png": b"B", "sad/c.png": b""}
 
 
 def listed(path: Path) -> list[tuple[str, str, str | None]]:
-    with open_source(path) as source:
-        return sorted((item.file, item.label, item.split) for item in source.items())
-
-
-def contents(source: Source) -> dict[str, bytes]:
-    """The bytes of every file, in order of name."""
-    items = {item.file: item for item in source.items()}
-    names = sorted(items)
-    return dict(zip(names, (fetch() for fetch in source.fetch(items[name].place for name in names))))
+    return [(item.file, item.label, item.split) for item in list_items(path)]
 
 
 def read(source: Source, file: str) -> bytes:
@@ -101,11 +86,8 @@ def test_every_kind_of_source_gives_the_same(tmp_path: Path, make: Callable[[Pat
         "données/Validation/happy/d.png": b"four",
         "données/Validation/sad/e.png": b"",
     }
-    with open_source(make(tmp_path, tree)) as source:
-        assert contents(source) == tree
-        assert {(item.label, item.split) for item in source.items()} == {
-            (label, split) for label in ("happy", "sad") for split in ("train", "val")
-        }
+    assert read_contents(path := make(tmp_path, tree)) == tree
+    assert {found[1:] for found in listed(path)} == set(itertools.product(("happy", "sad"), ("train", "val")))
 
 
 LAYOUTS = {
@@ -154,28 +136,26 @@ def test_class_names_are_no_split_names() -> None:
         assert split_name(name) is None
 
 
-def test_hidden_files_and_leftovers_are_passed_over_and_strays_are_told(tmp_path: Path) -> None:
-    junk = ["__MACOSX/happy/._a.png", "happy/.DS_Store", "sad/Thumbs.db", ".git/x/y", "happy/desktop.ini"]
-    stray = ["README.md", "labels.csv"]
-    tree = PLAIN | dict.fromkeys(junk + stray, b"junk")
-    for make in (as_folder, as_zip, as_tar):
-        with open_source(make(tmp_path, tree)) as source:
-            assert {item.file for item in source.items()} == set(PLAIN)
-            assert sorted(source.ignored) == sorted(stray)
-
-
-def test_strays_do_not_hide_a_folder_around_the_classes(tmp_path: Path) -> None:
-    tree = {f"faces/{name}": data for name, data in PLAIN.items()} | {"README.md": b"", "faces/about.txt": b""}
-    with open_source(as_zip(tmp_path, tree)) as source:
-        assert {item.label for item in source.items()} == {"happy", "sad"}
-        assert sorted(source.ignored) == ["README.md", "faces/about.txt"]
-
-
-def test_files_beside_split_folders_are_told(tmp_path: Path) -> None:
-    tree = {f"train/{name}": data for name, data in PLAIN.items()} | {"train/x.png": b"", "extra/happy/y.png": b""}
-    with open_source(as_folder(tmp_path, tree)) as source:
-        assert len(list(source.items())) == 3
-        assert sorted(source.ignored) == ["extra/happy/y.png", "train/x.png"]
+@pytest.mark.parametrize(
+    "around, strays, junk",
+    [
+        (
+            "",
+            ["README.md", "labels.csv"],
+            ["__MACOSX/happy/._a.png", "happy/.DS_Store", "sad/Thumbs.db", ".git/x/y", "happy/desktop.ini"],
+        ),
+        ("faces/", ["README.md", "faces/about.txt"], []),
+        ("train/", ["extra/happy/y.png", "train/x.png"], []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_strays_are_told_and_leftovers_are_not(
+    tmp_path: Path, kind: str, around: str, strays: list[str], junk: list[str]
+) -> None:
+    tree = {f"{around}{name}": data for name, data in PLAIN.items()}
+    with open_source(KINDS[kind](tmp_path, tree | dict.fromkeys(strays + junk, b""))) as source:
+        assert {item.file: item.label for item in source.items()} == {name: name.split("/")[-2] for name in tree}
+        assert sorted(source.ignored) == strays
 
 
 def test_agrees_with_torchvision(tmp_path: Path) -> None:
@@ -200,8 +180,7 @@ def test_names_in_a_tar_that_are_not_utf8(tmp_path: Path) -> None:
     raw = (b"\xe9/happy/\xff.png", b"\xe9/sa\xe9/b.png", b"B/happy/c.png", b"B/sad/d.png")
     path = as_tar(tmp_path, {os.fsdecode(name): b"x" for name in raw})
     assert check(path) == ["happy", "sa\\udce9", "sad"]
-    with open_source(path) as source:
-        assert all(data == b"x" for data in contents(source).values())
+    assert set(read_contents(path).values()) == {b"x"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are bytes on POSIX only")
@@ -243,14 +222,8 @@ def test_a_pipe_does_not_block(tmp_path: Path) -> None:
 def test_order_of_members_and_later_twin_wins(tmp_path: Path) -> None:
     backwards = dict(reversed(PLAIN.items()))
     assert listed(as_zip(tmp_path, backwards)) == listed(as_folder(tmp_path, PLAIN))
-    file = tmp_path / "twice.tar"
-    with tarfile.open(file, "w") as archive:
-        for name, data in [("happy/a", b"old"), ("sad/b", b"B"), ("happy/a", b"newer")]:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    with open_source(file) as source:
-        assert set(contents(source).values()) == {b"newer", b"B"}
+    twice = [("happy/a", b"old"), ("sad/b", b"B"), ("happy/a", b"newer")]
+    assert read_contents(write_tar(tmp_path / "twice.tar", twice)) == {"happy/a": b"newer", "sad/b": b"B"}
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "folder"])

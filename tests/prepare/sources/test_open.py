@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import SAMPLE, load_script, prepare_params, write_files, write_zip
+from builders import SAMPLE, list_items, load_script, prepare_params, read_contents, write_files, write_zip
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
@@ -56,28 +56,21 @@ def test_every_form_gives_the_same(name: str, faces: list[Any], home: Path) -> N
 # Told apart by looking
 
 
-def form_of(path: Path, reading: Reading | None = None) -> str:
-    with open_source(path, reading or Reading()) as source:
-        return source.form
-
-
-def listed(path: Path, **changes: Any) -> list[tuple[str, str, str | None]]:
-    """File, label and split of every item."""
-    with open_source(path, Reading(**changes)) as source:
-        return sorted((item.file, item.label, item.split) for item in source.items())
-
-
-def test_a_table_wins_over_class_folders_and_is_told(tmp_path: Path) -> None:
-    folder = write_files(
-        tmp_path / "f", "happy/a.png", "sad/b.png", labels="file,label\nhappy/a.png,sad\nsad/b.png,happy\n"
-    )
-    assert form_of(folder) == "a table of pictures"
-    assert listed(folder) == [("happy/a.png", "sad", None), ("sad/b.png", "happy", None)]
-
-
-def test_other_tables_are_no_obstacle(tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "f", "happy/a.png", "sad/b.png", notes="when,what\n1,2\n", empty="")
-    assert form_of(folder) == "class folders"
+@pytest.mark.parametrize(
+    "tables, form, labels",
+    [
+        ({"labels": "file,label\nhappy/a.png,sad\nsad/b.png,happy\n"}, "a table of pictures", ["sad", "happy"]),
+        ({"notes": "when,what\n1,2\n", "empty": ""}, "class folders", ["happy", "sad"]),
+    ],
+)
+def test_a_table_of_files_wins_over_class_folders(
+    tmp_path: Path, tables: dict[str, str], form: str, labels: list[str]
+) -> None:
+    folder = write_files(tmp_path / "f", "happy/a.png", "sad/b.png", **tables)
+    with open_source(folder) as source:
+        assert source.form == form
+    found = [(item.file, item.label, item.split) for item in list_items(folder)]
+    assert found == [("happy/a.png", labels[0], None), ("sad/b.png", labels[1], None)]
 
 
 def test_several_data_sets_in_one_folder(tmp_path: Path) -> None:
@@ -87,12 +80,7 @@ def test_several_data_sets_in_one_folder(tmp_path: Path) -> None:
     write_files(root / "mine", "p/1.png", "p/2.png", labels="image,emotion,subject\n1.png,Happy,Ann\n2.png,SAD,Bob\n")
     write_files(root / "fer", fer2013="emotion,pixels,Usage\n3,0 1 2 3,Training\n4,9 9 9 9,PrivateTest\n")
     write_zip(root / "more (1).zip", {"faces/Happy/x.png": b"x", "faces/Sad/y.png": b"y"})
-    with open_source(root) as source:
-        items = {item.file: item for item in source.items()}
-        found = [(file, item.label.lower(), item.split, item.root, item.person) for file, item in sorted(items.items())]
-        places = [items[file].place for file in sorted(items)]
-        contents = [fetch() for fetch in source.fetch(places)]
-    assert found == [
+    assert [(item.file, item.label.lower(), item.split, item.root, item.person) for item in list_items(root)] == [
         ("CK+/test/happy/S3.png", "happy", "test", "CK+", None),
         ("CK+/train/happy/S1.png", "happy", "train", "CK+", None),
         ("CK+/train/sad/S2.png", "sad", "train", "CK+", None),
@@ -105,7 +93,7 @@ def test_several_data_sets_in_one_folder(tmp_path: Path) -> None:
     ]
     fer = [b"P5 2 2 255\n\0\1\2\3", b"P5 2 2 255\n\t\t\t\t"]
     folders = [b"test/happy/S3.png", b"train/happy/S1.png", b"train/sad/S2.png"]
-    assert contents == [*folders, *fer, b"p/1.png", b"p/2.png", b"x", b"y"]
+    assert list(read_contents(root).values()) == [*folders, *fer, b"p/1.png", b"p/2.png", b"x", b"y"]
 
 
 def test_several_data_sets_of_class_folders_only(tmp_path: Path) -> None:
@@ -114,8 +102,7 @@ def test_several_data_sets_of_class_folders_only(tmp_path: Path) -> None:
     write_zip(tmp_path / "a.zip", dict.fromkeys(more, b"x"))
     write_files(tmp_path / "f", *names)
     for path, before in ((tmp_path / "a.zip", "around/"), (tmp_path / "f", "")):
-        with open_source(path) as source:
-            found = {(item.file.removeprefix(before), item.label, item.split, item.root) for item in source.items()}
+        found = {(item.file.removeprefix(before), item.label, item.split, item.root) for item in list_items(path)}
         assert found - {("A/odd/6.png", "odd", None, f"{before}A")} == {
             ("A/happy/1.png", "happy", None, f"{before}A"),
             ("A/sad/2.png", "sad", None, f"{before}A"),
@@ -131,12 +118,12 @@ def test_a_data_set_of_unknown_names_among_others_is_not_lost(tmp_path: Path) ->
     folder = write_files(tmp_path / "f", *names)
     with pytest.raises(UserError, match=r"folders in C have no usual names.*'class [12]'.*prepare.class_map"):
         open_source(folder)
-    assert len(listed(folder, known=["Class 1", "class 2"])) == 6
+    assert len(list_items(folder, known=["Class 1", "class 2"])) == 6
 
 
 def test_people_above_the_classes_are_no_classes(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "f", "Ann/happy/1.png", "Ann/sad/2.png", "Bob/happy/3.png", "Bob/sad/4.png")
-    assert {label for _, label, _ in listed(folder)} == {"happy", "sad"}
+    assert {item.label for item in list_items(folder)} == {"happy", "sad"}
 
 
 @pytest.mark.parametrize(

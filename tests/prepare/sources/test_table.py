@@ -5,34 +5,21 @@ import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import load_script, write_files
+from builders import list_items, load_script, read_contents, write_files
 from PIL import Image
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.fer2013 import count_votes
-from pipeline.prepare.sources.open import Reading, open_source
+from pipeline.prepare.sources.open import open_source
 from pipeline.prepare.sources.source import Item
 from pipeline.prepare.sources.table import CsvTable, ParquetTable
-
-
-def items(path: Path, **reading: Any) -> list[Item]:
-    with open_source(path, Reading(**reading)) as source:
-        return list(source.items())
-
-
-def contents(path: Path, **reading: Any) -> dict[str, bytes]:
-    with open_source(path, Reading(**reading)) as source:
-        found = sorted(source.items(), key=lambda item: item.file)
-        return {item.file: fetch() for item, fetch in zip(found, source.fetch(item.place for item in found))}
-
 
 # Columns
 
@@ -53,15 +40,15 @@ def test_usual_names_of_columns(tmp_path: Path, header: str) -> None:
     if header.startswith("weight"):
         row = ["0.5", "S1", "Happy", "PublicTest", "a.png"]
     write_files(tmp_path, "a.png", table=f"{header}\r\n{delimiter.join(row)}\r\n")
-    assert items(tmp_path) == [Item("a.png", "happy", "val", "a.png", person="S1", weight=0.5)]
+    assert list_items(tmp_path) == [Item("a.png", "happy", "val", "a.png", person="S1", weight=0.5)]
 
 
 def test_columns_given_by_name(tmp_path: Path) -> None:
     write_files(tmp_path, "a.png", table="label,where,file,who\nx,a.png,happy,Ann\n")
     given = {"path": "where", "label": "file", "person": "who"}
-    assert items(tmp_path, columns=given) == [Item("a.png", "happy", None, "a.png", person="Ann")]
-    assert items(tmp_path, columns={"path": "where", "label": "file"}, person="WHO")[0].person == "Ann"
-    assert items(tmp_path, columns=given, person=None)[0].person is None
+    assert list_items(tmp_path, columns=given) == [Item("a.png", "happy", None, "a.png", person="Ann")]
+    assert list_items(tmp_path, columns={"path": "where", "label": "file"}, person="WHO")[0].person == "Ann"
+    assert list_items(tmp_path, columns=given, person=None)[0].person is None
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
@@ -69,7 +56,7 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"prepare.columns.split: .*table.csv has no column 'labl'; did you mean 'label'"
     ):
-        items(tmp_path, columns={"split": "labl"})
+        list_items(tmp_path, columns={"split": "labl"})
 
 
 # Paths
@@ -88,7 +75,7 @@ def test_paths_lead_to_files_in_every_usual_way(tmp_path: Path) -> None:
     }
     for name, (path, file) in ways.items():
         folder = write_files(tmp_path / name, file, "img/b.png", table=f"path,label\n{path},happy\n")
-        assert contents(folder) == {file: file.encode()}, name
+        assert read_contents(folder) == {file: file.encode()}, name
 
 
 def test_names_alone_in_a_folder_a_class(tmp_path: Path) -> None:
@@ -97,9 +84,9 @@ def test_names_alone_in_a_folder_a_class(tmp_path: Path) -> None:
     rows = "".join(f"{i}.jpg,{i % 7 + 1}\n" for i in range(30))
     write_files(tmp_path, *files, labels=f"image,label\n{rows}")
     with pytest.raises(UserError, match=r"no file '0.jpg' .*take the table away if class folders say it all"):
-        items(tmp_path)
+        list_items(tmp_path)
     (tmp_path / "labels.csv").unlink()
-    assert len(items(tmp_path)) == 30
+    assert len(list_items(tmp_path)) == 30
 
 
 def test_a_few_missing_files_are_for_the_stage_to_count(tmp_path: Path) -> None:
@@ -143,7 +130,7 @@ FILES, FER = "path,label\na.png,happy\n", "emotion,pixels,Usage\n0,1 2 3 4,Train
 def test_items_name_the_bad_row(tmp_path: Path, text: str, message: str) -> None:
     write_files(tmp_path, "a.png", "b.png", "one/twice.png", "two/twice.png", table=text)
     with pytest.raises(UserError, match=message) as caught:
-        items(tmp_path)
+        list_items(tmp_path)
     assert "table.csv" in str(caught.value)
 
 
@@ -151,7 +138,7 @@ def test_two_tables_named_after_their_splits(tmp_path: Path) -> None:
     write_files(
         tmp_path, "train/1.png", "test/1.png", train_labels="file,label\n1.png,happy\n", test="file,label\n1.png,sad\n"
     )
-    assert {(item.file, item.label, item.split) for item in items(tmp_path)} == {
+    assert {(item.file, item.label, item.split) for item in list_items(tmp_path)} == {
         ("train/1.png", "happy", "train"),
         ("test/1.png", "sad", "test"),
     }
@@ -169,18 +156,18 @@ def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
     write_files(tmp_path, "a.png")
     (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        items(tmp_path)
+        list_items(tmp_path)
     assert "table.csv" in str(caught.value)
 
 
 def test_csv_cells_with_line_breaks_quotes_and_delimiters(tmp_path: Path) -> None:
     write_files(tmp_path, 'a, "b".png', table='label,path,note\nhappy,"a, ""b"".png","two\nlines"\n\n')
-    assert [(item.file, item.label) for item in items(tmp_path)] == [('a, "b".png', "happy")]
+    assert [(item.file, item.label) for item in list_items(tmp_path)] == [('a, "b".png', "happy")]
 
 
 def test_numbers_from_a_column_with_gaps(tmp_path: Path) -> None:
     write_files(tmp_path, "1.png", "2.png", table="path,label\n1.png,3.0\n2.png,10.\n")
-    assert [item.label for item in items(tmp_path)] == ["3", "10"]
+    assert [item.label for item in list_items(tmp_path)] == ["3", "10"]
 
 
 def test_numbers_want_a_map(tmp_path: Path) -> None:
@@ -204,19 +191,19 @@ def fer(folder: Path, text: str) -> Path:
 
 def test_other_delimiters(tmp_path: Path) -> None:
     path = fer(tmp_path, 'emotion;pixels;Usage\n6;"1 2 3 4";PrivateTest\n')
-    assert list(contents(path).values()) == [b"P5 2 2 255\n\1\2\3\4"]
+    assert list(read_contents(path).values()) == [b"P5 2 2 255\n\1\2\3\4"]
 
 
 def test_pixels_become_pictures(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
     text = " ".join(map(str, pixels.ravel()))
     path = fer(tmp_path, f"emotion,pixels,Usage\n6,{text},PrivateTest\n")
-    (name,) = contents(path)
+    (name,) = read_contents(path)
     assert name == "fer0000000.pgm"
-    picture = Image.open(io.BytesIO(contents(path)[name]))
+    picture = Image.open(io.BytesIO(read_contents(path)[name]))
     assert picture.mode == "L"
     np.testing.assert_array_equal(np.asarray(picture), pixels)
-    assert [(item.label, item.split) for item in items(path)] == [("neutral", "test")]
+    assert [(item.label, item.split) for item in list_items(path)] == [("neutral", "test")]
 
 
 @pytest.mark.parametrize(
@@ -286,7 +273,7 @@ HAPPY = "fer.png,0,9,1,0,0,0,0,0,0,0"
 )
 def test_votes_that_belong_to_other_pictures(tmp_path: Path, rows: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        items(ferplus(tmp_path, rows))
+        list_items(ferplus(tmp_path, rows))
 
 
 # Parquet
@@ -319,7 +306,7 @@ def test_names_of_classes_stand_in_the_metadata(tmp_path: Path, kind: pa.DataTyp
         table = pa.table({"image": pa.array([b"x"] * 3, pa.large_binary()), "label": pa.array([2, 0, 1], kind)})
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": features})})
         pq.write_table(table, tmp_path / "a.parquet")
-        assert [item.label for item in items(tmp_path / "a.parquet")] == ["sad", "anger", "happy"]
+        assert [item.label for item in list_items(tmp_path / "a.parquet")] == ["sad", "anger", "happy"]
 
 
 @pytest.mark.parametrize(
@@ -336,13 +323,13 @@ def test_bad_labels_in_parquet(tmp_path: Path, labels: list[int], names: list[st
         pa.table({"image": [b"x", b"y"], "label": labels}).replace_schema_metadata(metadata), tmp_path / "a.parquet"
     )
     with pytest.raises(UserError, match=message):
-        items(tmp_path / "a.parquet")
+        list_items(tmp_path / "a.parquet")
 
 
 def test_parquet_without_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"x"], "caption": ["y"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"no column of labels .*there are image, caption.*prepare.columns.label"):
-        items(tmp_path / "a.parquet")
+        list_items(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: data[:2000] + b"?" * 1000 + data[3000:]])
@@ -353,7 +340,7 @@ def test_damaged_parquet(tmp_path: Path, damage: Callable[[bytes], bytes]) -> No
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(damage(data))
     with pytest.raises(UserError, match="damaged"):
-        contents(tmp_path / "a.parquet")
+        read_contents(tmp_path / "a.parquet")
 
 
 def test_rows_as_text_of_both_kinds(tmp_path: Path) -> None:
