@@ -1,8 +1,9 @@
 """What was decoded before is not decoded again, and trouble with the cache costs time only."""
 
 import sqlite3
-import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,96 +33,85 @@ def same(one: Decoded | None, other: Decoded) -> bool:
     return one is not None and one[1:] == other[1:] and np.array_equal(one.pixels, other.pixels)
 
 
+@contextmanager
+def cache_in(folder: Path | None, *settings: str) -> Iterator[Cache]:
+    with closing(Cache(folder, settings, SHAPE)) as cache:
+        yield cache
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A cache's file, in the test's folder, with two pictures in it."""
+    with cache_in(tmp_path) as cache:
+        cache.put({key(0): some(0), key(1): some(1)})
+    (file,) = tmp_path.glob("*.db")
+    return file
+
+
 def test_keeps_what_it_is_given(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, ["a"], SHAPE)
-    cache.put({key(i): some(i) for i in range(10)})
-    assert all(same(cache.get(key(i)), some(i)) for i in range(10))
-    assert cache.get(key(10)) is None
-    cache.close()
-    again = Cache(tmp_path, ["a"], SHAPE)
-    assert same(again.get(key(3)), some(3))
-    again.close()
+    with cache_in(tmp_path, "a") as cache:
+        cache.put({key(i): some(i) for i in range(10)})
+        assert all(same(cache.get(key(i)), some(i)) for i in range(10))
+        assert cache.get(key(10)) is None
+    with cache_in(tmp_path, "a") as again:
+        assert same(again.get(key(3)), some(3))
 
 
 def test_other_settings_are_another_cache_and_old_ones_go(tmp_path: Path) -> None:
     for i in range(8):
-        cache = Cache(tmp_path, [f"setting {i}"], SHAPE)
-        assert cache.get(key(0)) is None
-        cache.put({key(0): some(i)})
-        cache.close()
+        with cache_in(tmp_path, f"setting {i}") as cache:
+            assert cache.get(key(0)) is None
+            cache.put({key(0): some(i)})
     assert len(list(tmp_path.glob("*.db"))) == 4
-    last = Cache(tmp_path, ["setting 7"], SHAPE)
-    assert same(last.get(key(0)), some(7))
-    last.close()
+    with cache_in(tmp_path, "setting 7") as last:
+        assert same(last.get(key(0)), some(7))
 
 
-def test_nowhere_to_keep_anything() -> None:
-    cache = Cache(None, [], SHAPE)
-    cache.put({key(0): some(0)})
-    assert cache.get(key(0)) is None
-    cache.close()
-
-
-def test_damaged_pixels_are_decoded_again(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, [], SHAPE)
-    cache.put({key(0): some(0), key(1): some(1)})
-    cache.close()
-    (file,) = tmp_path.glob("*.db")
-    with sqlite3.connect(file) as base:
+def test_damaged_pixels_are_decoded_again(tmp_path: Path, file: Path) -> None:
+    with closing(sqlite3.connect(file)) as base, base:
         value = bytearray(base.execute("SELECT value FROM decoded WHERE key = ?", (key(0),)).fetchone()[0])
         value[-1] ^= 1
         base.execute("UPDATE decoded SET value = ? WHERE key = ?", (bytes(value), key(0)))
-    base.close()
-    again = Cache(tmp_path, [], SHAPE)
-    assert again.get(key(0)) is None
-    assert same(again.get(key(1)), some(1))
-    again.close()
+    with cache_in(tmp_path) as again:
+        assert again.get(key(0)) is None
+        assert same(again.get(key(1)), some(1))
 
 
-def test_a_file_that_is_no_cache_is_replaced(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, [], SHAPE)
-    cache.close()
-    (file,) = tmp_path.glob("*.db")
+def test_a_file_that_is_no_cache_is_replaced(tmp_path: Path, file: Path) -> None:
     file.write_bytes(b"not a database at all" * 1000)
-    again = Cache(tmp_path, [], SHAPE)
-    again.put({key(0): some(0)})
-    assert same(again.get(key(0)), some(0))
-    again.close()
+    with cache_in(tmp_path) as again:
+        again.put({key(0): some(0)})
+        assert same(again.get(key(0)), some(0))
 
 
-def test_one_that_grew_too_large_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = Cache(tmp_path, [], SHAPE)
-    cache.put({key(0): some(0)})
-    cache.close()
+def test_one_that_grew_too_large_is_begun_anew(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_cache, "MAX_BYTES", 1000)
-    again = Cache(tmp_path, [], SHAPE)
-    assert again.get(key(0)) is None
-    again.close()
+    with cache_in(tmp_path) as again:
+        assert again.get(key(0)) is None
 
 
-def test_trouble_is_told_once_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("place, warnings", [(None, 0), ("file/cache", 1)])
+def test_nowhere_to_keep_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str | None, warnings: int
+) -> None:
+    """Trouble is told once, and stops nothing."""
     (tmp_path / "file").write_text("in the way")
-    cache = Cache(tmp_path / "file" / "cache", [], SHAPE)
-    cache.put({key(0): some(0)})
-    assert cache.get(key(0)) is None
-    cache.close()
-    assert capsys.readouterr().err.count("warning: the cache of decoded pictures is not used") == 1
+    with cache_in(place and tmp_path / place) as cache:
+        cache.put({key(0): some(0)})
+        assert cache.get(key(0)) is None
+    assert capsys.readouterr().err.count("warning: the cache of decoded pictures is not used") == warnings
 
 
 def test_many_threads_and_two_at_once(tmp_path: Path) -> None:
     """As two experiments in DVC's queue would use it."""
-    caches = [Cache(tmp_path, [], SHAPE) for _ in range(2)]
+    with cache_in(tmp_path) as one, cache_in(tmp_path) as other, ThreadPoolExecutor(8) as pool:
 
-    def work(i: int) -> bool:
-        cache = caches[i % 2]
-        cache.put({key(i): some(i), key(i // 2): some(i // 2)})
-        return same(cache.get(key(i)), some(i))
+        def work(i: int) -> bool:
+            cache = (one, other)[i % 2]
+            cache.put({key(i): some(i), key(i // 2): some(i // 2)})
+            return same(cache.get(key(i)), some(i))
 
-    with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(200)))
-    for cache in caches:
-        cache.close()
-    assert threading.active_count() < 20
 
 
 # In the stage

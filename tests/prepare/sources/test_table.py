@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -125,39 +126,24 @@ FILES, FER = "path,label\na.png,happy\n", "emotion,pixels,Usage\n0,1 2 3 4,Train
         (f"{FER}1,1 2 3 4,Later", "line 3: 'Later' is no split"),
         (f"{FER}1,1 2 3 4", "line 3: 2 cells, but the first line has 3"),
         (f"{FER}1,1,2,3,4,Training", "line 3: 6 cells"),
+        ("path,label\n\udcff\udcfe,happy\n", "about line 1: not UTF-8"),
+        ("path,label\n" + "x" * 2**24, "line 2: longer than 16,777,216"),
+        ('path,label\n"a.png,happy\n', "cells|not valid CSV|line 2"),
     ],
 )
 def test_items_name_the_bad_row(tmp_path: Path, text: str, message: str) -> None:
-    write_files(tmp_path, "a.png", "b.png", "one/twice.png", "two/twice.png", table=text)
+    write_files(tmp_path, "a.png", "b.png", "one/twice.png", "two/twice.png")
+    (tmp_path / "table.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=message) as caught:
         list_items(tmp_path)
     assert "table.csv" in str(caught.value)
 
 
 def test_two_tables_named_after_their_splits(tmp_path: Path) -> None:
-    write_files(
-        tmp_path, "train/1.png", "test/1.png", train_labels="file,label\n1.png,happy\n", test="file,label\n1.png,sad\n"
-    )
-    assert {(item.file, item.label, item.split) for item in list_items(tmp_path)} == {
-        ("train/1.png", "happy", "train"),
-        ("test/1.png", "sad", "test"),
-    }
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"path,label\n\xff\xfe,happy\n", "not UTF-8"),
-        (b"path,label\n" + b"x" * 2**24, "longer than 16,777,216"),
-        (b'path,label\n"a.png,happy\n', "cells|not valid CSV|line 2"),
-    ],
-)
-def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
-    write_files(tmp_path, "a.png")
-    (tmp_path / "table.csv").write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        list_items(tmp_path)
-    assert "table.csv" in str(caught.value)
+    tables = {"train_labels": "file,label\n1.png,happy\n", "test": "file,label\n1.png,sad\n"}
+    found = list_items(write_files(tmp_path, "train/1.png", "test/1.png", **tables))
+    assert [item.file for item in found] == ["test/1.png", "train/1.png"]
+    assert [(item.label, item.split) for item in found] == [("sad", "test"), ("happy", "train")]
 
 
 def test_csv_cells_with_line_breaks_quotes_and_delimiters(tmp_path: Path) -> None:
@@ -165,13 +151,9 @@ def test_csv_cells_with_line_breaks_quotes_and_delimiters(tmp_path: Path) -> Non
     assert [(item.file, item.label) for item in list_items(tmp_path)] == [('a, "b".png', "happy")]
 
 
-def test_numbers_from_a_column_with_gaps(tmp_path: Path) -> None:
-    write_files(tmp_path, "1.png", "2.png", table="path,label\n1.png,3.0\n2.png,10.\n")
-    assert [item.label for item in list_items(tmp_path)] == ["3", "10"]
-
-
 def test_numbers_want_a_map(tmp_path: Path) -> None:
-    write_files(tmp_path / "f", "1.png", "2.png", table="path,label\n1.png,3\n2.png,10\n")
+    """Also those from a column with gaps, where many programs write 3.0 for 3."""
+    write_files(tmp_path / "f", "1.png", "2.png", table="path,label\n1.png,3.0\n2.png,10.\n")
     with open_source(tmp_path / "f") as source:
         with pytest.raises(UserError, match=r"labels of .* are numbers \(3, 10\).*prepare.class_map: \{3: angry"):
             Listing(tmp_path, source, {}, None)
@@ -184,26 +166,19 @@ def test_numbers_want_a_map(tmp_path: Path) -> None:
 # FER2013's CSV
 
 
-def fer(folder: Path, text: str) -> Path:
-    (folder / "fer2013.csv").write_text(text, encoding="utf-8", newline="")
-    return folder / "fer2013.csv"
-
-
 def test_other_delimiters(tmp_path: Path) -> None:
-    path = fer(tmp_path, 'emotion;pixels;Usage\n6;"1 2 3 4";PrivateTest\n')
-    assert list(read_contents(path).values()) == [b"P5 2 2 255\n\1\2\3\4"]
+    write_files(tmp_path, fer2013='emotion;pixels;Usage\n6;"1 2 3 4";PrivateTest\n')
+    assert list(read_contents(tmp_path / "fer2013.csv").values()) == [b"P5 2 2 255\n\1\2\3\4"]
 
 
 def test_pixels_become_pictures(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
     text = " ".join(map(str, pixels.ravel()))
-    path = fer(tmp_path, f"emotion,pixels,Usage\n6,{text},PrivateTest\n")
-    (name,) = read_contents(path)
-    assert name == "fer0000000.pgm"
-    picture = Image.open(io.BytesIO(read_contents(path)[name]))
+    write_files(tmp_path, fer2013=f"emotion,pixels,Usage\n6,{text},PrivateTest\n")
+    picture = Image.open(io.BytesIO(read_contents(tmp_path)["fer0000000.pgm"]))
     assert picture.mode == "L"
     np.testing.assert_array_equal(np.asarray(picture), pixels)
-    assert [(item.label, item.split) for item in list_items(path)] == [("neutral", "test")]
+    assert [(item.label, item.split) for item in list_items(tmp_path)] == [("neutral", "test")]
 
 
 @pytest.mark.parametrize(
@@ -217,8 +192,8 @@ def test_pixels_become_pictures(tmp_path: Path) -> None:
     ],
 )
 def test_bad_pixels_are_a_bad_image(tmp_path: Path, pixels: str, message: str) -> None:
-    path = fer(tmp_path, f"emotion,pixels\n0,1 2 3 4\n1,{pixels}\n")
-    with open_source(path) as source:
+    write_files(tmp_path, fer2013=f"emotion,pixels\n0,1 2 3 4\n1,{pixels}\n")
+    with open_source(tmp_path) as source:
         good, bad = source.fetch([item.place for item in source.items()])
         assert good().startswith(b"P5 2 2")
         with pytest.raises(ImageError, match=message):
@@ -253,12 +228,6 @@ def test_votes_by_hand(counts: dict[str, int], majority: str | None, soft: dict[
     assert label == (max(soft, key=soft.get) if soft else None)
 
 
-def ferplus(folder: Path, rows: list[str]) -> Path:
-    fer(folder, "emotion,pixels,Usage\n0,1 2 3 4,Training\n0,1 2 3 4,PrivateTest\n")
-    (folder / "fer2013new.csv").write_text("\n".join([f"Usage,Image name,{','.join(COLUMNS)}", *rows]))
-    return folder
-
-
 HAPPY = "fer.png,0,9,1,0,0,0,0,0,0,0"
 
 
@@ -272,8 +241,10 @@ HAPPY = "fer.png,0,9,1,0,0,0,0,0,0,0"
     ],
 )
 def test_votes_that_belong_to_other_pictures(tmp_path: Path, rows: list[str], message: str) -> None:
+    votes = "\n".join([f"Usage,Image name,{','.join(COLUMNS)}", *rows])
+    pixels = "emotion,pixels,Usage\n0,1 2 3 4,Training\n0,1 2 3 4,PrivateTest\n"
     with pytest.raises(UserError, match=message):
-        list_items(ferplus(tmp_path, rows))
+        list_items(write_files(tmp_path, fer2013=pixels, fer2013new=votes))
 
 
 # Parquet
@@ -298,38 +269,34 @@ def test_parquet_is_read_in_pieces(tmp_path: Path) -> None:
     assert peak < 30e6
 
 
+def write_parquet(folder: Path, names: Any, **columns: Any) -> Path:
+    """Pictures, and what the numbers in ``label`` stand for."""
+    features = {"features": {"label": {"names": names, "_type": "ClassLabel"}}}
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": features})})
+    pq.write_table(table, folder / "a.parquet")
+    return folder / "a.parquet"
+
+
 @pytest.mark.parametrize("kind", [pa.int64(), pa.int8(), pa.float64()])
-def test_names_of_classes_stand_in_the_metadata(tmp_path: Path, kind: pa.DataType) -> None:
-    names = ["Anger", "happy", "sad"]
-    for form in (names, {str(i): name for i, name in enumerate(names)}):
-        features = {"features": {"label": {"names": form, "_type": "ClassLabel"}}}
-        table = pa.table({"image": pa.array([b"x"] * 3, pa.large_binary()), "label": pa.array([2, 0, 1], kind)})
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": features})})
-        pq.write_table(table, tmp_path / "a.parquet")
-        assert [item.label for item in list_items(tmp_path / "a.parquet")] == ["sad", "anger", "happy"]
+@pytest.mark.parametrize("names", [["Anger", "happy", "sad"], {"0": "Anger", "1": "happy", "2": "sad"}])
+def test_names_of_classes_stand_in_the_metadata(tmp_path: Path, kind: pa.DataType, names: Any) -> None:
+    image, label = pa.array([b"x"] * 3, pa.large_binary()), pa.array([2, 0, 1], kind)
+    found = list_items(write_parquet(tmp_path, names, image=image, label=label))
+    assert [item.label for item in found] == ["sad", "anger", "happy"]
 
 
 @pytest.mark.parametrize(
-    "labels, names, message",
+    "column, labels, message",
     [
-        ([0, -1], ["a", "b"], r"a.parquet, row 2: no label.*hyojo predict"),
-        ([0, None], ["a", "b"], r"a.parquet, row 2: no label"),
-        ([0, 2], ["a", "b"], r"a.parquet, row 2: label 2 has no name"),
+        ("label", [0, -1], r"a.parquet, row 2: no label.*hyojo predict"),
+        ("label", [0, None], r"a.parquet, row 2: no label"),
+        ("label", [0, 2], r"a.parquet, row 2: label 2 has no name"),
+        ("caption", ["x", "y"], r"no column of labels .*there are image, caption.*prepare.columns.label"),
     ],
 )
-def test_bad_labels_in_parquet(tmp_path: Path, labels: list[int], names: list[str], message: str) -> None:
-    metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
-    pq.write_table(
-        pa.table({"image": [b"x", b"y"], "label": labels}).replace_schema_metadata(metadata), tmp_path / "a.parquet"
-    )
+def test_bad_labels_in_parquet(tmp_path: Path, column: str, labels: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        list_items(tmp_path / "a.parquet")
-
-
-def test_parquet_without_labels(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [b"x"], "caption": ["y"]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"no column of labels .*there are image, caption.*prepare.columns.label"):
-        list_items(tmp_path / "a.parquet")
+        list_items(write_parquet(tmp_path, ["a", "b"], image=[b"x", b"y"], **{column: labels}))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: data[:2000] + b"?" * 1000 + data[3000:]])
