@@ -25,40 +25,33 @@ SPECK, ONE_CHANNEL = constant(0), constant((0, 0, 0), channels=3)
 SPECK[10, 10], ONE_CHANNEL[:, :24, 2] = 90, 255
 
 
+LIT = FACE // 4
+LIT[:8] = 200  # a sixth of it
+PICTURE = RNG.integers(40, 220, (60, 80, 3), dtype=np.uint8)
+
+
 @pytest.mark.parametrize(
-    "image, blank",
+    "image, size, looks",
     [
-        *((constant(value, size), True) for value in (0, 127, 255) for size in (1, 48, 2000)),
-        (constant((250, 10, 90), channels=3), True),
-        ((128 + RNG.integers(-2, 3, (48, 48, 1))).astype(np.uint8), True),  # faint noise
-        (SPECK, True),
-        ((128 + (FACE.astype(int) - 128) // 8).astype(np.uint8), False),  # a face of an eighth of the contrast
-        (FACE, False),
-        (ONE_CHANNEL, False),
+        *((constant(0, size), 1, "blank dark") for size in (1, 48, 2000)),
+        *((constant(127, size), 1, "blank") for size in (1, 48, 2000)),
+        *((constant(255, size), 1, "blank bright") for size in (1, 48, 2000)),
+        (constant((250, 10, 90), channels=3), 1, "blank"),
+        ((128 + RNG.integers(-2, 3, (48, 48, 1))).astype(np.uint8), 1, "blank"),  # faint noise
+        (SPECK, 1, "blank dark"),
+        ((128 + (FACE.astype(int) - 128) // 8).astype(np.uint8), 1, ""),  # a face of an eighth of the contrast
+        (ONE_CHANNEL, 1, ""),
+        *((image, 48, "") for image in (FACE, FACE // 2, FACE // 2 + 127, LIT)),
+        (FACE // 4, 48, "dark"),
+        (255 - FACE // 4, 48, "bright"),
+        (PICTURE, 60, ""),
+        (PICTURE, 61, "enlarged"),
+        (PICTURE[:50], 48, "stretched"),
+        (PICTURE.transpose(1, 0, 2)[:, :50], 64, "enlarged stretched"),
     ],
 )
-def test_look_at_tells_blank_pictures(image: np.ndarray, blank: bool) -> None:
-    assert ("blank" in look_at(image, 1)) == blank
-
-
-def test_exposure() -> None:
-    half = FACE // 2
-    assert look_at(FACE, 48) == look_at(half, 48) == look_at(half + 127, 48) == set()
-    assert look_at(FACE // 4, 48) == {"dark"}
-    assert look_at(255 - FACE // 4, 48) == {"bright"}
-    lit = (FACE // 4).copy()
-    lit[:8] = 200  # a sixth of it
-    assert look_at(lit, 48) == set()
-    assert look_at(constant(0), 48) == {"blank", "dark"}
-
-
-def test_sizes() -> None:
-    picture = RNG.integers(40, 220, (60, 80, 3), dtype=np.uint8)
-    assert look_at(picture, 48) == set()
-    assert look_at(picture, 60) == set()
-    assert look_at(picture, 61) == {"enlarged"}
-    assert look_at(picture[:50], 48) == {"stretched"}
-    assert look_at(picture.transpose(1, 0, 2)[:, :50], 64) == {"enlarged", "stretched"}
+def test_look_at(image: np.ndarray, size: int, looks: str) -> None:
+    assert look_at(image, size) == set(looks.split())
 
 
 def test_digest_is_of_shape_and_pixels() -> None:
@@ -112,22 +105,16 @@ def test_sets_by_hand() -> None:
     assert [members.tolist() for members in sets_of(np.array([5, 2, -1, 5, 2, -1]))] == [[0, 3], [1, 4]]
 
 
-def test_digests_are_numbered_as_python_sorts_them() -> None:
-    keys = RNG.integers(0, 3, (200, 32), dtype=np.uint8) * 127
-    keys[:, 4:] = 0
-    texts = [key.tobytes() for key in keys]
-    ranks = {text: i for i, text in enumerate(sorted(set(texts)))}
-    assert number_distinct(keys).tolist() == [ranks[text] for text in texts]
-
-
-def test_digests_are_numbered_alike_in_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = RNG.integers(0, 256, (500, 32), dtype=np.uint8)
-    keys[100:150], keys[200:300, :2] = keys[:50], keys[0, :2]
-    ranks = {text: i for i, text in enumerate(sorted({key.tobytes() for key in keys}))}
-    for size in (1, 7, 64, 2**17):
-        monkeypatch.setattr("pipeline.prepare.ordering._PART", size)
+@pytest.mark.parametrize("part", [1, 7, 64, 2**17])
+def test_digests_are_numbered_as_python_sorts_them(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    monkeypatch.setattr("pipeline.prepare.ordering._PART", part)
+    few = RNG.integers(0, 3, (200, 32), dtype=np.uint8) * 127
+    few[:, 4:] = 0
+    many = RNG.integers(0, 256, (500, 32), dtype=np.uint8)
+    many[100:150], many[200:300, :2] = many[:50], many[0, :2]
+    for keys in (few, many, many[:0]):
+        ranks = {text: i for i, text in enumerate(sorted({key.tobytes() for key in keys}))}
         assert number_distinct(keys).tolist() == [ranks[key.tobytes()] for key in keys]
-    assert number_distinct(keys[:0]).tolist() == []
 
 
 def test_audit_by_hand() -> None:

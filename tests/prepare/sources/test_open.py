@@ -1,6 +1,5 @@
 """Every form of source gives what the zip of class folders gives; forms are told apart by looking."""
 
-import json
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -173,10 +172,6 @@ def test_an_archive_with_a_table_in_it_is_told_to_be_unpacked(tmp_path: Path) ->
 # Through the stage: what a user sets in prepare
 
 
-def labelled(faces: list[Any], *names: str) -> list[Any]:
-    return [face for face in faces if face.label in names]
-
-
 def test_class_map_merges_renames_and_drops(faces: list[Any], home: Path) -> None:
     source, _ = forms.as_zip(faces, home.parent / "work")
     audit = prepare(params(source, class_map={"ANGRY": "upset", "disgust": "Upset", "fear": None, "sad": None}))
@@ -185,12 +180,13 @@ def test_class_map_merges_renames_and_drops(faces: list[Any], home: Path) -> Non
     assert audit["images"] == 5 * 24
     assert audit["left_out"] == {"prepare.class_map: fear": 24, "prepare.class_map: sad": 24}
     assert audit["splits"]["test"] == {"happy": 8, "neutral": 8, "surprise": 8, "upset": 16}
-    expected = {face.pixels().tobytes() for face in labelled(faces, "angry", "disgust")}
+    expected = {face.pixels().tobytes() for face in faces if face.label in ("angry", "disgust")}
     found = comparison.load(Path("data/prepared"))
     assert {pixels for pairs in found.values() for label, pixels in pairs if label == "upset"} == expected
 
 
-def test_soft_labels_reach_the_data(faces: list[Any], home: Path) -> None:
+def test_soft_labels_reach_the_data_and_its_digest(faces: list[Any], home: Path) -> None:
+    """Majority labels leave none there."""
     source, _ = forms.as_ferplus(faces, home.parent / "work")
     audit = prepare(params(source, labels="soft"))
     # Torn rows stay in with soft labels, those of no face do not.
@@ -210,14 +206,11 @@ def test_soft_labels_reach_the_data(faces: list[Any], home: Path) -> None:
     np.testing.assert_allclose(rows[torn], [[4 / 9, 3 / 9, 2 / 9, 0, 0, 0, 0]], atol=1e-6)
     assert torn.sum() == 1
     np.testing.assert_allclose(rows[~torn, 0], 1)
-
-
-def test_majority_labels_leave_no_soft_ones(faces: list[Any], home: Path) -> None:
-    source, _ = forms.as_ferplus(faces, home.parent / "work")
     audit = prepare(params(source))
     assert audit["left_out"] == {"FER+: unknown, no face, or no majority": 3}
-    assert load_prepared().split("train").soft is None
-    assert load_prepared().split("train").weights is None
+    plain = load_prepared()
+    assert plain.split("train").soft is plain.split("train").weights is None
+    assert plain.digest != prepared.digest
 
 
 def test_votes_follow_the_class_map(home: Path) -> None:
@@ -254,15 +247,6 @@ def test_weights_and_people_from_a_table(faces: list[Any], home: Path) -> None:
         assert split.weights.tolist() == [weight[file] for file in split.files]
     header = Path("data/prepared/manifest.csv").read_text().splitlines()[0]
     assert header == "file,label,split,row,sha256,flags,twins,person,weight"
-
-
-def test_digest_follows_soft_labels_and_weights(faces: list[Any], home: Path) -> None:
-    digests = []
-    source, _ = forms.as_ferplus(faces, home.parent / "work")
-    for labels in ("majority", "soft"):
-        prepare(params(source, labels=labels))
-        digests.append(json.loads(Path("data/prepared/classes.json").read_text())["digest"])
-    assert len(set(digests)) == 2
 
 
 def test_embedded_pictures_that_are_missing_are_bad_images(faces: list[Any], home: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
-from builders import drawn_faces
+from builders import drawn_faces, encode
 from PIL import Image, ImageEnhance
 
 from pipeline.prepare.twins import neighbours
@@ -28,12 +28,7 @@ def found(images: np.ndarray) -> set[tuple[int, int]]:
 
 
 def recoded(quality: int) -> Callable[[Image.Image], Image.Image]:
-    def change(face: Image.Image) -> Image.Image:
-        buffer = io.BytesIO()
-        face.save(buffer, "JPEG", quality=quality)
-        return Image.open(buffer)
-
-    return change
+    return lambda face: Image.open(io.BytesIO(encode(face, "JPEG", quality=quality)))
 
 
 def resized(side: int) -> Callable[[Image.Image], Image.Image]:
