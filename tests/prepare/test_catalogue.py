@@ -1,7 +1,7 @@
 """Classes, splits and people of a source, listed from items written down by hand."""
 
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -154,25 +154,16 @@ def test_a_dropped_class_may_be_missing_in_a_split(listing_of: ListingOf) -> Non
     assert list(listing.files()) == ["a", "b", "d", "e"]
 
 
-class Endless(Items):
-    """So many items, of which none is kept."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__([])
-        self._count = count
-
-    def items(self) -> Iterator[Item]:
-        return (Item(f"{i:07}.png", "ab"[i % 2], None, [i, 1, 2]) for i in range(self._count))
-
-
 def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
     """Python's own allocations; SQLite's are few MB at any size."""
-    peaks = []
+    peaks, source = [], Items([])
     for count in (2_000, 20_000):
+        some = (Item(f"{i:07}.png", "ab"[i % 2], None, [i, 1, 2]) for i in range(count))
+        source.items = lambda some=some: some
         folder = tmp_path / str(count)
         folder.mkdir()
         tracemalloc.start()
-        with closing(Listing(folder, Endless(count), {}, "auto")) as listing:
+        with closing(Listing(folder, source, {}, "auto")) as listing:
             assert sum(1 for _ in listing.places()) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

@@ -349,10 +349,9 @@ def test_a_failure_leaves_what_was_there(
 
 def test_a_bomb_in_an_archive_stops_the_stage(home: Path, tmp_path: Path) -> None:
     source = write_zip(tmp_path / "s.zip", tree_of(SPLITS))
-    content = bytearray(Path(source).read_bytes())
-    at = content.find(b"PK\x01\x02") + 24
-    content[at : at + 4] = (5).to_bytes(4, "little")  # the first member now claims 5 bytes
-    Path(source).write_bytes(content)
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.getinfo("train/happy/000.png").file_size = 5  # it claims so
+        archive.writestr("README.txt", "")  # else the list of members is not written again
     with pytest.raises(UserError, match=r"train/happy/000.png' unpacks to more than the 5 bytes"):
         prepare(prepare_params(source))
     assert written(home) == {}
@@ -421,8 +420,3 @@ def test_a_stopped_command_leaves_nothing(home: Path, tmp_path: Path, sign: int)
     process.communicate(timeout=120)
     assert process.returncode != 0
     assert set(written(home)) == {"params.yaml"}
-
-
-def test_imports_no_torch() -> None:
-    code = "import sys, pipeline.prepare.stage; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

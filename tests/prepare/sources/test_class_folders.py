@@ -5,7 +5,6 @@ import gzip
 import itertools
 import lzma
 import os
-import struct
 import tarfile
 import tempfile
 import unicodedata
@@ -14,7 +13,9 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from builders import list_items, read_contents, write_tar, write_zip
@@ -255,15 +256,6 @@ def test_unusable_layouts(tmp_path: Path, kind: str, files: str, message: str) -
     assert str(path) in str(caught.value)
 
 
-def test_missing_and_unknown(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        check(tmp_path / "nothing.zip")
-    for data in (b"", b"Rar!\x1a\x07\x01\0" + bytes(600), b"7z\xbc\xaf'\x1c" + bytes(600), b"hello"):
-        (tmp_path / "faces.zip").write_bytes(data)
-        with pytest.raises(UserError, match=r"of no known form.*zip or tar archive"):
-            check(tmp_path / "faces.zip")
-
-
 # Archives that mean harm, or came to it
 
 OUTSIDE = (
@@ -297,25 +289,14 @@ def test_links_and_devices_in_a_tar(tmp_path: Path, kind: bytes, target: str) ->
         check(path)
 
 
-def patch_sizes(path: Path, claimed: int, data: bytes) -> None:
-    """Make the zip's headers claim a size for the member that holds ``data``, and the checksum of its start."""
-    content = bytearray(path.read_bytes())
-    true = struct.pack("<I", zlib.crc32(data)), struct.pack("<I", len(data))
-    for signature, crc_at, size_at in ((b"PK\x03\x04", 14, 22), (b"PK\x01\x02", 16, 24)):
-        at = content.find(signature)
-        while at >= 0:
-            if content[size_at + at : size_at + at + 4] == true[1]:
-                content[crc_at + at : crc_at + at + 4] = struct.pack("<I", zlib.crc32(data[:claimed]))
-                content[size_at + at : size_at + at + 4] = struct.pack("<I", claimed)
-            at = content.find(signature, at + 4)
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
 def test_zip_member_that_unpacks_to_more_than_it_claims(tmp_path: Path, method: int) -> None:
     bomb = bytes(1_000_000)
-    path = as_zip(tmp_path, PLAIN | {"sad/bomb.png": bomb}, method)
-    patch_sizes(path, 100, bomb)
+    path = as_zip(tmp_path, PLAIN)
+    with zipfile.ZipFile(path, "a", method) as archive:
+        archive.writestr("sad/bomb.png", bomb)
+        info = archive.getinfo("sad/bomb.png")
+        info.file_size, info.CRC = 100, zlib.crc32(bomb[:100])
     with zipfile.ZipFile(path) as archive:  # the library itself notices nothing
         assert len(archive.read("sad/bomb.png")) == 100
     with (
@@ -340,16 +321,6 @@ def test_absurd_ratio(tmp_path: Path) -> None:
         check(as_zip(tmp_path, PLAIN | {"sad/bomb.png": bomb}))
     # A plain picture of moderate size packs as well, and is none.
     assert len(listed(as_zip(tmp_path, PLAIN | {"sad/plain.bmp": bytes(1_000_000)}))) == 4
-
-
-@pytest.mark.parametrize("module", [gzip, bz2, lzma])
-def test_extended_header_of_absurd_size(tmp_path: Path, module: object) -> None:
-    info = tarfile.TarInfo("././@PaxHeader")
-    info.type, info.size = tarfile.XHDTYPE, 2**33 - 1
-    packed = module.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(2**20))  # type: ignore[attr-defined]
-    (tmp_path / "bomb.tar.gz").write_bytes(packed)
-    with pytest.raises(UserError, match="absurdly large header"):
-        check(tmp_path / "bomb.tar.gz")
 
 
 def link_in_zip(path: Path) -> Path:
@@ -391,9 +362,17 @@ def absurd_tar(path: Path) -> Path:
     return path / "bomb.tar.gz"
 
 
+def absurd_header(path: Path, packing: ModuleType) -> Path:
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, 2**33 - 1
+    (path / "bomb.tar.gz").write_bytes(packing.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(2**20)))
+    return path / "bomb.tar.gz"
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
+        *((partial(absurd_header, packing=packing), "absurdly large header") for packing in (gzip, bz2, lzma)),
         (link_in_zip, r"'happy/link.png' is a link"),
         (overlapping, "overlaps"),
         (encrypted, r"'happy/a.png' is encrypted"),

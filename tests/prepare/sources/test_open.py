@@ -146,6 +146,10 @@ def test_folders_that_do_not_fit(tmp_path: Path, texts: dict[str, str], message:
 @pytest.mark.parametrize(
     "name, content, message",
     [
+        ("faces.zip", b"", "of no known form.*zip or tar archive"),
+        ("faces.zip", b"Rar!\x1a\x07\x01\0" + bytes(600), "of no known form"),
+        ("faces.zip", b"7z\xbc\xaf'\x1c" + bytes(600), "of no known form"),
+        ("faces.zip", b"hello", "of no known form"),
         ("a.csv", b"file,label\nx.png,happy\n", "Give the folder that holds it and the pictures"),
         ("a.csv", b"when,what\n", "columns when, what: no paths and labels.*Looked for"),
         ("test.csv", b"pixels\n0 0 0 0\n", "no emotions.*hyojo predict"),
