@@ -14,13 +14,8 @@ from pipeline.prepare.twins import search
 def test_threads_are_the_cores_of_the_control_group(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's share of a large machine counts, which the affinity does not tell."""
     asked = []
-
-    def pool(threads: int) -> ThreadPoolExecutor:
-        asked.append(threads)
-        return ThreadPoolExecutor(threads)
-
     monkeypatch.setattr(module, "available", lambda: 3)
-    monkeypatch.setattr(module, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda n: asked.append(n) or ThreadPoolExecutor(n))
     if module is search:
         search.near_pairs(np.zeros((2, 48, 48, 1), np.uint8), np.arange(2))
     else:
