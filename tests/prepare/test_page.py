@@ -138,7 +138,3 @@ def test_much_trouble_does_not_make_the_page_huge(monkeypatch: pytest.MonkeyPatc
     assert "60 images" in page.texts
     assert "and 56 more" in page.texts
     assert "and 3 more" in page.texts
-
-
-def test_same_data_same_page() -> None:
-    assert render(make_rows()) == render(make_rows())

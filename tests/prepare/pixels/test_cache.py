@@ -1,9 +1,8 @@
 """What was decoded before is not decoded again, and trouble with the cache costs time only."""
 
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,8 @@ def same(one: Decoded | None, other: Decoded) -> bool:
     return one is not None and one[1:] == other[1:] and np.array_equal(one.pixels, other.pixels)
 
 
-@contextmanager
-def cache_in(folder: Path | None, *settings: str) -> Iterator[Cache]:
-    with closing(Cache(folder, settings, SHAPE)) as cache:
-        yield cache
+def cache_in(folder: Path | None, *settings: str) -> AbstractContextManager[Cache]:
+    return closing(Cache(folder, settings, SHAPE))
 
 
 @pytest.fixture
