@@ -59,9 +59,7 @@ class FaceResNet(nn.Module):
         self.drop_rate = drop_rate
         self.num_features = self.head_hidden_size = widths[-1]
         self.stem = nn.Sequential(
-            nn.Conv2d(in_chans, stem_width, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(stem_width),
-            nn.ReLU(inplace=True),
+            nn.Conv2d(in_chans, stem_width, 3, 1, 1, bias=False), nn.BatchNorm2d(stem_width), nn.ReLU(inplace=True)
         )
         stages, in_channels = [], stem_width
         for width, rates in zip(widths, calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)):
@@ -163,10 +161,6 @@ def ensemble(pretrained: bool = False, of: str = "face_resnet_m", members: int =
     """So many ``members`` of the net ``of`` that name; further arguments are theirs."""
     if members < 1 or not timm.is_model(of):
         raise TypeError(f"an ensemble has at least one member, of a name that timm knows, not {members} of {of!r}")
-    for key in (
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "cache_dir",
-    ):  # of this name, which has no weights
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # of this name, which has no weights
         kwargs.pop(key, None)
     return Ensemble([timm.create_model(of, pretrained=pretrained, **kwargs) for _ in range(members)])

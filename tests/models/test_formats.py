@@ -24,11 +24,7 @@ class Toy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.preprocess = v2.Compose(
-            [
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Resize((20, 20), antialias=True),
-                v2.Normalize([0.5], [0.25]),
-            ]
+            [v2.ToDtype(torch.float32, scale=True), v2.Resize((20, 20), antialias=True), v2.Normalize([0.5], [0.25])]
         )
         self.conv1, self.conv2 = nn.Conv2d(1, 8, 3, 2), nn.Conv2d(8, 8, 3, 2)
         self.norm, self.act, self.head = nn.BatchNorm2d(8), nn.Hardswish(inplace=True), nn.Linear(8, CLASSES)
@@ -131,10 +127,7 @@ def test_equal_classifiers_give_equal_bytes(
 
 def test_the_classifier_is_left_as_it_is(faces: np.ndarray, capfd: pytest.CaptureFixture) -> None:
     classifier = Toy().train()
-    assert formats.check_exportable(classifier, SIZE, 1, ["pt2", "onnx"], OPSET) == {
-        "pt2": None,
-        "onnx": None,
-    }
+    assert formats.check_exportable(classifier, SIZE, 1, ["pt2", "onnx"], OPSET) == {"pt2": None, "onnx": None}
     assert classifier.training
     assert classifier.act.inplace
     assert capfd.readouterr() == ("", "")

@@ -92,11 +92,7 @@ def test_sizes_of_both_lists_are_brought_together() -> None:
     crop = {"RandomCrop": {"size": 32}}
     lists = {"train": [crop], "eval": []}
     spec, _ = planned(transforms=lists)
-    assert [next(iter(step)) for step in spec.preprocessing["train"]] == [
-        "RandomCrop",
-        "ToDtype",
-        "Normalize",
-    ]
+    assert [next(iter(step)) for step in spec.preprocessing["train"]] == ["RandomCrop", "ToDtype", "Normalize"]
     fixed, _ = planned("vit_tiny_patch16_224", transforms=lists)
     assert fixed.preprocessing["train"][-1] == {"Resize": {"size": [48, 48]}}
     assert "Resize" not in fixed.preprocessing["eval"][-1]
@@ -110,19 +106,10 @@ def test_sizes_of_both_lists_are_brought_together() -> None:
     [
         ({"backbone": "resnet19"}, r"no model 'resnet19'; did you mean .*resnet18"),
         ({"backbone": "face_resnet_small"}, "face_resnet_s"),
-        (
-            {"backbone": "resnet18.a1_in2k"},
-            r"no model 'resnet18\.a1_in2k'; these it has: .*resnet18\.a1_in1k",
-        ),
+        ({"backbone": "resnet18.a1_in2k"}, r"no model 'resnet18\.a1_in2k'; these it has: .*resnet18\.a1_in1k"),
         ({"backbone_args": {"widths": [8]}}, r"train\.backbone_args do not fit test_resnet: .*widths"),
-        (
-            {"backbone": "test_vit", "backbone_args": {"widths": [8]}},
-            r"train\.backbone_args do not fit test_vit",
-        ),
-        (
-            {"backbone": "hrnet_w18_small", "input_size": 48},
-            r"takes none of these sizes: 48 px .*train\.input_size",
-        ),
+        ({"backbone": "test_vit", "backbone_args": {"widths": [8]}}, r"train\.backbone_args do not fit test_vit"),
+        ({"backbone": "hrnet_w18_small", "input_size": 48}, r"takes none of these sizes: 48 px .*train\.input_size"),
         ({"eval": ["RandomHorizontalFlip"]}, r"train\.transforms\.eval: evaluation must not be random"),
         ({"eval": [{"RandomCrop": {"size": 40}}]}, r"evaluation must not be random"),
         ({"eval": [{"RandomResize": {"min_size": 32, "max_size": 48}}]}, r"evaluation must not be random"),

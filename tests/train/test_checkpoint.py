@@ -14,12 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.project import find_checkpoint
 from pipeline.train import checkpoint
 
-STATE = {
-    "model": {"weight": torch.arange(6.0).reshape(2, 3)},
-    "step": 7,
-    "history": [{"lr": 0.1}],
-    "none": None,
-}
+STATE = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "step": 7, "history": [{"lr": 0.1}], "none": None}
 
 
 @pytest.fixture

@@ -42,13 +42,7 @@ NET = (
     "train.lr=0.05", "train.accumulate=2", "train.mixing.mixup_alpha=0.4", "train.mixing.cutmix_alpha=1.0",
     "train.imbalance.method=sampling",
 )  # fmt: skip
-STILL = (
-    *NET,
-    "train.lr=0.000000001",
-    "train.epochs=6",
-    "train.early_stopping.patience=2",
-    "train.ema_decay=0.0",
-)
+STILL = (*NET, "train.lr=0.000000001", "train.epochs=6", "train.early_stopping.patience=2", "train.ema_decay=0.0")
 BATCH_NORM = ("train.epochs=2", "train.schedule.warmup_epochs=0.5")
 
 # Trainings, one after the other, in the processes that torchrun starts.
@@ -131,14 +125,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
         ("two", NET, None), ("two-one", NET, 5), ("one-two", NET, None), ("early", STILL, None),
         ("norm", BATCH_NORM, None),
     ]  # fmt: skip
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(root / "driver.py"),
-    ]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(root / "driver.py")]
     done = subprocess.run(
         [sys.executable, *command, json.dumps([(str(root / name), *rest) for name, *rest in jobs])],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=2 * START_S,

@@ -15,11 +15,7 @@ from pipeline.train.distributed import Ranks
 from pipeline.train.loader import Loader, count_steps, order_epoch
 
 CPU = torch.device("cpu")
-BATCHED = [
-    {"RandomAffine": {"degrees": 20, "translate": [0.1, 0.1]}},
-    "RandomHorizontalFlip",
-    "RandomErasing",
-]
+BATCHED = [{"RandomAffine": {"degrees": 20, "translate": [0.1, 0.1]}}, "RandomHorizontalFlip", "RandomErasing"]
 # The last one has no kernel of its own, so that the whole list runs sample by sample.
 ONE_BY_ONE = ["RandomHorizontalFlip", {"RandomCrop": {"size": 16, "padding": 2}}, "RandomEqualize"]
 
@@ -111,12 +107,7 @@ def test_a_batch_holds_the_rows_that_its_numbers_say(split: Split, balanced: boo
 
 
 def seen(
-    split: Split,
-    specs: list,
-    batch_size: int,
-    first_step: int = 0,
-    ranks: Ranks | None = None,
-    epoch: int = 3,
+    split: Split, specs: list, batch_size: int, first_step: int = 0, ranks: Ranks | None = None, epoch: int = 3
 ) -> dict[int, Tensor]:
     """Each sample number of a balanced epoch with its augmented image."""
     augmentation = Augmentation(transforms.resolve(specs, [0.5], [0.25], "train"), 11, 16, 1)

@@ -154,8 +154,7 @@ def test_a_ranks_share_is_mixed_as_in_the_whole_batch(world: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, epochs",
-    [({}, [0, 1, 2, 5]), ({"off_epoch": 3}, [0, 1]), ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, [])],
+    "changes, epochs", [({}, [0, 1, 2, 5]), ({"off_epoch": 3}, [0, 1]), ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, [])]
 )
 def test_mixing_is_on_where_params_say(changes: dict[str, float], epochs: list[int]) -> None:
     mixer = Mixer(mixing(**changes), 3, 0)

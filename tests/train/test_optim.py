@@ -60,13 +60,7 @@ def test_our_own_nets_learn_layer_by_layer_too() -> None:
     found = scales(net, optim.build_optimizer(net, params("train.layer_decay=0.8")))
     assert set(found) == {name for name, _ in net.named_parameters()}
     assert found["fc.weight"] == 1
-    order = [
-        "stem.0.weight",
-        "stages.0.conv1.weight",
-        "stages.1.conv1.weight",
-        "stages.2.conv1.weight",
-        "fc.weight",
-    ]
+    order = ["stem.0.weight", "stages.0.conv1.weight", "stages.1.conv1.weight", "stages.2.conv1.weight", "fc.weight"]
     rates = [found[name] for name in order]
     assert rates == sorted(rates)
     assert len(set(rates)) == len(rates)

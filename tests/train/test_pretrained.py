@@ -140,14 +140,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b"garbage",
-        b"PK\x03\x04",
-        pickle.dumps({}, 2),
-        pickle.dumps([1, 2], 2),
-        pickle.dumps({"epoch": 1}, 2),
-    ],
+    [b"", b"garbage", b"PK\x03\x04", pickle.dumps({}, 2), pickle.dumps([1, 2], 2), pickle.dumps({"epoch": 1}, 2)],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_what_holds_no_tensors_is_refused(suffix: str, content: bytes, tmp_path: Path) -> None:

@@ -30,11 +30,7 @@ def attach(
 
 
 def drive(
-    opt: torch.optim.Optimizer,
-    sched: LRSchedule,
-    metrics: list[float],
-    updates: int = UPDATES,
-    start: int = 0,
+    opt: torch.optim.Optimizer, sched: LRSchedule, metrics: list[float], updates: int = UPDATES, start: int = 0
 ) -> list[float]:
     """Learning rates of the updates, as the loop drives a schedule: after each update, and after each epoch."""
     lrs, done = [], start * updates
@@ -87,12 +83,7 @@ def test_onecycle_is_torchs() -> None:
     opt, sched = attach(schedule("onecycle"))
     peer = optimizer()
     reference = OneCycleLR(
-        peer,
-        LR,
-        total_steps=EPOCHS * UPDATES,
-        pct_start=2 / EPOCHS,
-        div_factor=1 / WARMUP_START,
-        cycle_momentum=False,
+        peer, LR, total_steps=EPOCHS * UPDATES, pct_start=2 / EPOCHS, div_factor=1 / WARMUP_START, cycle_momentum=False
     )
     expected = []
     for _ in range(EPOCHS * UPDATES):
@@ -105,8 +96,7 @@ def test_onecycle_is_torchs() -> None:
 
 
 @pytest.mark.parametrize(
-    "epochs, updates, warmup",
-    [(1, 1, 0.5), (2, 1, 1.0), (12, 4, 0.25), (12, 1, 1.0), (3, 1, 2.0), (5, 3, 0.01)],
+    "epochs, updates, warmup", [(1, 1, 0.5), (2, 1, 1.0), (12, 4, 0.25), (12, 1, 1.0), (3, 1, 2.0), (5, 3, 0.01)]
 )
 @pytest.mark.parametrize("name", ["cosine", "onecycle", "step", "plateau"])
 def test_runs_of_a_few_updates_have_finite_rates_up_to_the_highest(

@@ -251,11 +251,7 @@ def test_train_after_many_stops(project: Path, uninterrupted: Digests, monkeypat
         ),
         ("train.schedule.name=step", "train.optimizer=rmsprop", "train.lr=0.001", "train.amp=fp16"),
         EVERYTHING,
-        (
-            *EVERYTHING,
-            "train.imbalance.method=weights",
-            "train.transforms.train=[RandomEqualize, RandomErasing]",
-        ),
+        (*EVERYTHING, "train.imbalance.method=weights", "train.transforms.train=[RandomEqualize, RandomErasing]"),
     ],
     ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16", "everything", "one by one"],
 )
@@ -693,11 +689,7 @@ def test_train_while_the_server_dies(
             "--workers", "1",
         ]  # fmt: skip
         server = subprocess.Popen(
-            command,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=tmp_path,
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
         )
         end = time.monotonic() + 300
         while time.monotonic() < end:

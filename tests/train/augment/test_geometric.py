@@ -193,9 +193,7 @@ def drawn(module: v2.Transform, image: Tensor, count: int = 3000) -> tuple[dict[
 
 
 @pytest.mark.parametrize(
-    "module",
-    [v2.RandomAffine(30, (0.2, 0.1), (0.5, 2.0), (-10, 20, -30, 5)), v2.RandomRotation((-5, 200))],
-    ids=str,
+    "module", [v2.RandomAffine(30, (0.2, 0.1), (0.5, 2.0), (-10, 20, -30, 5)), v2.RandomRotation((-5, 200))], ids=str
 )
 def test_angles_scales_and_shears_are_drawn_as_torchvision_draws(module: v2.Transform) -> None:
     found, peer = drawn(module, pictures(1, 1, 48, 40)[0])
@@ -212,11 +210,7 @@ def test_angles_scales_and_shears_are_drawn_as_torchvision_draws(module: v2.Tran
 
 @pytest.mark.parametrize(
     "module",
-    [
-        v2.RandomCrop(44, padding=3),
-        v2.RandomResizedCrop(48),
-        v2.RandomResizedCrop(48, (0.9, 1.0), (0.5, 3.0)),
-    ],
+    [v2.RandomCrop(44, padding=3), v2.RandomResizedCrop(48), v2.RandomResizedCrop(48, (0.9, 1.0), (0.5, 3.0))],
     ids=str,
 )
 def test_boxes_are_drawn_as_torchvision_draws(module: v2.Transform) -> None:
@@ -269,11 +263,7 @@ def test_moves_share_a_resampling_only_where_the_outcome_is_the_same() -> None:
 @pytest.mark.parametrize(
     "modules",
     [
-        [
-            v2.RandomVerticalFlip(),
-            v2.RandomCrop(48, padding=[2, 3, 4, 5], fill=0.5),
-            v2.RandomHorizontalFlip(),
-        ],
+        [v2.RandomVerticalFlip(), v2.RandomCrop(48, padding=[2, 3, 4, 5], fill=0.5), v2.RandomHorizontalFlip()],
         [v2.RandomCrop(40), v2.RandomHorizontalFlip(), v2.CenterCrop([31, 38]), v2.RandomVerticalFlip()],
         [v2.RandomHorizontalFlip(), v2.Pad([1, 2, 3, 4]), v2.RandomVerticalFlip(), v2.RandomCrop(44)],
         [
@@ -283,12 +273,7 @@ def test_moves_share_a_resampling_only_where_the_outcome_is_the_same() -> None:
             v2.RandomVerticalFlip(),
             v2.RandomCrop(30),
         ],
-        [
-            v2.RandomHorizontalFlip(),
-            v2.RandomRotation(40, "bilinear"),
-            v2.RandomVerticalFlip(),
-            v2.RandomCrop(20),
-        ],
+        [v2.RandomHorizontalFlip(), v2.RandomRotation(40, "bilinear"), v2.RandomVerticalFlip(), v2.RandomCrop(20)],
     ],
     ids=lambda modules: "-".join(type(module).__name__ for module in modules),
 )
