@@ -297,7 +297,7 @@ def test_train_killed_while_the_run_is_made(
         raise SystemExit  # passes all handlers, as a kill does
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_log_patch", die)
+        patch.setattr(tracking, "log_files", die)
         for _ in range(2):
             with pytest.raises(SystemExit):
                 train()
