@@ -13,14 +13,9 @@ from pipeline.core.errors import UserError
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """Turn ``train.device`` into a device; ``auto`` takes CUDA when there is one.
+    """Turn ``train.device`` into a device; ``auto`` takes CUDA when there is one. ``UserError`` if none is here.
 
-    Args:
-        name: As torch names devices, or ``auto``.
-        local_rank: Which of this machine's CUDA devices, where the name does not say.
-
-    Raises:
-        UserError: No such device here.
+    The local rank is which of this machine's CUDA devices, where the name does not say.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -96,7 +96,7 @@ class Erasing:
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         height, width = images.shape[-2:]
-        rows, columns = (mark_span(params["i"], params["h"], height), mark_span(params["j"], params["w"], width))
+        rows, columns = mark_span(params["i"], params["h"], height), mark_span(params["j"], params["w"], width)
         inside = rows.unsqueeze(2) & columns.unsqueeze(1)
         value = get_constant(self.value, images.device).view(-1, 1, 1)
         return torch.where(inside.unsqueeze(1), value, images)

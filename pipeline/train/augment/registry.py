@@ -52,16 +52,10 @@ class Kernel(Protocol):
 
 
 def build_kernel(name: str, module: nn.Module, shape: tuple[int, int, int], unit: float) -> Kernel:
-    """Build the batched kernel of a transform.
+    """Build the batched kernel of a transform for inputs (C, H, W); ``NoKernel`` if there is none.
 
-    Args:
-        name: Its name in torchvision.transforms.v2.
-        module: Torchvision's module of it, which holds the arguments.
-        shape: Of its input (C, H, W).
-        unit: What one grey level of ``fill`` and ``value`` is: 1/255 before the conversion to float, then 1.
-
-    Raises:
-        NoKernel: There is none for this name or these arguments.
+    Torchvision's module of that name holds the arguments; ``unit`` is what one grey level of ``fill`` and ``value`` is:
+    1/255 before the conversion to float, then 1.
     """
     channels, size = shape[0], shape[1:]
     match name:
