@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from builders import CLASS_NAMES, train_params
+from builders import CLASS_NAMES, scramble, train_params
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
@@ -60,12 +60,6 @@ def sides(net: nn.Module, size: int) -> tuple[int, ...]:
 def shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights, in order."""
     return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-
-
-def scrambled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of which none is at its initial value, as those of a trained net."""
-    torch.manual_seed(1)
-    return {name: torch.rand_like(t) if t.is_floating_point() else t + 7 for name, t in state.items()}
 
 
 def dear(note: str) -> float:
@@ -178,7 +172,7 @@ def test_nets_of_one_size_are_built_for_the_grid_that_comes(backbone: str, added
 
 def test_weights_of_the_stock_net_are_taken_over(tmp_path: Path) -> None:
     """`train.weights` of a net with its strides starts one without, tensor by tensor."""
-    state = scrambled(timm.create_model("mobilenetv3_small_100", **PLAIN).state_dict())
+    state = scramble(timm.create_model("mobilenetv3_small_100", **PLAIN).state_dict())
     params, spec, _ = adapted("mobilenetv3_small_100", **store(tmp_path / "w.pt", state))
     net = planning.build_initial_model(spec, params)
     for name, tensor in net.state_dict().items():
@@ -189,7 +183,7 @@ def test_weights_of_the_stock_net_are_taken_over(tmp_path: Path) -> None:
 def test_patches_of_a_vision_transformer_are_resampled(tmp_path: Path) -> None:
     """Weights for patches of 16 px start a net with patches of 8, by timm's own resampling; other weights stay."""
     backbone = "vit_tiny_patch16_224"
-    state = scrambled(timm.create_model(backbone, **PLAIN).state_dict())
+    state = scramble(timm.create_model(backbone, **PLAIN).state_dict())
     params, spec, _ = adapted(backbone, **store(tmp_path / "w.pt", state))
     found = planning.build_initial_model(spec, params).state_dict()
     expected = resample_patch_embed(state["patch_embed.proj.weight"], [8, 8])

@@ -51,23 +51,12 @@ def ramp(update: int, warmup: int) -> float:
     return LR * (WARMUP_START + (1 - WARMUP_START) * update / warmup)
 
 
-def test_cosine_is_a_linear_rise_and_half_a_cosine() -> None:
-    opt, sched = attach(schedule("cosine"))
-    total, warmup = EPOCHS * UPDATES, 2 * UPDATES
-    expected = [
-        ramp(t, warmup)
-        if t < warmup
-        else 0.001 + (LR - 0.001) / 2 * (1 + math.cos(math.pi * (t - warmup) / (total - warmup)))
-        for t in range(total)
-    ]
-    assert drive(opt, sched, METRICS) == pytest.approx(expected)
-
-
-def test_cosine_without_warm_up_starts_at_the_top() -> None:
-    opt, sched = attach(schedule("cosine", warmup_epochs=0.0))
-    total = EPOCHS * UPDATES
-    expected = [0.001 + (LR - 0.001) / 2 * (1 + math.cos(math.pi * t / total)) for t in range(total)]
-    assert drive(opt, sched, METRICS) == pytest.approx(expected)
+@pytest.mark.parametrize("warmup_epochs", [2, 0])
+def test_cosine_is_a_linear_rise_and_half_a_cosine(warmup_epochs: int) -> None:
+    opt, sched = attach(schedule("cosine", warmup_epochs=warmup_epochs))
+    total, warmup = EPOCHS * UPDATES, warmup_epochs * UPDATES
+    falling = [0.001 + (LR - 0.001) / 2 * (1 + math.cos(math.pi * t / (total - warmup))) for t in range(total - warmup)]
+    assert drive(opt, sched, METRICS) == pytest.approx([ramp(t, warmup) for t in range(warmup)] + falling)
 
 
 def test_step_decays_by_the_rate_every_so_many_epochs_after_the_warm_up() -> None:
