@@ -11,14 +11,9 @@ from pipeline.models import backbones
 from pipeline.train.planning import plan
 
 
-def test_timm_lists_them_and_builds_them() -> None:
-    """They are asked for as any backbone is, by name, through timm."""
-    assert timm.list_models("face_resnet_*") == ["face_resnet_l", "face_resnet_m", "face_resnet_s"]
-    assert isinstance(timm.create_model("face_resnet_s"), backbones.FaceResNet)
-
-
 def test_parameter_counts_are_those_of_the_docstrings() -> None:
-    """Counted by hand, convolution by convolution: no bias, batch norm of 2 a channel."""
+    """Counted by hand, convolution by convolution: no bias, batch norm of 2 a channel; timm lists and builds them."""
+    assert timm.list_models("face_resnet_*") == ["face_resnet_l", "face_resnet_m", "face_resnet_s"]
 
     def block(into: int, out: int, stride: int) -> int:
         main = 9 * into * out + 9 * out * out + 4 * out

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -175,14 +174,6 @@ def test_a_request_to_stop_is_not_lost_to_torchrun(project: Path, monkeypatch: p
     assert ended.value.code == 143
 
 
-def wait_for(condition: Callable[[], object], what: str, limit_s: float = START_S) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
-
-
 @contextlib.contextmanager
 def started(project: Path, epochs: int):
     """The stage with ``stage.devices: 2``, in its first epochs; yields the process and its ranks."""
@@ -196,11 +187,11 @@ def started(project: Path, epochs: int):
         )  # fmt: skip
     ranks = []
     try:
-        wait_for(
-            # The line stands there before the checkpoint does, so that of one epoch would not do.
-            lambda: f"epoch 3/{epochs}  train loss" in log.read_text() or process.poll() is not None,
-            "three epochs are done",
-        )
+        end = time.monotonic() + START_S
+        # The line stands there before the checkpoint does, so that of one epoch would not do.
+        while f"epoch 3/{epochs}  train loss" not in log.read_text() and process.poll() is None:
+            assert time.monotonic() < end, "three epochs take too long"
+            time.sleep(0.1)
         assert process.poll() is None, log.read_text()
         ranks = psutil.Process(process.pid).children()
         assert len(ranks) == 2

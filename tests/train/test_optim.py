@@ -26,12 +26,10 @@ def face_net() -> nn.Module:
     return timm.create_model("face_resnet_s", widths=(8, 8, 8), depths=(1, 1, 1), stem_width=8, num_classes=3)
 
 
-def scales(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The part of the learning rate that each parameter learns at."""
+def scales(net: nn.Module, optimizer: torch.optim.Optimizer, key: str = "lr_scale") -> dict[str, float]:
+    """The part of the learning rate that each parameter learns at, or another setting of it."""
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    return {
-        names[id(parameter)]: group["lr_scale"] for group in optimizer.param_groups for parameter in group["params"]
-    }
+    return {names[id(parameter)]: group[key] for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def test_each_earlier_layer_learns_at_a_part_of_the_next_ones_rate() -> None:
@@ -134,8 +132,6 @@ def test_what_an_optimizer_does_not_take_is_refused() -> None:
 
 def test_norms_and_biases_do_not_decay() -> None:
     net = face_net()
-    optimizer = optim.build_optimizer(net, params_with().train)
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    decayed = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decayed = scales(net, optim.build_optimizer(net, params_with().train), "weight_decay")
     for name, parameter in net.named_parameters():
         assert decayed[name] == (0.0005 if parameter.ndim > 1 else 0.0)

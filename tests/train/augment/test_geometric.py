@@ -198,10 +198,13 @@ def test_angles_scales_and_shears_are_drawn_as_torchvision_draws(module: v2.Tran
 
 @pytest.mark.parametrize(
     "module",
-    [v2.RandomCrop(44, padding=3), v2.RandomResizedCrop(48), v2.RandomResizedCrop(48, (0.9, 1.0), (0.5, 3.0)),
-     v2.RandomErasing(1.0), v2.RandomErasing(1.0, (0.3, 0.9), (0.5, 4.0))],
+    [
+        v2.RandomCrop(44, padding=3),
+        *(v2.RandomResizedCrop(48), v2.RandomResizedCrop(48, (0.9, 1.0), (0.5, 3.0))),
+        *(v2.RandomErasing(1.0), v2.RandomErasing(1.0, (0.3, 0.9), (0.5, 4.0))),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_boxes_are_drawn_as_torchvision_draws(module: v2.Transform) -> None:
     """The last crop needs the fallback now and then; of large boxes to erase, many attempts fail, now and then all."""
     found, peer = drawn(module, smooth(1, 1, 48, 46)[0])

@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.inference import images
-from pipeline.models import devices, transforms
-from pipeline.train.augment import counter_rng, registry, resampling
+from pipeline.models import transforms
+from pipeline.train.augment import counter_rng, registry
 from pipeline.train.augment.batched import Augmentation
 
 SIZE = 48
@@ -169,11 +169,6 @@ def test_fixed_transforms_agree_with_torchvision_on_bytes(spec: Any) -> None:
     assert found.is_contiguous()
 
 
-def interior(image: Tensor, function: Any) -> Tensor:
-    """Where a chain on an image of ones gives one: footprints inside, no fill."""
-    return function(torch.ones_like(image)) > 1 - 1e-5
-
-
 def test_flip_affine_crop_normalize_agrees_with_torchvision() -> None:
     """The draws of the list, done one after another by torchvision on floats and on bytes."""
     affine = {"degrees": 15, "translate": [0.1, 0.1], "scale": [0.9, 1.1], "interpolation": "bilinear"}
@@ -190,7 +185,7 @@ def test_flip_affine_crop_normalize_agrees_with_torchvision() -> None:
             return F.crop(image, int(crop["top"]), int(crop["left"]), 44, 44)
 
         image = picture.permute(2, 0, 1)
-        inside = interior(image / 255, chain)
+        inside = chain(torch.ones_like(image / 255)) > 1 - 1e-5  # footprints inside, no fill
         assert inside.float().mean() > 0.6
         exact = F.normalize(chain(image / 255), MEAN, STD)
         torch.testing.assert_close(out[inside], exact[inside], atol=2e-3, rtol=0)
@@ -357,10 +352,3 @@ def test_cuda_agrees_and_is_not_waited_for(specs: list) -> None:
     assert ((found.cpu() - expected).abs() < 1e-3).float().mean() > 0.999
     uniform = counter_rng.Draws(0, [(0, 0), (5, 3)])
     assert torch.equal(uniform(samples, 3).cpu(), uniform(samples.cpu(), 3))
-
-
-def test_constants_are_kept_for_each_device() -> None:
-    """Made once, they are not copied again."""
-    cpu = torch.device("cpu")
-    assert devices.get_constant((1.0, 2.0), cpu) is devices.get_constant((1.0, 2.0), cpu)
-    assert resampling.place_centres(5, cpu).tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
