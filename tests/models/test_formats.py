@@ -77,8 +77,7 @@ def faces() -> np.ndarray:
 @pytest.fixture(scope="module")
 def files(toy: Toy, faces: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("formats")
-    example = torch.from_numpy(faces[:2])
-    program = formats.trace(toy, example)
+    program = formats.trace(toy, torch.from_numpy(faces[:2]))
     for fmt in formats.FORMATS:
         formats.write(program, folder / f"model.{fmt}", OPSET)
     return {fmt: folder / f"model.{fmt}" for fmt in formats.FORMATS}

@@ -317,7 +317,7 @@ def test_planning_draws_nothing_and_building_is_seeded() -> None:
     """Initial weights are those of the stock net of the same seed, however many nets planning built."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    _, spec, _ = adapted("test_resnet")
+    _, spec, _ = adapted("test_resnet", transforms={"train": ["RandomHorizontalFlip"], "eval": []})
     assert spec.stem
     assert torch.equal(torch.get_rng_state(), before)
     net = model.build_model(spec)

@@ -163,8 +163,7 @@ def test_train_one_epoch_scores_are_means(prepared: Prepared, build: Build, accu
     order = order_epoch(split.targets, 0, 0)
     for start in range(0, 72, 24):
         rows = order[start : start + 24]
-        probs = twin(fed(spec, torch.from_numpy(split.images[rows]))).softmax(1).detach().numpy()
-        probs = probs.astype(float)
+        probs = twin(fed(spec, torch.from_numpy(split.images[rows]))).softmax(1).detach().double().numpy()
         targets = split.targets[rows]
         losses.append(log_loss(targets, probs / probs.sum(1, keepdims=True), labels=[0, 1, 2]))
         hits.append(accuracy_score(targets, probs.argmax(1)))
