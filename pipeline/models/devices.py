@@ -5,6 +5,7 @@ All branches on a device's kind are here. CUDA has its own; every other kind is 
 
 import os
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def get_constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+def get_constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Give a tensor that is copied to its device once: copying one for every batch would wait for the device."""
     return torch.tensor(values, device=device, dtype=dtype)
 

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +58,8 @@ def write(program: torch.export.ExportedProgram, path: Path, opset: int, optimiz
         if path.suffix == ".pt2":
             torch.export.save(program, str(path))
             return
-        names = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: "batch"},)}
-        settings = {"dynamo": True, "verbose": False, "optimize": optimize, "opset_version": opset}
+        names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: "batch"},)}
+        settings: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": optimize, "opset_version": opset}
         onnx_program = torch.onnx.export(program, program.example_inputs[0], **names, **settings)
         for node in onnx_program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter's notes: scopes, fx nodes, stack traces with paths

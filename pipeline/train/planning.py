@@ -70,8 +70,8 @@ def plan(params: TrainParams, class_names: list[str], img_size: int, channels: i
         if own_size != size and not suits:
             resolved[split].append({"Resize": {"size": [size, size]}})
     _check_deterministic(transforms.build(resolved["eval"], "train.transforms.eval"), img_size, channels)
-    preprocessing = {"img_size": img_size, "channels": channels, "input_size": size, "in_chans": in_chans}
-    preprocessing |= {"mean": mean, "std": std, **resolved}
+    preprocessing: dict[str, Any] = {"img_size": img_size, "channels": channels, "input_size": size}
+    preprocessing |= {"in_chans": in_chans, "mean": mean, "std": std, **resolved}
     return ModelSpec(params.backbone, fitted.model_args, class_names, preprocessing, fitted.changes), notes
 
 
@@ -88,7 +88,7 @@ def build_initial_model(spec: ModelSpec, params: TrainParams) -> nn.Module:
     return build_model(spec)
 
 
-def _shape_after(specs: list, img_size: int, channels: int, where: str) -> tuple[int, int | None]:
+def _shape_after(specs: list[Any], img_size: int, channels: int, where: str) -> tuple[int, int | None]:
     """Channels and side of what a transform list makes of a prepared image; the side is None if it varies."""
     transform = transforms.build(transforms.resolve(specs, [0.5], [0.5], where), where)
     out_channels, height, width = transforms.find_output_shape(transform, img_size, channels, where)

@@ -25,10 +25,10 @@ class LRSchedule:
         self.name, self.optimizer, self.lr, self.updates = schedule.name, optimizer, lr, 0
         self.total_updates, self.warmup_updates = epochs * steps, round(schedule.warmup_epochs * steps)
         # A decay counts from the end of the warm-up.
-        warmup = {"warmup_t": self.warmup_updates, "warmup_lr_init": lr * WARMUP_START, "warmup_prefix": True}
+        warmup: Any = {"warmup_t": self.warmup_updates, "warmup_lr_init": lr * WARMUP_START, "warmup_prefix": True}
         if self.name == "cosine":
             length = max(1, self.total_updates - self.warmup_updates)
-            self.scheduler = CosineLRScheduler(
+            self.scheduler: Any = CosineLRScheduler(
                 optimizer, t_initial=length, lr_min=schedule.min_lr, t_in_epochs=False, **warmup
             )
         elif self.name == "step":

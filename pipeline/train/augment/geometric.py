@@ -3,8 +3,10 @@
 Each takes its arguments from torchvision's module, which has checked and completed them.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.models.devices import get_constant
 from pipeline.train.augment.resampling import Move, Params, Placement, ResizingMove, Size
@@ -18,7 +20,7 @@ class Flip(Move):
     draws = 1
     keeps_box = True
 
-    def __init__(self, module: nn.Module, size: Size, vertical: bool) -> None:
+    def __init__(self, module: Any, size: Size, vertical: bool) -> None:
         super().__init__(size, size)
         self.p, self.turned = module.p, (0.0, -2.0) if vertical else (-2.0, 0.0)
 
@@ -39,7 +41,7 @@ class Window(Move):
         self.fill = fill
 
     @classmethod
-    def center_crop(cls, module: nn.Module, size_in: Size) -> "Window":
+    def center_crop(cls, module: Any, size_in: Size) -> "Window":
         """CenterCrop; an image that is too small is padded with zeros."""
         size = tuple(module.size)
         # Padding is rounded down at the near side; Python rounds halves of a cut to even, as torchvision does.
@@ -50,7 +52,7 @@ class Window(Move):
         return cls(size_in, size, left, top)
 
     @classmethod
-    def pad(cls, module: nn.Module, size_in: Size, fill: tuple[float, ...]) -> "Window":
+    def pad(cls, module: Any, size_in: Size, fill: tuple[float, ...]) -> "Window":
         """Pad; by one number, two (x, y) or four (left, top, right, bottom)."""
         sides = [module.padding] if isinstance(module.padding, int) else list(module.padding)
         left, top, right, bottom = sides * (4 // len(sides))
@@ -66,7 +68,7 @@ class Crop(Move):
 
     draws = 2
 
-    def __init__(self, module: nn.Module, size_in: Size, fill: tuple[float, ...]) -> None:
+    def __init__(self, module: Any, size_in: Size, fill: tuple[float, ...]) -> None:
         super().__init__(size_in, tuple(module.size))
         self.fill = fill
         left, right, top, bottom = module.padding or (0, 0, 0, 0)
@@ -94,7 +96,7 @@ class Affine(Move):
 
     looks_outside = True
 
-    def __init__(self, module: nn.Module, size: Size, mode: str, fill: tuple[float, ...], rotation: bool) -> None:
+    def __init__(self, module: Any, size: Size, mode: str, fill: tuple[float, ...], rotation: bool) -> None:
         super().__init__(size, size)
         self.mode, self.fill, self.sense = mode, fill, -1.0 if rotation else 1.0
         ranges = {"angle": module.degrees}
@@ -152,7 +154,7 @@ class ResizedCrop(ResizingMove):
 
     draws = 2 * ATTEMPTS + 2
 
-    def __init__(self, module: nn.Module, size_in: Size) -> None:
+    def __init__(self, module: Any, size_in: Size) -> None:
         super().__init__(size_in, tuple(module.size))
         self.antialias = bool(module.antialias)
         self.scale, self.log_ratio = module.scale, tuple(module._log_ratio.tolist())
