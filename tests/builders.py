@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.params import PrepareParams
-from pipeline.core.params_file import apply_recipe, parse_params, read_default
+from pipeline.core.params_file import apply_overrides, apply_recipe, parse_params, read_default
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import Records
 from pipeline.prepare.sources.open import Reading, open_source
@@ -35,8 +35,9 @@ from pipeline.prepare.sources.source import Item, Source
 
 if TYPE_CHECKING:
     import onnx
+    from torch import Tensor
 
-    from pipeline.core.params import TrainParams
+    from pipeline.core.params import Params, TrainParams
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "sample.zip"
@@ -261,6 +262,19 @@ def train_params(backbone: str = "test_resnet", **changes: Any) -> "TrainParams"
     section = parse_params(TINY_PARAMS).train
     values = {"backbone": backbone, "backbone_args": {}, "transforms": {"train": [], "eval": []}} | changes
     return type(section).model_validate(section.model_dump() | values)
+
+
+def params_with(*overrides: str) -> "Params":
+    """The params of a training of a second, with overrides."""
+    return parse_params(apply_overrides(TINY_PARAMS, list(overrides)))
+
+
+def scramble(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Weights of which none is at its initial value, as those of a trained net."""
+    import torch
+
+    torch.manual_seed(1)
+    return {name: torch.rand_like(t) if t.is_floating_point() else t + 7 for name, t in state.items()}
 
 
 def forget_store() -> None:

@@ -9,7 +9,7 @@ from pipeline.evaluate.findings import Answers
 from pipeline.evaluate.net import Net
 from pipeline.metrics import calibration
 from pipeline.metrics.table import HEADLINES, score
-from pipeline.models import views
+from pipeline.models.model import count_passes
 
 
 def score_parts(answers: Answers, prepared: Prepared) -> dict[str, dict[str, float]]:
@@ -31,7 +31,7 @@ def assess_trust(answers: Answers, params: EvaluateParams) -> dict[str, Any]:
     """Return what ``calibration.json`` holds: the temperature, when to abstain, and which views are averaged."""
     trust = calibration.calibration_report(answers.targets, answers.plain, answers.temperature, params.risk)
     if params.tta:
-        passes = views.count_passes(params.tta)
+        passes = count_passes(params.tta)
         trust["tta"] = {"views": params.tta, "passes": passes, "served": params.serve_tta}
     return trust
 
@@ -49,7 +49,7 @@ def score_beside(net: Net, answers: Answers, params: EvaluateParams) -> tuple[di
     start = time.perf_counter()
     probs = net.predict(test.images, "views")
     seconds = time.perf_counter() - start
-    passes = views.count_passes(net.classifier.views)
+    passes = count_passes(net.classifier.views)
     net.classifier.views = served
     found = score(test.targets, calibration.temper(probs, answers.temperature))
     name = "test_plain" if served else "test_tta"

@@ -55,13 +55,9 @@ class FaceResNet(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.drop_rate = drop_rate
-        self.num_features = self.head_hidden_size = widths[-1]
+        self.num_classes, self.drop_rate = num_classes, drop_rate
         self.stem = nn.Sequential(
-            nn.Conv2d(in_chans, stem_width, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(stem_width),
-            nn.ReLU(inplace=True),
+            nn.Conv2d(in_chans, stem_width, 3, 1, 1, bias=False), nn.BatchNorm2d(stem_width), nn.ReLU(inplace=True)
         )
         stages, in_channels = [], stem_width
         for width, rates in zip(widths, calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)):
@@ -74,15 +70,6 @@ class FaceResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def get_classifier(self) -> nn.Module:
-        """The head, as timm's nets name it."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a new one for ``num_classes``."""
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes)
-
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """What timm takes for layers, from the input up."""
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
@@ -91,14 +78,9 @@ class FaceResNet(nn.Module):
         """Faces (B, C, H, W) to the last feature map (B, F, H', W')."""
         return self.stages(self.stem(x))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map to logits (B, K), or to pooled features (B, F)."""
-        x = x.mean((2, 3))
-        x = F.dropout(x, self.drop_rate, self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, K)
+        pooled = self.forward_features(x).mean((2, 3))
+        return self.fc(F.dropout(pooled, self.drop_rate, self.training))
 
 
 class Ensemble(nn.Module):
@@ -163,10 +145,6 @@ def ensemble(pretrained: bool = False, of: str = "face_resnet_m", members: int =
     """So many ``members`` of the net ``of`` that name; further arguments are theirs."""
     if members < 1 or not timm.is_model(of):
         raise TypeError(f"an ensemble has at least one member, of a name that timm knows, not {members} of {of!r}")
-    for key in (
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "cache_dir",
-    ):  # of this name, which has no weights
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # of this name, which has no weights
         kwargs.pop(key, None)
     return Ensemble([timm.create_model(of, pretrained=pretrained, **kwargs) for _ in range(members)])

@@ -6,16 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_costs(classifier: nn.Module, img_size: int, channels: int) -> dict[str, int]:
-    """Count what one image takes, by running one through a classifier.
+    """Count what one image of ``img_size`` px takes, by running one through a ``Classifier`` on the CPU.
 
-    Args:
-        classifier: From uint8 images (B, H, W, C) to probabilities, in eval mode, on the CPU.
-        img_size: Height and width of the image, px.
-        channels: 1 or 3.
-
-    Returns:
-        ``parameters``, and ``flops`` of matrix products and convolutions, a multiply-add being two, as torch's counter
-        has them; without ``flops`` where it cannot follow a net.
+    Returns ``parameters``, and ``flops`` of matrix products and convolutions, a multiply-add being two, as torch's
+    counter has them; without ``flops`` where it cannot follow a net.
     """
     found = {"parameters": sum(parameter.numel() for parameter in classifier.parameters())}
     flops = count_flops(classifier, torch.zeros(1, img_size, img_size, channels, dtype=torch.uint8))

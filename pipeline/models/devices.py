@@ -5,6 +5,7 @@ All branches on a device's kind are here. CUDA has its own; every other kind is 
 
 import os
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +14,9 @@ from pipeline.core.errors import UserError
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """Turn ``train.device`` into a device; ``auto`` takes CUDA when there is one.
+    """Turn ``train.device`` into a device; ``auto`` takes CUDA when there is one. ``UserError`` if none is here.
 
-    Args:
-        name: As torch names devices, or ``auto``.
-        local_rank: Which of this machine's CUDA devices, where the name does not say.
-
-    Raises:
-        UserError: No such device here.
+    The local rank is which of this machine's CUDA devices, where the name does not say.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +71,7 @@ def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def get_constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+def get_constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Give a tensor that is copied to its device once: copying one for every batch would wait for the device."""
     return torch.tensor(values, device=device, dtype=dtype)
 

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,20 +28,11 @@ TRIAL_TOLERANCE = 1e-3  # the trial's weights are untrained: it looks for broken
 
 
 def trace(classifier: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """Trace a classifier into a graph whose batch size is free.
+    """Trace a copy, on the CPU, of a classifier into a graph whose batch size is free.
 
-    The classifier itself is left as it is: a copy on the CPU is traced.
-
-    Args:
-        classifier: From uint8 images (B, H, W, C) to float32 probabilities (B, K).
-        example: uint8 (B, H, W, C). A batch of 2 or more: torch.export would fix a batch of 1 as a constant.
-
-    Raises:
-        ValueError: If the example's batch is smaller than 2.
-        Exception: Whatever torch.export raises for a network that it can't trace.
+    The example is uint8 (B, H, W, C), a batch of 2 or more: torch.export would fix a batch of 1 as a constant. It
+    raises anything for a network that it cannot trace.
     """
-    if len(example) < 2:
-        raise ValueError(f"the example needs a batch of at least 2, and has shape {tuple(example.shape)}")
     classifier = copy.deepcopy(classifier).cpu().eval()
     for module in classifier.modules():
         # In-place activations cost seconds in ONNX's decomposition under a symbolic batch (MobileNetV3: 7.0 s
@@ -57,31 +49,18 @@ def trace(classifier: nn.Module, example: Tensor) -> torch.export.ExportedProgra
 
 
 def write(program: torch.export.ExportedProgram, path: Path, opset: int, optimize: bool = True) -> None:
-    """Write a traced classifier in the format that a file's suffix says.
+    """Write what ``trace`` gave in the format of ``FORMATS`` that the path's suffix says.
 
-    ONNX is one file with its weights inside (ONNX allows 2 GB), and a free batch.
-
-    Args:
-        program: From ``trace``.
-        path: The file to write, with one of ``FORMATS`` as suffix.
-        opset: ONNX operator set; 18 or more, or the exporter has to convert.
-        optimize: Fold constants and fuse operators of ONNX; half the exporter's time for a transformer.
+    ONNX is one file with its weights inside (ONNX allows 2 GB), and a free batch; with an opset below 18 the exporter
+    has to convert. Folding constants and fusing operators (``optimize``) is half its time for a transformer.
     """
     with quiet(), torch.no_grad():
         if path.suffix == ".pt2":
             torch.export.save(program, str(path))
             return
-        onnx_program = torch.onnx.export(
-            program,
-            program.example_inputs[0],
-            dynamo=True,
-            verbose=False,
-            optimize=optimize,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: "batch"},),
-        )
+        names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: "batch"},)}
+        settings: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": optimize, "opset_version": opset}
+        onnx_program = torch.onnx.export(program, program.example_inputs[0], **names, **settings)
         for node in onnx_program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter's notes: scopes, fx nodes, stack traces with paths
         onnx_program.save(str(path), external_data=False)
@@ -92,29 +71,16 @@ def check_exportable(
 ) -> dict[str, str | None]:
     """Find which formats a classifier can be exported to, before hours of training are spent on it.
 
-    Each format is written to a temporary folder, loaded, and compared with the classifier itself at batch
-    sizes 1, 2 and 7.
-
-    Args:
-        classifier: As in ``trace``; its weights may be untrained.
-        img_size: Height and width of the images, px.
-        channels: 1 or 3.
-        formats: Some of ``FORMATS``.
-        opset: ONNX operator set.
-
-    Returns:
-        For each format None when it works, else the reason in one line.
+    Each of some ``FORMATS`` is written to a temporary folder, loaded, and compared with the classifier itself, whose
+    weights may be untrained, at batch sizes 1, 2 and 7. Returns for each None, or in one line why it does not work.
     """
-    if not formats:
-        return {}
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (max(TRIED_BATCHES), img_size, img_size, channels), dtype=np.uint8)
-    example = torch.from_numpy(images[:2])
+    shape = (max(TRIED_BATCHES), img_size, img_size, channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     reference = copy.deepcopy(classifier).cpu().eval()
     with torch.inference_mode():
         expected = {size: reference(torch.from_numpy(images[:size])).numpy() for size in TRIED_BATCHES}
     try:
-        program = trace(reference, example)
+        program = trace(reference, torch.from_numpy(images[:2]))
     except Exception as error:
         return dict.fromkeys(formats, one_line(error))
     found: dict[str, str | None] = {}

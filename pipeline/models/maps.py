@@ -13,12 +13,9 @@ _POOLS = (nn.MaxPool2d, nn.AvgPool2d, BlurPool2d)
 
 
 def find_last_side(model: nn.Module, size: int, in_chans: int) -> int | None:
-    """Side of a net's last map, before it is pooled; None where it has none, or does not run.
+    """Side of the last map that a net of timm makes of ``size`` px, before it is pooled; None if it has none, or fails.
 
-    Args:
-        model: A net of timm; neither its mode nor its statistics change.
-        size: Side of the input, px.
-        in_chans: Channels of the input.
+    Neither its mode nor its statistics change.
     """
     if not hasattr(model, "forward_features"):
         return None
@@ -42,15 +39,10 @@ def find_last_side(model: nn.Module, size: int, in_chans: int) -> int | None:
 
 
 def find_reductions(model: nn.Module, size: int, in_chans: int) -> list[tuple[str, nn.Module, int, int]]:
-    """Convolutions and pools that stride, in the order in which they run.
+    """Convolutions and pools that stride, in the order in which they run; arguments as ``find_last_side``.
 
-    Args:
-        model: As for ``find_last_side``; it may fail on the way, and what ran before it did is told.
-        size: Side of the input, px.
-        in_chans: Channels of the input.
-
-    Returns:
-        Of each its name, the module, and the side of the map before and after it, in cells.
+    Of each its name, the module, and the side of the map before and after it, in cells. A net may fail on the way:
+    what ran before it did is told.
     """
     seen: list[tuple[str, nn.Module, int, int]] = []
     names = {module: name for name, module in model.named_modules()}
@@ -83,9 +75,7 @@ def read_stride(module: nn.Module) -> int:
 
 def has_one_scale(model: nn.Module) -> bool:
     """Whether timm says that all of a net's maps have one size."""
-    info = getattr(model, "feature_info", None)
-    if not info:
-        return False
+    info = getattr(model, "feature_info", None) or ()
     scales = [each["reduction"] for each in info if isinstance(each, dict) and "reduction" in each]
     return len(scales) > 1 and len(set(scales)) == 1
 

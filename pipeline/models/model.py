@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import pipeline.models.backbones  # noqa: F401  (registers our nets with timm)
-from pipeline.models import stem, transforms, views
+from pipeline.models import stem, transforms
 from pipeline.models.stem import Changes
+
+SHIFT = 2  # px
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Classifier(nn.Module):
 
     Attributes:
         temperature: By which logits are divided.
-        views: Names of ``views.views``, over which logits are averaged; none: the image alone.
+        views: Names for ``list_views``, over which logits are averaged; none: the image alone.
     """
 
     def __init__(self, model: nn.Module, spec: ModelSpec, temperature: float = 1.0, views: Sequence[str] = ()) -> None:
@@ -54,18 +56,36 @@ class Classifier(nn.Module):
         self.views = views
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify prepared images.
-
-        Args:
-            images: uint8 (B, H, W, C), as ``prepare`` packs them.
-
-        Returns:
-            Probabilities, float32 (B, K); each row sums to 1.
-        """
+        """Classify images uint8 (B, H, W, C), as prepare packs them: probabilities, float32 (B, K)."""
         images = images.permute(0, 3, 1, 2)
         if self.views:
-            images = torch.cat(views.list_views(images, self.views))
+            images = torch.cat(list_views(images, self.views))
         logits = self.model(self.preprocess(images)).float()
         if self.views:
-            logits = logits.unflatten(0, (views.count_passes(self.views), -1)).mean(0)
+            logits = logits.unflatten(0, (count_passes(self.views), -1)).mean(0)
         return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
+
+
+def list_views(images: Tensor, names: Sequence[str]) -> list[Tensor]:
+    """List the views of images (B, C, H, W) that are averaged, the images themselves first.
+
+    Names are ``flip`` (left to right) and ``shifts`` (by ``SHIFT`` px to each of four sides; edges go on). With both,
+    every shift is flipped, too.
+    """
+    found = [images]
+    if "shifts" in names:
+        found += [_shifted(images, side, by) for side in (2, 3) for by in (SHIFT, -SHIFT)]
+    if "flip" in names:
+        found += [view.flip(3) for view in found]
+    return found
+
+
+def count_passes(names: Sequence[str]) -> int:
+    """Count the views of an image."""
+    return (5 if "shifts" in names else 1) * (2 if "flip" in names else 1)
+
+
+def _shifted(images: Tensor, side: int, by: int) -> Tensor:
+    """Images moved along one side; what comes in repeats the edge."""
+    length = images.shape[side]
+    return images.index_select(side, (torch.arange(length, device=images.device) - by).clamp(0, length - 1))

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline.models.model import Classifier
-from pipeline.models.views import count_passes
+from pipeline.models.model import Classifier, count_passes
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,18 +24,9 @@ def predict(
     progress: str | None = None,
     amp: str = "none",
 ) -> np.ndarray:
-    """Classify prepared images, every one of them.
+    """Probabilities, float32 (N, K), of prepared images, uint8 (N, H, W, C); the classifier is in eval mode.
 
-    Args:
-        classifier: In eval mode, on ``device``.
-        images: uint8 (N, H, W, C).
-        batch_size: Images at once, each view of one counted.
-        device: Where the classifier is.
-        progress: Label of a progress bar; none without.
-        amp: Precision of the net, as ``train.amp`` has it.
-
-    Returns:
-        Probabilities, float32 (N, K).
+    Each view of an image counts in a batch; ``progress`` is the label of a bar, and ``amp`` as ``train.amp``.
     """
     parts = []
     batch_size = max(1, batch_size // count_passes(classifier.views))

@@ -55,14 +55,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Trial:
-    """How nets are tried.
-
-    Attributes:
-        size: Side of their input, px.
-        in_chans: Channels of their input.
-        build: Makes a net of such arguments; may raise anything.
-        runs: Whether a net runs on such an input.
-    """
+    """How nets are tried: the input's side, px, and channels; what builds one, or raises anything; whether it runs."""
 
     size: int
     in_chans: int
@@ -84,15 +77,10 @@ def apply(model: nn.Module, changes: Changes) -> nn.Module:
 
 
 def fit(plain: Fitted, trial: Trial, given: dict[str, Any]) -> Fitted:
-    """Take out as many of the first halvings as the last map needs; none if it is large enough already.
+    """Take out as many of the first halvings of timm's net as the last map needs; none if it is large enough already.
 
-    Args:
-        plain: The net as timm builds it for this size.
-        trial: How further ones are tried.
-        given: Arguments that the user chose, which stay as they are.
-
-    Returns:
-        The net whose last map is large enough, or as large as can be had.
+    Arguments that the user has ``given`` stay as they are. Returns the net whose last map is large enough, or as large
+    as can be had.
     """
     found = plain
     wanted = SIDE_OF_ONE_SCALE if maps.has_one_scale(plain.model) else SIDE
@@ -107,12 +95,7 @@ def fit(plain: Fitted, trial: Trial, given: dict[str, Any]) -> Fitted:
 def round_up(plain: Fitted, trial: Trial) -> Fitted | None:
     """Let the last halving of an odd side make one cell more, not one less: of 3x3 comes 2x2 instead of 1x1.
 
-    Args:
-        plain: The net as timm builds it for this size.
-        trial: How further ones are tried.
-
-    Returns:
-        A net with a larger last map; None if there is none to be had so.
+    Returns a net with a larger last map than timm's; None if there is none to be had so.
     """
     changes = plain.changes | _rounded_up(maps.find_reductions(plain.model, trial.size, trial.in_chans))
     found = next(_larger(plain, trial, [(plain.model_args, changes)]), plain)

@@ -41,16 +41,10 @@ def list_names() -> list[str]:
 
 
 def resolve(specs: list[TransformSpec], mean: list[float], std: list[float], where: str) -> list[TransformArgs]:
-    """Complete a list: each entry with its arguments, one conversion to float, one Normalize.
+    """Complete a list of names or one-key mappings: each with its arguments, one conversion to float, one Normalize.
 
-    Args:
-        specs: Names, or one-key mappings from a name to its arguments.
-        mean: Per-channel mean in [0, 1], for a ``Normalize`` that gives none or is not there.
-        std: Likewise.
-        where: The list's key, for messages.
-
-    Returns:
-        One-key mappings that ``build`` takes; what is saved beside the weights.
+    Per channel, ``mean`` and ``std`` are for a ``Normalize`` that gives none or is not there; ``where`` is the list's
+    key, for messages. What is returned is saved beside the weights, and taken by ``build``.
 
     Raises:
         UserError: An unknown name (with the nearest one), or one that does not work on a single image.
@@ -67,10 +61,9 @@ def resolve(specs: list[TransformSpec], mean: list[float], std: list[float], whe
         if name in NO_OPS:
             continue
         resolved.append({"ToDtype": {}} if name in CONVERSIONS else {name: dict(args or {})})
-    names = [next(iter(spec)) for spec in resolved]
-    if "Normalize" not in names:
+    if not any("Normalize" in spec for spec in resolved):
         resolved.append({"Normalize": {}})
-        names.append("Normalize")
+    names = [next(iter(spec)) for spec in resolved]
     normalize = names.index("Normalize")
     resolved[normalize] = {"Normalize": {"mean": mean, "std": std} | resolved[normalize]["Normalize"]}
     if "ToDtype" not in names[:normalize]:
@@ -79,13 +72,9 @@ def resolve(specs: list[TransformSpec], mean: list[float], std: list[float], whe
 
 
 def build(resolved: list[TransformArgs], where: str = "transforms") -> v2.Compose:
-    """Build the transform that a resolved list describes: what torchvision does with one image.
+    """Build what torchvision does with one image, uint8 (..., C, H, W) to float32, by a resolved list.
 
-    Returns:
-        A module from uint8 (..., C, H, W) to float32 (..., C', H', W'); on a batch it makes one draw for all.
-
-    Raises:
-        UserError: Arguments that the transform does not take; the message shows its signature.
+    On a batch it makes one draw for all. Raises ``UserError``, with the signature, for arguments not taken.
     """
     return v2.Compose(
         [_module(*next(iter(spec.items())), f"{where}.{position}") for position, spec in enumerate(resolved)]
@@ -123,8 +112,7 @@ def find_output_shape(
 ) -> tuple[int, int | None, int | None]:
     """Shape (C, H, W) that a transform gives for a prepared image; H and W are None if they vary by draw.
 
-    Raises:
-        UserError: The transform fails on such an image, or gives something else than one float image.
+    Raises ``UserError`` where it fails on such an image, or gives something else than one float image.
     """
     image = torch.zeros(channels, img_size, img_size, dtype=torch.uint8)
     state = torch.get_rng_state()

@@ -5,7 +5,7 @@ The sidecar holds all that is needed to build the net and to prepare a picture f
 
 import hashlib
 import io
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,9 @@ WEIGHTS = "weights.pt"
 
 
 def save_weights(directory: Path, model: nn.Module, spec: ModelSpec, data_digest: str, **training: Any) -> str:
-    """Write ``weights.pt`` and ``weights.json``; equal weights give equal bytes.
+    """Write ``weights.pt`` and ``weights.json``; equal weights give equal bytes, whose sha256 is returned.
 
-    Args:
-        directory: An existing folder.
-        model: The plain module, neither compiled nor wrapped.
-        spec: How it was built.
-        data_digest: Of what it learnt from.
-        training: Further entries of the sidecar.
-
-    Returns:
-        The sha256 of ``weights.pt``.
+    The model is the plain module, neither compiled nor wrapped; ``training`` are further entries of the sidecar.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     buffer = io.BytesIO()  # torch.save puts a file's name into its bytes; a buffer has none
@@ -43,27 +35,13 @@ def save_weights(directory: Path, model: nn.Module, spec: ModelSpec, data_digest
 
 def read_spec(sidecar: WeightsFile) -> ModelSpec:
     """The net that a sidecar describes; one of a time before ``train.stem`` has no entry for it."""
-    return ModelSpec(
-        backbone=sidecar.backbone,
-        model_args=sidecar.model_args,
-        class_names=sidecar.class_names,
-        preprocessing=sidecar.preprocessing,
-        stem=sidecar.stem,
-    )
+    return ModelSpec(**{field.name: getattr(sidecar, field.name) for field in fields(ModelSpec)})
 
 
 def load_model(directory: Path | str, device: torch.device | str = "cpu") -> tuple[nn.Module, WeightsFile]:
-    """Load trained weights.
+    """Load the net that train wrote, in eval mode, and its sidecar.
 
-    Args:
-        directory: What train wrote.
-        device: Where the net goes.
-
-    Returns:
-        The net in eval mode, and the sidecar.
-
-    Raises:
-        UserError: Missing files, or weights that are not those of the sidecar.
+    Raises ``UserError`` for missing files, and for weights that are not those of the sidecar.
     """
     sidecar = WeightsFile.load(Path(directory))
     path = Path(directory) / WEIGHTS

@@ -23,17 +23,10 @@ LOCK_POLL_S = 0.5
 
 @contextmanager
 def hold_lock(directory: Path, give_up: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-    """Hold a job's lock; wait, and say so, while another process trains the same job.
+    """Hold the lock beside a job's folder; wait, and say so, while another process trains the same job.
 
-    Args:
-        directory: The job's folder; the lock lies beside it.
-        give_up: Asked while waiting; once it says True, the wait ends without the lock.
-
-    Yields:
-        Whether the lock is held.
-
-    Raises:
-        UserError: The folder of checkpoints cannot be written.
+    Yields whether the lock is held: once ``give_up``, asked while waiting, says True, the wait ends without it. Raises
+    ``UserError`` if the folder of checkpoints cannot be written.
     """
     lock = FileLock(f"{directory}.lock")
     try:
@@ -55,15 +48,9 @@ def hold_lock(directory: Path, give_up: Callable[[], bool] = lambda: False) -> I
 
 
 def save(directory: Path, state: dict[str, Any], finished: bool = False) -> None:
-    """Write a checkpoint so that a crash at any moment leaves the old one or the new one.
+    """Write a checkpoint of tensors and plain values so that a crash at any moment leaves the old one or the new one.
 
-    Args:
-        directory: The job's folder, made if need be.
-        state: Tensors and plain Python values.
-        finished: Nothing is left to train; a file beside the state says so.
-
-    Raises:
-        UserError: The disk is full or not writable; the last good checkpoint stays.
+    A file beside it says if nothing is left to train. Raises ``UserError`` if the disk is full or not writable.
     """
     try:
         if not finished:
@@ -95,11 +82,7 @@ def discard_finished(own: Path) -> None:
 
 
 def load(directory: Path) -> dict[str, Any] | None:
-    """Read a job's checkpoint, on to the CPU; None if there is none.
-
-    Raises:
-        UserError: The file is damaged; the message says how to start over.
-    """
+    """Read a job's checkpoint, on to the CPU; None if there is none, ``UserError`` with the remedy if it is damaged."""
     path = directory / STATE
     if not path.exists():
         return None

@@ -98,10 +98,9 @@ class Ranks:
 
 
 def launch(count: int, device: torch.device) -> None:
-    """Become torchrun with that many ranks of this very stage; returns only where there is nothing to start.
+    """Become torchrun with so many ranks of this very stage, ``UserError`` if there are fewer devices.
 
-    Raises:
-        UserError: More devices than there are.
+    Returns only where there is nothing to start.
     """
     if count == 1 or "RANK" in os.environ:
         return

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 
-from pipeline.core.params import TrainParams
 from pipeline.core.signals import StopRequest
 from pipeline.models import model
 from pipeline.tracking.runs import TrainingRun
@@ -15,27 +14,20 @@ from pipeline.train.trainer import Trainer, wrap
 
 
 def fit(job: Job, trainer: Trainer, session: Session, run: TrainingRun | None, stop: StopRequest) -> None:
-    """Train the epochs that are left, keeping the best weights in ``session``.
-
-    Args:
-        job: Params, data and net.
-        trainer: Updated in place.
-        session: Where the run stands; updated in place.
-        run: Where the history is logged; only the main rank has one.
-        stop: Once it is set, the checkpoint is kept and the fitting ends.
+    """Train the epochs that are left; ``session`` follows, with the best weights, and ``run``, of the main rank alone.
 
     Raises:
-        Interrupted: It was asked to stop.
+        Interrupted: It was asked to stop; the checkpoint is kept.
         UserError: A loss that diverges, or a full disk.
     """
     params, progress = job.params.train, session.progress
+    stopping = params.early_stopping
     loader = build_loader(job.prepared.split("train"), params, trainer.device)
     wrap(trainer)
     keeper = Keeper(job, trainer, session, stop)
     while progress.epoch < params.epochs:
-        if _has_stalled(params, session):
+        if stopping.patience is not None and progress.epoch - session.best_epoch >= stopping.patience:
             if run:
-                stopping = params.early_stopping
                 print(f"No better {stopping.metric} for {stopping.patience} epochs: stopping early.", flush=True)
             break
         started = time.monotonic()
@@ -48,12 +40,6 @@ def fit(job: Job, trainer: Trainer, session: Session, run: TrainingRun | None, s
             run.log_history(progress.history)
         if trainer.ranks.any(bool(stop))[0]:
             raise Interrupted
-
-
-def _has_stalled(params: TrainParams, session: Session) -> bool:
-    """Whether no epoch was better for so long that training ends early."""
-    patience = params.early_stopping.patience
-    return patience is not None and session.progress.epoch - session.best_epoch >= patience
 
 
 def _run_epoch(

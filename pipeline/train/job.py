@@ -32,14 +32,9 @@ CHECKPOINT_INTERVAL_S = 30.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a training is made of.
+    """What a training is made of; its key, from ``hash_job``, and the folder of its checkpoint.
 
-    Attributes:
-        params: All params; only prepare's and train's matter to the result.
-        prepared: The data set.
-        spec: The net.
-        key: From ``hash_job``.
-        folder: Where its checkpoint is kept.
+    Of the params, only prepare's and train's matter to the result.
     """
 
     params: Params
@@ -105,48 +100,34 @@ def hold(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
 
 def resume(job: Job, trainer: Trainer) -> Session:
     """Read the job's checkpoint, if there is one, into the trainer; returns where the run stands."""
-    session, main = Session(), trainer.ranks.main
-    state = trainer.ranks.share(checkpoint.load(job.folder) if main else None)
-    if state is not None:
-        restore(state, trainer, session)
-        if main:
-            print(f"Going on from the checkpoint at epoch {session.progress.epoch + 1}.", flush=True)
-    return session
+    state = trainer.ranks.share(checkpoint.load(job.folder) if trainer.ranks.main else None)
+    if state is None:
+        return Session()
+    values = state.pop("session")
+    progress = Progress(**values.pop("progress"))
+    for name, part in _stateful(trainer).items():
+        part.load_state_dict(state[name])
+    if trainer.ranks.main:
+        print(f"Going on from the checkpoint at epoch {progress.epoch + 1}.", flush=True)
+    else:  # the main rank counts on from the sums
+        progress.samples, progress.loss_sum, progress.correct = 0, 0.0, 0
+    return Session(progress, **values)
 
 
 def save(job: Job, trainer: Trainer, session: Session) -> None:
-    """Write the job's checkpoint; raises ``UserError`` if the disk is full."""
-    checkpoint.save(job.folder, snapshot(trainer, session), session.finished)
-
-
-def snapshot(trainer: Trainer, session: Session) -> dict[str, Any]:
-    """Collect all that a run needs to go on as if nothing had happened; tensors and plain values.
+    """Write all that a run needs to go on as if nothing had happened; raises ``UserError`` if the disk is full.
 
     Draws follow from the position in the run, so there is no generator's state to keep.
     """
-    return {
-        "model": trainer.model.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "schedule": trainer.schedule.state_dict(),
-        "scaler": trainer.scaler.state_dict(),
-        "ema": trainer.ema.module.state_dict() if trainer.ema else None,
-        "session": {**vars(session), "progress": vars(session.progress)},
-    }
+    state = {name: part.state_dict() for name, part in _stateful(trainer).items()}
+    state["session"] = {**vars(session), "progress": vars(session.progress)}
+    checkpoint.save(job.folder, state, session.finished)
 
 
-def restore(state: dict[str, Any], trainer: Trainer, session: Session) -> None:
-    """Put a ``snapshot`` back."""
-    trainer.model.load_state_dict(state["model"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.schedule.load_state_dict(state["schedule"])
-    trainer.scaler.load_state_dict(state["scaler"])
-    if trainer.ema:
-        trainer.ema.module.load_state_dict(state["ema"])
-    values = dict(state["session"])
-    session.progress = Progress(**values.pop("progress"))
-    vars(session).update(values)
-    if not trainer.ranks.main:  # the main rank counts on from the sums
-        session.progress.samples, session.progress.loss_sum, session.progress.correct = 0, 0.0, 0
+def _stateful(trainer: Trainer) -> dict[str, Any]:
+    """What of a trainer a checkpoint holds."""
+    parts = {name: getattr(trainer, name) for name in ("model", "optimizer", "schedule", "scaler")}
+    return parts | ({"ema": trainer.ema.module} if trainer.ema else {})
 
 
 class Keeper:

@@ -41,13 +41,10 @@ def count_steps(samples: int, batch_size: int) -> int:
 
 
 def order_epoch(targets: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:
-    """Sample numbers of an epoch, int64 (N,), in their order; a function of the arguments.
+    """Sample numbers of a zero-based epoch, int64 (N,), in their order; a function of the arguments.
 
-    Args:
-        targets: Class of each row, int (N,).
-        seed: The run's seed.
-        epoch: Zero-based epoch.
-        balanced: Show every class equally often: small ones several times, of large ones a random part.
+    Balanced, every class, of targets int (N,), is shown equally often: small ones several times, of large ones a
+    random part.
     """
     samples = len(targets)
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch, -1))
@@ -89,13 +86,7 @@ class Loader:
         return count_steps(len(self.split), self.batch_size)
 
     def batches(self, epoch: int, first_step: int = 0, positions: Tensor | None = None) -> Iterator[Batch]:
-        """The batches of an epoch from a step on.
-
-        Args:
-            epoch: Zero-based epoch.
-            first_step: Where to begin.
-            positions: Which places of each batch to give, int64; all without.
-        """
+        """The batches of a zero-based epoch from a step on; of each all places, or those of ``positions``, int64."""
         order = torch.from_numpy(order_epoch(self.split.targets, self.seed, epoch, self.balanced))
         for step in range(first_step, self.steps):
             numbers = order[step * self.batch_size : (step + 1) * self.batch_size]

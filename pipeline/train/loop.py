@@ -63,33 +63,19 @@ class Progress:
 def train_one_epoch(
     trainer: Trainer, loader: Loader, progress: Progress, after_step: Callable[[], None], label: str = ""
 ) -> dict[str, float]:
-    """Train from ``progress.step`` to the end of ``progress.epoch``.
+    """Train from ``progress.step`` to the end of ``progress.epoch``; ``progress`` is brought forward at every step.
 
-    Args:
-        trainer: Net and optimizer; updated in place.
-        loader: Training images and targets.
-        progress: Updated in place after every step.
-        after_step: Called after every step; it may raise ``Interrupted``.
-        label: What stands before the progress bar.
-
-    Returns:
-        ``loss`` and ``accuracy`` over the epoch's samples, as trained on.
-
-    Raises:
-        UserError: The loss is no longer finite.
+    Returns ``loss`` and ``accuracy`` over the epoch's samples, as trained on; raises ``UserError`` where the loss is no
+    longer finite, and whatever ``after_step`` raises. The label stands before the progress bar.
     """
     ranks, epoch = trainer.ranks, progress.epoch
     trainer.train_mode()
     trainer.updates = epoch * loader.steps + progress.step
     start, first, shown = time.monotonic(), progress.samples, 0.0
-    batch_size = min(loader.batch_size, len(loader.split))
-    bar = tqdm(
-        total=loader.steps * batch_size, initial=progress.step * batch_size,
-        desc=label, unit="img", leave=False, disable=None if ranks.main else True,
-    )  # fmt: skip
-    with bar:
-        positions = ranks.positions(loader.batch_size)
-        for batch in loader.batches(epoch, progress.step, positions):
+    done, total = (steps * min(loader.batch_size, len(loader.split)) for steps in (progress.step, loader.steps))
+    hidden = None if ranks.main else True
+    with tqdm(initial=done, total=total, desc=label, unit="img", leave=False, disable=hidden) as bar:
+        for batch in loader.batches(epoch, progress.step, ranks.positions(loader.batch_size)):
             loss_sum, correct = update(trainer, batch, epoch, progress.step)
             progress.step += 1
             progress.samples += len(batch.targets)
@@ -168,17 +154,8 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
 def evaluate(classifier: Classifier, split: Split, trainer: Trainer, label: str | None = None) -> dict[str, float]:
     """Score a split as the trainer's params say, every sample of it once, whatever the number of ranks.
 
-    Args:
-        classifier: On the trainer's device.
-        split: Images and targets.
-        trainer: Says batch size, precision, device and ranks.
-        label: What stands before a progress bar; none without.
-
-    Returns:
-        ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``.
-
-    Raises:
-        UserError: Probabilities that are no numbers.
+    Returns ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``; raises ``UserError`` if
+    probabilities are no numbers. A progress bar needs a label.
     """
     ranks, params = trainer.ranks, trainer.params
     images, bar = split.images[ranks.rank :: ranks.world], label if ranks.main else None

@@ -13,31 +13,23 @@ from pipeline.train.augment.counter_rng import derive_seed
 def weigh_classes(counts: np.ndarray, beta: float) -> np.ndarray:
     """Weigh classes by the effective number of samples (Cui et al., 2019, https://arxiv.org/abs/1901.05555).
 
-    Args:
-        counts: Training samples of each class, int (K,).
-        beta: 0 weighs all classes alike; towards 1 the weights go to the inverse of the counts.
-
-    Returns:
-        float64 (K,), scaled so that their mean over the training samples is 1; 0 for a class without samples.
+    Beta 0 weighs all classes alike; towards 1 the weights go to the inverse of the counts of samples, int (K,). They
+    are float64 (K,), scaled so that their mean over the training samples is 1; 0 for a class without samples.
     """
-    counts = np.asarray(counts, dtype=np.float64)
+    counts = counts.astype(np.float64)
     effective = (1 - beta**counts) / (1 - beta)
     weights = np.divide(1.0, effective, out=np.zeros_like(effective), where=counts > 0)
     return weights * counts.sum() / (weights * counts).sum()
 
 
 class TrainingLoss(nn.Module):
-    """Mean cross-entropy of a batch, in nats."""
+    """Mean cross-entropy of a batch, in nats, for training samples of so many ``counts`` a class, int (K,).
+
+    Against imbalance, ``weights`` weighs the classes; ``logits`` adds tau times the log prior to the logits, in
+    training alone (Menon et al., 2021, https://arxiv.org/abs/2007.07314).
+    """
 
     def __init__(self, counts: np.ndarray, label_smoothing: float, imbalance: Imbalance) -> None:
-        """Prepare the loss.
-
-        Args:
-            counts: Training samples of each class, int (K,).
-            label_smoothing: Part of the target spread evenly over all classes.
-            imbalance: ``weights`` weighs the classes; ``logits`` adds tau times the log prior to the logits,
-                in training alone (Menon et al., 2021, https://arxiv.org/abs/2007.07314).
-        """
         super().__init__()
         self.label_smoothing = label_smoothing
         weights = prior = None
@@ -77,10 +69,8 @@ class Mixer:
     def __call__(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Mix images (B, C, H, W), in place, and targets float (B, K); B is even."""
         # As its own classes, the samples come back as the rows that say who was mixed with whom.
-        mixup = Mixup(
-            **self.alphas, prob=self.mixing.prob, switch_prob=self.mixing.switch_prob, label_smoothing=0.0,
-            num_classes=len(images),
-        )  # fmt: skip
+        prob, switch_prob = self.mixing.prob, self.mixing.switch_prob
+        mixup = Mixup(**self.alphas, prob=prob, switch_prob=switch_prob, label_smoothing=0.0, num_classes=len(images))
         state = np.random.get_state()
         np.random.seed(derive_seed(self.seed, epoch, -3 - 2 * step) % 2**32)  # timm draws from numpy's global generator
         try:

@@ -11,26 +11,11 @@ from pipeline.core.errors import UserError, suggest
 from pipeline.core.params import TrainParams
 
 
-def check_optimizer(name: str) -> None:
-    """Raise ``UserError`` with the nearest name if timm has no such optimizer."""
-    known = list_optimizers()
-    if name not in known:
-        hint = suggest(name, known, f"timm has {', '.join(known)}")
-        raise UserError(f"train.optimizer: timm has no optimizer {name!r}; {hint}")
-
-
 def freeze_parts(net: nn.Module, names: list[str]) -> list[nn.Module]:
     """Keep parts of a net as they are: no gradients here, and eval mode in the loop (batch statistics stay).
 
-    Args:
-        net: Changed in place.
-        names: Modules by their dotted names, such as ``stages.0``.
-
-    Returns:
-        These modules.
-
-    Raises:
-        UserError: No such module, or nothing is left to train.
+    Returns the modules of these dotted names, such as ``stages.0``; raises ``UserError`` if there is no such module, or
+    nothing is left to train.
     """
     modules = dict(net.named_modules())
     for name in names:
@@ -49,9 +34,12 @@ def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:
     """Timm's optimizer of that name; torch's fused kernels where there are any.
 
     Raises:
-        UserError: Settings that the optimizer does not take.
+        UserError: No such optimizer (with the nearest name), or settings that it does not take.
     """
-    check_optimizer(params.optimizer)
+    known = list_optimizers()
+    if params.optimizer not in known:
+        hint = suggest(params.optimizer, known, f"timm has {', '.join(known)}")
+        raise UserError(f"train.optimizer: timm has no optimizer {params.optimizer!r}; {hint}")
     settings = inspect.signature(get_optimizer_class(params.optimizer, bind_defaults=False)).parameters
     try:
         return create_optimizer_v2(

@@ -36,20 +36,10 @@ def check_backbone(name: str) -> None:
 
 
 def plan(params: TrainParams, class_names: list[str], img_size: int, channels: int) -> tuple[ModelSpec, list[str]]:
-    """Work out, before any training, how this backbone takes this data.
+    """Work out, before any training, how this backbone takes this data: images of ``img_size`` px.
 
-    Args:
-        params: The train section.
-        class_names: The K classes, in the order of the logits.
-        img_size: Side of the prepared images, px.
-        channels: 1 or 3.
-
-    Returns:
-        The spec, and sentences for the log about what was adapted.
-
-    Raises:
-        UserError: Unknown backbone or transform, a size that the backbone cannot take, or one of which it leaves a
-            map of one cell.
+    Returns the spec, and sentences for the log about what was adapted. Raises ``UserError`` for an unknown backbone or
+    transform, a size that the backbone cannot take, or one of which it leaves a map of one cell.
     """
     check_backbone(params.backbone)
     specs = params.transforms
@@ -76,33 +66,29 @@ def plan(params: TrainParams, class_names: list[str], img_size: int, channels: i
     for split, own_size in (("train", train_size), ("eval", eval_size)):
         where = f"train.transforms.{split}"
         resolved[split] = transforms.resolve(getattr(specs, split), mean, std, where)
-        suits = own_size and free and size == wanted and _runs(fitted.model, own_size, in_chans)
+        suits = own_size and free and size == wanted and not find_run_failure(fitted.model, own_size, in_chans)
         if own_size != size and not suits:
             resolved[split].append({"Resize": {"size": [size, size]}})
     _check_deterministic(transforms.build(resolved["eval"], "train.transforms.eval"), img_size, channels)
-    preprocessing = {
-        "img_size": img_size, "channels": channels, "input_size": size, "in_chans": in_chans,
-        "mean": mean, "std": std, **resolved,
-    }  # fmt: skip
+    preprocessing: dict[str, Any] = {"img_size": img_size, "channels": channels, "input_size": size}
+    preprocessing |= {"in_chans": in_chans, "mean": mean, "std": std, **resolved}
     return ModelSpec(params.backbone, fitted.model_args, class_names, preprocessing, fitted.changes), notes
 
 
 def build_initial_model(spec: ModelSpec, params: TrainParams) -> nn.Module:
     """Build the net that training starts from: random, timm's pretrained weights, or a local state_dict.
 
-    Raises:
-        UserError: Weights that cannot be had, do not match their digest or do not fit; with the remedy.
+    Raises ``UserError``, with the remedy, for weights that cannot be had, do not match their digest or do not fit.
     """
     if params.weights:
         net = pretrained.load_file(spec.backbone, spec.model_args, params.weights, params.weights_sha256)
-    elif params.pretrained:
-        net = pretrained.load_hub(spec.backbone, spec.model_args)
-    else:
-        return build_model(spec)
-    return stem.apply(net, spec.stem)
+        return stem.apply(net, spec.stem)
+    if params.pretrained:
+        return stem.apply(pretrained.load_hub(spec.backbone, spec.model_args), spec.stem)
+    return build_model(spec)
 
 
-def _shape_after(specs: list, img_size: int, channels: int, where: str) -> tuple[int, int | None]:
+def _shape_after(specs: list[Any], img_size: int, channels: int, where: str) -> tuple[int, int | None]:
     """Channels and side of what a transform list makes of a prepared image; the side is None if it varies."""
     transform = transforms.build(transforms.resolve(specs, [0.5], [0.5], where), where)
     out_channels, height, width = transforms.find_output_shape(transform, img_size, channels, where)
@@ -163,7 +149,7 @@ def _fit_stem(params: TrainParams, args: dict[str, Any], size: int, model: nn.Mo
         size,
         args["in_chans"],
         build=lambda args: timm.create_model(params.backbone, pretrained=False, **args),
-        runs=lambda net: _runs(net, size, args["in_chans"]),
+        runs=lambda net: not find_run_failure(net, size, args["in_chans"]),
     )
     found = stem.Fitted(model, args, 0 if fails else maps.find_last_side(model, size, trial.in_chans))
     if params.stem != "keep":
@@ -214,10 +200,6 @@ def find_run_failure(model: nn.Module, size: int, in_chans: int) -> str:
         for name, buffer in model.named_buffers():
             buffer.copy_(statistics[name])
     return ""
-
-
-def _runs(model: nn.Module, size: int, in_chans: int) -> bool:
-    return not find_run_failure(model, size, in_chans)
 
 
 def _check_deterministic(transform: nn.Module, img_size: int, channels: int) -> None:

@@ -28,12 +28,8 @@ log = logging.getLogger(__name__)
 def load_file(backbone: str, model_args: dict[str, Any], path: str, sha256: str | None) -> nn.Module:
     """Build a net from a local state_dict; stem and head are adapted to the data's channels and classes.
 
-    Args:
-        backbone: timm name.
-        model_args: Arguments of ``timm.create_model`` (``in_chans`` and ``num_classes`` among them).
-        path: A file for ``torch.load(weights_only=True)``, or ``.safetensors``. Its names are timm's, or its
-            tensors have, in order, the shapes of timm's.
-        sha256: Digest that the file must have.
+    The file is one for ``torch.load(weights_only=True)``, or ``.safetensors``. Its names are timm's, or its tensors
+    have, in order, the shapes of timm's. ``model_args`` has ``in_chans`` and ``num_classes`` among others.
 
     Raises:
         UserError: The file is missing, is another than the digest says, or does not fit the backbone.
@@ -47,10 +43,8 @@ def load_file(backbone: str, model_args: dict[str, Any], path: str, sha256: str 
     in_chans = state[f"{first_convs[0]}.weight"].shape[1] if first_convs else model_args["in_chans"]
     classes = next((len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state), 0)
     # timm itself sums or repeats the stem's channels, resamples position tables and drops another head.
-    overlay = {
-        "state_dict": state, "num_classes": classes, "label_offset": 0,
-        "input_size": (in_chans, *cfg["input_size"][1:]),
-    }  # fmt: skip
+    input_size = (in_chans, *cfg["input_size"][1:])
+    overlay = {"state_dict": state, "num_classes": classes, "label_offset": 0, "input_size": input_size}
     try:
         net = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
     except RuntimeError as error:
@@ -75,17 +69,16 @@ def load_hub(backbone: str, model_args: dict[str, Any]) -> nn.Module:
         net = timm.create_model(backbone, pretrained=True, **model_args)
     except Exception as error:
         log.debug("not in the local cache: %s", error)
-    else:
-        return _with_new_head(net, cfg.num_classes, model_args)
+        constants.HF_HUB_OFFLINE = was_offline
+        if was_offline or not _reachable(constants.ENDPOINT):
+            raise UserError(
+                f"train.pretrained: the weights of {backbone} are not in the local cache and the hub "
+                f"({constants.ENDPOINT}) cannot be reached. Give a local file instead: train.weights: "
+                "path/to/state_dict with train.weights_sha256; or set train.pretrained to false."
+            ) from None
+        net = timm.create_model(backbone, pretrained=True, **model_args)
     finally:
         constants.HF_HUB_OFFLINE = was_offline
-    if was_offline or not _reachable(constants.ENDPOINT):
-        raise UserError(
-            f"train.pretrained: the weights of {backbone} are not in the local cache and the hub "
-            f"({constants.ENDPOINT}) cannot be reached. Give a local file instead: train.weights: path/to/state_dict "
-            "with train.weights_sha256; or set train.pretrained to false."
-        )
-    net = timm.create_model(backbone, pretrained=True, **model_args)
     return _with_new_head(net, cfg.num_classes, model_args)
 
 

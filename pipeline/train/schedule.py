@@ -12,35 +12,23 @@ from pipeline.core.params import Schedule
 WARMUP_START = 0.04
 
 
-def _rising_part(warmup_updates: int, total_updates: int) -> float:
-    """Part of a one-cycle run in which the learning rate rises; never the single update on which torch divides by 0."""
-    rising = min(max(warmup_updates, 2), total_updates - 1)
-    return rising / total_updates if rising > 1 else 0.0
-
-
 class LRSchedule:
     """Steps once an update (cosine, step, one-cycle; plateau while it warms up) or once an epoch (plateau)."""
 
     def __init__(
         self, optimizer: Optimizer, schedule: Schedule, *, lr: float, epochs: int, steps: int, mode: str
     ) -> None:
-        """Attach a schedule to an optimizer.
+        """Drive the learning rates of an optimizer, up to ``lr``, over epochs of so many ``steps`` (updates).
 
-        Args:
-            optimizer: Its groups' learning rates are driven from here on.
-            schedule: The params.
-            lr: The highest learning rate.
-            epochs: Epochs of the run.
-            steps: Updates in each.
-            mode: ``max`` or ``min``: which way the watched val metric is better (plateau).
+        For plateau, ``mode`` (``max`` or ``min``) is the way in which the watched val metric is better.
         """
         self.name, self.optimizer, self.lr, self.updates = schedule.name, optimizer, lr, 0
         self.total_updates, self.warmup_updates = epochs * steps, round(schedule.warmup_epochs * steps)
         # A decay counts from the end of the warm-up.
-        warmup = {"warmup_t": self.warmup_updates, "warmup_lr_init": lr * WARMUP_START, "warmup_prefix": True}
+        warmup: Any = {"warmup_t": self.warmup_updates, "warmup_lr_init": lr * WARMUP_START, "warmup_prefix": True}
         if self.name == "cosine":
             length = max(1, self.total_updates - self.warmup_updates)
-            self.scheduler = CosineLRScheduler(
+            self.scheduler: Any = CosineLRScheduler(
                 optimizer, t_initial=length, lr_min=schedule.min_lr, t_in_epochs=False, **warmup
             )
         elif self.name == "step":
@@ -52,11 +40,12 @@ class LRSchedule:
             self._warm_up()
         else:
             updates = max(2, self.total_updates)
+            rising = min(max(self.warmup_updates, 2), updates - 1)
             self.scheduler = OneCycleLR(
                 optimizer,
                 max_lr=[lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups],
                 total_steps=updates,
-                pct_start=_rising_part(self.warmup_updates, updates),
+                pct_start=rising / updates if rising > 1 else 0.0,  # on a single one torch would divide by 0
                 div_factor=1 / WARMUP_START,
                 cycle_momentum=False,
             )

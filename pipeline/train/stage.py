@@ -10,22 +10,27 @@ import signal
 import sys
 import uuid
 
+import pandas as pd
+
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
+from pipeline.core.files import replacing, write_csv
 from pipeline.core.params import Params
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import TRAINED
 from pipeline.core.signals import StopRequest, stop_requests
-from pipeline.models import formats, model
+from pipeline.core.stage_files import RunFile
+from pipeline.models import costs, formats, model
 from pipeline.models.devices import resolve_device, set_determinism
+from pipeline.models.weights import save_weights
+from pipeline.reporting import plots, training_figures
 from pipeline.tracking.runs import ATTEMPT_TAG, TrainingRun
 from pipeline.train import checkpoint, distributed, planning
 from pipeline.train.distributed import Ranks
 from pipeline.train.fit import fit
 from pipeline.train.job import Job, Session, build_job, hold, resume, save
 from pipeline.train.loop import Interrupted
-from pipeline.train.outs import collect_figures, write_outs
-from pipeline.train.trainer import Trainer, build_trainer, check_batches, note_augmentation
+from pipeline.train.trainer import Trainer, build_trainer, check_batches
 
 
 def main() -> None:
@@ -37,12 +42,8 @@ def main() -> None:
 def train(params: Params, stop: StopRequest) -> None:
     """Train, or go on training, or restore a finished training whose outs were lost.
 
-    Args:
-        params: All params; only prepare's and train's matter to the result.
-        stop: Once it is set, training checkpoints and ends the process with the signal's status.
-
-    Raises:
-        UserError: Whatever the user can mend; before the first epoch, but for a loss that diverges and a full disk.
+    Once ``stop`` is set, it checkpoints and ends the process with the signal's status. Whatever the user can mend is
+    raised as ``UserError`` before the first epoch, but for a loss that diverges and a full disk.
     """
     ranks = Ranks()
     prepared = load_prepared()
@@ -57,7 +58,10 @@ def train(params: Params, stop: StopRequest) -> None:
     set_determinism(params.train.deterministic, device)
     trainer = build_trainer(params.train, prepared, spec, device, ranks)
     if ranks.main:
-        for note in [*notes, *note_augmentation(trainer.augmentation)]:
+        if per_sample := trainer.augmentation.per_sample:
+            reason = f"no batched kernel for {', '.join(per_sample)}"
+            notes.append(f"train.transforms.train runs image by image through torchvision: {reason}")
+        for note in notes:
             print(note, flush=True)
     ranks.join(device)
     try:
@@ -117,11 +121,7 @@ def open_run(job: Job, trainer: Trainer, session: Session) -> TrainingRun:
 
 
 def check_formats(job: Job, trainer: Trainer) -> dict[str, str | None]:
-    """Find out before the first epoch, not after the last, which formats this net can be exported to.
-
-    Raises:
-        UserError: To none.
-    """
+    """Find out before the first epoch, not after the last, which formats this net can be exported to; some must be."""
     backbone, wanted, prepared = job.spec.backbone, list(job.params.export.formats), job.prepared
     classifier = model.Classifier(copy.deepcopy(trainer.model), job.spec).cpu().eval()
     found = formats.check_exportable(classifier, prepared.img_size, prepared.channels, wanted, job.params.export.opset)
@@ -134,3 +134,26 @@ def check_formats(job: Job, trainer: Trainer) -> dict[str, str | None]:
             "served. Choose another backbone, or add a format to export.formats."
         )
     return found
+
+
+def write_outs(job: Job, session: Session) -> str:
+    """Write ``models/train`` at one stroke; returns the digest of the weights."""
+    with replacing(TRAINED) as folder:
+        folder.mkdir()
+        best = model.build_model(job.spec)
+        best.load_state_dict(session.best_state)
+        training = {"best_epoch": session.best_epoch, "params": job.flat_params}
+        digest = save_weights(folder, best, job.spec, job.prepared.digest, **training)
+        history = pd.DataFrame(session.progress.history)
+        write_csv(folder / "history.csv", history)
+        plots.save(training_figures.training_curves(history, session.best_epoch), folder / "curves.png")
+        RunFile(run_id=session.run_id, job=job.key, formats=session.formats).save(folder)
+    return digest
+
+
+def collect_figures(job: Job, session: Session) -> dict[str, float]:
+    """Collect what training took, and what an answer of the net takes, as metrics of the run."""
+    classifier = model.Classifier(model.build_model(job.spec), job.spec).eval()
+    found = costs.count_costs(classifier, job.prepared.img_size, job.prepared.channels)
+    figures = {"train/time_s": session.train_s, "train/best_epoch": session.best_epoch}
+    return figures | {f"cost/{name}": value for name, value in found.items()}

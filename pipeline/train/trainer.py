@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.core.dataset import Prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params import Stretch, TrainParams
+from pipeline.core.params import TrainParams
 from pipeline.models import devices
 from pipeline.models.model import ModelSpec
 from pipeline.train import optim, planning
@@ -78,56 +78,35 @@ def check_batches(params: TrainParams, prepared: Prepared, ranks: Ranks) -> None
         raise UserError(f"train.mixing pairs samples, and the only batch has {samples}: lower train.batch_size")
 
 
-def note_augmentation(augmentation: Augmentation) -> list[str]:
-    """What a user should know about how the train transforms run."""
-    if not augmentation.per_sample:
-        return []
-    names = ", ".join(augmentation.per_sample)
-    return [f"train.transforms.train runs image by image through torchvision: no batched kernel for {names}"]
-
-
-def check_sizes(net: nn.Module, progressive: list[Stretch], in_chans: int) -> None:
-    """Refuse sizes that the net does not take before the epoch that would bring them."""
-    for place, stretch in enumerate(progressive):
-        reason = stretch.size and planning.find_run_failure(net, stretch.size, in_chans)
-        if reason:
-            raise UserError(f"train.progressive.{place}: the net does not take {stretch.size} px ({reason})")
-
-
 def build_trainer(
-    params: TrainParams, prepared: Prepared, spec: ModelSpec, device: torch.device,
-    ranks: Ranks | None = None,
-) -> Trainer:  # fmt: skip
+    params: TrainParams, prepared: Prepared, spec: ModelSpec, device: torch.device, ranks: Ranks | None = None
+) -> Trainer:
     """Net, loss, optimizer, schedule and the rest, as params say.
 
     Raises:
         UserError: An unknown optimizer (with the nearest name), weights that cannot be had, or sizes of images that
             the net does not take.
     """
-    optim.check_optimizer(params.optimizer)
     torch.manual_seed(params.seed)
     net = planning.build_initial_model(spec, params)
-    check_sizes(net, params.progressive, spec.preprocessing["in_chans"])
+    for place, stretch in enumerate(params.progressive):  # before the epoch that would bring them
+        reason = stretch.size and planning.find_run_failure(net, stretch.size, spec.preprocessing["in_chans"])
+        if reason:
+            raise UserError(f"train.progressive.{place}: the net does not take {stretch.size} px ({reason})")
     frozen = optim.freeze_parts(net, params.freeze)
     memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
     net = net.to(device, memory_format=memory_format)
     optimizer = optim.build_optimizer(net, params)
     split, preprocessing = prepared.split("train"), spec.preprocessing
     counts = np.bincount(split.targets, minlength=len(prepared.class_names))
-    schedule = LRSchedule(
-        optimizer,
-        params.schedule,
-        lr=params.lr,
-        epochs=params.epochs,
-        steps=count_steps(len(split), params.batch_size),
-        mode="min" if params.early_stopping.metric == "val/loss" else "max",
-    )
+    mode = "min" if params.early_stopping.metric == "val/loss" else "max"
+    steps = count_steps(len(split), params.batch_size)
     size, channels = preprocessing["img_size"], preprocessing["channels"]
     return Trainer(
         model=net,
         criterion=TrainingLoss(counts, params.label_smoothing, params.imbalance).to(device),
         optimizer=optimizer,
-        schedule=schedule,
+        schedule=LRSchedule(optimizer, params.schedule, lr=params.lr, epochs=params.epochs, steps=steps, mode=mode),
         scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
         ema=ModelEmaV3(net, decay=params.ema_decay, use_warmup=True) if params.ema_decay else None,
         augmentation=Augmentation(preprocessing["train"], params.seed, size, channels),

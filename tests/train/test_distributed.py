@@ -8,28 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
-from builders import TINY_PARAMS, forget_store, make_project
+from builders import TINY_PARAMS, make_project, params_with
+from training import find_runs, find_steps, rank_of, stop_at, train, training_in
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params_file import apply_overrides, parse_params
+from pipeline.core.params_file import apply_overrides
 from pipeline.core.signals import StopRequest
 from pipeline.metrics.selection import selection_scores
-from pipeline.models import formats
 from pipeline.models.predict import predict
 from pipeline.models.weights import load_classifier
-from pipeline.reporting import plots, training_figures
-from pipeline.tracking import store
-from pipeline.train import checkpoint, distributed, loop, stage
-from pipeline.train.distributed import Ranks
+from pipeline.train import checkpoint, distributed
 from pipeline.train.trainer import check_batches
 
 ROOT = Path(__file__).parents[2]
@@ -42,78 +37,34 @@ NET = (
     "train.lr=0.05", "train.accumulate=2", "train.mixing.mixup_alpha=0.4", "train.mixing.cutmix_alpha=1.0",
     "train.imbalance.method=sampling",
 )  # fmt: skip
-STILL = (
-    *NET,
-    "train.lr=0.000000001",
-    "train.epochs=6",
-    "train.early_stopping.patience=2",
-    "train.ema_decay=0.0",
-)
+STILL = (*NET, "train.lr=0.000000001", "train.epochs=6", "train.early_stopping.patience=2", "train.ema_decay=0.0")
 BATCH_NORM = ("train.epochs=2", "train.schedule.warmup_epochs=0.5")
 
 # Trainings, one after the other, in the processes that torchrun starts.
 DRIVER = """
-import json, os, signal, sys
+import json, os, sys
 from pathlib import Path
+import pytest
 import torch.distributed as dist
-from pipeline.models import formats
-from pipeline.reporting import plots, training_figures
-from pipeline.tracking import store
-from pipeline.train import distributed, loop, stage as train
-from pipeline.core.signals import StopRequest
-from pipeline.core.params_file import apply_overrides, parse_params
-formats.check_exportable = lambda *_: {"pt2": None}
-plots.save = lambda _figure, path: path.write_bytes(b"png")
-training_figures.training_curves = lambda *_: None
-join, update = distributed.Ranks.join, loop.update
+from builders import forget_store
+from training import before_update, hasten_training, stop_at, train
+from pipeline.train import distributed
+join = distributed.Ranks.join
 distributed.Ranks.join = lambda self, device: dist.is_initialized() or join(self, device)
 distributed.Ranks.leave = lambda self: None
-for folder, overrides, stop_at in json.loads(sys.argv[1]):
+for folder, overrides, update in json.loads(sys.argv[1]):
     os.chdir(folder)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    store.connect.cache_clear()
-    stop, count = StopRequest(), iter(range(10**6))
-    def counted(*args):
-        if next(count) == stop_at and os.environ["RANK"] == "1":
-            stop.signal = signal.SIGTERM
-        return update(*args)
-    loop.update = counted
-    params = parse_params(apply_overrides(Path("params.yaml").read_text(), overrides))
-    code = 0
-    try:
-        train.train(params, stop)
-    except SystemExit as end:
-        code = end.code
-    Path(f"rank{os.environ['RANK']}").write_text(f"{code} {next(count)}")
-"""
-
-
-@contextlib.contextmanager
-def inside(folder: Path):
-    """Work in a project's folder, with its own store, and without what takes seconds."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
-        patch.setattr(formats, "check_exportable", lambda *_: {"pt2": None})
-        patch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b"png"))
-        patch.setattr(training_figures, "training_curves", lambda *_: None)
-        forget_store()
-        yield
-        forget_store()
-
-
-def train(*overrides: str, stop_at: int | None = None) -> None:
-    """Train in this process alone; a stop ends it after an update."""
-    stop, update, count = StopRequest(), loop.update, iter(range(10**6))
-
-    def counted(*args):
-        if next(count) == stop_at:
-            stop.signal = signal.SIGTERM
-        return update(*args)
-
+    forget_store()
+    code, counted = 0, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "update", counted)
-        params = parse_params(apply_overrides(Path("params.yaml").read_text(), list(overrides)))
-        with contextlib.nullcontext() if stop_at is None else pytest.raises(SystemExit):
-            stage.train(params, stop)
+        hasten_training(patch)
+        before_update(patch, counted.append)
+        try:
+            train(*overrides, stop=stop_at(patch, update if os.environ["RANK"] == "1" else None))
+        except SystemExit as end:
+            code = end.code
+    Path(f"rank{os.environ['RANK']}").write_text(f"{code} {len(counted)}")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -122,29 +73,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
     root = tmp_path_factory.mktemp("ranks")
     for name in ("one", "two", "two-one", "one-two", "early", "norm"):
         make_project(root / name, empty_store)
-    with inside(root / "one"):
+    with training_in(root / "one"):
         train(*NET)
-    with inside(root / "one-two"):
-        train(*NET, stop_at=5)
+    with training_in(root / "one-two"), pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        train(*NET, stop=stop_at(patch, 5))
     (root / "driver.py").write_text(DRIVER)
     jobs = [
         ("two", NET, None), ("two-one", NET, 5), ("one-two", NET, None), ("early", STILL, None),
         ("norm", BATCH_NORM, None),
     ]  # fmt: skip
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(root / "driver.py"),
-    ]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(root / "driver.py")]
     done = subprocess.run(
         [sys.executable, *command, json.dumps([(str(root / name), *rest) for name, *rest in jobs])],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=2 * START_S,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        capture_output=True, text=True, timeout=2 * START_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    with inside(root / "two-one"):
+    with training_in(root / "two-one"):
         assert not Path("models/train").exists()
         train(*NET)
     return root
@@ -167,6 +112,10 @@ def test_any_number_of_ranks_trains_the_same_net(trained: Path, name: str) -> No
     assert list(alone) == list(together)
     for key, value in alone.items():
         torch.testing.assert_close(together[key], value, rtol=1e-3, atol=1e-4)
+    with training_in(trained / name):  # all ranks have one run
+        (run,) = find_runs()
+        assert run.info.status == "FINISHED"
+        assert find_steps(run.info.run_id, "val/loss") == [1, 2, 3]
 
 
 def test_one_rank_that_is_asked_to_stop_stops_all_and_no_update_is_done_twice(trained: Path) -> None:
@@ -178,9 +127,6 @@ def test_one_rank_that_is_asked_to_stop_stops_all_and_no_update_is_done_twice(tr
     assert ends["two-one"] == ["143 6"] * 2
     assert ends["one-two"] == ["0 6"] * 2
     assert ends["early"] == ["0 12"] * 2  # 1 epoch, and 2 without a better one
-
-
-def test_early_stopping_ends_all_ranks(trained: Path) -> None:
     assert list(history(trained / "early")["epoch"]) == [1, 2, 3]
 
 
@@ -196,31 +142,6 @@ def test_every_val_sample_counts_once(trained: Path, name: str) -> None:
     assert {key: row[f"val/{key}"] for key in scores} == pytest.approx(scores, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["two", "two-one", "one-two"])
-def test_several_ranks_have_one_run(trained: Path, name: str) -> None:
-    with inside(trained / name):
-        client = store.connect()
-        (run,) = client.search_runs([store.experiment_id(client)])
-        assert run.info.status == "FINISHED"
-        assert [p.step for p in client.get_metric_history(run.info.run_id, "val/loss")] == [1, 2, 3]
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_ranks_put_their_rows_together_and_share_places(world: int) -> None:
-    assert distributed.Ranks().positions(16) is None
-    if world == 1:
-        return
-    places = []
-    for number in range(world):
-        ranks = Ranks()
-        ranks.rank, ranks.world = number, world
-        own = ranks.positions(24)
-        places += own.tolist()
-        # Turned round, a share is itself.
-        np.testing.assert_array_equal(23 - own.flip(0), own)
-    assert sorted(places) == list(range(24))
-
-
 @pytest.mark.parametrize(
     "overrides, world, part",
     [
@@ -234,11 +155,8 @@ def test_ranks_put_their_rows_together_and_share_places(world: int) -> None:
 def test_batches_that_cannot_be_shared_out_are_refused(
     prepared_dir: Path, overrides: list[str], world: int, part: str
 ) -> None:
-    ranks = Ranks()
-    ranks.world = world
-    params = parse_params(apply_overrides(TINY_PARAMS, overrides)).train
     with pytest.raises(UserError, match=part):
-        check_batches(params, load_prepared(prepared_dir), ranks)
+        check_batches(params_with(*overrides).train, load_prepared(prepared_dir), rank_of(0, world))
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,16 +170,8 @@ def test_a_request_to_stop_is_not_lost_to_torchrun(project: Path, monkeypatch: p
     stop = StopRequest()
     stop.signal = signal.SIGTERM
     with pytest.raises(SystemExit) as ended:
-        stage.train(parse_params(apply_overrides(TINY_PARAMS, ["train.devices=2"])), stop)
+        train("train.devices=2", stop=stop)
     assert ended.value.code == 143
-
-
-def wait_for(condition: Callable[[], object], what: str, limit_s: float = START_S) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -277,11 +187,11 @@ def started(project: Path, epochs: int):
         )  # fmt: skip
     ranks = []
     try:
-        wait_for(
-            # The line stands there before the checkpoint does, so that of one epoch would not do.
-            lambda: f"epoch 3/{epochs}  train loss" in log.read_text() or process.poll() is not None,
-            "three epochs are done",
-        )
+        end = time.monotonic() + START_S
+        # The line stands there before the checkpoint does, so that of one epoch would not do.
+        while f"epoch 3/{epochs}  train loss" not in log.read_text() and process.poll() is None:
+            assert time.monotonic() < end, "three epochs take too long"
+            time.sleep(0.1)
         assert process.poll() is None, log.read_text()
         ranks = psutil.Process(process.pid).children()
         assert len(ranks) == 2
@@ -320,8 +230,7 @@ def test_a_signal_ends_all_ranks_with_a_checkpoint(project: Path, number: signal
     assert "goes on from here" in log
     assert "Traceback" not in log
     assert progress(project)["epoch"] >= 1
-    client = store.connect()
-    (run,) = client.search_runs([store.experiment_id(client)])
+    (run,) = find_runs()
     assert run.info.status == "KILLED"
 
 
@@ -341,10 +250,8 @@ def test_a_rank_that_is_killed_ends_all_and_the_rerun_goes_on(project: Path, vic
     assert rerun.returncode == 0, rerun.stdout + rerun.stderr
     assert f"Going on from the checkpoint at epoch {done + 1}" in rerun.stdout
     assert list(history(project)["epoch"]) == list(range(1, 81))
-    client = store.connect()
-    (run,) = client.search_runs([store.experiment_id(client)])
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
-    assert steps == list(range(1, 81))
+    (run,) = find_runs()
+    assert find_steps(run.info.run_id) == list(range(1, 81))
 
 
 @pytest.mark.slow

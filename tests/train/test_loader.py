@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from training import rank_of
 
 from pipeline.core.dataset import Split, load_prepared
 from pipeline.models import transforms
@@ -15,11 +16,7 @@ from pipeline.train.distributed import Ranks
 from pipeline.train.loader import Loader, count_steps, order_epoch
 
 CPU = torch.device("cpu")
-BATCHED = [
-    {"RandomAffine": {"degrees": 20, "translate": [0.1, 0.1]}},
-    "RandomHorizontalFlip",
-    "RandomErasing",
-]
+BATCHED = [{"RandomAffine": {"degrees": 20, "translate": [0.1, 0.1]}}, "RandomHorizontalFlip", "RandomErasing"]
 # The last one has no kernel of its own, so that the whole list runs sample by sample.
 ONE_BY_ONE = ["RandomHorizontalFlip", {"RandomCrop": {"size": 16, "padding": 2}}, "RandomEqualize"]
 
@@ -28,13 +25,6 @@ ONE_BY_ONE = ["RandomHorizontalFlip", {"RandomCrop": {"size": 16, "padding": 2}}
 def split(prepared_dir: Path) -> Split:
     """72 samples, 24 of each of 3 classes."""
     return load_prepared(prepared_dir).split("train")
-
-
-def rank(number: int, world: int) -> Ranks:
-    """A rank as torchrun would number it; it never meets the others."""
-    ranks = Ranks()
-    ranks.rank, ranks.world = number, world
-    return ranks
 
 
 def test_an_order_is_a_permutation_and_follows_from_seed_and_epoch() -> None:
@@ -70,14 +60,17 @@ def test_balanced_every_class_comes_equally_often_and_every_showing_has_its_numb
     np.testing.assert_array_equal(order_epoch(targets, 3, 5, balanced=True), orders[5])
 
 
-def test_balanced_classes_that_are_even_already_are_shown_once() -> None:
-    targets = np.arange(30) % 3
-    assert sorted(order_epoch(targets, 0, 0, balanced=True).tolist()) == list(range(30))
-
-
-def test_balanced_a_class_without_samples_is_no_class() -> None:
-    order = order_epoch(np.array([0, 2, 0, 0]), 0, 0, balanced=True)
-    assert Counter((order % 4 == 1).tolist()) == {True: 2, False: 2}
+@pytest.mark.parametrize(
+    "targets, shown, repeats",
+    [([0, 1, 2] * 10, {0: 10, 1: 10, 2: 10}, 0), ([0, 2, 0, 0], {0: 2, 2: 2}, 1)],
+    ids=["even already", "a class without samples"],
+)
+def test_balanced_extremes(targets: list[int], shown: dict[int, int], repeats: int) -> None:
+    count = len(targets)
+    order = order_epoch(np.array(targets), 0, 0, balanced=True)
+    assert len(set(order.tolist())) == count
+    assert Counter(np.array(targets)[order % count].tolist()) == shown
+    assert order.max() // count == repeats
 
 
 @pytest.mark.parametrize("samples, batch_size, steps", [(72, 16, 4), (64, 16, 4), (15, 16, 1), (1, 16, 1), (17, 16, 1)])
@@ -111,12 +104,7 @@ def test_a_batch_holds_the_rows_that_its_numbers_say(split: Split, balanced: boo
 
 
 def seen(
-    split: Split,
-    specs: list,
-    batch_size: int,
-    first_step: int = 0,
-    ranks: Ranks | None = None,
-    epoch: int = 3,
+    split: Split, specs: list, batch_size: int, first_step: int = 0, ranks: Ranks | None = None, epoch: int = 3
 ) -> dict[int, Tensor]:
     """Each sample number of a balanced epoch with its augmented image."""
     augmentation = Augmentation(transforms.resolve(specs, [0.5], [0.25], "train"), 11, 16, 1)
@@ -148,7 +136,7 @@ def test_a_sample_is_augmented_alike_whatever_is_around_it(split: Split, specs: 
     assert len(resumed) == 60 - 24
     same(resumed)
     for world in (2, 3):
-        shares = [seen(part, specs, 12, ranks=rank(number, world)) for number in range(world)]
+        shares = [seen(part, specs, 12, ranks=rank_of(number, world)) for number in range(world)]
         assert [len(share) for share in shares] == [60 // world] * world
         assert len(set().union(*shares)) == 60
         for share in shares:
@@ -166,7 +154,7 @@ def test_ranks_share_out_the_global_batches(split: Split, world: int) -> None:
     loader = Loader(split, 24, 0, CPU)
     whole = [set(batch.numbers.tolist()) for batch in loader.batches(1)]
     shares = [
-        [batch.numbers.tolist() for batch in loader.batches(1, positions=rank(number, world).positions(24))]
+        [batch.numbers.tolist() for batch in loader.batches(1, positions=rank_of(number, world).positions(24))]
         for number in range(world)
     ]
     for step, numbers in enumerate(whole):

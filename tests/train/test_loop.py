@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import TINY_PARAMS
+from builders import params_with
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from pipeline.core.dataset import Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.models import model
 from pipeline.models.devices import resolve_device
 from pipeline.models.predict import predict
@@ -48,7 +47,7 @@ def build(prepared: Prepared) -> Build:
     """Makes a trainer and its spec from the tiny params with changes."""
 
     def make(*overrides: str) -> tuple[Trainer, model.ModelSpec]:
-        params = parse_params(apply_overrides(TINY_PARAMS, list(overrides))).train
+        params = params_with(*overrides).train
         spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
         return build_trainer(params, prepared, spec, CPU), spec
 
@@ -127,22 +126,8 @@ def test_train_one_epoch_overfits(prepared: Prepared, build: Build) -> None:
     assert scores["loss"] < 0.1
 
 
-def test_train_one_epoch_same_and_other_seeds(prepared: Prepared, build: Build) -> None:
-    results = []
-    for place, seed in enumerate((3, 3, 4)):
-        trainer, _ = build(f"train.seed={seed}")
-        torch.manual_seed(place)  # what was drawn before does not matter
-        np.random.seed(place)
-        scores = epoch(trainer, subset(prepared.split("train"), 48))
-        results.append((scores, weights(trainer)))
-    (first, one), (second, two), (_, three) = results
-    assert first == second
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not any(torch.equal(one[name], three[name]) for name in one if one[name].ndim == 4)
-
-
 def test_train_one_epoch_takes_batches_in_order(prepared: Prepared, build: Build) -> None:
-    trainer, _ = build("train.batch_size=32", "train.seed=5")
+    trainer, _ = build("train.batch_size=32", "train.seed=5", "train.accumulate=4")
     taken: list[list[int]] = []
     augmentation = trainer.augmentation
 
@@ -159,9 +144,10 @@ def test_train_one_epoch_takes_batches_in_order(prepared: Prepared, build: Build
     assert trainer.updates == 2 * 2 + 2
 
     taken.clear()
-    few = subset(split, 7)
+    seen, few = inputs(trainer), subset(split, 7)  # too few to be accumulated in parts
     epoch(trainer, few)
     assert taken == [order_epoch(few.targets, 5, 0).tolist()]
+    assert [len(images) for images in seen] == [7]
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -177,8 +163,7 @@ def test_train_one_epoch_scores_are_means(prepared: Prepared, build: Build, accu
     order = order_epoch(split.targets, 0, 0)
     for start in range(0, 72, 24):
         rows = order[start : start + 24]
-        probs = twin(fed(spec, torch.from_numpy(split.images[rows]))).softmax(1).detach().numpy()
-        probs = probs.astype(float)
+        probs = twin(fed(spec, torch.from_numpy(split.images[rows]))).softmax(1).detach().double().numpy()
         targets = split.targets[rows]
         losses.append(log_loss(targets, probs / probs.sum(1, keepdims=True), labels=[0, 1, 2]))
         hits.append(accuracy_score(targets, probs.argmax(1)))
@@ -245,7 +230,10 @@ def test_evaluate_equals_scikit_learn(prepared: Prepared, build: Build, batch_si
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
     trainer.model.train()  # evaluate is called with a net that has just been trained
     trainer.params = trainer.params.model_copy(update={"batch_size": batch_size})
+    before, state = weights(trainer), torch.get_rng_state()
     scores = loop.evaluate(model.Classifier(trainer.model, spec), split, trainer)
+    assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())  # batch statistics too
+    assert torch.equal(torch.get_rng_state(), state)
     preds = wanted.argmax(1)
     assert scores == {
         "loss": pytest.approx(log_loss(split.targets, wanted, labels=[0, 1, 2]), abs=1e-4),
@@ -268,27 +256,12 @@ def test_predict_precision(prepared: Prepared, build: Build) -> None:
     assert (rounded != exact).any()
 
 
-def test_evaluate_changes_nothing(prepared: Prepared, build: Build) -> None:
+def test_a_net_that_is_not_finite(prepared: Prepared, build: Build) -> None:
     trainer, spec = build()
-    before, state = weights(trainer), torch.get_rng_state()
-    loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), trainer)
-    after = weights(trainer)
-    assert all(torch.equal(before[name], after[name]) for name in before)  # batch statistics too
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_train_one_epoch_not_finite(prepared: Prepared, build: Build) -> None:
-    trainer, _ = build()
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match=r"loss is nan in epoch 4.*train\.lr"):
         epoch(trainer, prepared.split("train"), 3)
-
-
-def test_evaluate_not_finite(prepared: Prepared, build: Build) -> None:
-    trainer, spec = build()
-    with torch.no_grad():
-        next(trainer.model.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match=r"not finite.*train\.lr"):
         loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), trainer)
 
@@ -399,13 +372,6 @@ def test_update_accumulated(prepared: Prepared, build: Build, mixing: tuple[str,
     assert all(torch.equal(torch.cat(seen[0]), torch.cat(each)) for each in seen[1:])
 
 
-def test_train_one_epoch_small_batch(prepared: Prepared, build: Build) -> None:
-    trainer, _ = build("train.accumulate=4")
-    seen = inputs(trainer)
-    epoch(trainer, subset(prepared.split("train"), 7))
-    assert [len(images) for images in seen] == [7]
-
-
 def test_train_one_epoch_frozen_parts(prepared: Prepared, build: Build) -> None:
     trainer, spec = build("train.freeze=[stem, stages.0]")
     before = weights(trainer)
@@ -444,26 +410,29 @@ def test_build_trainer_size_not_taken(build: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [MIXED, ("train.imbalance.method=sampling",), ("train.backbone_args.drop_path_rate=0.3",)],
-    ids=["mixing", "sampling", "drop path"],
+    "changes", [(), MIXED, ("train.imbalance.method=sampling",), ("train.backbone_args.drop_path_rate=0.3",)],
+    ids=["plain", "mixing", "sampling", "drop path"],
 )  # fmt: skip
-def test_train_one_epoch_draws(prepared: Prepared, build: Build, changes: tuple[str, ...]) -> None:
-    rows = np.flatnonzero(prepared.split("train").targets != 1)[:20]
-    rows = np.concatenate([np.flatnonzero(prepared.split("train").targets == 1), rows])
+def test_train_one_epoch_same_and_other_seeds(prepared: Prepared, build: Build, changes: tuple[str, ...]) -> None:
     whole = prepared.split("train")
+    rows = np.flatnonzero(whole.targets != 1)[:20]
+    rows = np.concatenate([np.flatnonzero(whole.targets == 1), rows])
     split = Split(whole.images[rows], whole.targets[rows], [whole.files[row] for row in rows])
     found = []
-    for place, seed in enumerate((1, 1, 2)):
-        torch.manual_seed(place)
-        np.random.seed(place)
+    for place, seed in enumerate((3, 3, 4)):
         trainer, _ = build(*changes, f"train.seed={seed}")
         seen = inputs(trainer)
-        loader = load(trainer, split, balanced="sampling" in changes[0])
-        loop.train_one_epoch(trainer, loader, Progress(), lambda: None)
-        found.append((torch.cat(seen), weights(trainer)))
-    assert torch.equal(found[0][0], found[1][0])
-    assert not torch.equal(found[0][0], found[2][0])
-    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+        loader = load(trainer, split, balanced="train.imbalance.method=sampling" in changes)
+        torch.manual_seed(place)  # what was drawn before does not matter
+        np.random.seed(place)
+        scores = loop.train_one_epoch(trainer, loader, Progress(), lambda: None)
+        found.append((scores, torch.cat(seen), weights(trainer)))
+    (first, fed_first, one), (second, fed_second, two), (_, fed_third, three) = found
+    assert first == second
+    assert torch.equal(fed_first, fed_second)
+    assert not torch.equal(fed_first, fed_third)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not any(torch.equal(one[name], three[name]) for name in one if one[name].ndim == 4)
 
 
 def test_train_one_epoch_mixing_ends(prepared: Prepared, build: Build) -> None:
@@ -505,7 +474,7 @@ def test_train_one_epoch_on_cuda(
     monkeypatch.setattr("pipeline.train.loader.RESIDENT_PART", part)
     split, found = prepared.split("train"), []
     for device in (CPU, torch.device("cuda:0")):
-        params = parse_params(apply_overrides(TINY_PARAMS, [*PLAIN, "train.lr=0.001", *MIXED])).train
+        params = params_with(*PLAIN, "train.lr=0.001", *MIXED).train
         spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
         trainer = build_trainer(params, prepared, spec, device)
         loader = Loader(split, 16, 0, device)

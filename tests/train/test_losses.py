@@ -7,10 +7,10 @@ import pytest
 import torch
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
+from training import rank_of
 
 from pipeline.core.params import Imbalance, Mixing
 from pipeline.train.augment.counter_rng import derive_seed
-from pipeline.train.distributed import Ranks
 from pipeline.train.losses import Mixer, TrainingLoss, weigh_classes
 
 COUNTS = np.array([60, 30, 10])
@@ -45,24 +45,16 @@ def test_weights_go_from_none_to_the_inverse_of_the_counts(beta: float, wanted: 
     assert weigh_classes(COUNTS, beta).tolist() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_weighted_loss_is_worked_out_by_hand(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+@pytest.mark.parametrize("method", ["weights", "logits"])
+def test_losses_are_worked_out_by_hand(batch: tuple[torch.Tensor, torch.Tensor], method: str) -> None:
     logits, targets = batch
-    weights = weigh_classes(COUNTS, 0.9)
-    rows = [
-        weights[target] * (math.log(sum(math.exp(v) for v in row)) - row[target])
-        for row, target in zip(logits.double().tolist(), targets.tolist())
-    ]
-    found = TrainingLoss(COUNTS, 0.0, imbalance("weights"))(logits, targets)
-    assert float(found) == pytest.approx(sum(rows) / 12, rel=1e-5)
-
-
-def test_adjusted_logits_are_worked_out_by_hand(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    logits, targets = batch
+    weights = weigh_classes(COUNTS, 0.9) if method == "weights" else np.ones(3)
+    tau = 1.5 if method == "logits" else 0.0
     rows = []
     for row, target in zip(logits.double().tolist(), targets.tolist()):
-        moved = [v + 1.5 * math.log(share) for v, share in zip(row, (0.6, 0.3, 0.1))]
-        rows.append(math.log(sum(math.exp(v) for v in moved)) - moved[target])
-    found = TrainingLoss(COUNTS, 0.0, imbalance("logits"))(logits, targets)
+        moved = [v + tau * math.log(share) for v, share in zip(row, (0.6, 0.3, 0.1))]
+        rows.append(weights[target] * (math.log(sum(math.exp(v) for v in moved)) - moved[target]))
+    found = TrainingLoss(COUNTS, 0.0, imbalance(method))(logits, targets)
     assert float(found) == pytest.approx(sum(rows) / 12, rel=1e-5)
 
 
@@ -143,9 +135,7 @@ def test_a_ranks_share_is_mixed_as_in_the_whole_batch(world: int) -> None:
         whole, soft = mixer(images.clone(), targets, 0, step)
         taken = []
         for rank in range(world):
-            ranks = Ranks()
-            ranks.rank, ranks.world = rank, world
-            own = ranks.positions(16)
+            own = rank_of(rank, world).positions(16)
             share, share_soft = mixer(images[own], targets[own], 0, step)
             assert torch.equal(share, whole[own])
             assert torch.equal(share_soft, soft[own])
@@ -154,8 +144,7 @@ def test_a_ranks_share_is_mixed_as_in_the_whole_batch(world: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, epochs",
-    [({}, [0, 1, 2, 5]), ({"off_epoch": 3}, [0, 1]), ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, [])],
+    "changes, epochs", [({}, [0, 1, 2, 5]), ({"off_epoch": 3}, [0, 1]), ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, [])]
 )
 def test_mixing_is_on_where_params_say(changes: dict[str, float], epochs: list[int]) -> None:
     mixer = Mixer(mixing(**changes), 3, 0)

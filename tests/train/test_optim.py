@@ -5,21 +5,15 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from builders import TINY_PARAMS
+from builders import params_with
 from torch import nn
 
 import pipeline.models.backbones  # noqa: F401  (registers our nets)
 from pipeline.core.errors import UserError
-from pipeline.core.params import TrainParams
-from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.train import optim
 from pipeline.train.schedule import LRSchedule
 
 EPOCHS, UPDATES = 6, 5
-
-
-def params(*overrides: str) -> TrainParams:
-    return parse_params(apply_overrides(TINY_PARAMS, list(overrides))).train
 
 
 def vit() -> nn.Module:
@@ -32,17 +26,15 @@ def face_net() -> nn.Module:
     return timm.create_model("face_resnet_s", widths=(8, 8, 8), depths=(1, 1, 1), stem_width=8, num_classes=3)
 
 
-def scales(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The part of the learning rate that each parameter learns at."""
+def scales(net: nn.Module, optimizer: torch.optim.Optimizer, key: str = "lr_scale") -> dict[str, float]:
+    """The part of the learning rate that each parameter learns at, or another setting of it."""
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    return {
-        names[id(parameter)]: group["lr_scale"] for group in optimizer.param_groups for parameter in group["params"]
-    }
+    return {names[id(parameter)]: group[key] for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def test_each_earlier_layer_learns_at_a_part_of_the_next_ones_rate() -> None:
     net = vit()
-    found = scales(net, optim.build_optimizer(net, params("train.layer_decay=0.5")))
+    found = scales(net, optim.build_optimizer(net, params_with("train.layer_decay=0.5").train))
     assert set(found) == {name for name, _ in net.named_parameters()}
     layers: dict[str, set[float]] = {}
     for name, scale in found.items():
@@ -57,16 +49,10 @@ def test_each_earlier_layer_learns_at_a_part_of_the_next_ones_rate() -> None:
 
 def test_our_own_nets_learn_layer_by_layer_too() -> None:
     net = face_net()
-    found = scales(net, optim.build_optimizer(net, params("train.layer_decay=0.8")))
+    found = scales(net, optim.build_optimizer(net, params_with("train.layer_decay=0.8").train))
     assert set(found) == {name for name, _ in net.named_parameters()}
     assert found["fc.weight"] == 1
-    order = [
-        "stem.0.weight",
-        "stages.0.conv1.weight",
-        "stages.1.conv1.weight",
-        "stages.2.conv1.weight",
-        "fc.weight",
-    ]
+    order = ["stem.0.weight", "stages.0.conv1.weight", "stages.1.conv1.weight", "stages.2.conv1.weight", "fc.weight"]
     rates = [found[name] for name in order]
     assert rates == sorted(rates)
     assert len(set(rates)) == len(rates)
@@ -74,10 +60,10 @@ def test_our_own_nets_learn_layer_by_layer_too() -> None:
 
 def rates(decay: float, schedule: str, net: Callable[[], nn.Module] = vit) -> list[dict[float, float]]:
     """For each update, each part of the rate with the rate of the groups that have it."""
-    section = params(
+    section = params_with(
         f"train.layer_decay={decay}", f"train.schedule.name={schedule}", "train.schedule.warmup_epochs=2",
         f"train.epochs={EPOCHS}", "train.schedule.decay_epochs=1", "train.schedule.min_lr=0.0",
-    )  # fmt: skip
+    ).train  # fmt: skip
     optimizer = optim.build_optimizer(net(), section)
     sched = LRSchedule(optimizer, section.schedule, lr=section.lr, epochs=EPOCHS, steps=UPDATES, mode="max")
     found = []
@@ -104,11 +90,12 @@ def test_every_schedule_keeps_the_layers_apart(schedule: str) -> None:
 
 
 def test_frozen_parameters_are_not_optimized_whatever_the_layers() -> None:
+    assert optim.freeze_parts(vit(), []) == []
     for decay in ("1.0", "0.5"):
         net = vit()
         frozen = optim.freeze_parts(net, ["patch_embed", "blocks.0"])
         assert frozen == [net.patch_embed, net.blocks[0]]
-        optimizer = optim.build_optimizer(net, params(f"train.layer_decay={decay}"))
+        optimizer = optim.build_optimizer(net, params_with(f"train.layer_decay={decay}").train)
         kept = {id(p) for group in optimizer.param_groups for p in group["params"]}
         wanted = {id(p) for n, p in net.named_parameters() if not n.startswith(("patch_embed", "blocks.0"))}
         assert kept == wanted
@@ -130,29 +117,21 @@ def test_parts_that_are_not_there_are_refused(names: list[str], part: str) -> No
     assert part in str(caught.value)
 
 
-def test_nothing_to_freeze_changes_nothing() -> None:
-    net = face_net()
-    assert optim.freeze_parts(net, []) == []
-    assert all(parameter.requires_grad for parameter in net.parameters())
-
-
 def test_fused_kernels_are_used_where_there_are_any() -> None:
     for name, fused in (("adamw", True), ("sgd", True), ("lamb", None)):
-        optimizer = optim.build_optimizer(face_net(), params(f"train.optimizer={name}"))
+        optimizer = optim.build_optimizer(face_net(), params_with(f"train.optimizer={name}").train)
         assert optimizer.defaults.get("fused") is fused
 
 
 def test_what_an_optimizer_does_not_take_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'adamw'"):
-        optim.build_optimizer(face_net(), params("train.optimizer=adamww"))
+        optim.build_optimizer(face_net(), params_with("train.optimizer=adamww").train)
     with pytest.raises(UserError, match=r"train\.optimizer: sgd does not take these settings"):
-        optim.build_optimizer(face_net(), params("train.momentum=0.0"))
+        optim.build_optimizer(face_net(), params_with("train.momentum=0.0").train)
 
 
 def test_norms_and_biases_do_not_decay() -> None:
     net = face_net()
-    optimizer = optim.build_optimizer(net, params())
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    decayed = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decayed = scales(net, optim.build_optimizer(net, params_with().train), "weight_decay")
     for name, parameter in net.named_parameters():
         assert decayed[name] == (0.0005 if parameter.ndim > 1 else 0.0)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from builders import scramble
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,9 +26,7 @@ ARGS = {"num_classes": 3, "in_chans": 1}
 
 def donor(in_chans: int = 3, num_classes: int = 10, backbone: str = BACKBONE) -> dict[str, Tensor]:
     """Weights of a net trained elsewhere: no tensor is at its initial value."""
-    torch.manual_seed(1)
-    state = timm.create_model(backbone, in_chans=in_chans, num_classes=num_classes).state_dict()
-    return {name: torch.rand_like(t) if t.is_floating_point() else t + 7 for name, t in state.items()}
+    return scramble(timm.create_model(backbone, in_chans=in_chans, num_classes=num_classes).state_dict())
 
 
 def store(path: Path, state: Any) -> tuple[str, str]:
@@ -65,14 +64,6 @@ def test_colour_weights_for_grey_images(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(net.conv1[0](grey), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_weights_that_fit_are_taken_whole(tmp_path: Path) -> None:
-    """As many channels and classes: head and stem come too."""
-    state = donor(in_chans=1, num_classes=3)
-    net = pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", state))
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, state[name]), name
-
-
 def test_grey_weights_for_colour_images(tmp_path: Path) -> None:
     """The stem's one channel is repeated, and its sum over channels stays what it was."""
     state = donor(in_chans=1)
@@ -92,28 +83,27 @@ def test_a_file_without_a_head_will_do(tmp_path: Path) -> None:
         assert not net.eval()(torch.rand(2, 1, 16, 16)).any()
 
 
-def test_our_own_nets_take_weights_too(tmp_path: Path) -> None:
-    """A net of this repository, trained on other classes, starts a new one."""
-    state = donor(in_chans=1, num_classes=8, backbone="face_resnet_s")
-    net = pretrained.load_file("face_resnet_s", ARGS, *store(tmp_path / "w.pt", state))
+@pytest.mark.parametrize("backbone, classes", [(BACKBONE, 3), ("face_resnet_s", 8)])
+def test_weights_that_fit_are_taken_whole(backbone: str, classes: int, tmp_path: Path) -> None:
+    """As many channels and classes: head and stem come too; of a net of ours for other classes, all but the head."""
+    state = donor(in_chans=1, num_classes=classes, backbone=backbone)
+    net = pretrained.load_file(backbone, ARGS, *store(tmp_path / "w.pt", state))
     for name, tensor in net.state_dict().items():
-        assert name.startswith("fc.") or torch.equal(tensor, state[name]), name
+        assert (classes != 3 and name.startswith("fc.")) or torch.equal(tensor, state[name]), name
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
-def test_wrappings_are_taken_off(wrapper: str, tmp_path: Path) -> None:
-    """A checkpoint's key around the weights, and what DataParallel puts before their names."""
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", None])
+def test_wrappings_and_other_names(wrapper: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint's key around the weights, and what DataParallel puts before their names, are taken off.
+
+    Names that are not timm's are no hindrance where every shape agrees, and that is said.
+    """
     state = donor()
-    wrapped = {wrapper: {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}
-    check_taken_over(pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", wrapped)), state)
-
-
-def test_other_names_in_the_same_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Names that are not timm's are no hindrance where every shape agrees, and that is said."""
-    state = donor()
-    renamed = {f"encoder.{i}": tensor for i, tensor in enumerate(state.values())}
-    check_taken_over(pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", renamed)), state)
-    assert "names are not timm's" in caplog.text
+    found: dict[str, Any] = {f"encoder.{i}": tensor for i, tensor in enumerate(state.values())}
+    if wrapper:
+        found = {wrapper: {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}
+    check_taken_over(pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", found)), state)
+    assert ("names are not timm's" in caplog.text) == (wrapper is None)
 
 
 class Runs:
@@ -138,35 +128,29 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def saved(content: Any) -> bytes:
+    """What ``torch.save`` writes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"garbage",
-        b"PK\x03\x04",
-        pickle.dumps({}, 2),
-        pickle.dumps([1, 2], 2),
-        pickle.dumps({"epoch": 1}, 2),
+        *(b"", b"garbage", b"PK\x03\x04"),
+        *(pickle.dumps(content, 2) for content in ({}, [1, 2], {"epoch": 1})),
+        # A whole model is code; a list of tensors has no names.
+        *(saved(content) for content in (torch.nn.Linear(2, 2), [torch.ones(2)], torch.ones(2), {"state_dict": {}})),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_what_holds_no_tensors_is_refused(suffix: str, content: bytes, tmp_path: Path) -> None:
-    """An empty file, a torn one, and pickles of other things."""
+    """An empty file, a torn one, and files of other things."""
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"train\.weights: .* is not a plain state_dict"):
         pretrained.load_file(BACKBONE, ARGS, str(path), hashlib.sha256(content).hexdigest())
-
-
-def test_whole_models_and_lists_are_refused(tmp_path: Path) -> None:
-    """``torch.save(model)`` is code; a list of tensors has no names."""
-    for i, content in enumerate((torch.nn.Linear(2, 2), [torch.ones(2)], torch.ones(2), {"state_dict": {}})):
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        path = tmp_path / f"{i}.pt"
-        path.write_bytes(buffer.getvalue())
-        with pytest.raises(UserError, match=r"is not a plain state_dict"):
-            pretrained.load_file(BACKBONE, ARGS, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_another_file_than_the_digest_says(tmp_path: Path) -> None:
@@ -183,18 +167,12 @@ def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
     vit = store(tmp_path / "vit.pt", donor(backbone="test_vit"))
     with pytest.raises(UserError, match=r"is not a state_dict of test_resnet: \d+ tensors missing.*unknown"):
         pretrained.load_file(BACKBONE, ARGS, *vit)
-    state = donor()
-    state.pop("layer1.0.conv1.weight")
+    state, name = donor(), "layer1.0.conv1.weight"
+    other = state | {name: state.pop(name)[:1]}  # the right names with another width are another net
+    with pytest.raises(UserError, match=r"(?s)does not fit test_resnet: .*layer1\.0\.conv1\.weight"):
+        pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", other))
     with pytest.raises(UserError, match=r"1 tensors missing \(first: \['layer1\.0\.conv1\.weight'\]"):
         pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "half.pt", state))
-
-
-def test_tensors_of_other_shapes_are_refused(tmp_path: Path) -> None:
-    """The right names with another width are another net, and the message names the tensor."""
-    state = donor()
-    state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"][:1]
-    with pytest.raises(UserError, match=r"(?s)does not fit test_resnet: .*layer1\.0\.conv1\.weight"):
-        pretrained.load_file(BACKBONE, ARGS, *store(tmp_path / "w.pt", state))
 
 
 @pytest.fixture

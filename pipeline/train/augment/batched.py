@@ -24,12 +24,6 @@ class Augmentation:
             whatever their device, without waiting for it.
         steps: The kernels of a list that runs on whole batches, where moves of pixels share a resampling.
 
-    Args:
-        resolved: From ``resolve``.
-        seed: The run's seed.
-        img_size: Side of a prepared image, px.
-        channels: Its channels.
-
     Raises:
         UserError: Arguments that a transform does not take, or a list that fails on such an image.
     """
@@ -57,19 +51,10 @@ class Augmentation:
         self.steps, self._uniforms = registry.fuse(found), Draws(seed, streams)
 
     def __call__(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        """Augment samples, each with draws of its own.
+        """Augment samples, each with draws of its own, which leave the global random state as it was.
 
-        Args:
-            images: Their images, uint8 (B, H, W, C).
-            indices: Their numbers in the split, int64 (B,), on the device of ``images``.
-            epoch: Zero-based epoch.
-
-        Returns:
-            float32 (B, C', H', W'), contiguous, on the device of ``images``. The global random state is left as
-            it was.
-
-        Raises:
-            ValueError: Images of another shape or type than the list was made for.
+        Of images uint8 (B, H, W, C), with numbers in the split int64 (B,), come float32 (B, C', H', W'), contiguous;
+        all are on one device. Raises ``ValueError`` for images of another shape or type than the list was made for.
         """
         if tuple(images.shape[1:]) != self.shape or images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 (B, *{self.shape}), got {images.dtype} {tuple(images.shape)}")

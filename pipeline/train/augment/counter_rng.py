@@ -57,9 +57,7 @@ def _xor_shifted(states: Tensor, shift: int) -> Tensor:
 class Draws:
     """Uniform draws of every sample in every epoch under one seed.
 
-    Args:
-        seed: The run's seed.
-        streams: What is drawn, a pair (position in the list of transforms, draw of that transform) each.
+    What is drawn are streams, a pair (position in the list of transforms, draw of that transform) each.
     """
 
     def __init__(self, seed: int, streams: list[tuple[int, int]]) -> None:
@@ -67,14 +65,9 @@ class Draws:
         self.starts = tuple(hash_numbers(seed, *stream) for stream in streams)
 
     def __call__(self, samples: Tensor, epoch: int) -> Tensor:
-        """Draw for some samples.
+        """Draw for samples of these numbers, int64 (B,): float32 (D, B) in [0, 1), multiples of 2**-24.
 
-        Args:
-            samples: Their numbers, int64 (B,).
-            epoch: Zero-based epoch.
-
-        Returns:
-            float32 (D, B) in [0, 1), multiples of 2**-24, on the device of ``samples``; one row a stream.
+        One row a stream, on the device of ``samples``.
         """
         states = samples * GAMMA + hash_numbers(self.seed, epoch)
         states = states + get_constant(self.starts, samples.device, torch.int64).view(-1, 1)

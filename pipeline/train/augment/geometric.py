@@ -3,8 +3,10 @@
 Each takes its arguments from torchvision's module, which has checked and completed them.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.models.devices import get_constant
 from pipeline.train.augment.resampling import Move, Params, Placement, ResizingMove, Size
@@ -18,7 +20,7 @@ class Flip(Move):
     draws = 1
     keeps_box = True
 
-    def __init__(self, module: nn.Module, size: Size, vertical: bool) -> None:
+    def __init__(self, module: Any, size: Size, vertical: bool) -> None:
         super().__init__(size, size)
         self.p, self.turned = module.p, (0.0, -2.0) if vertical else (-2.0, 0.0)
 
@@ -39,7 +41,7 @@ class Window(Move):
         self.fill = fill
 
     @classmethod
-    def center_crop(cls, module: nn.Module, size_in: Size) -> "Window":
+    def center_crop(cls, module: Any, size_in: Size) -> "Window":
         """CenterCrop; an image that is too small is padded with zeros."""
         size = tuple(module.size)
         # Padding is rounded down at the near side; Python rounds halves of a cut to even, as torchvision does.
@@ -50,9 +52,10 @@ class Window(Move):
         return cls(size_in, size, left, top)
 
     @classmethod
-    def pad(cls, module: nn.Module, size_in: Size, fill: tuple[float, ...]) -> "Window":
+    def pad(cls, module: Any, size_in: Size, fill: tuple[float, ...]) -> "Window":
         """Pad; by one number, two (x, y) or four (left, top, right, bottom)."""
-        left, top, right, bottom = read_sides(module.padding)
+        sides = [module.padding] if isinstance(module.padding, int) else list(module.padding)
+        left, top, right, bottom = sides * (4 // len(sides))
         size = (size_in[0] + top + bottom, size_in[1] + left + right)
         return cls(size_in, size, -left, -top, fill)
 
@@ -60,33 +63,23 @@ class Window(Move):
         return Placement(offset=get_constant(self.offset, device))
 
 
-def read_sides(padding: int | list[int]) -> list[int]:
-    """A padding as torchvision takes it, for left, top, right and bottom."""
-    if isinstance(padding, int):
-        return [padding] * 4
-    return list(padding) * (4 // len(padding))
-
-
 class Crop(Move):
     """RandomCrop, of the input or of the padded input."""
 
     draws = 2
 
-    def __init__(self, module: nn.Module, size_in: Size, fill: tuple[float, ...]) -> None:
+    def __init__(self, module: Any, size_in: Size, fill: tuple[float, ...]) -> None:
         super().__init__(size_in, tuple(module.size))
         self.fill = fill
         left, right, top, bottom = module.padding or (0, 0, 0, 0)
-        if module.pad_if_needed:
-            lacking_y = max(0, self.size[0] - size_in[0] - top - bottom)
-            lacking_x = max(0, self.size[1] - size_in[1] - left - right)
-            left, right = left + lacking_x, right + lacking_x
-            top, bottom = top + lacking_y, bottom + lacking_y
-        self.looks_outside = max(left, right, top, bottom) > 0
-        self.padding = (left, top)
-        self.places = (  # of the crop's corner: rows, columns
-            (float(size_in[0] + top + bottom - self.size[0] + 1),),
-            (float(size_in[1] + left + right - self.size[1] + 1),),
-        )
+        places = []  # of the crop's corner: rows, columns
+        lacking = [0, 0]
+        for axis, padding in enumerate((top + bottom, left + right)):
+            if module.pad_if_needed:
+                lacking[axis] = max(0, self.size[axis] - size_in[axis] - padding)
+            places.append((float(size_in[axis] + padding + 2 * lacking[axis] - self.size[axis] + 1),))
+        self.looks_outside = max(left, right, top, bottom, *lacking) > 0
+        self.padding, self.places = (left + lacking[1], top + lacking[0]), tuple(places)
 
     def draw(self, uniforms: Tensor) -> Params:
         # A draw is at most 1 - 2**-24, so that its product with a whole number n stays below n when rounded.
@@ -103,7 +96,7 @@ class Affine(Move):
 
     looks_outside = True
 
-    def __init__(self, module: nn.Module, size: Size, mode: str, fill: tuple[float, ...], rotation: bool) -> None:
+    def __init__(self, module: Any, size: Size, mode: str, fill: tuple[float, ...], rotation: bool) -> None:
         super().__init__(size, size)
         self.mode, self.fill, self.sense = mode, fill, -1.0 if rotation else 1.0
         ranges = {"angle": module.degrees}
@@ -161,16 +154,13 @@ class ResizedCrop(ResizingMove):
 
     draws = 2 * ATTEMPTS + 2
 
-    def __init__(self, module: nn.Module, size_in: Size) -> None:
+    def __init__(self, module: Any, size_in: Size) -> None:
         super().__init__(size_in, tuple(module.size))
         self.antialias = bool(module.antialias)
         self.scale, self.log_ratio = module.scale, tuple(module._log_ratio.tolist())
-        height, width = size_in
-        self.whole = (height, width)
-        if width / height < min(module.ratio):
-            self.whole = (round(width / min(module.ratio)), width)
-        elif width / height > max(module.ratio):
-            self.whole = (height, round(height * max(module.ratio)))
+        height, width = size_in  # of the box where none fits
+        ratio = min(max(width / height, min(module.ratio)), max(module.ratio))
+        self.whole = (min(height, round(width / ratio)), min(width, round(height * ratio)))
 
     def draw(self, uniforms: Tensor) -> Params:
         height_in, width_in = self.size_in
@@ -199,14 +189,7 @@ def stretch(uniforms: Tensor, ends: tuple[float, float]) -> Tensor:
 def propose_boxes(uniforms: Tensor, scale: tuple, log_ratio: tuple, area: int) -> tuple[Tensor, Tensor]:
     """Propose boxes, of a share of an area and a ratio: sqrt(area * ratio) and sqrt(area / ratio), rounded.
 
-    Args:
-        uniforms: float32 (2 * A, B) for A attempts.
-        scale: Range of the share.
-        log_ratio: Range of the ratio's logarithm.
-        area: px.
-
-    Returns:
-        Two of float32 (A, B), whole px.
+    Of draws (2 * A, B), for A attempts, two of float32 (A, B), whole px; ``scale`` and ``log_ratio`` are ranges.
     """
     share, ratio = uniforms.view(2, -1, uniforms.shape[1])
     target = stretch(share, (area * scale[0], area * scale[1]))

@@ -6,6 +6,7 @@ one grey level a transform.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class ColorJitter:
 
     draws = 3
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.brightness, self.contrast = module.brightness, module.contrast
 
     def draw(self, uniforms: Tensor) -> Params:
@@ -80,7 +81,7 @@ class Erasing:
 
     draws = 2 * geometric.ATTEMPTS + 3
 
-    def __init__(self, module: nn.Module, size: Size, unit: float) -> None:
+    def __init__(self, module: Any, size: Size, unit: float) -> None:
         self.p, self.size = module.p, size
         self.scale, self.log_ratio = module.scale, tuple(module._log_ratio.tolist())
         self.value = tuple(value * unit for value in module.value)
@@ -96,10 +97,7 @@ class Erasing:
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         height, width = images.shape[-2:]
-        rows, columns = (
-            mark_span(params["i"], params["h"], height),
-            mark_span(params["j"], params["w"], width),
-        )
+        rows, columns = mark_span(params["i"], params["h"], height), mark_span(params["j"], params["w"], width)
         inside = rows.unsqueeze(2) & columns.unsqueeze(1)
         value = get_constant(self.value, images.device).view(-1, 1, 1)
         return torch.where(inside.unsqueeze(1), value, images)

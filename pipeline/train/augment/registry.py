@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from pipeline.train.augment import geometric, photometric
@@ -16,13 +16,13 @@ from pipeline.train.augment.resampling import Move, Resampling
 
 # What is done to images (B, C, H, W) by torchvision's module of that name, with its probability ``p``, or always;
 # ``unit`` is what one grey level of its arguments is.
-SOMETIMES: dict[str, Callable[[nn.Module, float, Tensor], Tensor]] = {
+SOMETIMES: dict[str, Callable[[Any, float, Tensor], Tensor]] = {
     "RandomGrayscale": lambda module, unit, images: photometric.to_grey(images).expand_as(images),
     "RandomInvert": lambda module, unit, images: 1 - images,
     "RandomAutocontrast": lambda module, unit, images: photometric.autocontrast(images),
     "RandomAdjustSharpness": lambda module, unit, images: photometric.adjust_sharpness(images, module.sharpness_factor),
 }
-ALWAYS: dict[str, Callable[[nn.Module, float, Tensor], Tensor]] = {
+ALWAYS: dict[str, Callable[[Any, float, Tensor], Tensor]] = {
     "Normalize": lambda module, unit, images: photometric.normalize(images, tuple(module.mean), tuple(module.std)),
     "Grayscale": lambda module, unit, images: photometric.to_grey(images).expand(
         -1, module.num_output_channels, -1, -1
@@ -51,17 +51,11 @@ class Kernel(Protocol):
         """Transform images, float32 (B, C, H, W), by given parameters."""
 
 
-def build_kernel(name: str, module: nn.Module, shape: tuple[int, int, int], unit: float) -> Kernel:
-    """Build the batched kernel of a transform.
+def build_kernel(name: str, module: Any, shape: tuple[int, int, int], unit: float) -> Kernel:
+    """Build the batched kernel of a transform for inputs (C, H, W); ``NoKernel`` if there is none.
 
-    Args:
-        name: Its name in torchvision.transforms.v2.
-        module: Torchvision's module of it, which holds the arguments.
-        shape: Of its input (C, H, W).
-        unit: What one grey level of ``fill`` and ``value`` is: 1/255 before the conversion to float, then 1.
-
-    Raises:
-        NoKernel: There is none for this name or these arguments.
+    Torchvision's module of that name holds the arguments; ``unit`` is what one grey level of ``fill`` and ``value`` is:
+    1/255 before the conversion to float, then 1.
     """
     channels, size = shape[0], shape[1:]
     match name:
@@ -108,7 +102,7 @@ def fuse(kernels: list[Kernel]) -> list[Kernel]:
     return steps
 
 
-def _interpolation(module: nn.Module, *known: str) -> str:
+def _interpolation(module: Any, *known: str) -> str:
     """The module's interpolation, if it is one of these."""
     mode = module.interpolation
     mode = mode.value if isinstance(mode, InterpolationMode) else mode
@@ -117,7 +111,7 @@ def _interpolation(module: nn.Module, *known: str) -> str:
     return mode
 
 
-def _fill(module: nn.Module, unit: float) -> tuple[float, ...]:
+def _fill(module: Any, unit: float) -> tuple[float, ...]:
     """The module's constant fill on the scale of the images."""
     if getattr(module, "padding_mode", "constant") != "constant":
         raise NoKernel(f"padding_mode: {module.padding_mode}")

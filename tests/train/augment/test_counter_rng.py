@@ -27,10 +27,8 @@ def test_keys_and_states_are_hashed_alike() -> None:
     one = counter_rng.splitmix64(torch.tensor([counter_rng.GAMMA + 1]))
     two = counter_rng.splitmix64(one + counter_rng.GAMMA + 77)
     assert counter_rng.hash_numbers(77) == two.item()
-    assert (
-        len({counter_rng.hash_numbers(*numbers) for numbers in [(0,), (0, 0), (1, 0), (0, 1), (-1, 0), (2**63, 0)]})
-        == 6
-    )
+    several = [(0,), (0, 0), (1, 0), (0, 1), (-1, 0), (2**63, 0)]
+    assert len({counter_rng.hash_numbers(*numbers) for numbers in several}) == 6
 
 
 @pytest.mark.parametrize("seed, epoch", [(0, 0), (1, 7), (2**40, 300)])
