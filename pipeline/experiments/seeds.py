@@ -20,7 +20,6 @@ from pipeline.experiments.seed_summary import TRAIN_TIME, format_summary, publis
 from pipeline.tracking import dvc_experiments, families, runs
 from pipeline.tracking.dvc_experiments import Experiment
 from pipeline.tracking.families import Member
-from pipeline.tracking.origin import git
 from pipeline.tracking.store import connect, find_run
 
 # More would not fit the tag that names the members.
@@ -105,11 +104,7 @@ def is_current(experiment: Experiment, setting: Setting, seed: int) -> bool:
     except UserError:  # of an older version, with other keys
         return False
     same = params.train.seed == seed and pick_decisive(params) == pick_decisive(setting.params)
-    return (
-        same
-        and git(experiment.root, "diff", "--quiet", experiment.commit, "--", *setting.inputs) is not None
-        and bool(experiment.text("reports/metrics.json"))
-    )
+    return same and experiment.matches(setting.inputs) and bool(experiment.text("reports/metrics.json"))
 
 
 def find_members(root: Path, setting: Setting, client: Any) -> list[Member]:

@@ -43,6 +43,10 @@ class Experiment:
         """Stages of its ``dvc.lock``."""
         return (YAML(typ="safe").load(self.text("dvc.lock")) or {}).get("stages", {})
 
+    def matches(self, paths: list[str]) -> bool:
+        """Whether these are in its commit what they are in the work tree, untracked files aside."""
+        return git(self.root, *("diff", "--quiet", self.commit, "--"), *paths) is not None
+
     def source_digest(self, source: str) -> str | None:
         """The digest by which DVC knows what it was prepared from."""
         deps = self.lock().get("prepare", {}).get("deps", [])
