@@ -12,6 +12,7 @@ from builders import TINY_PARAMS
 
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import parse_params
+from pipeline.core.paths import PREPARED, REPORTS, TRAINED
 from pipeline.evaluate import stage
 from pipeline.models.model import ModelSpec, build_model
 from pipeline.models.weights import save_weights
@@ -27,7 +28,7 @@ WHOLE = PARAMS.model_copy(update={"corruptions": ["blur", "jpeg"], "corrupted": 
 
 def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" * 64) -> Path:
     """Write a prepared data set as the prepare stage does."""
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     rows = []
     for split, targets in labels.items():
@@ -52,7 +53,7 @@ def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" 
 
 def make_trained(folder: Path) -> Path:
     """Write a small random net as the train stage does."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     resolved = [{"ToDtype": {}}, {"Normalize": {"mean": [MEAN], "std": [STD]}}]
     preprocessing = {
         "img_size": SIZE, "channels": 1, "input_size": SIZE, "in_chans": 1, "mean": [MEAN], "std": [STD],
@@ -76,19 +77,19 @@ def make_trained(folder: Path) -> Path:
 
 
 class Workspace:
-    """The three folders of the stage, and what it asked of tracking."""
+    """The three folders of the stage in the working folder, and what it asked of tracking."""
 
-    def __init__(self, root: Path) -> None:
-        labels = {"train": [0, 1, 2], "val": [0, 1, 2] * 3, "test": [0, 1, 2, 2, 1, 0, 0] * 4}
-        self.prepared = make_prepared(root / "prepared", labels)
-        self.trained = make_trained(root / "trained")
-        self.reports = root / "reports"
+    prepared, trained, reports = PREPARED, TRAINED, REPORTS
+
+    def __init__(self) -> None:
+        make_prepared(PREPARED, {"train": [0, 1, 2], "val": [0, 1, 2] * 3, "test": [0, 1, 2, 2, 1, 0, 0] * 4})
+        make_trained(TRAINED)
         self.keys: list[str] = []
         self.logged: list[tuple[str, dict[str, float], dict[str, list[Path]], dict[str, str]]] = []
 
     def evaluate(self, params: EvaluateParams = PARAMS) -> dict[str, Any]:
         """Run the stage."""
-        return stage.evaluate(params, "cpu", self.prepared, self.trained, self.reports)
+        return stage.evaluate(params, "cpu")
 
     def digests(self) -> dict[str, str]:
         """The sha256 of every report."""

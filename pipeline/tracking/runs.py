@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.paths import PARAMS, REPORTS
+from pipeline.core.paths import PARAMS, REPORTS, TRAINED
 from pipeline.core.stage_files import RunFile, WeightsFile
 from pipeline.tracking import families
 from pipeline.tracking.origin import find_user, git_tags, read_patch
@@ -198,27 +198,26 @@ def fetch(client: "MlflowClient", run_id: str, path: str, dest: Path) -> Path:
     return Path(client.download_artifacts(run_id, path, str(dest)))
 
 
-def find_or_rebuild(client: "MlflowClient", train_dir: Path) -> "Run":
-    """Find the run of a training, or make it from the files that train wrote if this store does not know it."""
-    own = RunFile.load(train_dir).run_id
-    if run := find_run(client, own):
-        return run
-    return rebuild_run(client, train_dir, {REBUILT_TAG: "true"} | families.parent_tags(client, own), own)
+def find_or_rebuild(client: "MlflowClient") -> "Run":
+    """Find the run of the training, or make it from the files that train wrote if this store does not know it."""
+    own = RunFile.load().run_id
+    tags = {REBUILT_TAG: "true"}
+    return find_run(client, own) or rebuild_run(client, tags | families.parent_tags(client, own), own)
 
 
-def read_history(train_dir: Path) -> list[dict[str, float]]:
+def read_history() -> list[dict[str, float]]:
     """Read the rows of ``history.csv``."""
-    with (train_dir / "history.csv").open(newline="") as file:
+    with (TRAINED / "history.csv").open(newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def rebuild_run(client: "MlflowClient", train_dir: Path, tags: dict[str, str], logical_id: str | None = None) -> "Run":
+def rebuild_run(client: "MlflowClient", tags: dict[str, str], logical_id: str | None = None) -> "Run":
     """Make a finished run with all that a training's own run has, from its files; its git tags are of now."""
-    sidecar = WeightsFile.load(train_dir)
+    sidecar = WeightsFile.load()
     about = {"hyojo.data_digest": sidecar.data_digest, "hyojo.weights_sha256": sidecar.weights_sha256}
     run = create_run(client, sidecar.params, about | git_tags() | tags, logical_id)
-    log_epochs(client, run.info.run_id, read_history(train_dir))
-    client.log_artifacts(run.info.run_id, str(train_dir), "train")
+    log_epochs(client, run.info.run_id, read_history())
+    client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     log_files(client, run.info.run_id, {"": INPUTS})
     client.set_terminated(run.info.run_id, "FINISHED")
     return run

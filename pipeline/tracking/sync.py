@@ -101,10 +101,10 @@ def _evaluation_params() -> EvaluateParams:
 def _sync_training(client: "MlflowClient") -> str:
     """The training's run: made if missing, completed if cut short."""
     known = find_run(client, RunFile.load().run_id)
-    run = known or runs.find_or_rebuild(client, TRAINED)
+    run = known or runs.find_or_rebuild(client)
     if known is None:
         return f"training rebuilt as run {run.info.run_id}"
-    runs.log_epochs(client, run.info.run_id, runs.read_history(TRAINED))
+    runs.log_epochs(client, run.info.run_id, runs.read_history())
     if not client.list_artifacts(run.info.run_id, "train"):
         client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     if run.info.status != "FINISHED":

@@ -83,7 +83,7 @@ def test_metrics_follow_from_the_predictions(workspace: Workspace) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_clean_scores_are_those_without_the_twins(workspace: Workspace, tmp_path: Path) -> None:
+def test_clean_scores_are_those_without_the_twins(workspace: Workspace) -> None:
     result = workspace.evaluate()
     assert result["audit"] == AUDIT
     table = workspace.predictions().drop(index=sorted(LEAKS))
@@ -95,7 +95,7 @@ def test_clean_scores_are_those_without_the_twins(workspace: Workspace, tmp_path
     nll = [-np.log(row[f"prob_{row['label']}"]) for _, row in table.iterrows()]
     assert clean["nll"] == pytest.approx(np.mean(nll), rel=1e-5)
     assert result["test"]["accuracy"] != clean["accuracy"]
-    workspace.prepared = make_prepared(tmp_path / "none", {"train": [0], "val": [2], "test": [1]})
+    make_prepared(workspace.prepared, {"train": [0], "val": [2], "test": [1]})
     assert workspace.evaluate()["test_clean"] == {"images": 0}
 
 
@@ -286,16 +286,16 @@ def test_diverged_weights_are_explained(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("test,support", [([1], [0, 1, 0]), ([0, 0, 2], [2, 0, 1])])
-def test_few_images_and_missing_classes(workspace: Workspace, tmp_path: Path, test: list[int], support: list) -> None:
-    workspace.prepared = make_prepared(tmp_path / "few", {"train": [0], "val": [2], "test": test})
+def test_few_images_and_missing_classes(workspace: Workspace, test: list[int], support: list) -> None:
+    make_prepared(workspace.prepared, {"train": [0], "val": [2], "test": test})
     result = workspace.evaluate()
     assert 0 <= result["test"]["accuracy"] <= 1
     assert pd.read_csv(workspace.reports / "per_class.csv")["support"].tolist() == support
     assert len(workspace.predictions()) == len(test)
 
 
-def test_empty_split_is_named(workspace: Workspace, tmp_path: Path) -> None:
-    workspace.prepared = make_prepared(tmp_path / "empty", {"train": [0], "val": [1], "test": []})
+def test_empty_split_is_named(workspace: Workspace) -> None:
+    make_prepared(workspace.prepared, {"train": [0], "val": [1], "test": []})
     with pytest.raises(UserError, match=r"test split is empty.*prepare\.test_fraction"):
         workspace.evaluate()
 

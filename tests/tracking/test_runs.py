@@ -172,13 +172,13 @@ def test_the_commit_and_what_it_lacks_are_kept(project: Path, monkeypatch: pytes
 
 
 def test_an_evaluation_goes_onto_its_trainings_run_and_another_onto_a_child(train_dir: Path, own: str) -> None:
-    assert claim_run(train_dir, "key 1") == own
+    assert claim_run("key 1") == own
     (run,) = runs()
     assert run.data.tags[EVALUATION_TAG] == "key 1"  # claimed at once
-    assert claim_run(train_dir, "key 1") == own
+    assert claim_run("key 1") == own
     assert len(runs()) == 1
 
-    child_id = claim_run(train_dir, "key 2")
+    child_id = claim_run("key 2")
     assert child_id != own
     (child,) = [run for run in runs() if run.info.run_id == child_id]
     assert child.data.tags["mlflow.parentRunId"] == own
@@ -186,24 +186,24 @@ def test_an_evaluation_goes_onto_its_trainings_run_and_another_onto_a_child(trai
     check_whole(child)
 
     forget_store()
-    assert claim_run(train_dir, "key 2") == child_id
-    assert claim_run(train_dir, "key 1") == own
-    assert claim_run(train_dir, "key 3") not in (own, child_id)
+    assert claim_run("key 2") == child_id
+    assert claim_run("key 1") == own
+    assert claim_run("key 3") not in (own, child_id)
     assert len(runs()) == 3
     assert store.find_run(store.connect(), own).data.tags[EVALUATION_TAG] == "key 1"
 
 
 def test_a_run_that_this_store_lacks_is_rebuilt_from_the_files(train_dir: Path) -> None:
-    assert claim_run(train_dir, "key 1") == "a" * 32
+    assert claim_run("key 1") == "a" * 32
     (run,) = runs()
     assert run.info.run_id != "a" * 32
     assert run.data.tags["hyojo.run_id"] == "a" * 32
     assert run.data.tags[tracking.REBUILT_TAG] == "true"
     assert run.data.tags["hyojo.weights_sha256"] == "e" * 64
     check_whole(run)
-    assert claim_run(train_dir, "key 1") == "a" * 32
+    assert claim_run("key 1") == "a" * 32
     assert len(runs()) == 1
-    child_id = claim_run(train_dir, "key 2")
+    child_id = claim_run("key 2")
     assert store.find_run(store.connect(), child_id).data.tags["mlflow.parentRunId"] == run.info.run_id
 
 
@@ -213,7 +213,7 @@ def test_figures_and_files_of_an_evaluation_are_logged_once(train_dir: Path, own
     figure.write_bytes(b"png")
     files = {"": [report, tmp_path / "missing.csv"], "figures": [figure]}
     for _ in range(2):
-        log_evaluation(train_dir, own, {"test/accuracy": 0.5}, files, {EVALUATION_TAG: "key"})
+        log_evaluation(own, {"test/accuracy": 0.5}, files, {EVALUATION_TAG: "key"})
     (run,) = runs()
     assert points(own, "test/accuracy") == [(0, 0.5)]
     assert run.data.tags[EVALUATION_TAG] == "key"
@@ -222,7 +222,7 @@ def test_figures_and_files_of_an_evaluation_are_logged_once(train_dir: Path, own
 
 
 def test_a_child_that_this_store_lacks_is_made_again(train_dir: Path, own: str) -> None:
-    log_evaluation(train_dir, "c" * 32, {"test/accuracy": 0.25}, {}, {EVALUATION_TAG: "key"})
+    log_evaluation("c" * 32, {"test/accuracy": 0.25}, {}, {EVALUATION_TAG: "key"})
     (child,) = [run for run in runs() if run.info.run_id != own]
     assert child.data.tags["hyojo.run_id"] == "c" * 32
     assert child.data.tags["mlflow.parentRunId"] == own
@@ -285,8 +285,8 @@ def test_a_dead_server_costs_warnings_and_little_time(
     run.finish("FINISHED", train_dir)
     assert time.monotonic() - start < DEAD_LIMIT_S
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # the rest need not wait as long
-    assert claim_run(train_dir, "key") == "a" * 32
-    log_evaluation(train_dir, "a" * 32, {"test/accuracy": 0.5}, {}, {})
+    assert claim_run("key") == "a" * 32
+    log_evaluation("a" * 32, {"test/accuracy": 0.5}, {}, {})
     log_bundle(*bundle)
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("warning: MLflow: ") and "hyojo sync" in line for line in lines) == 4
@@ -314,7 +314,7 @@ def test_a_server_that_comes_back_gets_the_whole_history(
 
 def test_a_run_says_how_it_did_and_how_to_have_it_again(project: Path, train_dir: Path, own: str) -> None:
     for accuracy in (0.5, 0.25):
-        log_evaluation(train_dir, own, {"test/accuracy": accuracy}, {}, {EVALUATION_TAG: "key"})
+        log_evaluation(own, {"test/accuracy": accuracy}, {}, {EVALUATION_TAG: "key"})
     note = store.connect().get_run(own).data.tags["mlflow.note.content"]
     assert "accuracy 0.500" in note
     assert "`dddddddddddd`" in note
