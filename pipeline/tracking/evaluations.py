@@ -31,11 +31,8 @@ def evaluation_key(weights_sha256: str, params: EvaluateParams, data_digest: str
 def log_reports(metrics: MetricsFile, outs: Sequence[Path], key: str, test_digest: str | None) -> None:
     """Mirror the reports on the MLflow run that ``metrics.json`` names, made if this store lacks it.
 
-    Args:
-        metrics: What ``metrics.json`` holds; each of its parts but ``TRAINING_PART`` is logged.
-        outs: The files and folders that evaluate wrote.
-        key: From ``evaluation_key``.
-        test_digest: Of the test split, if it is known: answers to the same one can be compared.
+    Each part of ``metrics.json`` but ``TRAINING_PART`` is logged. Answers to a split of the same ``test_digest`` can be
+    compared.
     """
     values = {
         f"{part}/{name}": value
@@ -81,14 +78,7 @@ def claim_run(key: str) -> str:
 
 
 def log_evaluation(run_id: str, metrics: dict[str, float], files: dict[str, list[Path]], tags: dict[str, str]) -> None:
-    """Put an evaluation onto its run; a child run that this store lacks is made again.
-
-    Args:
-        run_id: From ``claim_run``.
-        metrics: Such as ``test/accuracy``.
-        files: Artifact folder to local files; ``""`` is the top.
-        tags: Such as the evaluation's key, under ``hyojo.evaluation``.
-    """
+    """Put an evaluation onto its run, files by artifact folder; a child run that this store lacks is made again."""
 
     def log() -> None:
         client = connect()
@@ -108,12 +98,7 @@ def log_evaluation(run_id: str, metrics: dict[str, float], files: dict[str, list
 
 
 def describe_run(metrics: dict[str, float], tags: dict[str, str]) -> str:
-    """Return a run's description for MLflow's page, Markdown: headline scores, data, and how to have it again.
-
-    Args:
-        metrics: Of the evaluation, such as ``test/accuracy``.
-        tags: Of the run.
-    """
+    """Return a run's description for MLflow's page, Markdown: headline scores, data, and how to have it again."""
     named = {f"test/{name}": title for name, title in HEADLINES.items()}
     named |= {f"test_clean/{name}": f"{title} without twins" for name, title in HEADLINES.items()}
     scores = ", ".join(f"{label} {metrics[name]:.3f}" for name, label in named.items() if name in metrics)

@@ -48,13 +48,7 @@ class TrainingRun:
     """The MLflow run of a training job, opened or reopened; ``run_id`` stands even when MLflow is out of reach."""
 
     def __init__(self, params: dict[str, str], tags: dict[str, str], run_id: str | None = None) -> None:
-        """Open a run.
-
-        Args:
-            params: Flattened prepare and train params.
-            tags: Data digest and the like; git's and DVC's are added.
-            run_id: The run to go on with, after a crash.
-        """
+        """Open a run with flat params; git's and DVC's tags are added. After a crash, go on with that of ``run_id``."""
         self._params, self._tags = params, tags
         self._monitor: Any = None
         self._client: MlflowClient | None = None
@@ -110,19 +104,12 @@ class TrainingRun:
             attempt(lambda: self._client.set_tag(self._id, name, value), "setting a tag")
 
     def finish(self, status: str, directory: Path | None = None, metrics: dict[str, float] | None = None) -> None:
-        """End the run.
-
-        Args:
-            status: FINISHED, FAILED or KILLED.
-            directory: What train wrote; logged as ``train/``.
-            metrics: Final figures, such as the training time in seconds.
-        """
+        """End the run as FINISHED, FAILED or KILLED, with final figures; ``directory`` is logged as ``train/``."""
         if self._monitor is not None:
             attempt(self._monitor.finish, "ending the system metrics")
         if self._client is None:
             return
         client, run_id = self._client, self._id
-
         if directory is not None:
             attempt(lambda: client.log_artifacts(run_id, str(directory), "train"), "logging the weights")
         attempt(lambda: log_metrics(client, run_id, metrics or {}), "logging final figures")
@@ -136,11 +123,7 @@ def create_run(
     from mlflow.entities import Param
 
     name = " ".join(filter(None, (params.get("train.backbone"), os.environ.get("DVC_EXP_NAME"))))
-    own = {
-        "mlflow.user": find_user(),
-        "mlflow.source.name": "dvc.yaml",
-        "mlflow.source.type": "PROJECT",
-    }
+    own = {"mlflow.user": find_user(), "mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"}
     run = client.create_run(experiment_id(client), tags=own | families.environment_tags() | tags, run_name=name)
     run_id = run.info.run_id
     client.set_tag(run_id, RUN_ID_TAG, logical_id or run_id)
@@ -153,9 +136,7 @@ def _log_dataset(client: "MlflowClient", run_id: str, source: str, digest: str) 
     """Name the data in the UI's column for them; MLflow wants a digest of at most 36 characters."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    dataset = Dataset(
-        name=Path(source).name, digest=digest[:32], source_type="local", source=json.dumps({"uri": source})
-    )
+    dataset = Dataset(Path(source).name, digest[:32], "local", json.dumps({"uri": source}))
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
