@@ -23,6 +23,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline.core.params import PrepareParams
@@ -260,6 +261,17 @@ def run_git(*arguments: str, stdin: str | None = None) -> str:
     identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
     command = ["git", *identity, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, input=stdin).stdout.strip()
+
+
+def run_hyojo(*arguments: str) -> int:
+    """Run a command in this process; returns its exit status."""
+    from pipeline import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["hyojo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0)
 
 
 def write_sidecars(folder: Path, run_id: str = "a" * 32, **changes: object) -> Path:

@@ -1,14 +1,12 @@
 """Families of seeds, with a stubbed runner for the bookkeeping; ``test_modes`` has one that DVC itself trains."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import run_git
+from builders import run_git, run_hyojo
 
-from pipeline import cli
 from pipeline.core.errors import UserError
 from pipeline.core.params_file import apply_overrides
 from pipeline.experiments import page as compare_page
@@ -163,7 +161,7 @@ def add_family(name: str, right: np.ndarray) -> str:
 
 
 @pytest.mark.usefixtures("project")
-def test_families_are_compared_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_families_are_compared_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     good, alike, poor = (rng.random((3, 60)) < chance for chance in (0.9, 0.9, 0.2))
     add_family("good", good)
@@ -173,10 +171,7 @@ def test_families_are_compared_by_name(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert two_families.compare(*two_families.find_pair("good", "alike")).verdict == "indistinguishable"
     found = two_families.compare(*two_families.find_pair("good", poor_id))
     assert found.accuracy == compare_groups(poor, good)
-    monkeypatch.setattr(sys, "argv", ["hyojo", "compare", "good", "poor"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
+    assert run_hyojo("compare", "good", "poor") == 0
     said = capsys.readouterr().out
     assert "verdict: good is better" in said
     (row,) = found.classes  # all samples are of one class
