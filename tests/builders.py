@@ -353,6 +353,17 @@ def write_bundle(folder: Path, **changes: object) -> Path:
     return folder
 
 
+def write_exported(folder: Path, **changes: object) -> Path:
+    """Write a bundle without its graph and, in ``pyfunc``, what is served of it; ``changes`` as in ``bundle_record``."""
+    inner = folder / "pyfunc" / "artifacts" / "bundle"
+    inner.mkdir(parents=True)
+    for place in (folder, inner):
+        (place / "bundle.json").write_text(json.dumps(bundle_record(**changes)))
+    (folder / "MODEL_CARD.md").write_text("card")
+    (folder / "pyfunc" / "MLmodel").write_text("flavors: {}")
+    return folder
+
+
 def encode(picture: "Image.Image | np.ndarray", kind: str = "PNG", **options: object) -> bytes:
     """The bytes of a file of that format."""
     picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture

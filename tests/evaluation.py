@@ -26,7 +26,7 @@ PARAMS = parse_params(TINY_PARAMS).evaluate.model_copy(update={"tta": [], "quant
 WHOLE = PARAMS.model_copy(update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2})
 
 
-def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" * 64) -> Path:
+def make_prepared(folder: Path, labels: dict[str, list[int]]) -> Path:
     """Write a prepared data set as the prepare stage does."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -44,9 +44,8 @@ def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" 
     rows.append(("broken.png", "1", "test", -1, "", "corrupt", ""))
     columns = ["file", "label", "split", "row", "sha256", "flags", "twins"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
-    meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": digest, "counts": {}}
-    meta["audit"] = AUDIT
-    meta["split_digests"] = dict.fromkeys(("train", "val", "test"), digest)
+    meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": "d" * 64, "counts": {}}
+    meta |= {"audit": AUDIT, "split_digests": dict.fromkeys(labels, "d" * 64)}
     (folder / "classes.json").write_text(json.dumps(meta))
     return folder
 
@@ -90,6 +89,11 @@ class Workspace:
     def evaluate(self, params: EvaluateParams = PARAMS) -> dict[str, Any]:
         """Run the stage."""
         return stage.evaluate(params, "cpu")
+
+    def change_data(self, **changes: object) -> None:
+        """Say other things of the data set."""
+        path = self.prepared / "classes.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     def digests(self) -> dict[str, str]:
         """The sha256 of every report."""

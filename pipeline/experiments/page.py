@@ -5,7 +5,6 @@ A page of two models has the pictures that they disagree about.
 The pictures are faces: the page is no output of a stage, and never goes into git.
 """
 
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -39,9 +38,9 @@ def text(found: Comparison) -> str:
     )
 
 
-def page(found: Comparison, prepared_dir: Path = PREPARED) -> str:
-    """The comparison as a page, HTML, with pictures if ``prepared_dir`` has those that were compared."""
-    images, missing = _pictures(found, prepared_dir)
+def page(found: Comparison) -> str:
+    """The comparison as a page, HTML, with pictures if those that were compared are prepared."""
+    images, missing = _pictures(found)
     exhibits = []
     for name, (title, about) in TITLES.items():
         rows = found.samples[name]
@@ -107,16 +106,16 @@ def cost_rows(found: Comparison) -> list[list[str]]:
     ]
 
 
-def _pictures(found: Comparison, prepared_dir: Path) -> tuple[Any, str]:
+def _pictures(found: Comparison) -> tuple[Any, str]:
     """The images of the test split, uint8 (N, H, W, C), or None and why they are not there."""
     try:
-        prepared = load_prepared(prepared_dir)
+        prepared = load_prepared()
         split = prepared.split("test")
     except UserError:
-        return None, f"{prepared_dir} is not there"
+        return None, f"{PREPARED} is not there"
     digest = found.a.test_digest or found.b.test_digest
     if split.files != found.a.files or (digest and digest != prepared.split_digests["test"]):
-        return None, f"{prepared_dir} holds another test split now"
+        return None, f"{PREPARED} holds another test split now"
     return split.images, ""
 
 

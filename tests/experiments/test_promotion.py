@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import bundle_record, write_predictions
+from builders import write_exported, write_predictions
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import promotion
@@ -34,19 +34,11 @@ def add_version(right: int, digest: str, graph: Path | None = None) -> int:
     table = write_predictions(Path("scratch/predictions.csv"), TARGETS, preds, probs)
     client.log_artifact(run_id, str(table), "evaluation")
     client.set_tag(run_id, EVALUATION_TAG, "k")
-    folder = Path("models") / digest
-    folder.mkdir(parents=True)
     scores = {"accuracy": right / 100, "macro_f1": right / 100}
     about = {"parity": {"formats": ["onnx"]}, "cost": {"parameters": 5, "size_bytes": 1000}}
-    bundle = bundle_record(digest=digest, run_id=run_id, metrics={"test": scores}, **about)
-    (folder / "bundle.json").write_text(json.dumps(bundle))
-    (folder / "MODEL_CARD.md").write_text("card")
-    inner = folder / "pyfunc" / "artifacts" / "bundle"
-    inner.mkdir(parents=True)
-    (folder / "pyfunc" / "MLmodel").write_text("flavors: {}\n")
-    (inner / "bundle.json").write_text(json.dumps(bundle))
+    folder = write_exported(Path("models") / digest, digest=digest, run_id=run_id, metrics={"test": scores}, **about)
     if graph:
-        (inner / "model.onnx").write_bytes(graph.read_bytes())
+        (folder / "pyfunc/artifacts/bundle/model.onnx").write_bytes(graph.read_bytes())
     bundles.log_bundle(folder, folder / "pyfunc", {"cost/latency_ms": 2.0})
     return registry.register(folder).version
 

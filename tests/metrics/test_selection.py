@@ -21,14 +21,6 @@ def test_selection_scores_are_those_that_params_can_name() -> None:
     assert set(get_args(metric)) == names - {"val/nll"} | {"val/loss"}
 
 
-@pytest.mark.parametrize("target,expected", [(1, 1.0), (0, 0.0)])
-def test_one_sample(target: int, expected: float) -> None:
-    scores = selection.selection_scores(np.array([target]), np.array([[0.25, 0.75]]))
-    assert scores["accuracy"] == scores["balanced_accuracy"] == expected
-    assert scores["macro_f1"] == expected / 2  # the other of the two classes counts as 0
-    assert scores["nll"] == pytest.approx(-np.log([0.25, 0.75][target]))
-
-
 def test_certain_and_wrong_is_finite() -> None:
     scores = selection.selection_scores(np.array([0, 1]), np.array([[0.0, 1.0], [0.0, 1.0]], np.float32))
     assert scores["nll"] == pytest.approx(-np.log(np.finfo(np.float64).eps) / 2)

@@ -4,27 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
-from builders import bundle_record
+from builders import write_exported
 
 from pipeline.core.errors import UserError
 from pipeline.tracking import bundles, registry
 from pipeline.tracking.store import connect, experiment_id
 
-TEST_DIGEST = "7" * 64
 
-
-def make_bundle(digest: str, accuracy: float, *, test_digest: str = TEST_DIGEST, on_run: bool = True) -> Path:
+def make_bundle(digest: str, accuracy: float, *, on_run: bool = True) -> Path:
     """Write a bundle.json, with an MLflow run that has the served model unless ``on_run`` says no."""
     client = connect()
     run_id = client.create_run(experiment_id(client)).info.run_id
-    folder = Path("models") / digest
-    folder.mkdir(parents=True)
     metrics = {"test": {"accuracy": accuracy, "macro_f1": accuracy / 2}}
-    record = bundle_record(digest=digest, test_digest=test_digest, run_id=run_id, metrics=metrics)
-    (folder / "bundle.json").write_text(json.dumps(record))
-    (folder / "MODEL_CARD.md").write_text(f"card of {digest}")
-    (folder / "pyfunc").mkdir()
-    (folder / "pyfunc" / "MLmodel").write_text("flavors: {}\n")
+    folder = write_exported(Path("models") / digest, digest=digest, run_id=run_id, metrics=metrics)
     if on_run:
         bundles.log_bundle(folder, folder / "pyfunc")
     return folder
@@ -78,7 +70,7 @@ def test_the_first_version_ever_is_champion() -> None:
     # What the version points at is what was logged: mlflow itself finds it there.
     from mlflow.artifacts import download_artifacts
 
-    assert (Path(download_artifacts(version.source)) / "MLmodel").read_text() == "flavors: {}\n"
+    assert (Path(download_artifacts(version.source)) / "MLmodel").read_text() == "flavors: {}"
 
 
 @pytest.mark.usefixtures("_registered")

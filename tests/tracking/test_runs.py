@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import bundle_record, forget_store, run_git, write_sidecars
+from builders import bundle_record, forget_store, run_git, write_exported, write_sidecars
 
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store
@@ -222,13 +222,8 @@ def test_a_child_that_this_store_lacks_is_made_again(train_dir: Path, own: str) 
 @pytest.fixture
 def bundle(tmp_path: Path) -> tuple[Path, Path]:
     """A bundle's folder and that of the served model."""
-    folder, model = tmp_path / "bundle", tmp_path / "pyfunc"
-    folder.mkdir()
-    model.mkdir()
-    (folder / "bundle.json").write_text(json.dumps(bundle_record(digest="1")))
-    (folder / "MODEL_CARD.md").write_text("# Card")
-    (model / "MLmodel").write_text("flavors: {}")
-    return folder, model
+    folder = write_exported(tmp_path / "bundle", digest="1")
+    return folder, folder / "pyfunc"
 
 
 def test_a_bundle_is_logged_once_for_each_digest(
