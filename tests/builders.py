@@ -354,7 +354,7 @@ def write_bundle(folder: Path, **changes: object) -> Path:
 
 
 def write_exported(folder: Path, **changes: object) -> Path:
-    """Write a bundle without its graph and, in ``pyfunc``, what is served of it; ``changes`` as in ``bundle_record``."""
+    """Write a bundle without its graph, and what is served of it in ``pyfunc``; ``changes`` as in ``bundle_record``."""
     inner = folder / "pyfunc" / "artifacts" / "bundle"
     inner.mkdir(parents=True)
     for place in (folder, inner):

@@ -145,10 +145,9 @@ def read_workspace() -> Contender:
 def _contender_of(client: "MlflowClient", run: "Run", name: str, predictions: pd.DataFrame) -> Contender:
     """What a run knows, with predictions."""
     seed_sd, seed_runs = _seed_spread(client, run)
-    known = {kind: dict(getattr(run.data, kind)) for kind in ("params", "metrics", "tags")}
-    spread = {"seed_sd": seed_sd, "seed_runs": seed_runs}
     digest = _test_digest(client, run)
-    return Contender(name, run.info.run_id, **known, predictions=predictions, test_digest=digest, **spread)
+    known = name, run.info.run_id, dict(run.data.params), dict(run.data.metrics), dict(run.data.tags)
+    return Contender(*known, predictions=predictions, test_digest=digest, seed_sd=seed_sd, seed_runs=seed_runs)
 
 
 def read_predictions(content: bytes, origin: str) -> pd.DataFrame:

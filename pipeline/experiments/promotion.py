@@ -115,7 +115,7 @@ def _judge(
         )
         for side, version, (latency_ms, size_mb) in zip(sides, both, found)
     ]
-    verdict = gate.judge(*evidence, params)
+    verdict = gate.judge(evidence[0], evidence[1], params)
     verdict.figures["costs"] = "measured" if measured else "recorded"
     for name, side in zip(("latency_ms", "champion_latency_ms"), evidence):
         if side.latency_ms:

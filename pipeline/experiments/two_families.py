@@ -171,5 +171,5 @@ def _read_family(client: "MlflowClient", parent: "Run") -> Family:
         digests |= {found.test_digest} - {None}
     if any(one != samples[0] for one in samples):
         raise UserError(f"the seeds of {name} were not tested on the same samples. Run `hyojo seeds` again.")
-    about = {"name": name, "run_id": parent.info.run_id, "seeds": list(members)}
-    return Family(**about, right=np.array(rows), samples=samples[0], test_digests=digests)
+    about = name, parent.info.run_id, list(members)
+    return Family(*about, right=np.array(rows), samples=samples[0], test_digests=digests)

@@ -41,7 +41,7 @@ class Experiment:
 
     def lock(self) -> dict[str, Any]:
         """Stages of its ``dvc.lock``."""
-        return (YAML(typ="safe").load(self.text("dvc.lock")) or {}).get("stages", {})
+        return dict((YAML(typ="safe").load(self.text("dvc.lock")) or {}).get("stages", {}))
 
     def matches(self, paths: list[str]) -> bool:
         """Whether these are in its commit what they are in the work tree, untracked files aside."""

@@ -74,7 +74,7 @@ def claim_run(key: str) -> str:
             child = rebuild_run(client, {families.PARENT_TAG: run.info.run_id, EVALUATION_TAG: key})
             return child.info.run_id
 
-    return attempt(locate, "finding the run") or own
+    return str(attempt(locate, "finding the run") or own)
 
 
 def log_evaluation(run_id: str, metrics: dict[str, float], files: dict[str, list[Path]], tags: dict[str, str]) -> None:

@@ -260,4 +260,4 @@ def _create_model(client: "MlflowClient") -> None:
 
 
 def _history(client: "MlflowClient") -> list[int]:
-    return json.loads(client.get_registered_model(MODEL).tags.get(FORMER_TAG, "[]"))
+    return list(json.loads(client.get_registered_model(MODEL).tags.get(FORMER_TAG, "[]")))

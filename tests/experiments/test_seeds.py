@@ -160,6 +160,10 @@ def add_family(name: str, right: np.ndarray) -> str:
     return parent
 
 
+def compare(*names: str) -> two_families.FamilyComparison:
+    return two_families.compare(*two_families.find_pair(*names))
+
+
 @pytest.mark.usefixtures("project")
 def test_families_are_compared_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
@@ -168,8 +172,8 @@ def test_families_are_compared_by_name(capsys: pytest.CaptureFixture[str]) -> No
     add_family("alike", alike)
     poor_id = add_family("poor", poor)
     add_family("Shouting", good)
-    assert two_families.compare(*two_families.find_pair("good", "alike")).verdict == "indistinguishable"
-    found = two_families.compare(*two_families.find_pair("good", poor_id))
+    assert compare("good", "alike").verdict == "indistinguishable"
+    found = compare("good", poor_id)
     assert found.accuracy == compare_groups(poor, good)
     assert run_hyojo("compare", "good", "poor") == 0
     said = capsys.readouterr().out
@@ -184,14 +188,13 @@ def test_families_are_compared_by_name(capsys: pytest.CaptureFixture[str]) -> No
     for figure in (f"{row['a']:.4f}", f"{row['b']:.4f}", "train.backbone"):
         assert figure in said
         assert figure in page
-    shouting = two_families.compare(*two_families.find_pair("poor", "Shouting"))
-    assert "Verdict: Shouting is better" in compare_page.families_page(shouting)
+    assert "Verdict: Shouting is better" in compare_page.families_page(compare("poor", "Shouting"))
     add_family("lone", good[:1])
     add_family("shorter", good[:, 1:])
     with pytest.raises(UserError, match="1 seeds"):
-        two_families.compare(*two_families.find_pair("good", "lone"))
+        compare("good", "lone")
     with pytest.raises(UserError, match="same samples"):
-        two_families.compare(*two_families.find_pair("good", "shorter"))
+        compare("good", "shorter")
     with pytest.raises(UserError, match="no family"):
         two_families.find_pair("good", "champion")
     assert two_families.find_pair("champion", "3") is None
