@@ -24,6 +24,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["GIT_CEILING_DIRECTORIES"] = "/"
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline.core.params import PrepareParams
@@ -303,6 +304,17 @@ def run_git(*arguments: str, stdin: str | None = None) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, input=stdin).stdout.strip()
 
 
+def run_hyojo(*arguments: str) -> int:
+    """Run a command in this process; returns its exit status."""
+    from pipeline import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["hyojo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0)
+
+
 def write_sidecars(folder: Path, run_id: str = "a" * 32, **changes: object) -> Path:
     """Write ``run.json`` and ``weights.json`` as train does; keys given take the place of its own."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -379,6 +391,17 @@ def write_bundle(folder: Path, **changes: object) -> Path:
     onnx.save(brightness_graph(), folder / "model.onnx")
     (folder / "bundle.json").write_text(json.dumps(bundle_record(**changes)))
     (folder / "MODEL_CARD.md").write_text("card")
+    return folder
+
+
+def write_exported(folder: Path, **changes: object) -> Path:
+    """Write a bundle without its graph, and what is served of it in ``pyfunc``; ``changes`` as in ``bundle_record``."""
+    inner = folder / "pyfunc" / "artifacts" / "bundle"
+    inner.mkdir(parents=True)
+    for place in (folder, inner):
+        (place / "bundle.json").write_text(json.dumps(bundle_record(**changes)))
+    (folder / "MODEL_CARD.md").write_text("card")
+    (folder / "pyfunc" / "MLmodel").write_text("flavors: {}")
     return folder
 
 

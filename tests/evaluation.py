@@ -12,6 +12,7 @@ from builders import TINY_PARAMS
 
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import parse_params
+from pipeline.core.paths import PREPARED, REPORTS, TRAINED
 from pipeline.evaluate import stage
 from pipeline.models.model import ModelSpec, build_model
 from pipeline.models.weights import save_weights
@@ -25,9 +26,9 @@ PARAMS = parse_params(TINY_PARAMS).evaluate.model_copy(update={"tta": [], "quant
 WHOLE = PARAMS.model_copy(update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2})
 
 
-def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" * 64) -> Path:
+def make_prepared(folder: Path, labels: dict[str, list[int]]) -> Path:
     """Write a prepared data set as the prepare stage does."""
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     rows = []
     for split, targets in labels.items():
@@ -43,16 +44,15 @@ def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" 
     rows.append(("broken.png", "1", "test", -1, "", "corrupt", ""))
     columns = ["file", "label", "split", "row", "sha256", "flags", "twins"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
-    meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": digest, "counts": {}}
-    meta["audit"] = AUDIT
-    meta["split_digests"] = dict.fromkeys(("train", "val", "test"), digest)
+    meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": "d" * 64, "counts": {}}
+    meta |= {"audit": AUDIT, "split_digests": dict.fromkeys(labels, "d" * 64)}
     (folder / "classes.json").write_text(json.dumps(meta))
     return folder
 
 
 def make_trained(folder: Path) -> Path:
     """Write a small random net as the train stage does."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     resolved = [{"ToDtype": {}}, {"Normalize": {"mean": [MEAN], "std": [STD]}}]
     preprocessing = {
         "img_size": SIZE, "channels": 1, "input_size": SIZE, "in_chans": 1, "mean": [MEAN], "std": [STD],
@@ -76,19 +76,24 @@ def make_trained(folder: Path) -> Path:
 
 
 class Workspace:
-    """The three folders of the stage, and what it asked of tracking."""
+    """The three folders of the stage in the working folder, and what it asked of tracking."""
 
-    def __init__(self, root: Path) -> None:
-        labels = {"train": [0, 1, 2], "val": [0, 1, 2] * 3, "test": [0, 1, 2, 2, 1, 0, 0] * 4}
-        self.prepared = make_prepared(root / "prepared", labels)
-        self.trained = make_trained(root / "trained")
-        self.reports = root / "reports"
+    prepared, trained, reports = PREPARED, TRAINED, REPORTS
+
+    def __init__(self) -> None:
+        make_prepared(PREPARED, {"train": [0, 1, 2], "val": [0, 1, 2] * 3, "test": [0, 1, 2, 2, 1, 0, 0] * 4})
+        make_trained(TRAINED)
         self.keys: list[str] = []
         self.logged: list[tuple[str, dict[str, float], dict[str, list[Path]], dict[str, str]]] = []
 
     def evaluate(self, params: EvaluateParams = PARAMS) -> dict[str, Any]:
         """Run the stage."""
-        return stage.evaluate(params, "cpu", self.prepared, self.trained, self.reports)
+        return stage.evaluate(params, "cpu")
+
+    def change_data(self, **changes: object) -> None:
+        """Say other things of the data set."""
+        path = self.prepared / "classes.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     def digests(self) -> dict[str, str]:
         """The sha256 of every report."""

@@ -65,11 +65,7 @@ class HeatMaps:
         return self.classifier.preprocess(batch)
 
     def explain(self, inputs: Tensor, targets: np.ndarray) -> np.ndarray:
-        """Show where in pictures something speaks for classes.
-
-        Args:
-            inputs: From ``prepare``, float32 (B, C, H, W).
-            targets: A class for each, integers (B,).
+        """Show where in pictures from ``prepare`` something speaks for a class of each, integers (B,).
 
         Returns:
             float32 (B, H, W); the strongest place of each is 1, and all is 0 where nothing speaks for the class.
@@ -107,12 +103,7 @@ def explain(
 ) -> tuple[str, list[Explanation]]:
     """Explain the mistakes of which a classifier was surest, and of each class the right answer it was surest of.
 
-    Args:
-        classifier: In eval mode, on ``device``.
-        split: The pictures and their classes.
-        probs: Its answers, floats (N, K).
-        count: Mistakes at most; 0 explains nothing.
-        device: Where the classifier is.
+    ``count`` is of mistakes at most; 0 explains nothing.
 
     Returns:
         The name of the method, and the mistakes, then the right answers.
@@ -135,11 +126,7 @@ def surest_right(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 
 def find_layer(model: nn.Module, inputs: Tensor) -> tuple[nn.Module | None, bool]:
-    """Find the last layer whose output is a map of the picture and all that the answer depends on.
-
-    Args:
-        model: A net of timm, in eval mode.
-        inputs: One square picture, float32 (1, C, S, S).
+    """Find the last layer whose output is a map of one square picture and all that the answer depends on.
 
     Returns:
         The layer, and whether the channels are the last axis of its output; None for nets that do not end in maps.

@@ -44,18 +44,9 @@ class Findings:
     """All that the reports are made from.
 
     Attributes:
-        prepared: The data set.
-        sidecar: What ``weights.json`` holds.
-        history: Rows of ``history.csv``.
-        answers: To val and test.
         result: The parts of ``metrics.json``.
-        intervals: Of the test scores.
         trust: What ``calibration.json`` holds.
-        robust: From ``robustness.measure``.
-        slices: From ``slices.tabulate``.
         method: How the explanations were made.
-        explanations: From ``explanations.explain``.
-        suspects: From ``suspects.tabulate``, of val and test.
         worst: How many mistakes to show.
         views_ms: What the views, or where these are served the image alone, took an image.
     """

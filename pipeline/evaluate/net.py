@@ -1,7 +1,6 @@
 """The trained net at work: every sample of a split gets its probabilities."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ import torch
 from pipeline.core.dataset import Split
 from pipeline.core.errors import UserError
 from pipeline.core.params import EvaluateParams
+from pipeline.core.paths import TRAINED
 from pipeline.evaluate.findings import Answers
 from pipeline.metrics.calibration import fit_temperature
 from pipeline.models.devices import resolve_device
@@ -46,7 +46,7 @@ def answer_splits(net: Net, splits: dict[str, Split]) -> Answers:
     return Answers(splits, plain, fit_temperature(splits["val"].targets, plain["val"]))
 
 
-def load_net(splits: dict[str, Split], params: EvaluateParams, train_dir: Path, device: str) -> Net:
+def load_net(splits: dict[str, Split], params: EvaluateParams, device: str) -> Net:
     """Load the trained net to where it is to run; refuses splits without images first."""
     if empty := [name for name, split in splits.items() if len(split) == 0]:
         raise UserError(
@@ -54,6 +54,6 @@ def load_net(splits: dict[str, Split], params: EvaluateParams, train_dir: Path, 
             f"prepare.{empty[0]}_fraction cut some from train."
         )
     place = resolve_device(device)
-    classifier = load_classifier(train_dir, place)
+    classifier = load_classifier(TRAINED, place)
     classifier.views = params.tta if params.serve_tta else []
     return Net(classifier, place, params.batch_size)

@@ -93,17 +93,10 @@ def _mistakes(found: Findings, names: list[str]) -> list[dict[str, Any]]:
     """The mistakes of which the model was surest."""
     shown = []
     for row in by_class.worst_mistakes(found.test.targets, found.probs, found.worst):
-        pred, actual = int(found.probs[row].argmax()), int(found.test.targets[row])
-        shown.append(
-            {
-                "picture": html.thumbnail(found.test.images[row]),
-                "file": found.test.files[row],
-                "predicted": names[pred],
-                "actual": names[actual],
-                "sure": float(found.probs[row, pred]),
-                "doubt": float(found.probs[row, actual]),
-            }
-        )
+        pred, actual, probs = found.preds[row], found.test.targets[row], found.probs[row]
+        about = {"picture": html.thumbnail(found.test.images[row]), "file": found.test.files[row]}
+        about |= {"predicted": names[pred], "actual": names[actual]}
+        shown.append(about | {"sure": float(probs[pred]), "doubt": float(probs[actual])})
     return shown
 
 

@@ -15,32 +15,20 @@ COLUMNS = ("corruption", "level", "strength", "images", "accuracy", "low", "high
 CLEAN = "none"  # stands as the corruption of the pictures as they are, in the first row
 
 
-def choose(targets: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
-    """Draw some rows of a split, in which every class has the share that it has in all.
+def choose(targets: np.ndarray, count: int | None) -> np.ndarray:
+    """Draw rows of a split, int64 (M,), rising, in which every class has the share that it has in all.
 
-    Args:
-        targets: Class indices, integers (N,).
-        count: How many; None, or more than there are: all.
-        seed: Of the draw.
-
-    Returns:
-        Rows, int64 (M,), rising.
+    ``count`` None, or more than there are: all.
     """
     total = len(targets)
     if count is None or count >= total:
         return np.arange(total)
-    by_class = np.lexsort((np.random.default_rng(seed).random(total), targets))
+    by_class = np.lexsort((np.random.default_rng(0).random(total), targets))
     return np.sort(by_class[(2 * np.arange(count) + 1) * total // (2 * count)])
 
 
 def measure(net: Net, split: Split, names: list[str], count: int | None) -> pd.DataFrame:
-    """Classify pictures of a split, made worse in several ways at five strengths each.
-
-    Args:
-        net: The classifier at work.
-        split: The pictures and their classes.
-        names: Of ``corruptions.STRENGTHS``.
-        count: How many pictures; None for all.
+    """Classify ``count`` pictures of a split, or all, made worse in several ways at five strengths each.
 
     Returns:
         ``COLUMNS``, with 95 % Wilson intervals; the pictures as they are come first. No rows without names.

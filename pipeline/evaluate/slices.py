@@ -29,15 +29,9 @@ def sharpness(images: np.ndarray) -> np.ndarray:
 
 
 def cut(values: np.ndarray, parts: int, names: tuple[str, str]) -> np.ndarray:
-    """Put samples into parts of equal size by a value.
+    """Name for each sample its part of equal size by a value, such as ``1 of 4, darkest``; text (N,).
 
-    Args:
-        values: Floats (N,).
-        parts: How many; equal values stay together, so that there may be fewer.
-        names: What the lowest and the highest part are called.
-
-    Returns:
-        A name for each sample, such as ``1 of 4, darkest``; text (N,).
+    Equal values stay together, so that there may be fewer ``parts``; ``names`` are of the lowest and the highest.
     """
     edges = np.quantile(values, np.arange(1, parts) / parts)
     places = np.searchsorted(edges, values, side="left")

@@ -7,7 +7,6 @@ Reads ``data/prepared`` and ``models/train``; writes into ``reports/`` what ``dv
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import replacing_within, write_csv, write_json, write_text
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
-from pipeline.core.paths import PREPARED, REPORTS, TRAINED
+from pipeline.core.paths import REPORTS, TRAINED
 from pipeline.core.stage_files import CalibrationFile, MetricsFile, WeightsFile
 from pipeline.evaluate import explanations, page, robustness, slices, summary, tables
 from pipeline.evaluate.findings import Answers, Findings
@@ -36,21 +35,12 @@ def main() -> None:
     evaluate(params.evaluate, params.train.device)
 
 
-def evaluate(
-    params: EvaluateParams,
-    device: str,
-    prepared_dir: Path = PREPARED,
-    train_dir: Path = TRAINED,
-    reports_dir: Path = REPORTS,
-) -> dict[str, Any]:
+def evaluate(params: EvaluateParams, device: str) -> dict[str, Any]:
     """Score a trained classifier on every sample of the val and test splits, write the reports and log them.
 
     Args:
         params: The evaluate section.
         device: A torch device, or ``auto``.
-        prepared_dir: What prepare wrote.
-        train_dir: What train wrote.
-        reports_dir: Where the reports go; files of other stages in it stay.
 
     Returns:
         What ``metrics.json`` holds.
@@ -59,26 +49,21 @@ def evaluate(
         UserError: Missing inputs, data that are not of the model's classes or shape (found before any
             work), or a classifier whose probabilities are not numbers.
     """
-    prepared, sidecar = load_prepared(prepared_dir), WeightsFile.load(train_dir)
+    prepared, sidecar = load_prepared(), WeightsFile.load()
     check_match(prepared, sidecar)
     splits = {name: prepared.split(name) for name in ("val", "test")}
-    net = load_net(splits, params, train_dir, device)
+    net = load_net(splits, params, device)
     answers = answer_splits(net, splits)
-    found = _find_out(net, answers, prepared, params, sidecar=sidecar, train_dir=train_dir)
+    found = _find_out(net, answers, prepared, params, sidecar)
     key = evaluations.evaluation_key(sidecar.weights_sha256, params, prepared.digest)
-    metrics, outs = _write_reports(found, reports_dir, lambda: evaluations.claim_run(train_dir, key))
-    test_digest = prepared.split_digests["test"]
-    evaluations.log_reports(metrics, outs, key, test_digest, train_dir)
-    print(summary.summarise(found, reports_dir))
+    metrics, outs = _write_reports(found, key)
+    evaluations.log_reports(metrics, outs, key, prepared.split_digests["test"])
+    print(summary.summarise(found))
     return metrics.as_dict()
 
 
 def check_match(prepared: Prepared, sidecar: WeightsFile) -> None:
     """Refuse data whose classes or shape are not those that the model was trained on.
-
-    Args:
-        prepared: The data set.
-        sidecar: What ``weights.json`` holds.
 
     Raises:
         UserError: With both sides and the remedy.
@@ -103,15 +88,7 @@ def check_match(prepared: Prepared, sidecar: WeightsFile) -> None:
         )
 
 
-def _find_out(
-    net: Net,
-    answers: Answers,
-    prepared: Prepared,
-    params: EvaluateParams,
-    *,
-    sidecar: WeightsFile,
-    train_dir: Path,
-) -> Findings:
+def _find_out(net: Net, answers: Answers, prepared: Prepared, params: EvaluateParams, sidecar: WeightsFile) -> Findings:
     """All that the reports tell."""
     test, probs, names = answers.splits["test"], answers.probs["test"], prepared.class_names
     beside, views_ms = score_beside(net, answers, params)
@@ -121,7 +98,7 @@ def _find_out(
     return Findings(
         prepared=prepared,
         sidecar=sidecar,
-        history=pd.read_csv(train_dir / "history.csv"),
+        history=pd.read_csv(TRAINED / "history.csv"),
         answers=answers,
         result=score_parts(answers, prepared) | beside | robustness_part,
         intervals=bootstrap_intervals(test.targets, probs),
@@ -136,9 +113,9 @@ def _find_out(
     )
 
 
-def _write_reports(found: Findings, reports_dir: Path, claim_run: Callable[[], str]) -> tuple[MetricsFile, list[Path]]:
+def _write_reports(found: Findings, key: str) -> tuple[MetricsFile, list[Path]]:
     """Write all reports at one stroke; returns what ``metrics.json`` holds, and the files and folders."""
-    with replacing_within(reports_dir) as folder:
+    with replacing_within(REPORTS) as folder:
         tables.write_tables(folder, found)
         tables.draw_figures(folder / "figures", found)
         write_text(folder / "label_suspects.html", suspects_page.render(found.suspects, found.answers.splits))
@@ -148,7 +125,7 @@ def _write_reports(found: Findings, reports_dir: Path, claim_run: Callable[[], s
         write_json(folder / "intervals.json", found.intervals)
         CalibrationFile(**found.trust).save(folder)
         write_text(folder / "report.html", page.render(found))
-        metrics = MetricsFile(**found.result, run_id=claim_run())  # claimed when nothing can fail any more
+        metrics = MetricsFile(**found.result, run_id=evaluations.claim_run(key))  # now nothing can fail any more
         metrics.save(folder)
-        outs = [reports_dir / path.name for path in sorted(folder.iterdir())]
+        outs = [REPORTS / path.name for path in sorted(folder.iterdir())]
     return metrics, outs

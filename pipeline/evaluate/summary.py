@@ -1,17 +1,17 @@
 """What evaluate says in the terminal."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
+from pipeline.core.paths import REPORTS
 from pipeline.evaluate import robustness, slices
 from pipeline.evaluate.findings import Findings
 from pipeline.metrics import by_class
 from pipeline.metrics.table import TITLES
 
 
-def summarise(found: Findings, reports_dir: Path) -> str:
+def summarise(found: Findings) -> str:
     """Return the scores of the test split as a short table, with the recall of every class, and a line on the rest."""
-    return "\n".join([*_scores(found), *_trust(found), *_views(found), *_rest(found, reports_dir)])
+    return "\n".join([*_scores(found), *_trust(found), *_views(found), *_rest(found)])
 
 
 def _scores(found: Findings) -> Iterator[str]:
@@ -58,7 +58,7 @@ def _views(found: Findings) -> Iterator[str]:
         yield f"{mean}, at {tta['passes']} forward passes: {scores}"
 
 
-def _rest(found: Findings, reports_dir: Path) -> Iterator[str]:
+def _rest(found: Findings) -> Iterator[str]:
     """Twins, robustness, slices, suspects, and where it all is to be read."""
     clean = found.result["test_clean"]
     if 0 < clean["images"] < len(found.test):
@@ -67,6 +67,5 @@ def _rest(found: Findings, reports_dir: Path) -> Iterator[str]:
         yield robustness.robustness_text(found.robust)
     for line in slices.worse_slices(found.slices):
         yield f"worse than the rest, {line}"
-    page = reports_dir / "label_suspects.html"
-    yield f"{len(found.suspects)} of the val and test labels are in doubt, see {page}"
-    yield f"all of it on one page: {reports_dir / 'report.html'}"
+    yield f"{len(found.suspects)} of the val and test labels are in doubt, see {REPORTS / 'label_suspects.html'}"
+    yield f"all of it on one page: {REPORTS / 'report.html'}"

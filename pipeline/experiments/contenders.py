@@ -90,12 +90,7 @@ class Contender:
 
 
 def read_run(client: "MlflowClient", run: "Run", name: str | None = None) -> Contender:
-    """Read the contender that a run is.
-
-    Args:
-        client: Of the store.
-        run: With an evaluation.
-        name: To call it by; made from its experiment and id if None.
+    """Read the contender that a run is, by a name that is made from its experiment and id if None.
 
     Raises:
         UserError: It has no predictions.
@@ -133,10 +128,9 @@ def read_workspace() -> Contender:
         UserError: No reports.
     """
     path, result = REPORTS / "predictions.csv", MetricsFile.load()
-    try:
-        predictions = read_predictions(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise UserError(f"{path} not found. Run `dvc repro evaluate` first.") from None
+    if not path.exists():
+        raise UserError(f"{path} not found. Run `dvc repro evaluate` first.")
+    predictions = read_predictions(path.read_bytes(), str(path))
     client = connect()
     run = find_run(client, result.run_id)
     params = WeightsFile.load().params if (TRAINED / WeightsFile.FILE).exists() else {}
@@ -151,17 +145,9 @@ def read_workspace() -> Contender:
 def _contender_of(client: "MlflowClient", run: "Run", name: str, predictions: pd.DataFrame) -> Contender:
     """What a run knows, with predictions."""
     seed_sd, seed_runs = _seed_spread(client, run)
-    return Contender(
-        name=name,
-        run_id=run.info.run_id,
-        params=dict(run.data.params),
-        metrics=dict(run.data.metrics),
-        tags=dict(run.data.tags),
-        predictions=predictions,
-        test_digest=_test_digest(client, run),
-        seed_sd=seed_sd,
-        seed_runs=seed_runs,
-    )
+    digest = _test_digest(client, run)
+    known = name, run.info.run_id, dict(run.data.params), dict(run.data.metrics), dict(run.data.tags)
+    return Contender(*known, predictions=predictions, test_digest=digest, seed_sd=seed_sd, seed_runs=seed_runs)
 
 
 def read_predictions(content: bytes, origin: str) -> pd.DataFrame:

@@ -70,16 +70,7 @@ class Verdict:
 
 
 def judge(candidate: Evidence, champion: Evidence, params: PromoteParams) -> Verdict:
-    """Hold a candidate against the champion.
-
-    Args:
-        candidate: Who wants to be champion.
-        champion: Who is.
-        params: The limits.
-
-    Returns:
-        The verdict. Of other data or classes nothing more is computed.
-    """
+    """Hold a candidate against the champion; of other data or classes nothing more is computed."""
     verdict = Verdict(figures={"rule": params.rule, "level": params.level})
     if not candidate.parity:
         verdict.reasons.append(

@@ -2,14 +2,14 @@
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
 from pipeline.core.project import project_root
 from pipeline.experiments.contenders import Contender, read_run, read_version, read_workspace
 from pipeline.tracking import dvc_experiments, registry
 from pipeline.tracking.evaluations import EVALUATION_TAG
-from pipeline.tracking.store import connect, experiment_id, find_run
+from pipeline.tracking.store import PREFIX, connect, experiment_id, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,10 +24,9 @@ _HEX = re.compile("[0-9a-f]+")
 def find_contender(name: str) -> Contender:
     """Find what a name stands for.
 
-    Args:
-        name: ``.`` (what stands in ``reports/``), a registry version (``3``, ``v3``), an alias (``champion``,
-            ``@champion``), a ``models:/`` URI, a run's id, a unique beginning of one, or its name, a DVC experiment,
-            or a git revision with ``reports/metrics.json`` in it. Looked for in this order.
+    ``.`` (what stands in ``reports/``), a registry version (``3``, ``v3``), an alias (``champion``, ``@champion``), a
+    ``models:/`` URI, a run's id, a unique beginning of one, or its name, a DVC experiment, or a git revision with
+    ``reports/metrics.json`` in it. Looked for in this order.
 
     Raises:
         UserError: Nothing, or several things, of that name; or a run without predictions.
@@ -48,9 +47,9 @@ def find_contender(name: str) -> Contender:
 def _find_version(client: "MlflowClient", name: str) -> "ModelVersion | None":
     """The registered version that a number, alias or URI stands for; what can be nothing else has to be there."""
     found, model = registry.find_version(client, name), registry.MODEL
-    if name.startswith(registry.PREFIX) and not re.fullmatch(f"{registry.PREFIX}{model}[@/].+", name):
+    if name.startswith(PREFIX) and not re.fullmatch(f"{PREFIX}{model}[@/].+", name):
         raise UserError(f"{name} is none of models:/{model}@ALIAS and models:/{model}/VERSION")
-    if found is None and re.match(rf"@|v\d+$|{registry.PREFIX}", name):
+    if found is None and re.match(rf"@|v\d+$|{PREFIX}", name):
         raise UserError(_nothing_found(client, name))
     return found
 
@@ -83,29 +82,28 @@ def _only(name: str, runs: "list[Run]") -> "Run | None":
 def _find_revision(client: "MlflowClient", name: str) -> "Run | None":
     """The run that ``reports/metrics.json`` names in a DVC experiment or another revision of git."""
     root = project_root()
-    found = dvc_experiments.find_experiments(root).get(name)
-    if found is None and not name.startswith("-"):
-        found = dvc_experiments.Experiment(name, name, root)  # of which git may know nothing
+    if name.startswith("-"):  # an option of git
+        return None
+    # Of another name git may know nothing.
+    found = dvc_experiments.find_experiments(root).get(name) or dvc_experiments.Experiment(name, name, root)
     try:
-        run_id = json.loads(found.text("reports/metrics.json") or "{}").get("run_id") if found else None
+        run_id = json.loads(found.text("reports/metrics.json") or "{}").get("run_id")
     except ValueError:
-        run_id = None
-    if run_id and find_run(client, run_id) is None:
+        return None
+    run = find_run(client, run_id) if run_id else None
+    if run_id and run is None:
         raise UserError(
             f"{name} belongs to run {run_id}, which this store lacks. `dvc exp apply {name}` or a checkout, and "
             "`hyojo sync`, rebuild it."
         )
-    return find_run(client, run_id) if run_id else None
+    return run
 
 
 def _nothing_found(client: "MlflowClient", name: str) -> str:
     """That nothing has this name, and which names there are."""
     numbers = sorted(int(version.version) for version in registry.versions(client))
-    known: list[tuple[str, list[Any]]] = [
-        ("versions", numbers),
-        ("experiments", sorted(dvc_experiments.find_experiments(project_root()))),
-    ]
-    there = "".join(f" {kind.capitalize()}: {', '.join(map(str, names))}." for kind, names in known if names)
+    known = {"Versions": numbers, "Experiments": sorted(dvc_experiments.find_experiments(project_root()))}
+    there = "".join(f" {kind}: {', '.join(map(str, names))}." for kind, names in known.items() if names)
     return (
         f"there is no version, alias, run, experiment or git revision {name!r} here.{there} `make ui` shows the runs; "
         "`.` is what stands in reports/."

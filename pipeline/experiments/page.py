@@ -5,7 +5,6 @@ A page of two models has the pictures that they disagree about.
 The pictures are faces: the page is no output of a stage, and never goes into git.
 """
 
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -29,20 +28,19 @@ TITLES = {
 
 def text(found: Comparison) -> str:
     """The comparison as aligned text."""
-    blocks = [
+    return _join(
         [f"A  {found.a.name}", f"B  {found.b.name}", "", found.verdict],
         _table(["", "A", "B", "B - A", "95 % interval"], score_rows(found)),
         _table(CLASS_HEADER, class_rows(found)),
         _table(["cost", "A", "B", "B / A"], cost_rows(found)),
-        _table(["params that differ", "A", "B"], [[n, _cut(a), _cut(b)] for n, a, b in found.params]),
+        _params_table(found),
         [", ".join(f"{len(rows):,} {name}" for name, rows in found.samples.items())],
-    ]
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+    )
 
 
-def page(found: Comparison, prepared_dir: Path = PREPARED) -> str:
-    """The comparison as a page, HTML, with pictures if ``prepared_dir`` has those that were compared."""
-    images, missing = _pictures(found, prepared_dir)
+def page(found: Comparison) -> str:
+    """The comparison as a page, HTML, with pictures if those that were compared are prepared."""
+    images, missing = _pictures(found)
     exhibits = []
     for name, (title, about) in TITLES.items():
         rows = found.samples[name]
@@ -65,17 +63,12 @@ def page(found: Comparison, prepared_dir: Path = PREPARED) -> str:
 
 def families_text(found: FamilyComparison) -> str:
     """The comparison of two families as aligned text."""
-    blocks = [
-        found.summary(),
-        _table(CLASS_HEADER, class_rows(found)),
-        _table(["params that differ", "A", "B"], [[n, _cut(a), _cut(b)] for n, a, b in found.params]),
-    ]
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+    return _join(found.summary(), _table(CLASS_HEADER, class_rows(found)), _params_table(found))
 
 
 def families_page(found: FamilyComparison) -> str:
     """The comparison of two families as a page, HTML."""
-    scores = {f"{side}: {one.name}": one.right.mean(axis=1) for side, one in (("A", found.a), ("B", found.b))}
+    scores = {f"{side}: {one.name}": one.accuracies for side, one in (("A", found.a), ("B", found.b))}
     spreads = {name: mean_interval(values) for name, values in scores.items()}
     figure = training_figures.seed_scores(
         {name: list(values) for name, values in scores.items()},
@@ -96,21 +89,12 @@ def families_page(found: FamilyComparison) -> str:
 
 def score_rows(found: Comparison) -> list[list[str]]:
     """Cells of the scores: name, A, B, difference, interval."""
-    return [
-        [name, f"{row['a']:.4f}", f"{row['b']:.4f}", f"{row['difference']:+.4f}", _interval(row)]
-        for name, row in found.scores.items()
-    ]
+    return [[name, *_figures(row)] for name, row in found.scores.items()]
 
 
 def class_rows(found: Comparison | FamilyComparison) -> list[list[str]]:
     """Cells of the recalls: class, images, A, B, difference, interval, p."""
-    return [
-        [
-            row["class"], f"{row['images']:,}", f"{row['a']:.4f}", f"{row['b']:.4f}", f"{row['difference']:+.4f}",
-            _interval(row), f"{row['p']:.2g}",
-        ]
-        for row in found.classes
-    ]  # fmt: skip
+    return [[row["class"], f"{row['images']:,}", *_figures(row), f"{row['p']:.2g}"] for row in found.classes]
 
 
 def cost_rows(found: Comparison) -> list[list[str]]:
@@ -122,38 +106,34 @@ def cost_rows(found: Comparison) -> list[list[str]]:
     ]
 
 
-def _pictures(found: Comparison, prepared_dir: Path) -> tuple[Any, str]:
+def _pictures(found: Comparison) -> tuple[Any, str]:
     """The images of the test split, uint8 (N, H, W, C), or None and why they are not there."""
     try:
-        prepared = load_prepared(prepared_dir)
+        prepared = load_prepared()
         split = prepared.split("test")
     except UserError:
-        return None, f"{prepared_dir} is not there"
+        return None, f"{PREPARED} is not there"
     digest = found.a.test_digest or found.b.test_digest
     if split.files != found.a.files or (digest and digest != prepared.split_digests["test"]):
-        return None, f"{prepared_dir} holds another test split now"
+        return None, f"{PREPARED} holds another test split now"
     return split.images, ""
 
 
 def _face(found: Comparison, row: int, image: Any) -> dict[str, Any]:
     """What is shown of a sample."""
     names = found.a.class_names
-    answers = [
-        {
-            "label": names[side.preds[row]],
-            "prob": float(side.probs[row, side.preds[row]]),
-            "right": bool(side.right[row]),
-        }
-        for side in (found.a, found.b)
-    ]
-    return {
-        "picture": html.thumbnail(image), "file": found.a.files[row], "label": names[found.a.targets[row]],
-        "answers": answers,
-    }  # fmt: skip
+    answers = []
+    for side in (found.a, found.b):
+        pred = side.preds[row]
+        answers.append({"label": names[pred], "prob": float(side.probs[row, pred]), "right": bool(side.right[row])})
+    about = {"file": found.a.files[row], "label": names[found.a.targets[row]]}
+    return about | {"picture": html.thumbnail(image), "answers": answers}
 
 
-def _interval(row: dict[str, Any]) -> str:
-    return f"{row['low']:+.4f} to {row['high']:+.4f}" if "low" in row else ""
+def _figures(row: dict[str, Any]) -> list[str]:
+    """Cells of A, B, difference, interval."""
+    interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
+    return [f"{row['a']:.4f}", f"{row['b']:.4f}", f"{row['difference']:+.4f}", interval]
 
 
 def _figure(value: float | None) -> str:
@@ -162,21 +142,23 @@ def _figure(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _cut(value: str, limit: int = 40) -> str:
-    return value if len(value) <= limit else value[: limit - 3] + "..."
+def _params_table(found: Comparison | FamilyComparison) -> list[str]:
+    """Lines of the params that differ, long values cut."""
+    rows = [[name, *(one if len(one) <= 40 else f"{one[:37]}..." for one in sides)] for name, *sides in found.params]
+    return _table(["params that differ", "A", "B"], rows)
+
+
+def _join(*blocks: list[str]) -> str:
+    """Blocks of lines, with an empty line between; empty ones vanish."""
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Aligned lines, the first column and text to the left and figures to the right; none without rows."""
     if not rows:
         return []
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    numeric = header[1:] and header[0] != "params that differ"
-    return [
-        "  ".join(
-            cell.rjust(width) if i and numeric else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    numeric, columns = header[0] != "params that differ", []
+    for i, column in enumerate(zip(header, *rows, strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.rjust(width) if i and numeric else cell.ljust(width) for cell in column])
+    return ["  ".join(line).rstrip() for line in zip(*columns)]

@@ -5,7 +5,6 @@ Everything that the gate looked at, its decision and who asked for it are tags o
 """
 
 import tempfile
-from contextlib import ExitStack
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,11 +73,8 @@ def promote(version: int | None = None, force: bool = False, reason: str | None 
         if not verdict.passed:
             found = f"forced by {find_user()}: {reason} (against: {'; '.join(verdict.reasons)})"
         _record(client, number, verdict, f"champion: {found}", champion, forced=reason if force else None)
-        return Outcome(
-            number,
-            True,
-            f"Version {number} is champion: {found}.{_told(verdict)} Restart servers to load it.",
-        )
+        text = f"Version {number} is champion: {found}.{_told(verdict)} Restart servers to load it."
+        return Outcome(number, True, text)
 
 
 def measure(client: "MlflowClient", versions: "list[ModelVersion]") -> list[tuple[float | None, float | None]] | None:
@@ -87,12 +83,11 @@ def measure(client: "MlflowClient", versions: "list[ModelVersion]") -> list[tupl
     Returns:
         Milliseconds of an answer and megabytes of the file, for each; None if not all of them can be loaded here.
     """
-    with ExitStack() as stack:
-        models, sizes = [], []
+    models, sizes = [], []
+    with tempfile.TemporaryDirectory(prefix="hyojo-promote-") as scratch:
         try:
             for version in versions:
-                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hyojo-promote-")))
-                folder = registry.fetch_bundle(client, version, scratch)
+                folder = registry.fetch_bundle(client, version, Path(scratch) / str(version.version))
                 sizes.append(graphs.served_file(folder)[1].stat().st_size / 1e6)
                 models.append(latency.open_model(folder))
             return list(zip(latency.measure_ms(models), sizes))
@@ -120,7 +115,7 @@ def _judge(
         )
         for side, version, (latency_ms, size_mb) in zip(sides, both, found)
     ]
-    verdict = gate.judge(*evidence, params)
+    verdict = gate.judge(evidence[0], evidence[1], params)
     verdict.figures["costs"] = "measured" if measured else "recorded"
     for name, side in zip(("latency_ms", "champion_latency_ms"), evidence):
         if side.latency_ms:
@@ -152,21 +147,14 @@ def _told(verdict: gate.Verdict) -> str:
 
 
 def _record(
-    client: "MlflowClient",
-    number: int,
-    verdict: gate.Verdict,
-    decision: str,
-    champion: int | None,
-    *,
-    forced: str | None = None,
+    client: "MlflowClient", number: int, verdict: gate.Verdict, decision: str, champion: int | None, **more: str | None
 ) -> None:
     """Write the decision and all it rests on as tags of the version, in place of an earlier one's."""
     tags = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in verdict.figures.items()}
     tags |= {"by": find_user(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    tags |= {"notes": "; ".join(verdict.notes)} if verdict.notes else {}
-    tags |= {"reasons": "; ".join(verdict.reasons)} if verdict.reasons else {}
+    more |= {"notes": "; ".join(verdict.notes), "reasons": "; ".join(verdict.reasons)}
+    tags |= {name: text for name, text in more.items() if text}
     tags |= {"champion": str(champion)} if champion is not None else {}
-    tags |= {"forced": forced} if forced else {}
     for name in client.get_model_version(MODEL, str(number)).tags:
         if name.startswith(GATE) and name.removeprefix(GATE) not in tags:
             client.delete_model_version_tag(MODEL, str(number), name)

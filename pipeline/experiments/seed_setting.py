@@ -4,14 +4,17 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from pipeline.core.dvc_file import DVC_FILE, read_stage
 from pipeline.core.errors import UserError
 from pipeline.core.params import Params, flatten
 from pipeline.core.params_file import apply_overrides, parse_params, read_text
 from pipeline.core.paths import PARAMS
+from pipeline.tracking.origin import git
 
 STAGES = ("prepare", "train", "evaluate")
 FREE = {"train": {"seed", "device", "devices"}}
@@ -25,16 +28,22 @@ class Setting:
         params: All params; the seed in them says nothing.
         overrides: How ``dvc exp run -S`` gets there from ``params.yaml``.
         name: Of the family.
+        inputs: What in git decides a result beside the params: code and, where git has it, the source.
     """
 
     params: Params
     overrides: list[str]
     name: str
+    inputs: list[str]
 
     @property
     def key(self) -> str:
-        """Digest of what decides a seed's result, but for seed, code and data."""
-        return hashlib.sha256(json.dumps(pick_decisive(self.params), sort_keys=True).encode()).hexdigest()
+        """Digest of the params that decide a seed's result, but for the seed."""
+        return _hash_params(self.params)
+
+    def name_seed(self, seed: int) -> str:
+        """DVC's name of a seed's experiment."""
+        return f"{self.name}-{seed}"
 
     def flat_params(self) -> dict[str, str]:
         """Params of prepare and train, flat, without the seed."""
@@ -67,10 +76,12 @@ def read_setting(overrides: list[str], name: str | None) -> Setting:
                 f"`hyojo use {PARAMS} {key.strip()}=...` replaces it."
             )
         hydra.append(f"++{key.strip()}={hydra_value(parsed)}")
-    setting = Setting(params, hydra, name or "")
     if name is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", name):
         raise UserError(f"--name {name!r}: a name is a letter and then letters, digits, hyphens and underscores.")
-    return setting if name else Setting(params, hydra, f"seeds-{setting.key[:7]}")
+    source = params.prepare.source
+    code = [dep for stage in STAGES for dep in read_stage(stage)["deps"] if not dep.startswith("$")]
+    inputs = [str(DVC_FILE), *code, *([source] if git(Path.cwd(), "ls-files", "--", source) else [])]
+    return Setting(params, hydra, name or f"seeds-{_hash_params(params)[:7]}", inputs)
 
 
 def hydra_value(value: Any) -> str:
@@ -89,3 +100,7 @@ def hydra_value(value: Any) -> str:
 def pick_decisive(params: Params) -> dict[str, Any]:
     """Return what decides a result, but for the seed."""
     return {stage: getattr(params, stage).model_dump(exclude=FREE.get(stage)) for stage in STAGES}
+
+
+def _hash_params(params: Params) -> str:
+    return hashlib.sha256(json.dumps(pick_decisive(params), sort_keys=True).encode()).hexdigest()

@@ -1,56 +1,33 @@
 """Train a setting under several seeds: ``hyojo seeds 5``. Mean, standard deviation and interval of each score.
 
-Each seed is a DVC experiment and an MLflow run; a parent run ties these together. DVC's record says what is done, so
-an interrupted family goes on, and what changed is trained anew.
+Each seed is a DVC experiment and an MLflow run; a parent run ties these together. An experiment's commit says what it
+was made from, so an interrupted family goes on, and what changed is trained anew.
 """
 
 import json
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UserError
+from pipeline.core.params_file import parse_params
 from pipeline.core.paths import PARAMS
 from pipeline.core.project import project_root
 from pipeline.core.signals import StopRequest, stop_requests
-from pipeline.experiments.seed_setting import STAGES, Setting, pick_decisive, read_setting
+from pipeline.experiments.seed_setting import Setting, pick_decisive, read_setting
 from pipeline.experiments.seed_summary import TRAIN_TIME, format_summary, publish, read_figures
 from pipeline.tracking import dvc_experiments, families, runs
 from pipeline.tracking.dvc_experiments import Experiment
 from pipeline.tracking.families import Member
-from pipeline.tracking.origin import git
 from pipeline.tracking.store import connect, find_run
 
 # More would not fit the tag that names the members.
 MOST_SEEDS = 100
 AGAIN = "running `hyojo seeds` again"
-Runner = Callable[[Path, str, list[str], dict[str, str], StopRequest], int]
 
 
-@dataclass(frozen=True)
-class Seed:
-    """One seed of a setting, in the project at ``root``."""
-
-    root: Path
-    setting: Setting
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """DVC's name of it."""
-        return f"{self.setting.name}-{self.seed}"
-
-
-def train_seeds(
-    count: int,
-    start: int = 0,
-    overrides: list[str] | None = None,
-    name: str | None = None,
-    runner: Runner = dvc_experiments.run_experiment,
-) -> int:
+def train_seeds(count: int, start: int = 0, overrides: list[str] | None = None, name: str | None = None) -> int:
     """Train and evaluate seeds ``start`` to ``start + count - 1``, summarise the family, print the summary.
 
     Args:
@@ -58,7 +35,6 @@ def train_seeds(
         start: The first.
         overrides: ``key=value`` pairs on top of ``params.yaml``.
         name: Of the family; from the params if None.
-        runner: What runs an experiment.
 
     Returns:
         Exit status: 0, 1 if a seed failed, 128 + signal if stopped.
@@ -79,8 +55,7 @@ def train_seeds(
     try:
         with stop_requests() as stop:
             for seed in range(start, start + count):
-                wanted = Seed(root, setting, seed)
-                if not (_is_done(wanted) or _run_seed(wanted, variables, runner, stop)):
+                if not (_is_done(root, setting, seed) or _run_seed(root, setting, seed, variables, stop)):
                     failed.append(seed)
                 if stop:
                     break
@@ -102,87 +77,49 @@ def train_seeds(
     return int(bool(failed))
 
 
-def _is_done(wanted: Seed) -> bool:
-    """Whether there is a result of a seed already, of today's params, code and data."""
-    former = dvc_experiments.find_experiments(wanted.root).get(wanted.name)
-    if former is None or not is_current(former, wanted, {}):
+def _is_done(root: Path, setting: Setting, seed: int) -> bool:
+    """Whether there is a result of a seed already; where git lacks the data, DVC says so, at the cost of a look."""
+    former = dvc_experiments.find_experiments(root).get(setting.name_seed(seed))
+    if former is None or setting.params.prepare.source not in setting.inputs or not is_current(former, setting, seed):
         return False
-    print(f"{wanted.name} is there already.", flush=True)
+    print(f"{former.name} is there already.", flush=True)
     return True
 
 
-def _run_seed(wanted: Seed, variables: dict[str, str], runner: Runner, stop: StopRequest) -> bool:
+def _run_seed(root: Path, setting: Setting, seed: int, variables: dict[str, str], stop: StopRequest) -> bool:
     """Train and evaluate a seed; whether there is a result."""
+    name = setting.name_seed(seed)
     # DVC refuses a name twice; what it computed stays in the cache.
-    dvc_experiments.remove_experiment(wanted.root, wanted.name)
-    overrides = [*wanted.setting.overrides, f"++train.seed={wanted.seed}"]
-    status = runner(wanted.root, wanted.name, overrides, variables, stop)
-    made = dvc_experiments.find_experiments(wanted.root).get(wanted.name)
+    dvc_experiments.remove_experiment(root, name)
+    overrides = [*setting.overrides, f"++train.seed={seed}"]
+    status = dvc_experiments.run_experiment(root, name, overrides, variables, stop)
+    made = dvc_experiments.find_experiments(root).get(name)
     return status == 0 and made is not None and bool(made.text("reports/metrics.json"))
 
 
-def is_current(experiment: Experiment, wanted: Seed, digests: dict[str, str | None]) -> bool:
-    """Tell whether an experiment is what these params, code and data give, by DVC's record of it.
-
-    Args:
-        experiment: A finished one.
-        wanted: What it is to be.
-        digests: MD5 of deps by path, where known; those of other files are added, and a folder that is not known
-            makes an experiment one to run again, which DVC does at no cost if nothing changed.
-    """
-    lock, setting = experiment.lock(), wanted.setting
-    if any(stage not in lock for stage in STAGES) or not experiment.text("reports/metrics.json"):
-        return False
-    params = {stage: lock[stage]["params"][PARAMS.name][stage] for stage in STAGES}
+def is_current(experiment: Experiment, setting: Setting, seed: int) -> bool:
+    """Tell whether a finished experiment is what these params, and code and data as git has them, give."""
     try:
-        known = setting.params.model_validate({**setting.params.model_dump(), **params})
-    except ValueError:  # of an older version, with other keys
+        params = parse_params(experiment.text(str(PARAMS)))
+    except UserError:  # of an older version, with other keys
         return False
-    if known.train.seed != wanted.seed or pick_decisive(known) != pick_decisive(setting.params):
-        return False
-    made = {out["path"] for stage in STAGES for out in lock[stage]["outs"]}
-    for stage in STAGES:
-        for dep in lock[stage]["deps"]:
-            path = dep["path"]
-            if path in made:
-                continue
-            if path not in digests:
-                place = wanted.root / path
-                digests[path] = dvc_experiments.file_digest(place) if place.is_file() else None
-            if digests[path] != dep.get("md5"):
-                return False
-    return True
+    same = params.train.seed == seed and pick_decisive(params) == pick_decisive(setting.params)
+    return same and experiment.matches(setting.inputs) and bool(experiment.text("reports/metrics.json"))
 
 
 def find_members(root: Path, setting: Setting, client: Any) -> list[Member]:
     """Find the family's seeds that are of today's params, code and data, by seed; others are told and left out."""
-    digests: dict[str, str | None] = {}
     pattern = re.compile(re.escape(setting.name) + r"-(0|[1-9]\d*)")
-    named = {
-        int(match[1]): experiment
-        for name, experiment in dvc_experiments.find_experiments(root).items()
-        if (match := pattern.fullmatch(name))
-    }
-    # A folder's digest is DVC's to know: the newest record has it.
-    for experiment in sorted(named.values(), key=lambda one: _committed(root, one)):
-        for dep in experiment.lock().get("prepare", {}).get("deps", []):
-            if (root / dep["path"]).is_dir():
-                digests[dep["path"]] = dep.get("md5")
-    found, stale = [], []
-    for seed, experiment in sorted(named.items()):
-        if is_current(experiment, Seed(root, setting, seed), digests):
-            found.append(_member(experiment, seed, client))
-        else:
-            stale.append(seed)
-    if stale:
+    known = dvc_experiments.find_experiments(root)
+    named = {int(match[1]): known[name] for name in known if (match := pattern.fullmatch(name))}
+    alike = {seed: made for seed, made in named.items() if is_current(made, setting, seed)}
+    # What data git lacks is DVC's to know: the newest record has it.
+    digests = {seed: made.source_digest(setting.params.prepare.source) for seed, made in alike.items()}
+    found = sorted(seed for seed, digest in digests.items() if digest == [*digests.values()][-1])
+    if stale := sorted(named.keys() - found):
         seeds = ", ".join(map(str, stale))
         print(f"left out, since code or data changed after it was trained: seed {seeds}", file=sys.stderr)
-    return found
-
-
-def _committed(root: Path, experiment: Experiment) -> int:
-    """When an experiment was recorded, s."""
-    return int(git(root, "show", "-s", "--format=%ct", experiment.commit) or 0)
+    return [_member(alike[seed], seed, client) for seed in found]
 
 
 def _member(experiment: Experiment, seed: int, client: Any) -> Member:

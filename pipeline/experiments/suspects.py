@@ -31,12 +31,8 @@ from pipeline.train.trainer import build_trainer
 def find_label_suspects(folds: int, epochs: int | None) -> str:
     """Write the suspects among the project's prepared training labels into ``reports/``, and log them on MLflow.
 
-    Args:
-        folds: Into how many parts the training split is cut.
-        epochs: Of each training; None: ``train.epochs``.
-
-    Returns:
-        What came of it, in words.
+    The training split is cut into ``folds``; each net is trained for ``epochs``, or ``train.epochs``. Returns what
+    came of it, in words.
 
     Raises:
         UserError: Nothing is prepared, or folds or epochs that cannot be.
@@ -50,12 +46,7 @@ def find_label_suspects(folds: int, epochs: int | None) -> str:
     accuracy = float((probs.argmax(axis=1) == split.targets).mean())
     write_csv(TABLE, table)
     write_text(PAGE, render(table, {"train": split}, TABLE.name))
-    summary = {
-        "data_digest": prepared.digest,
-        "images": len(split),
-        "doubted": len(table),
-        "accuracy": accuracy,
-    }
+    summary = {"data_digest": prepared.digest, "images": len(split), "doubted": len(table), "accuracy": accuracy}
     write_json(SUMMARY, summary | {"folds": folds, "epochs": params.epochs})
     log_suspects()
     return (
@@ -90,19 +81,14 @@ def shorten(params: TrainParams, epochs: int) -> TrainParams:
 
     schedule, mixing = params.schedule, params.mixing
     stretches = {moved(stretch.epoch): stretch for stretch in params.progressive}
-    return params.model_copy(
-        update={
-            "epochs": epochs,
-            "schedule": schedule.model_copy(
-                update={
-                    "warmup_epochs": schedule.warmup_epochs * ratio,
-                    "decay_epochs": schedule.decay_epochs * ratio,
-                }
-            ),
-            "mixing": mixing.model_copy(update={"off_epoch": mixing.off_epoch and moved(mixing.off_epoch)}),
-            "progressive": [stretch.model_copy(update={"epoch": epoch}) for epoch, stretch in stretches.items()],
-        }
-    )
+    lengths = {name: getattr(schedule, name) * ratio for name in ("warmup_epochs", "decay_epochs")}
+    changes = {
+        "epochs": epochs,
+        "schedule": schedule.model_copy(update=lengths),
+        "mixing": mixing.model_copy(update={"off_epoch": mixing.off_epoch and moved(mixing.off_epoch)}),
+        "progressive": [stretch.model_copy(update={"epoch": epoch}) for epoch, stretch in stretches.items()],
+    }
+    return params.model_copy(update=changes)
 
 
 def twin_groups(prepared: Prepared) -> np.ndarray:
@@ -174,17 +160,9 @@ def judge(classifier: model.Classifier, params: TrainParams, images: np.ndarray)
 
 
 def held_out_probs(params: TrainParams, prepared: Prepared, split: Split, groups: np.ndarray, folds: int) -> np.ndarray:
-    """Judge every image by a net that has seen neither it nor its twins.
+    """Judge every image by a net that has seen neither it nor its twins: probabilities, float32 (N, K).
 
-    Args:
-        params: The train section, of each net.
-        prepared: What the images are of.
-        split: All images.
-        groups: Sets of twins, integers (N,).
-        folds: Into how many parts they are cut, which is the number of nets.
-
-    Returns:
-        Probabilities, float32 (N, K).
+    Arguments as ``train_on`` and ``cut_folds``.
 
     Raises:
         UserError: Too many folds for the data, or a training fails.

@@ -42,11 +42,7 @@ class Measurement:
 
 
 def fastest_settings(params: TrainParams, seconds: float = 8.0) -> tuple[dict, list[Measurement]]:
-    """Measure dtypes and layouts, then batch sizes, each against the others in turn.
-
-    Args:
-        params: The train section; the rest of it stays as it is.
-        seconds: About how long the measuring may take, set-up aside.
+    """Measure dtypes and layouts, then batch sizes, each against the others in turn, for ``seconds`` without set-up.
 
     Returns:
         The fastest of ``amp``, ``channels_last`` and ``batch_size``, and all that was measured.

@@ -29,6 +29,16 @@ class Family:
     samples: list[tuple[str, str]]
     test_digests: set[str]
 
+    @property
+    def accuracies(self) -> np.ndarray:
+        """Each seed's, floats (S,)."""
+        return self.right.mean(axis=1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What tells it from another, for JSON."""
+        about = {"name": self.name, "run_id": self.run_id, "seeds": self.seeds}
+        return about | {"test_accuracy": self.accuracies.tolist()}
+
 
 @dataclass(frozen=True)
 class FamilyComparison:
@@ -57,14 +67,9 @@ class FamilyComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
-        sides = {
-            side: {
-                "name": family.name, "run_id": family.run_id, "seeds": family.seeds,
-                "test_accuracy": family.right.mean(axis=1).tolist(),
-            }
-            for side, family in (("a", self.a), ("b", self.b))
-        }  # fmt: skip
-        return sides | {
+        return {
+            "a": self.a.as_dict(),
+            "b": self.b.as_dict(),
             "samples": len(self.a.samples),
             "accuracy": asdict(self.accuracy),
             "classes": self.classes,
@@ -76,7 +81,7 @@ class FamilyComparison:
         """What was found of the accuracy, in lines."""
         found, lines = self.accuracy, []
         for side, family in (("A", self.a), ("B", self.b)):
-            accuracy = family.right.mean(axis=1)
+            accuracy = family.accuracies
             lines.append(
                 f"{side}: {family.name}, {len(accuracy)} seeds: "
                 f"test accuracy {accuracy.mean():.4f} (sd {accuracy.std(ddof=1):.4f})"
@@ -93,11 +98,7 @@ class FamilyComparison:
 
 
 def find_pair(a: str, b: str) -> tuple["Run", "Run"] | None:
-    """The parent runs that two names stand for; None if neither is of a family.
-
-    Args:
-        a: A family's name, or its parent run's id or name.
-        b: Another's.
+    """The parent runs that two names, ids or run names of families stand for; None if neither is of a family.
 
     Raises:
         UserError: One is a family and the other is not.
@@ -170,11 +171,5 @@ def _read_family(client: "MlflowClient", parent: "Run") -> Family:
         digests |= {found.test_digest} - {None}
     if any(one != samples[0] for one in samples):
         raise UserError(f"the seeds of {name} were not tested on the same samples. Run `hyojo seeds` again.")
-    return Family(
-        name=name,
-        run_id=parent.info.run_id,
-        seeds=list(members),
-        right=np.array(rows),
-        samples=samples[0],
-        test_digests=digests,
-    )
+    about = name, parent.info.run_id, list(members)
+    return Family(*about, right=np.array(rows), samples=samples[0], test_digests=digests)

@@ -85,11 +85,6 @@ def compare(a: Contender, b: Contender) -> Comparison:
     sds = (b.seed_sd, a.seed_sd)
     if sds != (None, None):
         test["p_seeds"] = gate.find_p_value(b.right, a.right, "two-sided", sds, (b.seed_runs, a.seed_runs))
-    samples = {
-        "fixed": np.flatnonzero(~a.right & b.right),
-        "broken": np.flatnonzero(a.right & ~b.right),
-        "still wrong": np.flatnonzero(~a.right & ~b.right),
-    }
     classes = {name: a.targets == k for k, name in enumerate(a.class_names) if (a.targets == k).any()}
     return Comparison(
         a=a,
@@ -100,7 +95,7 @@ def compare(a: Contender, b: Contender) -> Comparison:
         classes=compare_recalls(b.right, a.right, classes, lambda b, a: (*difference_interval(b, a), mcnemar(b, a))),
         params=_params(a, b),
         costs=_costs(a, b),
-        samples=_ordered(a, b, samples),
+        samples=_sort_samples(a, b),
     )
 
 
@@ -195,9 +190,14 @@ def _costs(a: Contender, b: Contender) -> list[tuple[str, float | None, float | 
     return rows
 
 
-def _ordered(a: Contender, b: Contender, samples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _sort_samples(a: Contender, b: Contender) -> dict[str, np.ndarray]:
     """Each kind with the most telling first: the largest change of the label's probability, or B's surest mistakes."""
     every = np.arange(len(a.targets))
     change = np.abs(b.probs[every, a.targets] - a.probs[every, a.targets])
-    order = {"fixed": change, "broken": change, "still wrong": b.probs[every, b.preds]}
-    return {name: rows[np.argsort(-order[name][rows], kind="stable")] for name, rows in samples.items()}
+    kinds = {
+        "fixed": (~a.right & b.right, change),
+        "broken": (a.right & ~b.right, change),
+        "still wrong": (~a.right & ~b.right, b.probs[every, b.preds]),
+    }
+    rows = {name: np.flatnonzero(mask) for name, (mask, _) in kinds.items()}
+    return {name: own[np.argsort(-kinds[name][1][own], kind="stable")] for name, own in rows.items()}

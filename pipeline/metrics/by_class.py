@@ -13,19 +13,11 @@ from pipeline.metrics.selection import check_labels
 
 
 def per_class(targets: np.ndarray, preds: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
-    """Return one row a class, in the order of ``class_names``.
-
-    Args:
-        targets: Class indices, integers (N,).
-        preds: Predicted class indices, integers (N,).
-        class_names: The K class names.
+    """Return one row a class, in the order of ``class_names``; arguments as ``confusion``.
 
     Returns:
         Columns ``class``, ``precision``, ``recall``, ``f1`` (float64; 0 where undefined) and
         ``support`` (int64: how many of ``targets`` are of the class).
-
-    Raises:
-        ValueError: If lengths differ, the split is empty or an index is outside [0, K).
     """
     matrix = confusion(targets, preds, len(class_names))
     right, called, actual = np.diagonal(matrix), matrix.sum(axis=0), matrix.sum(axis=1)
@@ -61,15 +53,9 @@ def confusion(targets: np.ndarray, preds: np.ndarray, num_classes: int) -> np.nd
 
 
 def worst_mistakes(targets: np.ndarray, probs: np.ndarray, count: int) -> np.ndarray:
-    """Return the rows of the wrong predictions of which the model was surest, the surest first.
+    """Return the rows of the wrong predictions of which the model was surest, int64 (M,), ``count`` at most.
 
-    Args:
-        targets: Class indices, integers (N,).
-        probs: Class probabilities, floats (N, K).
-        count: How many at most.
-
-    Returns:
-        Row indices, int64 (M,) with M <= ``count``; equally sure ones stand in the order of rows.
+    The surest comes first; equally sure ones stand in the order of rows. ``probs`` are floats (N, K).
     """
     preds = probs.argmax(axis=1)
     wrong = np.flatnonzero(preds != targets)

@@ -3,6 +3,8 @@
 Temperature scaling and the expected calibration error are those of C. Guo et al., "On calibration of modern neural
 networks", 2017, https://arxiv.org/abs/1706.04599; selective classification follows Y. Geifman and R. El-Yaniv,
 "Selective classification for deep neural networks", 2017, https://arxiv.org/abs/1705.08500.
+
+Everywhere ``targets`` are class indices, integers (N,), and ``probs`` class probabilities, floats (N, K).
 """
 
 from typing import Any
@@ -23,12 +25,8 @@ _RANGE = (np.log(0.05), np.log(20.0))  # of log temperatures
 def temper(probs: np.ndarray, temperature: float) -> np.ndarray:
     """Divide the logits behind probabilities by a temperature; the order of the classes stays.
 
-    Args:
-        probs: Class probabilities, floats (N, K).
-        temperature: Above 1 makes them less sure.
-
     Returns:
-        float64 (N, K), rows summing to 1; ``probs`` itself at temperature 1.
+        float64 (N, K), rows summing to 1, less sure above temperature 1; ``probs`` itself at temperature 1.
     """
     if temperature == 1:
         return probs
@@ -38,11 +36,7 @@ def temper(probs: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(targets: np.ndarray, probs: np.ndarray) -> float:
-    """Find the temperature under which probabilities explain the labels best (least NLL).
-
-    Args:
-        targets: Class indices, integers (N,), of samples that were not trained on.
-        probs: Class probabilities, floats (N, K).
+    """Find the temperature under which probabilities explain the labels best (least NLL), not of the training's.
 
     Returns:
         The temperature, rounded to 4 places; 1 with fewer than ``MIN_SAMPLES`` samples.
@@ -67,8 +61,8 @@ def calibration_report(
     """Put together ``reports/calibration.json``.
 
     Args:
-        targets: Class indices, integers (N,), of ``val``, on which all is chosen, and of ``test``.
-        plain: Class probabilities of both as the net gives them, floats (N, K).
+        targets: Of ``val``, on which all is chosen, and of ``test``.
+        plain: Probabilities of both as the net gives them.
         temperature: From ``fit_temperature``.
         risk: The part of answers that may be wrong.
 
@@ -82,11 +76,8 @@ def calibration_report(
     return {
         "temperature": temperature,
         "ece": {
-            name: {
-                "before": score_all(ece, targets[name], plain[name]),
-                "after": score_all(ece, targets[name], after[name]),
-            }
-            for name in targets
+            name: {when: score_all(ece, own, sides[name]) for when, sides in (("before", plain), ("after", after))}
+            for name, own in targets.items()
         },
         "abstain": {"risk": risk, "threshold": threshold, **at},
         "aurc": area_under(risk_coverage(targets["test"], after["test"])),
@@ -94,12 +85,7 @@ def calibration_report(
 
 
 def reliability(targets: np.ndarray, probs: np.ndarray, bins: int = BINS) -> pd.DataFrame:
-    """Tell for each range of confidence how often the model is right there.
-
-    Args:
-        targets: Class indices, integers (N,).
-        probs: Class probabilities, floats (N, K).
-        bins: Equal ranges of the top probability between 0 and 1.
+    """Tell for each of ``bins`` equal ranges of the top probability how often the model is right there.
 
     Returns:
         A row a bin: ``low``, ``high``, ``count`` (int64), ``confidence`` (mean top probability) and ``accuracy``, both
@@ -112,14 +98,8 @@ def reliability(targets: np.ndarray, probs: np.ndarray, bins: int = BINS) -> pd.
         confidence = np.bincount(place, top, bins) / count
         accuracy = np.bincount(place, probs.argmax(axis=1) == targets, bins) / count
     edges = np.linspace(0, 1, bins + 1)
-    columns = {
-        "low": edges[:-1],
-        "high": edges[1:],
-        "count": count,
-        "confidence": confidence,
-        "accuracy": accuracy,
-    }
-    return pd.DataFrame(columns)
+    columns = {"low": edges[:-1], "high": edges[1:], "count": count}
+    return pd.DataFrame(columns | {"confidence": confidence, "accuracy": accuracy})
 
 
 def ece(targets: np.ndarray, probs: np.ndarray, weights: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -146,10 +126,6 @@ def _bin_of(top: np.ndarray, bins: int) -> np.ndarray:
 def risk_coverage(targets: np.ndarray, probs: np.ndarray) -> pd.DataFrame:
     """Tell how often the model errs if it answers only where it is sure enough, for every such threshold.
 
-    Args:
-        targets: Class indices, integers (N,).
-        probs: Class probabilities, floats (N, K).
-
     Returns:
         A row for each distinct ``threshold`` on the top probability, falling: ``coverage``, the part of samples that
         it answers, and ``risk``, the part of these answers that is wrong.
@@ -173,13 +149,7 @@ def area_under(curve: pd.DataFrame) -> float:
 def threshold_for(targets: np.ndarray, probs: np.ndarray, risk: float) -> float | None:
     """Find the lowest threshold on the top probability whose answers are wrong no more often than a risk.
 
-    Args:
-        targets: Class indices, integers (N,), of samples that were not trained on.
-        probs: Calibrated class probabilities, floats (N, K).
-        risk: The part of answers that may be wrong.
-
-    Returns:
-        The threshold, rounded down to 6 places; None if no threshold keeps to the risk.
+    Rounded down to 6 places; None if no threshold keeps to the risk.
     """
     curve = risk_coverage(targets, probs)
     allowed = curve[curve["risk"] <= risk]

@@ -1,6 +1,7 @@
 """Two classifiers on the same samples: is the difference real? Pure functions on which answers were right.
 
-Samples on which both are right, or both wrong, say nothing about which is better; all lies in the others.
+Samples on which both are right, or both wrong, say nothing about which is better; all lies in the others. Everywhere
+``ours`` and ``theirs`` are the samples that either got right, bool (N,); a ``ValueError`` says that they are not.
 """
 
 from typing import Literal
@@ -20,12 +21,9 @@ def mcnemar(ours: np.ndarray, theirs: np.ndarray, alternative: Alternative = "tw
     exact, from the binomial distribution of the samples that only one of them got right.
 
     Args:
-        ours: Which samples the one got right, bool (N,).
-        theirs: Which the other got right, bool (N,).
+        ours: The one's right answers.
+        theirs: The other's.
         alternative: ``greater``: the one is right more often; ``less``: less often; or either.
-
-    Raises:
-        ValueError: If they are not two boolean arrays of one positive length.
     """
     ours, theirs = _checked(ours, theirs)
     gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
@@ -80,16 +78,6 @@ def difference_interval(
 
     Samples are drawn with both answers to them. Only the numbers gained and lost matter, so a resample of N samples is
     one draw from a multinomial distribution.
-
-    Args:
-        ours: Which samples the one got right, bool (N,).
-        theirs: Which the other got right, bool (N,).
-        coverage: Of the interval, in (0, 1).
-        resamples: How many are drawn.
-        seed: Of the draws.
-
-    Raises:
-        ValueError: If they are not two boolean arrays of one positive length.
     """
     ours, theirs = _checked(ours, theirs)
     count = len(ours)

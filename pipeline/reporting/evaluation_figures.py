@@ -69,12 +69,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 @styled
 def per_class_bars(table: pd.DataFrame) -> Figure:
-    """Draw precision, recall and F1 of every class, with its support.
-
-    Args:
-        table: Columns ``class``, ``precision``, ``recall``, ``f1``, ``support``, as
-            ``by_class.per_class`` returns them.
-    """
+    """Draw precision, recall and F1 of every class, with its support, as ``by_class.per_class`` returns them."""
     num_classes = len(table)
     figure = new_figure(7.6, 1.5 + 0.62 * num_classes)
     axes = figure.subplots()
@@ -152,9 +147,7 @@ def worst_mistakes(
 def reliability(tables: Mapping[str, pd.DataFrame], temperature: float) -> Figure:
     """Draw how often the model is right against how sure it is, before and after temperature scaling.
 
-    Args:
-        tables: ``before`` and ``after``, as ``calibration.reliability`` returns them.
-        temperature: What lies between them.
+    ``tables`` are ``before`` and ``after``, as ``calibration.reliability`` returns them.
     """
     figure = new_figure(6, 5)
     axes, counts = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
@@ -173,11 +166,9 @@ def reliability(tables: Mapping[str, pd.DataFrame], temperature: float) -> Figur
 
 @styled
 def risk_coverage(curve: pd.DataFrame, chosen: Mapping[str, float] | None) -> Figure:
-    """Draw the part of wrong answers against the part of images answered.
+    """Draw the part of wrong answers against the part of images answered, as ``calibration.risk_coverage`` has them.
 
-    Args:
-        curve: As ``calibration.risk_coverage`` returns it.
-        chosen: ``coverage`` and ``risk`` at the served threshold, if there is one.
+    ``chosen`` is ``coverage`` and ``risk`` at the served threshold, if there is one.
     """
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
@@ -185,20 +176,17 @@ def risk_coverage(curve: pd.DataFrame, chosen: Mapping[str, float] | None) -> Fi
     if chosen and "risk" in chosen:
         axes.plot(chosen["coverage"], chosen["risk"], "o", color=VERMILLION, label="served threshold")
         axes.legend()
-    axes.set(
-        xlim=(0, 1), ylim=(0, None), title="Risk and coverage, test",
-        xlabel="coverage: part of the images answered", ylabel="risk: part answered wrongly",
-    )  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, None), title="Risk and coverage, test")
+    axes.set(xlabel="coverage: part of the images answered", ylabel="risk: part answered wrongly")
     axes.grid()
     return figure
 
 
 @styled
 def robustness(table: pd.DataFrame) -> Figure:
-    """Draw the accuracy that is left under each corruption, from as they are (0) to the strongest.
+    """Draw the accuracy that is left under each corruption, from pictures as they are (0) to the strongest.
 
-    Args:
-        table: As ``robustness.measure`` returns it, with rows; those of level 0 are the pictures as they are.
+    ``table`` is as ``robustness.measure`` returns it, with rows.
     """
     figure = new_figure(6, 4.4)
     axes = figure.add_subplot()
@@ -208,10 +196,8 @@ def robustness(table: pd.DataFrame) -> Figure:
         whole = pd.concat([clean, lines])
         axes.plot(whole["level"], whole["accuracy"], color=colour, marker=marker, markersize=4, label=name)
     axes.axhline(float(clean["accuracy"].iloc[0]), color=GREY, linewidth=1, linestyle="--")
-    axes.set(
-        ylim=(0, 1), xlabel="strength", ylabel="accuracy",
-        title=f"Pictures made worse, {int(clean['images'].iloc[0]):,} test images",
-    )  # fmt: skip
+    title = f"Pictures made worse, {int(clean['images'].iloc[0]):,} test images"
+    axes.set(ylim=(0, 1), xlabel="strength", ylabel="accuracy", title=title)
     axes.grid(axis="y")
     axes.legend(ncols=2, fontsize=9)
     return figure

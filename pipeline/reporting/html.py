@@ -17,10 +17,13 @@ HEAT_COLOUR, HEAT_OPACITY = (255, 110, 0), 0.7
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in one of the ``TEMPLATES``; what it is given is text, and never becomes markup."""
-    loader = jinja2.FileSystemLoader(TEMPLATES)
+    """Fill in one of the ``TEMPLATES``; in HTML, what it is given is text and never becomes markup."""
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: name is None or not name.endswith(".md"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     return environment.get_template(template).render(**values)
 

@@ -76,16 +76,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write a figure as PNG, at one stroke, with nothing in it that varies.
-
-    Args:
-        figure: What a function in ``@styled`` returned.
-        path: A ``.png`` file; replaced if there.
-
-    Raises:
-        ValueError: If ``path`` does not end in ``.png``.
-        OSError: If it cannot be written.
-    """
+    """Write a figure as PNG, at one stroke, with nothing in it that varies; another suffix is a ``ValueError``."""
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"a figure is saved as .png, not as {path.name!r}")
@@ -94,20 +85,16 @@ def save(figure: Figure, path: Path | str) -> None:
         figure.savefig(scratch, format="png", metadata={"Software": None})
 
 
-def to_svg(figure: Figure, name: str, label: str, width_in: float = 4.6, height_in: float = 3.4) -> str:
-    """Draw a figure as SVG to be put into a page, whose colours it takes: it suits light and dark ones.
+def to_svg(figure: Figure, name: str, label: str, height_in: float) -> str:
+    """Draw a figure as an ``svg`` element of a page, whose colours it takes: it suits light and dark ones.
 
     Args:
-        figure: What a function of this module returned.
+        figure: What a function in ``@styled`` returned.
         name: Letters; unlike that of any other figure of the page.
         label: What the figure shows, for those who do not see it.
-        width_in: Small enough that a phone does not shrink the letters.
-        height_in: Of the drawing, too.
-
-    Returns:
-        An ``svg`` element; equal input gives equal text.
+        height_in: Of the drawing.
     """
-    figure.set_size_inches(width_in, height_in)
+    figure.set_size_inches(4.6, height_in)  # so narrow that a phone does not shrink the letters
     buffer = io.StringIO()
     with _style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hyojo"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -81,12 +81,7 @@ def seed_scores(
 
 @styled
 def lr_range(curve: pd.DataFrame, suggestion: float) -> Figure:
-    """Draw a learning-rate range test.
-
-    Args:
-        curve: Columns ``lr``, ``loss`` and ``smoothed``.
-        suggestion: The rate to mark.
-    """
+    """Draw a learning-rate range test: columns ``lr``, ``loss`` and ``smoothed``, and the rate to mark."""
     figure = new_figure(7, 4)
     axes = figure.add_subplot()
     axes.plot(curve["lr"], curve["loss"], color=GREY, alpha=0.4, linewidth=1, label="loss of each update")

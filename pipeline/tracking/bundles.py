@@ -17,12 +17,7 @@ def log_bundle(bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float] | N
     """Put the served model, its card and its costs onto a run, the files once for each bundle digest.
 
     The first model of a run lies in ``model/``, another one in a folder of its own: a registered version is what
-    lies in its folder, and has to stay what it is.
-
-    Args:
-        bundle_dir: What export wrote.
-        pyfunc_dir: What MLflow is to serve.
-        metrics: Figures that no file holds, such as ``cost/latency_ms``.
+    lies in its folder, and has to stay what it is. ``metrics`` are those that no file holds, such as latency.
     """
     bundle = BundleFile.load(bundle_dir)
     digest = bundle.digest

@@ -3,7 +3,6 @@
 Files are read from git's refs, where DVC keeps an experiment's commit: no checkout, no change to the work tree.
 """
 
-import hashlib
 import os
 import shlex
 import signal
@@ -42,7 +41,16 @@ class Experiment:
 
     def lock(self) -> dict[str, Any]:
         """Stages of its ``dvc.lock``."""
-        return (YAML(typ="safe").load(self.text("dvc.lock")) or {}).get("stages", {})
+        return dict((YAML(typ="safe").load(self.text("dvc.lock")) or {}).get("stages", {}))
+
+    def matches(self, paths: list[str]) -> bool:
+        """Whether these are in its commit what they are in the work tree, untracked files aside."""
+        return git(self.root, *("diff", "--quiet", self.commit, "--"), *paths) is not None
+
+    def source_digest(self, source: str) -> str | None:
+        """The digest by which DVC knows what it was prepared from."""
+        deps = self.lock().get("prepare", {}).get("deps", [])
+        return next((dep.get("md5") for dep in deps if dep["path"] == source), None)
 
 
 def check_repository(root: Path) -> None:
@@ -59,10 +67,11 @@ def check_repository(root: Path) -> None:
 
 
 def find_experiments(root: Path) -> dict[str, Experiment]:
-    """All experiments of the repository by name; of two of one name, the one on the current commit, or any."""
+    """All experiments of the repository by name, oldest first; of two of one name the one on the current commit."""
     head = (git(root, "rev-parse", "HEAD") or "").strip()
     found: dict[str, Experiment] = {}
-    for line in (git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or "").splitlines():
+    listed = git(root, "for-each-ref", "--sort=committerdate", "--format=%(objectname) %(refname)", "refs/exps")
+    for line in (listed or "").splitlines():
         commit, ref = line.split(" ", 1)
         parts = ref.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
         if len(parts) != 5 or len(parts[2]) != 2 or len(parts[3]) != 38:
@@ -79,14 +88,8 @@ def remove_experiment(root: Path, name: str) -> None:
             git(root, "update-ref", "-d", line)
 
 
-def run_experiment(
-    root: Path,
-    name: str,
-    overrides: list[str],
-    variables: dict[str, str],
-    stop: StopRequest,
-) -> int:
-    """Run the stages up to evaluate as an experiment, in a temporary copy of the project.
+def run_experiment(root: Path, name: str, overrides: list[str], variables: dict[str, str], stop: StopRequest) -> int:
+    """Run the stages up to evaluate as an experiment, in a temporary copy of the project; returns DVC's exit status.
 
     Args:
         root: The project's.
@@ -94,9 +97,6 @@ def run_experiment(
         overrides: In Hydra's grammar, as ``dvc exp run -S`` takes them.
         variables: Added to the environment.
         stop: Once it is set, DVC is waited for, and ended if it takes long.
-
-    Returns:
-        DVC's exit status.
     """
     command = [sys.executable, "-m", "dvc", "exp", "run", "evaluate", "--temp", "--name", name]
     for override in overrides:
@@ -132,12 +132,6 @@ def check_source(root: Path, source: str) -> None:
             f"prepare.source: seeds are trained in a temporary copy of the project, which would lack {source}: neither "
             f"git nor DVC has it. Run `dvc add {source}`, or give its absolute path."
         )
-
-
-def file_digest(path: Path) -> str:
-    """The MD5 by which DVC knows a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def restore_run(experiment: Experiment) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.params import EvaluateParams
-from pipeline.core.paths import TRAINED
 from pipeline.core.project import project_lock
 from pipeline.core.stage_files import MetricsFile, RunFile
 from pipeline.metrics.table import HEADLINES
@@ -29,17 +28,11 @@ def evaluation_key(weights_sha256: str, params: EvaluateParams, data_digest: str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def log_reports(
-    metrics: MetricsFile, outs: Sequence[Path], key: str, test_digest: str | None, train_dir: Path = TRAINED
-) -> None:
+def log_reports(metrics: MetricsFile, outs: Sequence[Path], key: str, test_digest: str | None) -> None:
     """Mirror the reports on the MLflow run that ``metrics.json`` names, made if this store lacks it.
 
-    Args:
-        metrics: What ``metrics.json`` holds; each of its parts but ``TRAINING_PART`` is logged.
-        outs: The files and folders that evaluate wrote.
-        key: From ``evaluation_key``.
-        test_digest: Of the test split, if it is known: answers to the same one can be compared.
-        train_dir: What train wrote.
+    Each part of ``metrics.json`` but ``TRAINING_PART`` is logged. Answers to a split of the same ``test_digest`` can be
+    compared.
     """
     values = {
         f"{part}/{name}": value
@@ -50,29 +43,22 @@ def log_reports(
     files = {"evaluation": [out for out in outs if not out.is_dir()]}
     files |= {f"evaluation/{out.name}": sorted(out.iterdir()) for out in outs if out.is_dir()}
     tags = {EVALUATION_TAG: key} | ({TEST_DIGEST_TAG: test_digest} if test_digest else {})
-    log_evaluation(train_dir, metrics.run_id, values, files, tags)
+    log_evaluation(metrics.run_id, values, files, tags)
 
 
-def claim_run(train_dir: Path, key: str) -> str:
-    """Find the run that an evaluation belongs to.
+def claim_run(key: str) -> str:
+    """Find the run that an evaluation belongs to, by the id that files know it by; ``key`` from ``evaluation_key``.
 
     The training's own run, if it has no evaluation yet or this one; else a child run of its own, so that no
     figures are overwritten; a run missing from this store is rebuilt from the files. The run is claimed for this
     evaluation at once: another one of the same weights, at the same time, gets a run of its own.
-
-    Args:
-        train_dir: What train wrote.
-        key: Digest of all that determines the evaluation.
-
-    Returns:
-        The id that files know the run by.
     """
-    own = RunFile.load(train_dir).run_id
+    own = RunFile.load().run_id
 
     def locate() -> str:
         client = connect()
         with project_lock("evaluation"):
-            run = find_or_rebuild(client, train_dir)
+            run = find_or_rebuild(client)
             claimed = run.data.tags.get(EVALUATION_TAG)
             if claimed is None:
                 client.set_tag(run.info.run_id, EVALUATION_TAG, key)
@@ -85,38 +71,22 @@ def claim_run(train_dir: Path, key: str) -> str:
             )
             if children:
                 return children[0].data.tags.get(RUN_ID_TAG, children[0].info.run_id)
-            child = rebuild_run(client, train_dir, {families.PARENT_TAG: run.info.run_id, EVALUATION_TAG: key})
+            child = rebuild_run(client, {families.PARENT_TAG: run.info.run_id, EVALUATION_TAG: key})
             return child.info.run_id
 
-    return attempt(locate, "finding the run") or own
+    return str(attempt(locate, "finding the run") or own)
 
 
-def log_evaluation(
-    train_dir: Path,
-    run_id: str,
-    metrics: dict[str, float],
-    files: dict[str, list[Path]],
-    tags: dict[str, str],
-) -> None:
-    """Put an evaluation onto its run; a child run that this store lacks is made again.
-
-    Args:
-        train_dir: What train wrote.
-        run_id: From ``claim_run``.
-        metrics: Such as ``test/accuracy``.
-        files: Artifact folder to local files; ``""`` is the top.
-        tags: Such as the evaluation's key, under ``hyojo.evaluation``.
-    """
+def log_evaluation(run_id: str, metrics: dict[str, float], files: dict[str, list[Path]], tags: dict[str, str]) -> None:
+    """Put an evaluation onto its run, files by artifact folder; a child run that this store lacks is made again."""
 
     def log() -> None:
         client = connect()
         run = find_run(client, run_id)
         if run is None:
-            own = RunFile.load(train_dir).run_id
-            parent = find_or_rebuild(client, train_dir)
-            run = parent
-            if run_id != own:
-                run = rebuild_run(client, train_dir, {families.PARENT_TAG: parent.info.run_id}, run_id)
+            run = parent = find_or_rebuild(client)
+            if run_id != RunFile.load().run_id:
+                run = rebuild_run(client, {families.PARENT_TAG: parent.info.run_id}, run_id)
         log_files(client, run.info.run_id, files)
         log_metrics(client, run.info.run_id, metrics)
         for name, value in tags.items():
@@ -128,12 +98,7 @@ def log_evaluation(
 
 
 def describe_run(metrics: dict[str, float], tags: dict[str, str]) -> str:
-    """Return a run's description for MLflow's page, Markdown: headline scores, data, and how to have it again.
-
-    Args:
-        metrics: Of the evaluation, such as ``test/accuracy``.
-        tags: Of the run.
-    """
+    """Return a run's description for MLflow's page, Markdown: headline scores, data, and how to have it again."""
     named = {f"test/{name}": title for name, title in HEADLINES.items()}
     named |= {f"test_clean/{name}": f"{title} without twins" for name, title in HEADLINES.items()}
     scores = ", ".join(f"{label} {metrics[name]:.3f}" for name, label in named.items() if name in metrics)

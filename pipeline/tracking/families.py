@@ -31,14 +31,7 @@ PARENT_VARIABLE = "HYOJO_PARENT_RUN"
 
 @dataclass
 class Member:
-    """One seed that was trained and evaluated.
-
-    Attributes:
-        seed: Its ``stage.seed``.
-        experiment: DVC's name of it.
-        run_id: The id that its files know its MLflow run by.
-        figures: Headline metrics, such as ``test_accuracy``.
-    """
+    """A seed that was trained and evaluated, by DVC's name and its files' run id; figures such as ``test_accuracy``."""
 
     seed: int
     experiment: str
@@ -71,13 +64,7 @@ def is_family(run: "Run") -> bool:
 
 
 def open_family(client: "MlflowClient", name: str, key: str, params: dict[str, str]) -> "Run":
-    """The parent run of this name, made if there is none.
-
-    Args:
-        client: Of the store.
-        name: Of the family.
-        key: Digest of the settings that its seeds share.
-        params: These settings, flattened.
+    """The parent run of this name, made if there is none; ``key`` is the digest of the params that its seeds share.
 
     Raises:
         UserError: The name belongs to a family of other settings.
@@ -93,55 +80,28 @@ def open_family(client: "MlflowClient", name: str, key: str, params: dict[str, s
                     )
                 client.update_run(parent.info.run_id, "RUNNING")
                 return parent
-        tags = {
-            KIND_TAG: "seeds", NAME_TAG: name, KEY_TAG: key, "mlflow.source.name": "hyojo seeds",
-            "mlflow.source.type": "PROJECT",
-        }  # fmt: skip
+        tags = {KIND_TAG: "seeds", NAME_TAG: name, KEY_TAG: key}
+        tags |= {"mlflow.source.name": "hyojo seeds", "mlflow.source.type": "PROJECT"}
         parent = client.create_run(experiment_id(client), tags=tags, run_name=f"{params['train.backbone']} {name}")
         client.set_tag(parent.info.run_id, RUN_ID_TAG, parent.info.run_id)
         client.log_batch(parent.info.run_id, params=[Param(key, value) for key, value in params.items()])
         return client.get_run(parent.info.run_id)
 
 
-def tie(client: "MlflowClient", parent_id: str, run_id: str) -> bool:
-    """Make a run, or the training that it is an evaluation of, a child of the parent.
+def tie(client: "MlflowClient", parent_id: str, run_id: str) -> None:
+    """Make a run, or the training that it is an evaluation of, a child of the parent, if the store has it.
 
     A run has one parent: what is in another family already stays there, and is a member here by name alone.
-
-    Args:
-        client: Of the store.
-        parent_id: The parent's id in this store.
-        run_id: The id that files know the child by.
-
-    Returns:
-        Whether the store has the run.
     """
-    run = find_run(client, run_id)
-    if run is None:
-        return False
-    top = run
-    while (above := top.data.tags.get(PARENT_TAG)) and above != parent_id:
-        found = find_run(client, above)
-        if found is None:  # a parent that was deleted
-            break
-        if is_family(found):
-            return True
-        top = found
-    if top.data.tags.get(PARENT_TAG) != parent_id:
+    top = above = find_run(client, run_id)
+    while above is not None and not is_family(above):
+        top, above = above, find_run(client, above.data.tags.get(PARENT_TAG, ""))
+    if top is not None and above is None:
         client.set_tag(top.info.run_id, PARENT_TAG, parent_id)
-    return True
 
 
 def publish(client: "MlflowClient", parent_id: str, found: list[Member], files: list[Path], note: str) -> None:
-    """Put a family's summary onto its parent run; the members are tied to it first.
-
-    Args:
-        client: Of the store.
-        parent_id: The parent's id in this store.
-        found: All members.
-        files: Logged in the folder ``seeds``.
-        note: The run's description, Markdown.
-    """
+    """Put a family's summary onto its parent run: files into ``seeds``, a note in Markdown; members are tied to it."""
     for member in found:
         tie(client, parent_id, member.run_id)
     client.set_tag(parent_id, MEMBERS_TAG, json.dumps({str(member.seed): member.run_id for member in found}))

@@ -38,12 +38,7 @@ def hash_shipped_code() -> str:
 
 
 def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
-    """Save what MLflow serves: models-from-code, nothing pickled, one graph and the small int8 one if there is one.
-
-    Args:
-        bundle_dir: A finished bundle.
-        dest: Where the model goes; must not exist.
-    """
+    """Save what MLflow serves: models-from-code, nothing pickled, one graph and the small int8 one if there is one."""
     store.configure_mlflow()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow.pyfunc
@@ -79,12 +74,7 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
 def open_bundle(bundle_dir: Path, **config: Any) -> "PyFuncModel":
     """Open a bundle as the pyfunc that it would be once registered, without a copy of it being made.
 
-    Args:
-        bundle_dir: A finished bundle.
-        config: As in ``predictor.CONFIG``.
-
-    Raises:
-        FileNotFoundError: As ``predictor.Predictor``.
+    ``config`` is as in ``predictor.CONFIG``; errors are those of ``predictor.Predictor``.
     """
     store.configure_mlflow()
     import mlflow.pyfunc

@@ -64,26 +64,21 @@ def has_model(bundle_dir: Path | None = None) -> bool:
 def register(bundle_dir: Path | None = None) -> Outcome:
     """Make a version of a bundle, unless there is one; the first version ever becomes champion.
 
-    Args:
-        bundle_dir: What export wrote; None: where the stage leaves it.
-
     Raises:
         UserError: No bundle, or its run has no model (``hyojo sync`` puts it there).
     """
     bundle = BundleFile.load(bundle_dir)
     client = connect()
     with project_lock("registry"):
-        registered = versions(client)
+        registered, run = versions(client), _run_with_model(client, bundle)
         same = [version for version in registered if version.tags.get("hyojo.digest") == bundle.digest]
         if same:
             known = max(same, key=lambda version: int(version.version))
-            number = int(known.version)
             # What an older version of this program did not record yet.
-            for name, value in _tags(bundle, _run_with_model(client, bundle)).items():
+            for name, value in _tags(bundle, run).items():
                 if name not in known.tags:
                     client.set_model_version_tag(MODEL, known.version, name, value)
-            return Outcome(number, False, f"This bundle is version {number} of {MODEL} already.")
-        run = _run_with_model(client, bundle)
+            return Outcome(int(known.version), False, f"This bundle is version {known.version} of {MODEL} already.")
         if run is None:
             raise UserError("the bundle's MLflow run is not in this store, or lacks the model. Run `hyojo sync` first.")
         if not registered:
@@ -96,12 +91,12 @@ def register(bundle_dir: Path | None = None) -> Outcome:
             description=f"{bundle.backbone}, test accuracy {bundle.metrics['test']['accuracy']:.4f}",
         )
         number = int(created.version)
+        said = f"Registered version {number} of {MODEL}"
         if version_with_alias(client, CHAMPION) is not None:
-            message = f"Registered version {number} of {MODEL}. `hyojo promote {number}` makes it champion."
-            return Outcome(number, True, message)
+            return Outcome(number, True, f"{said}. `hyojo promote {number}` makes it champion.")
         crown(client, number, None)
         client.set_model_version_tag(MODEL, str(number), DECISION_TAG, "champion: the first version")
-        return Outcome(number, True, f"Registered version {number} of {MODEL}; the first, so it is champion.")
+        return Outcome(number, True, f"{said}; the first, so it is champion.")
 
 
 def rollback() -> Outcome:
@@ -224,10 +219,8 @@ def fetch_bundle(client: "MlflowClient", version: "ModelVersion", dest: Path) ->
 def find_version(client: "MlflowClient", name: str) -> "ModelVersion | None":
     """Find the registered version that a name stands for, if there is one.
 
-    Args:
-        client: Of the store.
-        name: A number (``3``, ``v3``), an alias (``champion``, ``@champion``), or a URI (``models:/hyojo/3``,
-            ``models:/hyojo@champion``), which may be of another model.
+    A number (``3``, ``v3``), an alias (``champion``, ``@champion``), or a URI (``models:/hyojo/3``,
+    ``models:/hyojo@champion``), which may be of another model.
     """
     from mlflow.exceptions import MlflowException
 
@@ -252,12 +245,7 @@ def versions(client: "MlflowClient") -> "list[ModelVersion]":
 
 def version_with_alias(client: "MlflowClient", alias: str) -> "ModelVersion | None":
     """The version that has an alias, if one has."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(MODEL, alias)
-    except MlflowException:
-        return None
+    return find_version(client, f"{PREFIX}{MODEL}@{alias}")
 
 
 def _create_model(client: "MlflowClient") -> None:
@@ -272,4 +260,4 @@ def _create_model(client: "MlflowClient") -> None:
 
 
 def _history(client: "MlflowClient") -> list[int]:
-    return json.loads(client.get_registered_model(MODEL).tags.get(FORMER_TAG, "[]"))
+    return list(json.loads(client.get_registered_model(MODEL).tags.get(FORMER_TAG, "[]")))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.paths import PARAMS, REPORTS
+from pipeline.core.paths import PARAMS, REPORTS, TRAINED
 from pipeline.core.stage_files import RunFile, WeightsFile
 from pipeline.tracking import families
 from pipeline.tracking.origin import find_user, git_tags, read_patch
@@ -48,13 +48,7 @@ class TrainingRun:
     """The MLflow run of a training job, opened or reopened; ``run_id`` stands even when MLflow is out of reach."""
 
     def __init__(self, params: dict[str, str], tags: dict[str, str], run_id: str | None = None) -> None:
-        """Open a run.
-
-        Args:
-            params: Flattened prepare and train params.
-            tags: Data digest and the like; git's and DVC's are added.
-            run_id: The run to go on with, after a crash.
-        """
+        """Open a run with flat params; git's and DVC's tags are added. After a crash, go on with that of ``run_id``."""
         self._params, self._tags = params, tags
         self._monitor: Any = None
         self._client: MlflowClient | None = None
@@ -110,19 +104,12 @@ class TrainingRun:
             attempt(lambda: self._client.set_tag(self._id, name, value), "setting a tag")
 
     def finish(self, status: str, directory: Path | None = None, metrics: dict[str, float] | None = None) -> None:
-        """End the run.
-
-        Args:
-            status: FINISHED, FAILED or KILLED.
-            directory: What train wrote; logged as ``train/``.
-            metrics: Final figures, such as the training time in seconds.
-        """
+        """End the run as FINISHED, FAILED or KILLED, with final figures; ``directory`` is logged as ``train/``."""
         if self._monitor is not None:
             attempt(self._monitor.finish, "ending the system metrics")
         if self._client is None:
             return
         client, run_id = self._client, self._id
-
         if directory is not None:
             attempt(lambda: client.log_artifacts(run_id, str(directory), "train"), "logging the weights")
         attempt(lambda: log_metrics(client, run_id, metrics or {}), "logging final figures")
@@ -136,11 +123,7 @@ def create_run(
     from mlflow.entities import Param
 
     name = " ".join(filter(None, (params.get("train.backbone"), os.environ.get("DVC_EXP_NAME"))))
-    own = {
-        "mlflow.user": find_user(),
-        "mlflow.source.name": "dvc.yaml",
-        "mlflow.source.type": "PROJECT",
-    }
+    own = {"mlflow.user": find_user(), "mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"}
     run = client.create_run(experiment_id(client), tags=own | families.environment_tags() | tags, run_name=name)
     run_id = run.info.run_id
     client.set_tag(run_id, RUN_ID_TAG, logical_id or run_id)
@@ -153,9 +136,7 @@ def _log_dataset(client: "MlflowClient", run_id: str, source: str, digest: str) 
     """Name the data in the UI's column for them; MLflow wants a digest of at most 36 characters."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    dataset = Dataset(
-        name=Path(source).name, digest=digest[:32], source_type="local", source=json.dumps({"uri": source})
-    )
+    dataset = Dataset(Path(source).name, digest[:32], "local", json.dumps({"uri": source}))
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
@@ -198,27 +179,26 @@ def fetch(client: "MlflowClient", run_id: str, path: str, dest: Path) -> Path:
     return Path(client.download_artifacts(run_id, path, str(dest)))
 
 
-def find_or_rebuild(client: "MlflowClient", train_dir: Path) -> "Run":
-    """Find the run of a training, or make it from the files that train wrote if this store does not know it."""
-    own = RunFile.load(train_dir).run_id
-    if run := find_run(client, own):
-        return run
-    return rebuild_run(client, train_dir, {REBUILT_TAG: "true"} | families.parent_tags(client, own), own)
+def find_or_rebuild(client: "MlflowClient") -> "Run":
+    """Find the run of the training, or make it from the files that train wrote if this store does not know it."""
+    own = RunFile.load().run_id
+    tags = {REBUILT_TAG: "true"}
+    return find_run(client, own) or rebuild_run(client, tags | families.parent_tags(client, own), own)
 
 
-def read_history(train_dir: Path) -> list[dict[str, float]]:
+def read_history() -> list[dict[str, float]]:
     """Read the rows of ``history.csv``."""
-    with (train_dir / "history.csv").open(newline="") as file:
+    with (TRAINED / "history.csv").open(newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def rebuild_run(client: "MlflowClient", train_dir: Path, tags: dict[str, str], logical_id: str | None = None) -> "Run":
+def rebuild_run(client: "MlflowClient", tags: dict[str, str], logical_id: str | None = None) -> "Run":
     """Make a finished run with all that a training's own run has, from its files; its git tags are of now."""
-    sidecar = WeightsFile.load(train_dir)
+    sidecar = WeightsFile.load()
     about = {"hyojo.data_digest": sidecar.data_digest, "hyojo.weights_sha256": sidecar.weights_sha256}
     run = create_run(client, sidecar.params, about | git_tags() | tags, logical_id)
-    log_epochs(client, run.info.run_id, read_history(train_dir))
-    client.log_artifacts(run.info.run_id, str(train_dir), "train")
+    log_epochs(client, run.info.run_id, read_history())
+    client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     log_files(client, run.info.run_id, {"": INPUTS})
     client.set_terminated(run.info.run_id, "FINISHED")
     return run

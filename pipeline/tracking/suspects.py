@@ -7,14 +7,7 @@ from pipeline.core.params_file import load_params
 from pipeline.core.paths import REPORTS, TRAINED
 from pipeline.core.stage_files import WeightsFile
 from pipeline.tracking.origin import git_tags
-from pipeline.tracking.runs import (
-    attempt,
-    create_run,
-    find_or_rebuild,
-    find_tagged_runs,
-    log_files,
-    log_metrics,
-)
+from pipeline.tracking.runs import attempt, create_run, find_or_rebuild, find_tagged_runs, log_files, log_metrics
 from pipeline.tracking.store import connect
 
 TABLE = REPORTS / "label_suspects_train.csv"
@@ -35,15 +28,11 @@ def log_suspects() -> None:
         client = connect()
         sidecar = TRAINED / WeightsFile.FILE
         if sidecar.exists() and WeightsFile.load().data_digest == digest:
-            run = find_or_rebuild(client, TRAINED)
+            run = find_or_rebuild(client)
         elif known := find_tagged_runs(client, SUSPECTS_TAG, digest):
             run = known[0]
         else:
-            about = {
-                "hyojo.data_digest": digest,
-                SUSPECTS_TAG: digest,
-                "mlflow.source.name": "hyojo suspects",
-            }
+            about = {"hyojo.data_digest": digest, SUSPECTS_TAG: digest, "mlflow.source.name": "hyojo suspects"}
             flat = flatten(params.prepare, "prepare") | flatten(params.train, "train")
             run = create_run(client, flat, git_tags() | about)
             client.set_terminated(run.info.run_id, "FINISHED")

@@ -5,7 +5,6 @@ with them. Doing it twice changes nothing.
 """
 
 import hashlib
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,8 @@ from pipeline.core.dvc_file import find_stage_outs
 from pipeline.core.errors import UserError
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
-from pipeline.core.paths import BUNDLE, PARAMS, PREPARED, REPORTS, TRAINED
-from pipeline.core.stage_files import BundleFile, MetricsFile, RunFile, StageFile, WeightsFile
+from pipeline.core.paths import BUNDLE, PARAMS, REPORTS, TRAINED
+from pipeline.core.stage_files import BundleFile, DatasetFile, MetricsFile, RunFile, StageFile, WeightsFile
 from pipeline.tracking import bundles, evaluations, runs, suspects
 from pipeline.tracking.pyfunc import build_pyfunc
 from pipeline.tracking.store import connect, find_run
@@ -73,17 +72,15 @@ def _run_of(client: "MlflowClient", run_id: str, kind: type[StageFile]) -> str:
 
 def _evaluation_key() -> str:
     """The key of the evaluation in the work tree; the prepared data need not be there."""
-    sidecar, classes = WeightsFile.load(), PREPARED / "classes.json"
-    known = classes.exists()
-    digest = json.loads(classes.read_text(encoding="utf-8"))["digest"] if known else sidecar.data_digest
+    sidecar = WeightsFile.load()
+    digest = DatasetFile.load().digest if _is_there(DatasetFile) else sidecar.data_digest
     return evaluations.evaluation_key(sidecar.weights_sha256, _evaluation_params(), digest)
 
 
 def _test_digest() -> str | None:
     """Of the test split that the reports are about, as far as the files at hand tell."""
-    classes = PREPARED / "classes.json"
-    if classes.exists():
-        return json.loads(classes.read_text(encoding="utf-8"))["split_digests"]["test"]
+    if _is_there(DatasetFile):
+        return DatasetFile.load().split_digests["test"]
     return BundleFile.load().test_digest if _is_there(BundleFile) else None
 
 
@@ -101,10 +98,10 @@ def _evaluation_params() -> EvaluateParams:
 def _sync_training(client: "MlflowClient") -> str:
     """The training's run: made if missing, completed if cut short."""
     known = find_run(client, RunFile.load().run_id)
-    run = known or runs.find_or_rebuild(client, TRAINED)
+    run = known or runs.find_or_rebuild(client)
     if known is None:
         return f"training rebuilt as run {run.info.run_id}"
-    runs.log_epochs(client, run.info.run_id, runs.read_history(TRAINED))
+    runs.log_epochs(client, run.info.run_id, runs.read_history())
     if not client.list_artifacts(run.info.run_id, "train"):
         client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     if run.info.status != "FINISHED":

@@ -1,11 +1,11 @@
 """Fixtures over ``evaluation``."""
 
-import json
 from pathlib import Path
 
 import pytest
 from evaluation import Workspace
 
+from pipeline.core.stage_files import RunFile
 from pipeline.reporting import plots
 from pipeline.tracking import evaluations
 
@@ -13,13 +13,14 @@ from pipeline.tracking import evaluations
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Tiny data and net, with tracking replaced by a record of its calls."""
-    space = Workspace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    space = Workspace()
 
-    def claim_run(train_dir: Path, key: str) -> str:
+    def claim_run(key: str) -> str:
         space.keys.append(key)
-        return json.loads((Path(train_dir) / "run.json").read_text())["run_id"]
+        return RunFile.load().run_id
 
-    def log_evaluation(train_dir: Path, run_id: str, values: dict, files: dict[str, list[Path]], tags: dict) -> None:
+    def log_evaluation(run_id: str, values: dict, files: dict[str, list[Path]], tags: dict) -> None:
         assert all(path.is_file() for paths in files.values() for path in paths)
         space.logged.append((run_id, values, files, tags))
 

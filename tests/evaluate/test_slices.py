@@ -71,9 +71,8 @@ def test_small_and_nameless_values_of_a_column_are_no_slices() -> None:
 
 def test_quantiles_hold_equally_many_and_keep_equals_together() -> None:
     places = slices.cut(np.arange(100.0), 4, ("low", "high"))
-    assert pd.Series(places).value_counts().to_dict() == {
-        "1 of 4, low": 25, "2 of 4": 25, "3 of 4": 25, "4 of 4, high": 25,
-    }  # fmt: skip
+    names = ["1 of 4, low", "2 of 4", "3 of 4", "4 of 4, high"]
+    assert places.tolist() == np.repeat(names, 25).tolist()
     assert len(set(slices.cut(np.ones(10), 4, ("low", "high")))) == 1
 
 
@@ -81,8 +80,7 @@ def test_brightness_and_sharpness_of_known_pictures() -> None:
     assert slices.brightness(grey([0, 100, 255])).tolist() == [0, 100, 255]
     board = (np.indices((8, 8)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, :, :, None]
     # Inside, four neighbours differ by 255 each: the Laplacian is 1020 up or down.
-    inner = slices.sharpness(np.pad(board, ((0, 0), (0, 0), (0, 0), (0, 0))))
-    assert inner > 500**2
+    assert slices.sharpness(board) > 500**2
     assert slices.sharpness(grey([100])).tolist() == [0]
 
 
@@ -107,12 +105,7 @@ class Threshold(torch.nn.Module):
 
 def test_accuracy_falls_just_where_a_corruption_crosses_the_threshold() -> None:
     # 115 is right until brightness may add 13 or more (0.05 of 255 is 12.75; 115 + 12.75 rounds to 128, not above it).
-    targets = np.array([0, 1] * 20)
-    split = Split(
-        np.repeat(grey([115, 255]), 20, axis=0)[np.argsort(np.repeat([0, 1], 20), kind="stable")],
-        np.sort(targets),
-        [""] * 40,
-    )
+    split = Split(np.repeat(grey([115, 255]), 20, axis=0), np.repeat([0, 1], 20), [""] * 40)
     net = Net(Threshold(), torch.device("cpu"), 16)
     table = robustness.measure(net, split, ["brightness", "contrast"], None)
     assert table["level"].tolist() == [0, *range(1, 6), *range(1, 6)]
@@ -120,9 +113,7 @@ def test_accuracy_falls_just_where_a_corruption_crosses_the_threshold() -> None:
     light = table[table["corruption"] == "brightness"]["accuracy"].tolist()
     assert light[0] == 1 > light[1] == light[4]
     assert (table[table["corruption"] == "contrast"]["accuracy"] == 1).all()
-    found = robustness.headline(table)
-    assert found == {
-        "mean_corruption_accuracy": pytest.approx((1 + 4 * light[1] + 5) / 10), "clean_accuracy": 1.0, "images": 40,
-    }  # fmt: skip
+    mean = pytest.approx((1 + 4 * light[1] + 5) / 10)
+    assert robustness.headline(table) == {"mean_corruption_accuracy": mean, "clean_accuracy": 1.0, "images": 40}
     assert "brightness costs most" in robustness.robustness_text(table)
     assert robustness.measure(net, split, [], None).empty

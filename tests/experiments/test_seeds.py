@@ -1,25 +1,25 @@
 """Families of seeds, with a stubbed runner for the bookkeeping; ``test_modes`` has one that DVC itself trains."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from builders import run_git
+from builders import run_git, run_hyojo
 
-from pipeline import cli
 from pipeline.core.errors import UserError
+from pipeline.core.params_file import apply_overrides
 from pipeline.experiments import page as compare_page
 from pipeline.experiments import seeds, two_families
 from pipeline.metrics.seed_anova import compare_groups
 from pipeline.tracking import dvc_experiments, families
 from pipeline.tracking.store import connect, experiment_id, find_run
 
+SOURCE, CODE, METRICS = Path("data/tiny.zip"), Path("pipeline/train/loop.py"), Path("reports/metrics.json")
+
 
 class Runner:
-    """Does what DVC leaves behind: an MLflow run, and a commit with record and scores under an experiment's ref."""
+    """Does what DVC leaves behind: a run, and the work tree with params and scores as an experiment."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -38,35 +38,27 @@ class Runner:
         run = client.create_run(experiment_id(client), run_name=name)
         client.set_tag(run.info.run_id, "hyojo.run_id", run.info.run_id)
         client.log_metric(run.info.run_id, "train/time_s", 10.0 + seed)
-        params = yaml.safe_load(Path("params.yaml").read_text())
-        params["train"]["seed"] = seed
-        dep = {"path": "code.py", "md5": dvc_experiments.file_digest(root / "code.py")}
-        stages = {
-            stage: {"deps": [dep], "params": {"params.yaml": {stage: params[stage]}}, "outs": []}
-            for stage in seeds.STAGES
-        }
+        params = Path("params.yaml")
+        params.write_text(apply_overrides(params.read_text(), [each.removeprefix("++") for each in overrides]))
         scores = {"accuracy": 0.5 + seed / 100, "macro_f1": 0.4}
-        files = {
-            "dvc.lock": yaml.safe_dump({"stages": stages}),
-            "metrics.json": json.dumps({"run_id": run.info.run_id, "val": scores, "test": scores}),
-        }
-        blobs = {path: run_git("hash-object", "-w", "--stdin", stdin=text) for path, text in files.items()}
-        reports = run_git("mktree", stdin=f"100644 blob {blobs['metrics.json']}\tmetrics.json\n")
-        top = f"100644 blob {blobs['dvc.lock']}\tdvc.lock\n040000 tree {reports}\treports\n"
-        head = run_git("rev-parse", "HEAD")
-        commit = run_git("commit-tree", run_git("mktree", stdin=top), "-p", head, "-m", name)
+        METRICS.write_text(json.dumps({"run_id": run.info.run_id, "val": scores, "test": scores}))
+        head, commit = run_git("rev-parse", "HEAD"), run_git("stash", "create")
+        run_git("checkout", "-q", "--", str(params), str(METRICS))
         run_git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
         return 0
 
 
 @pytest.fixture
-def runner(project: Path) -> Runner:
-    (project / "data" / "tiny.zip").write_bytes(b"zip")
-    (project / "code.py").write_text("1\n")
+def runner(project: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    for path, text in ((SOURCE, "zip"), (CODE, "1\n"), (METRICS, "{}")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     run_git("init", "-q")
-    run_git("add", "params.yaml", "code.py", "data/tiny.zip")
+    run_git("add", "-f", "params.yaml", "dvc.yaml", *map(str, (SOURCE, CODE, METRICS)))
     run_git("commit", "-qm", "A project")
-    return Runner()
+    runner = Runner()
+    monkeypatch.setattr(dvc_experiments, "run_experiment", runner)
+    return runner
 
 
 def parents() -> list[object]:
@@ -76,11 +68,11 @@ def parents() -> list[object]:
 
 def test_a_family_goes_on_where_it_stopped(runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     runner.failing, runner.stopping = {"fam-1"}, "fam-3"
-    assert seeds.train_seeds(5, name="fam", runner=runner) == 128 + 15
+    assert seeds.train_seeds(5, name="fam") == 128 + 15
     assert runner.asked == ["fam-0", "fam-1", "fam-2", "fam-3"]
     assert parents()[0].info.status == "KILLED"
     runner.asked, runner.failing, runner.stopping = [], set(), None
-    assert seeds.train_seeds(5, name="fam", runner=runner) == 0
+    assert seeds.train_seeds(5, name="fam") == 0
     assert runner.asked == ["fam-1", "fam-3", "fam-4"]
     (parent,) = parents()
     assert parent.info.status == "FINISHED"
@@ -96,18 +88,38 @@ def test_a_family_goes_on_where_it_stopped(runner: Runner, capsys: pytest.Captur
     paths = {item.path for item in connect().list_artifacts(parent.info.run_id, "seeds")}
     assert paths == {"seeds/seeds.csv", "seeds/seeds.png"}
     assert "fam: 5 seeds (0, 1, 2, 3, 4)" in capsys.readouterr().out
-    (Path("code.py")).write_text("2\n")  # what was trained before says nothing about today's code
+
+
+@pytest.mark.parametrize("changed", [CODE, SOURCE])
+def test_of_other_code_or_data_a_seed_is_trained_anew_and_the_rest_is_left_out(
+    runner: Runner, changed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds.train_seeds(3, name="fam")
+    former = changed.read_text()
+    changed.write_text("2\n")
     runner.asked = []
-    assert seeds.train_seeds(2, name="fam", runner=runner) == 0
+    assert seeds.train_seeds(2, name="fam") == 0
     assert runner.asked == ["fam-0", "fam-1"]
     assert parents()[0].data.metrics["seeds/n"] == 2
+    assert "left out, since code or data changed after it was trained: seed 2\n" in capsys.readouterr().err
+    changed.write_text(former)
+    assert seeds.train_seeds(3, name="fam") == 0
+    assert runner.asked == ["fam-0", "fam-1"] * 2  # seed 2 is of today again
+
+
+def test_data_that_git_lacks_are_left_to_dvc(runner: Runner, tmp_path: Path) -> None:
+    setting = {"overrides": [f"prepare.source={tmp_path / 'outside.zip'}"], "name": "fam"}
+    for _ in range(2):
+        assert seeds.train_seeds(1, **setting) == 0
+    assert runner.asked == ["fam-0", "fam-0"]
+    assert parents()[0].data.metrics["seeds/n"] == 1
 
 
 def test_a_name_stands_for_one_setting(runner: Runner) -> None:
-    seeds.train_seeds(1, name="fam", runner=runner)
+    seeds.train_seeds(1, name="fam")
     with pytest.raises(UserError, match="other params"):
-        seeds.train_seeds(1, overrides=["train.lr=0.2"], name="fam", runner=runner)
-    seeds.train_seeds(1, overrides=["train.lr=0.2"], runner=runner)
+        seeds.train_seeds(1, overrides=["train.lr=0.2"], name="fam")
+    seeds.train_seeds(1, overrides=["train.lr=0.2"])
     assert len(parents()) == 2
 
 
@@ -122,7 +134,7 @@ def test_a_name_stands_for_one_setting(runner: Runner) -> None:
 )
 def test_mistakes_are_told_before_anything_runs(runner: Runner, arguments: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        seeds.train_seeds(**arguments, runner=runner)
+        seeds.train_seeds(**arguments)
     assert runner.asked == []
 
 
@@ -148,21 +160,22 @@ def add_family(name: str, right: np.ndarray) -> str:
     return parent
 
 
+def compare(*names: str) -> two_families.FamilyComparison:
+    return two_families.compare(*two_families.find_pair(*names))
+
+
 @pytest.mark.usefixtures("project")
-def test_families_are_compared_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_families_are_compared_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     good, alike, poor = (rng.random((3, 60)) < chance for chance in (0.9, 0.9, 0.2))
     add_family("good", good)
     add_family("alike", alike)
     poor_id = add_family("poor", poor)
     add_family("Shouting", good)
-    assert two_families.compare(*two_families.find_pair("good", "alike")).verdict == "indistinguishable"
-    found = two_families.compare(*two_families.find_pair("good", poor_id))
+    assert compare("good", "alike").verdict == "indistinguishable"
+    found = compare("good", poor_id)
     assert found.accuracy == compare_groups(poor, good)
-    monkeypatch.setattr(sys, "argv", ["hyojo", "compare", "good", "poor"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
+    assert run_hyojo("compare", "good", "poor") == 0
     said = capsys.readouterr().out
     assert "verdict: good is better" in said
     (row,) = found.classes  # all samples are of one class
@@ -175,14 +188,13 @@ def test_families_are_compared_by_name(monkeypatch: pytest.MonkeyPatch, capsys: 
     for figure in (f"{row['a']:.4f}", f"{row['b']:.4f}", "train.backbone"):
         assert figure in said
         assert figure in page
-    shouting = two_families.compare(*two_families.find_pair("poor", "Shouting"))
-    assert "Verdict: Shouting is better" in compare_page.families_page(shouting)
+    assert "Verdict: Shouting is better" in compare_page.families_page(compare("poor", "Shouting"))
     add_family("lone", good[:1])
     add_family("shorter", good[:, 1:])
     with pytest.raises(UserError, match="1 seeds"):
-        two_families.compare(*two_families.find_pair("good", "lone"))
+        compare("good", "lone")
     with pytest.raises(UserError, match="same samples"):
-        two_families.compare(*two_families.find_pair("good", "shorter"))
+        compare("good", "shorter")
     with pytest.raises(UserError, match="no family"):
         two_families.find_pair("good", "champion")
     assert two_families.find_pair("champion", "3") is None

@@ -1,27 +1,16 @@
 """Probing: the fastest settings are found and written, and a range test finds where the loss falls."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from builders import TINY_PARAMS
+from builders import TINY_PARAMS, run_hyojo
 
-from pipeline import cli
 from pipeline.core.errors import UserError
 from pipeline.core.params_file import apply_overrides, load_params, parse_params
 from pipeline.experiments import tuning
 from pipeline.train import loop
-
-
-def hyojo(*arguments: str) -> int:
-    """Run a command in this process; returns its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["hyojo", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -39,21 +28,21 @@ def slow_unless(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("project", "slow_unless")
 def test_the_fastest_settings_are_written(capsys: pytest.CaptureFixture[str]) -> None:
     text = Path("params.yaml").read_text()
-    assert hyojo("probe", "--seconds", "0.01", "--dry-run") == 0
+    assert run_hyojo("probe", "--seconds", "0.01", "--dry-run") == 0
     assert Path("params.yaml").read_text() == text
-    assert hyojo("probe", "--seconds", "0.01") == 0
+    assert run_hyojo("probe", "--seconds", "0.01") == 0
     expected = apply_overrides(text, ["train.amp=none", "train.channels_last=false", "train.batch_size=32"])
     assert load_params() == parse_params(expected)
     assert "# one file or folder of labelled faces" in Path("params.yaml").read_text()
     out = capsys.readouterr().out
     assert "train.lr (0.4) was chosen for batches of 16" in out
-    assert hyojo("probe", "--seconds", "0.01") == 0
+    assert run_hyojo("probe", "--seconds", "0.01") == 0
     assert "has the fastest settings already" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("project", "slow_unless")
 def test_the_batch_size_can_be_kept() -> None:
-    assert hyojo("probe", "--seconds", "0.01", "--keep-batch-size") == 0
+    assert run_hyojo("probe", "--seconds", "0.01", "--keep-batch-size") == 0
     train = load_params().train
     assert (train.amp, train.channels_last, train.batch_size) == ("none", False, 16)
 
@@ -94,7 +83,7 @@ def test_a_range_test_ends_where_the_loss_diverges(capsys: pytest.CaptureFixture
     # pandas' exponential average, corrected for its start, is the same quantity.
     finite = curve[np.isfinite(curve["loss"])]
     np.testing.assert_allclose(finite["smoothed"], finite["loss"].ewm(alpha=0.1).mean())
-    assert hyojo("lr-range", "--from", "1e-3", "--to", "10", "--updates", "40") == 0
+    assert run_hyojo("lr-range", "--from", "1e-3", "--to", "10", "--updates", "40") == 0
     assert Path("reports/lr_range.png").read_bytes().startswith(b"\x89PNG")
     assert "train.lr is 0.4" in capsys.readouterr().out
 
@@ -110,5 +99,5 @@ def test_the_suggestion_is_the_steepest_fall() -> None:
 
 @pytest.mark.parametrize("arguments", [["--from", "1", "--to", "0.1"], ["--from", "0"], ["--updates", "5"]])
 def test_senseless_ranges_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert hyojo("lr-range", *arguments) != 0
+    assert run_hyojo("lr-range", *arguments) != 0
     assert "0 < --from < --to" in capsys.readouterr().err

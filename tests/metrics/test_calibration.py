@@ -66,9 +66,6 @@ def test_risk_and_coverage_by_hand() -> None:
     assert calibration.threshold_for(1 - targets[:1], probs[:1], 0.1) is None
     assert calibration.at_threshold(targets, probs, 0.8) == {"coverage": 0.75, "risk": pytest.approx(1 / 3)}
     assert calibration.at_threshold(targets, probs, 0.95) == {"coverage": 0.0}
-
-
-def test_the_chosen_threshold_keeps_to_its_risk() -> None:
     targets, probs = overconfident(5000, 1)
     threshold = calibration.threshold_for(targets, probs, 0.2)
     assert calibration.at_threshold(targets, probs, threshold)["risk"] <= 0.2

@@ -1,12 +1,11 @@
 """Costs: counts worked out by hand, and times of functions that take a known time."""
 
-import json
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from builders import bundle_record
+from builders import write_exported
 from torch import Tensor, nn
 
 from pipeline.inference import graphs, latency
@@ -69,11 +68,7 @@ def test_costs_go_onto_the_run(project: Path, tmp_path: Path) -> None:
     client = connect()
     run_id = client.create_run(experiment_id(client)).info.run_id
     cost = {"parameters": 46, "flops": 99, "size_bytes": 2_000_000}
-    bundle = bundle_record(run_id=run_id, cost=cost)
-    (tmp_path / "bundle.json").write_text(json.dumps(bundle))
-    (tmp_path / "MODEL_CARD.md").write_text("card")
-    (tmp_path / "pyfunc").mkdir()
-    (tmp_path / "pyfunc" / "MLmodel").write_text("flavors: {}\n")
-    bundles.log_bundle(tmp_path, tmp_path / "pyfunc", {"cost/latency_ms": 3.5})
+    folder = write_exported(tmp_path / "bundle", run_id=run_id, cost=cost)
+    bundles.log_bundle(folder, folder / "pyfunc", {"cost/latency_ms": 3.5})
     expected = {"cost/parameters": 46, "cost/flops": 99, "cost/size_mb": 2.0, "cost/latency_ms": 3.5}
     assert client.get_run(run_id).data.metrics == expected

@@ -4,27 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
-from builders import bundle_record
+from builders import write_exported
 
 from pipeline.core.errors import UserError
 from pipeline.tracking import bundles, registry
 from pipeline.tracking.store import connect, experiment_id
 
-TEST_DIGEST = "7" * 64
 
-
-def make_bundle(digest: str, accuracy: float, *, test_digest: str = TEST_DIGEST, on_run: bool = True) -> Path:
+def make_bundle(digest: str, accuracy: float, *, on_run: bool = True) -> Path:
     """Write a bundle.json, with an MLflow run that has the served model unless ``on_run`` says no."""
     client = connect()
     run_id = client.create_run(experiment_id(client)).info.run_id
-    folder = Path("models") / digest
-    folder.mkdir(parents=True)
     metrics = {"test": {"accuracy": accuracy, "macro_f1": accuracy / 2}}
-    record = bundle_record(digest=digest, test_digest=test_digest, run_id=run_id, metrics=metrics)
-    (folder / "bundle.json").write_text(json.dumps(record))
-    (folder / "MODEL_CARD.md").write_text(f"card of {digest}")
-    (folder / "pyfunc").mkdir()
-    (folder / "pyfunc" / "MLmodel").write_text("flavors: {}\n")
+    folder = write_exported(Path("models") / digest, digest=digest, run_id=run_id, metrics=metrics)
     if on_run:
         bundles.log_bundle(folder, folder / "pyfunc")
     return folder
@@ -44,10 +36,24 @@ def promote(number: int) -> None:
     registry.crown(connect(), number, champion())
 
 
+def roll_back() -> int:
+    """Which version is champion after going back, by what is said and by the alias."""
+    version = registry.rollback().version
+    assert champion() == version
+    return version
+
+
 @pytest.fixture
 def _registered(project: Path) -> None:
     """Version 1 with accuracy 0.5, which is champion."""
     registry.register(make_bundle("first", 0.5))
+
+
+@pytest.fixture
+def _three(_registered: None) -> None:
+    """Two more versions, which are not."""
+    for name in ("second", "third"):
+        registry.register(make_bundle(name, 0.6))
 
 
 @pytest.mark.usefixtures("project")
@@ -64,7 +70,7 @@ def test_the_first_version_ever_is_champion() -> None:
     # What the version points at is what was logged: mlflow itself finds it there.
     from mlflow.artifacts import download_artifacts
 
-    assert (Path(download_artifacts(version.source)) / "MLmodel").read_text() == "flavors: {}\n"
+    assert (Path(download_artifacts(version.source)) / "MLmodel").read_text() == "flavors: {}"
 
 
 @pytest.mark.usefixtures("_registered")
@@ -73,10 +79,8 @@ def test_registering_the_same_bundle_again_changes_nothing() -> None:
     assert (outcome.version, outcome.changed) == (1, False)
     assert versions() == [1]
     # The same bundle by its digest, though another run made it.
-    bundle = json.loads((Path("models/first") / "bundle.json").read_text())
-    make_bundle("twin", 0.9)
-    twin = json.loads((Path("models/twin") / "bundle.json").read_text())
-    Path("models/twin/bundle.json").write_text(json.dumps(twin | {"digest": bundle["digest"]}))
+    twin = make_bundle("twin", 0.9) / "bundle.json"
+    twin.write_text(twin.read_text().replace('"digest": "twin"', '"digest": "first"'))
     assert not registry.register(Path("models/twin")).changed
     assert versions() == [1]
 
@@ -89,46 +93,36 @@ def test_a_later_version_is_not_champion_by_itself() -> None:
     assert champion() == 1
 
 
-@pytest.mark.usefixtures("_registered")
+@pytest.mark.usefixtures("_three")
 def test_rollback_goes_back_one_champion_at_a_time() -> None:
     with pytest.raises(UserError, match="no former champion"):
         registry.rollback()
-    for name, accuracy in (("second", 0.6), ("third", 0.7)):
-        promote(registry.register(make_bundle(name, accuracy)).version)
-    assert champion() == 3
-    assert registry.rollback().version == 2
-    assert champion() == 2
-    assert registry.rollback().version == 1
-    assert champion() == 1
+    for number in (2, 3):
+        promote(number)
+    assert [champion(), roll_back(), roll_back()] == [3, 2, 1]
     with pytest.raises(UserError, match="no former champion"):
         registry.rollback()
     promote(3)
-    assert registry.rollback().version == 1
+    assert roll_back() == 1
 
 
-@pytest.mark.usefixtures("_registered")
+@pytest.mark.usefixtures("_three")
 def test_rollback_after_the_alias_was_moved_by_hand() -> None:
-    for name in ("second", "third"):
-        registry.register(make_bundle(name, 0.5))
     promote(2)
     connect().set_registered_model_alias("hyojo", "champion", "3")  # as in MLflow's UI
-    assert registry.rollback().version == 2
-    assert registry.rollback().version == 1
+    assert [roll_back(), roll_back()] == [2, 1]
 
 
-@pytest.mark.usefixtures("_registered")
+@pytest.mark.usefixtures("_three")
 def test_rollback_passes_over_deleted_versions() -> None:
-    for name, accuracy in (("second", 0.6), ("third", 0.7)):
-        promote(registry.register(make_bundle(name, accuracy)).version)
+    for number in (2, 3):
+        promote(number)
     connect().delete_model_version("hyojo", "2")
-    assert registry.rollback().version == 1
-    assert champion() == 1
+    assert roll_back() == 1
 
 
-@pytest.mark.usefixtures("_registered")
+@pytest.mark.usefixtures("_three")
 def test_an_alias_that_moved_meanwhile_is_left_where_it_is() -> None:
-    for name in ("second", "third"):
-        registry.register(make_bundle(name, 0.5))
     promote(2)
     with pytest.raises(registry.MovedError) as caught:
         registry.crown(connect(), 3, expected=1)
@@ -136,10 +130,8 @@ def test_an_alias_that_moved_meanwhile_is_left_where_it_is() -> None:
     assert champion() == 2
 
 
-@pytest.mark.usefixtures("_registered")
+@pytest.mark.usefixtures("_three")
 def test_who_moves_the_alias_just_after_is_not_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("second", "third"):
-        registry.register(make_bundle(name, 0.5))
     client = connect()
     tag = client.set_registered_model_tag
 
@@ -154,9 +146,8 @@ def test_who_moves_the_alias_just_after_is_not_overruled(monkeypatch: pytest.Mon
     assert champion() == 3
 
 
-@pytest.mark.usefixtures("_registered")
+@pytest.mark.usefixtures("_three")
 def test_on_a_server_one_client_at_a_time_moves_the_alias(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry.register(make_bundle("second", 0.5))
     client = connect()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
     monkeypatch.setattr(registry, "LOCK_WAIT_S", 0.5)

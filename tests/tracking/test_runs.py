@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import bundle_record, forget_store, run_git, write_sidecars
+from builders import bundle_record, forget_store, run_git, write_exported, write_sidecars
 
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store
@@ -87,10 +87,8 @@ def test_a_training_is_one_run_with_params_tags_and_history(
     monkeypatch.setenv("DVC_EXP_NAME", "brisk-ibex")
     run = TrainingRun(PARAMS, TAGS)
     assert runs()[0].info.status == "RUNNING"
-    run.log_history(HISTORY[:1])
-    run.log_history(HISTORY[:2])
-    run.log_history(HISTORY)
-    run.log_history(HISTORY)
+    for count in (1, 2, 3, 3):
+        run.log_history(HISTORY[:count])
     run.tag("hyojo.weights_sha256", "e" * 64)
     run.finish("FINISHED", train_dir, {"train/time_s": 12.5})
     (found,) = runs()
@@ -98,12 +96,8 @@ def test_a_training_is_one_run_with_params_tags_and_history(
     assert found.info.end_time is not None
     assert found.info.run_name == "face_resnet_s brisk-ibex"
     assert found.data.metrics["train/time_s"] == 12.5
-    wanted = TAGS | {
-        "hyojo.run_id": run.run_id,
-        "hyojo.dvc.exp_name": "brisk-ibex",
-        "hyojo.weights_sha256": "e" * 64,
-        "mlflow.source.type": "PROJECT",
-    }
+    wanted = TAGS | {"hyojo.run_id": run.run_id, "hyojo.dvc.exp_name": "brisk-ibex"}
+    wanted |= {"hyojo.weights_sha256": "e" * 64, "mlflow.source.type": "PROJECT"}
     assert wanted.items() <= found.data.tags.items()
     check_whole(found)
 
@@ -111,9 +105,12 @@ def test_a_training_is_one_run_with_params_tags_and_history(
 def test_reopened_after_a_crash_only_new_epochs_are_added(project: Path) -> None:
     first = TrainingRun(PARAMS, TAGS)
     first.log_history(HISTORY[:2])
+    first.finish("KILLED")
+    assert runs()[0].info.status == "KILLED"
     forget_store()  # as in another process
     again = TrainingRun(PARAMS, TAGS, first.run_id)
     assert again.run_id == first.run_id
+    assert runs()[0].info.status == "RUNNING"
     again.log_history(HISTORY)
     again.finish("FINISHED")
     (run,) = runs()
@@ -144,15 +141,6 @@ def test_a_run_that_was_made_but_not_written_down_is_replaced(project: Path) -> 
     assert lost != kept
 
 
-@pytest.mark.parametrize("status", ["KILLED", "FAILED"])
-def test_a_run_says_how_it_ended_and_runs_again_when_reopened(project: Path, status: str) -> None:
-    run = TrainingRun(PARAMS, TAGS)
-    run.finish(status)
-    assert runs()[0].info.status == status
-    TrainingRun(PARAMS, TAGS, run.run_id)
-    assert runs()[0].info.status == "RUNNING"
-
-
 def test_the_commit_and_what_it_lacks_are_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     run_git("init", "-q")
@@ -172,13 +160,13 @@ def test_the_commit_and_what_it_lacks_are_kept(project: Path, monkeypatch: pytes
 
 
 def test_an_evaluation_goes_onto_its_trainings_run_and_another_onto_a_child(train_dir: Path, own: str) -> None:
-    assert claim_run(train_dir, "key 1") == own
+    assert claim_run("key 1") == own
     (run,) = runs()
     assert run.data.tags[EVALUATION_TAG] == "key 1"  # claimed at once
-    assert claim_run(train_dir, "key 1") == own
+    assert claim_run("key 1") == own
     assert len(runs()) == 1
 
-    child_id = claim_run(train_dir, "key 2")
+    child_id = claim_run("key 2")
     assert child_id != own
     (child,) = [run for run in runs() if run.info.run_id == child_id]
     assert child.data.tags["mlflow.parentRunId"] == own
@@ -186,24 +174,24 @@ def test_an_evaluation_goes_onto_its_trainings_run_and_another_onto_a_child(trai
     check_whole(child)
 
     forget_store()
-    assert claim_run(train_dir, "key 2") == child_id
-    assert claim_run(train_dir, "key 1") == own
-    assert claim_run(train_dir, "key 3") not in (own, child_id)
+    assert claim_run("key 2") == child_id
+    assert claim_run("key 1") == own
+    assert claim_run("key 3") not in (own, child_id)
     assert len(runs()) == 3
     assert store.find_run(store.connect(), own).data.tags[EVALUATION_TAG] == "key 1"
 
 
 def test_a_run_that_this_store_lacks_is_rebuilt_from_the_files(train_dir: Path) -> None:
-    assert claim_run(train_dir, "key 1") == "a" * 32
+    assert claim_run("key 1") == "a" * 32
     (run,) = runs()
     assert run.info.run_id != "a" * 32
     assert run.data.tags["hyojo.run_id"] == "a" * 32
     assert run.data.tags[tracking.REBUILT_TAG] == "true"
     assert run.data.tags["hyojo.weights_sha256"] == "e" * 64
     check_whole(run)
-    assert claim_run(train_dir, "key 1") == "a" * 32
+    assert claim_run("key 1") == "a" * 32
     assert len(runs()) == 1
-    child_id = claim_run(train_dir, "key 2")
+    child_id = claim_run("key 2")
     assert store.find_run(store.connect(), child_id).data.tags["mlflow.parentRunId"] == run.info.run_id
 
 
@@ -213,7 +201,7 @@ def test_figures_and_files_of_an_evaluation_are_logged_once(train_dir: Path, own
     figure.write_bytes(b"png")
     files = {"": [report, tmp_path / "missing.csv"], "figures": [figure]}
     for _ in range(2):
-        log_evaluation(train_dir, own, {"test/accuracy": 0.5}, files, {EVALUATION_TAG: "key"})
+        log_evaluation(own, {"test/accuracy": 0.5}, files, {EVALUATION_TAG: "key"})
     (run,) = runs()
     assert points(own, "test/accuracy") == [(0, 0.5)]
     assert run.data.tags[EVALUATION_TAG] == "key"
@@ -222,7 +210,7 @@ def test_figures_and_files_of_an_evaluation_are_logged_once(train_dir: Path, own
 
 
 def test_a_child_that_this_store_lacks_is_made_again(train_dir: Path, own: str) -> None:
-    log_evaluation(train_dir, "c" * 32, {"test/accuracy": 0.25}, {}, {EVALUATION_TAG: "key"})
+    log_evaluation("c" * 32, {"test/accuracy": 0.25}, {}, {EVALUATION_TAG: "key"})
     (child,) = [run for run in runs() if run.info.run_id != own]
     assert child.data.tags["hyojo.run_id"] == "c" * 32
     assert child.data.tags["mlflow.parentRunId"] == own
@@ -234,17 +222,16 @@ def test_a_child_that_this_store_lacks_is_made_again(train_dir: Path, own: str) 
 @pytest.fixture
 def bundle(tmp_path: Path) -> tuple[Path, Path]:
     """A bundle's folder and that of the served model."""
-    folder, model = tmp_path / "bundle", tmp_path / "pyfunc"
-    folder.mkdir()
-    model.mkdir()
-    (folder / "bundle.json").write_text(json.dumps(bundle_record(digest="1")))
-    (folder / "MODEL_CARD.md").write_text("# Card")
-    (model / "MLmodel").write_text("flavors: {}")
-    return folder, model
+    folder = write_exported(tmp_path / "bundle", digest="1")
+    return folder, folder / "pyfunc"
 
 
-def test_a_bundle_is_logged_once_for_each_digest(own: str, bundle: tuple[Path, Path]) -> None:
+def test_a_bundle_is_logged_once_for_each_digest(
+    own: str, bundle: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, model = bundle
+    log_bundle(folder, model)  # of a run that is not there
+    assert "hyojo sync" in capsys.readouterr().err
     (folder / "bundle.json").write_text(json.dumps(bundle_record(digest="1", run_id=own)))
     log_bundle(folder, model)
     assert artifacts(own) >= {"model/MLmodel", "MODEL_CARD.md"}
@@ -261,19 +248,8 @@ def test_a_bundle_is_logged_once_for_each_digest(own: str, bundle: tuple[Path, P
     assert client.get_run(own).info.status == "FINISHED"
 
 
-def test_a_bundle_of_a_run_that_is_not_there_is_only_told(
-    project: Path, bundle: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    log_bundle(*bundle)
-    assert "hyojo sync" in capsys.readouterr().err
-    assert runs() == []
-
-
 def test_a_dead_server_costs_warnings_and_little_time(
-    train_dir: Path,
-    bundle: tuple[Path, Path],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    train_dir: Path, bundle: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
     start = time.monotonic()
@@ -285,8 +261,8 @@ def test_a_dead_server_costs_warnings_and_little_time(
     run.finish("FINISHED", train_dir)
     assert time.monotonic() - start < DEAD_LIMIT_S
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # the rest need not wait as long
-    assert claim_run(train_dir, "key") == "a" * 32
-    log_evaluation(train_dir, "a" * 32, {"test/accuracy": 0.5}, {}, {})
+    assert claim_run("key") == "a" * 32
+    log_evaluation("a" * 32, {"test/accuracy": 0.5}, {}, {})
     log_bundle(*bundle)
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("warning: MLflow: ") and "hyojo sync" in line for line in lines) == 4
@@ -314,7 +290,7 @@ def test_a_server_that_comes_back_gets_the_whole_history(
 
 def test_a_run_says_how_it_did_and_how_to_have_it_again(project: Path, train_dir: Path, own: str) -> None:
     for accuracy in (0.5, 0.25):
-        log_evaluation(train_dir, own, {"test/accuracy": accuracy}, {}, {EVALUATION_TAG: "key"})
+        log_evaluation(own, {"test/accuracy": accuracy}, {}, {EVALUATION_TAG: "key"})
     note = store.connect().get_run(own).data.tags["mlflow.note.content"]
     assert "accuracy 0.500" in note
     assert "`dddddddddddd`" in note

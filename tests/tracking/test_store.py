@@ -60,16 +60,8 @@ def test_two_processes_open_a_fresh_store_at_once(project: Path) -> None:
     (project / "mlflow.db").unlink()
     code = "from pipeline.tracking import store; print(store.experiment_id(store.connect()))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for _ in range(2)
-    ]
+    given = {"env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen([sys.executable, "-c", code], **given) for _ in range(2)]
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert len({number for number, _ in outputs}) == 1
