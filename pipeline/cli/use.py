@@ -9,7 +9,6 @@ from pathlib import Path
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/fer2013.yaml")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=10")
 

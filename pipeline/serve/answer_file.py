@@ -17,9 +17,8 @@ from filelock import FileLock, Timeout
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import replacing, write_json
-from pipeline.serve.answers import Row
+from pipeline.serve.answers import SIDES, Row
 
-SIDES = ("left", "top", "width", "height")
 _NOTE = b"hyojo"  # key of the file's metadata that says what was scored
 _REMEDY = "Give another --out, or --restart to score anew."
 

@@ -5,10 +5,11 @@ from typing import Any
 
 from pipeline.inference.images import ImageError
 
+SIDES = ("left", "top", "width", "height")  # of a box
 Row = dict[str, Any]
 # Encoded pictures in, an answer of ``predictor.Predictor`` for each out.
 Predict = Callable[[list[bytes]], list[Row]]
-# Reads a picture; raises ``ImageError``.
+# Reads a picture; raises ``ImageError`` or ``OSError``.
 Fetch = Callable[[], bytes]
 
 
@@ -41,6 +42,8 @@ def _read(fetch: Fetch) -> bytes | str:
         return fetch()
     except ImageError as error:
         return str(error)
+    except OSError as error:
+        return f"can't be read: {error.strerror or type(error).__name__}"
     except MemoryError:
         return "too large for the memory"
 

@@ -101,11 +101,12 @@ def score_pictures(source: Path | str, out: Path | str, model: Path | str, setti
         found = locate.locate(str(model), settings.runtime)
         # Each worker runs a batch of its own; more threads inside the graph would only wait for each other.
         predict = locate.open_predictor(found, settings.faces, threads=1, runtime=settings.runtime)
-        bundle = found.read_bundle()
+        bundle = BundleFile.load(found.bundle)
         faces = bool(bundle.preprocessing.get("faces")) if settings.faces is None else settings.faces
+        files = (found.bundle / BundleFile.FILE, served_file(found.bundle, settings.runtime)[1])
         made_of = {
             "source": pictures.digest,
-            "model": _digest(found, settings.runtime),
+            "model": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
             "faces": faces,
             "batch_size": settings.batch_size,
             "chunk": settings.chunk,
@@ -113,13 +114,6 @@ def score_pictures(source: Path | str, out: Path | str, model: Path | str, setti
         }
         with AnswerFile(Path(out), made_of, bundle.class_names, faces, settings.restart) as answers:
             return _fill(answers, pictures, predict, settings, workers)
-
-
-def _digest(found: locate.Located, runtime: str | None) -> str:
-    """Of the files that decide a model's answers."""
-    digest = hashlib.sha256((found.bundle / BundleFile.FILE).read_bytes())
-    digest.update(served_file(found.bundle, runtime)[1].read_bytes())
-    return digest.hexdigest()
 
 
 def _fill(answers: AnswerFile, pictures: Pictures, predict: Predict, settings: Settings, workers: int) -> Result:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.stage_files import BundleFile
 from pipeline.reporting import html
 from pipeline.serve.locate import Located
 
@@ -22,7 +23,7 @@ def render_files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str,
     Returns:
         Content and media type by path; no script or style in the page itself, and nothing of other hosts.
     """
-    bundle = found.read_bundle()
+    bundle, card = BundleFile.load(found.bundle), found.bundle / "MODEL_CARD.md"
     values: dict[str, Any] = {
         "title": found.title,
         "backbone": bundle.backbone,
@@ -32,12 +33,12 @@ def render_files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str,
         "knows_faces": knows_faces,
         # Base64 takes 4 bytes for 3, and the JSON around it a few.
         "max_bytes": (max_bytes - 1024) * 3 // 4,
-        "card": html.from_markdown(found.read_card(), level=1),
+        "card": html.from_markdown(card.read_text(encoding="utf-8") if card.exists() else "", level=1),
     }
     page = html.render("serve.html", **values).encode()
     static = {
         f"/static/{path.name}": (path.read_bytes(), _KINDS[path.suffix])
-        for path in sorted(STATIC.iterdir())
+        for path in STATIC.iterdir()
         if path.suffix in _KINDS
     }
     return {"/": (page, HTML), "/favicon.ico": static["/static/face.svg"], **static}
