@@ -5,11 +5,7 @@ from pathlib import Path
 
 
 def available(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Whole physical cores that this process may use, at least 1.
-
-    Args:
-        root: Where control groups are mounted.
-    """
+    """Whole physical cores that this process may use, at least 1; ``root`` is where control groups are mounted."""
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return max(1, min(_physical(mine), int(_quota(root))))
 
