@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str, *, most: int = 1, cutoff: float = 0.6) -> str:
-    """Hint at what was meant by an unknown name: up to ``most`` known ones nearer than ``cutoff``, else ``otherwise``."""
+    """Hint at what an unknown name was meant to be: up to ``most`` near ones of the known, else ``otherwise``."""
     near = difflib.get_close_matches(name, list(known), most, cutoff)
     shown = repr(near[0]) if near and most == 1 else ", ".join(near)
     return f"did you mean {shown}?" if near else otherwise

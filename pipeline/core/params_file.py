@@ -211,7 +211,7 @@ def _default_of(location: list[str]) -> str:
 
 
 def _read_location(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """Of an error's location what stands in the file, without pydantic's branches of unions; and what its end may be."""
+    """What of an error's location stands in the file, which names no branches of unions; and what its end may be."""
     clean: list[str] = []
     valid: list[str] = []
     model: Any = Params
