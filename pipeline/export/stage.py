@@ -69,7 +69,9 @@ def export(params: ExportParams) -> BundleFile:
     inputs = read_inputs()
     with replacing(BUNDLE) as folder:
         folder.mkdir()
-        write_weights(inputs.classifier, folder)
+        state = inputs.classifier.model.state_dict()
+        state = {name: tensor.clone().contiguous() for name, tensor in state.items()}
+        safetensors.torch.save_file(state, folder / "weights.safetensors", {"format": "pt"})
         found = write_formats(inputs, params, folder)
         written = [name for name, why in found.items() if not why]
         checked = check_parity(inputs.classifier, inputs.prepared, folder, written, params.tolerance)
@@ -101,12 +103,6 @@ def read_inputs() -> Inputs:
     return inputs
 
 
-def write_weights(classifier: model.Classifier, folder: Path) -> None:
-    """Write the net's weights as ``weights.safetensors``."""
-    state = {name: tensor.clone().contiguous() for name, tensor in classifier.model.state_dict().items()}
-    safetensors.torch.save_file(state, folder / "weights.safetensors", {"format": "pt"})
-
-
 def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[str, str | None]:
     """Write every wanted format that can be exported.
 
@@ -135,22 +131,13 @@ def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[st
     return found
 
 
-def bundle_record(
-    inputs: Inputs,
-    *,
-    formats: dict[str, str | None],
-    parity: dict[str, Any],
-    int8: dict[str, Any],
-    cost: dict[str, int],
-) -> BundleFile:
+def bundle_record(inputs: Inputs, *, int8: dict[str, Any], **made: Any) -> BundleFile:
     """Put together ``bundle.json``; no times and no paths in it, so that equal models give equal files.
 
     Args:
         inputs: What earlier stages left.
-        formats: By format None, or why it is absent.
-        parity: From ``check_parity``.
         int8: From ``offer_int8``.
-        cost: Parameters, operations and bytes of what is served.
+        made: ``formats`` by name None or why one is absent, ``parity`` and ``cost``.
 
     Returns:
         The record. Its ``digest`` is the sha256 of all that changes an answer: weights, architecture, preprocessing,
@@ -171,16 +158,14 @@ def bundle_record(
         scores["test_clean"] = metrics.test_clean
     return BundleFile(
         **decisive | {"int8": int8},
+        **made,
         digest=digest,
-        formats=formats,
         data_digest=weights.data_digest,
         test_digest=inputs.prepared.split_digests["test"],
         run_id=metrics.run_id,
         metrics=scores,
         audit=metrics.audit,
         versions=installed_versions("torch", "timm", "onnx", "onnxruntime"),
-        parity=parity,
-        cost=cost,
     )
 
 

@@ -77,16 +77,13 @@ class Result(NamedTuple):
 
 
 def score_pictures(source: Path | str, out: Path | str, model: Path | str, settings: Settings = DEFAULTS) -> Result:
-    """Score all pictures of a source; shows progress on a terminal.
+    """Score all pictures of a source; shows progress on a terminal. A bad picture is an error of its own row.
 
     Args:
         source: As ``unlabelled.open_pictures`` takes it.
         out: The Parquet file to make.
         model: As in ``locate.locate``.
         settings: How.
-
-    Returns:
-        What was scored; a bad picture is an error of its own row.
 
     Raises:
         UserError: The source, the model, the settings or what lies at ``out`` does not allow it; the message says why.
