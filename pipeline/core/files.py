@@ -17,10 +17,7 @@ def replacing(target: Path) -> Iterator[Path]:
     """Give a path to write a file or folder to; it becomes ``target`` at the end, or vanishes on an error.
 
     What is written reaches the disk before it takes the place of the old content. What a killed process left
-    behind beside ``target`` is cleared away.
-
-    Args:
-        target: A file or a folder, there already or not. Its own folder is made if need be.
+    behind beside ``target`` is cleared away; its own folder is made if need be.
 
     Yields:
         A path beside ``target``, on the same file system, with the same suffix, at which nothing exists yet.

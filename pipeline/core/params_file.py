@@ -28,10 +28,7 @@ RENAMED = {"prepare.group": "prepare.person", "prepare.columns.group": "prepare.
 
 
 def load_params(path: Path | str = paths.PARAMS) -> Params:
-    """Read and check a parameter file.
-
-    Args:
-        path: A complete YAML file, with the sections ``prepare``, ``train``, ``evaluate``, ``export``, ``promote``.
+    """Read and check a complete parameter file.
 
     Raises:
         UserError: Missing or malformed file; unknown, missing, ill-typed or contradictory keys. The

@@ -36,6 +36,12 @@ def answer_pictures(pictures: Sequence[tuple[str, Fetch]], predict: Predict) -> 
     return rows
 
 
+def flatten_row(row: Row) -> Row:
+    """A row with its box as ``SIDES`` too, and its probabilities as ``prob_<class>``."""
+    probs = {f"prob_{name}": prob for name, prob in (row["probabilities"] or {}).items()}
+    return row | dict(zip(SIDES, row["box"] or ())) | probs
+
+
 def _read(fetch: Fetch) -> bytes | str:
     """A picture's file, or why it can't be read."""
     try:

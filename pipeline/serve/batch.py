@@ -32,20 +32,10 @@ _DECIDING = ("numpy", "onnxruntime", "pillow")
 
 
 class Settings(NamedTuple):
-    """How a run goes.
-
-    Attributes:
-        batch_size: Pictures that a thread takes at a time.
-        chunk: Pictures of a part: what is lost at most when the run is killed, and a row group of the file.
-        workers: Threads; None: one a core.
-        faces: Whether faces are looked for; None: as the model was trained.
-        column: Of a table, where its pictures or their paths are; None: by its usual name.
-        restart: Whether to begin anew.
-        runtime: One of ``graphs.RUNTIMES``; None: the first that the model has a file for.
-    """
+    """How a run goes, as ``hyojo batch --help`` has it."""
 
     batch_size: int = 64
-    chunk: int = 8192
+    chunk: int = 8192  # pictures of a part: what is lost at most when the run is killed, and a row group of the file
     workers: int | None = None
     faces: bool | None = None
     column: str | None = None
@@ -57,23 +47,14 @@ DEFAULTS = Settings()
 
 
 class Result(NamedTuple):
-    """What was scored.
-
-    Attributes:
-        pictures: How many there are.
-        rows: Of the file: one a picture, or one a face.
-        errors: Rows that are errors.
-        passed_over: Files of the source that are no pictures by their suffix.
-        scored: Pictures that this run scored, and
-        seconds: the time it took for them.
-    """
+    """What was scored."""
 
     pictures: int
-    rows: int
-    errors: int
-    passed_over: int
-    scored: int
-    seconds: float
+    rows: int  # one a picture, or one a face
+    errors: int  # rows that are errors
+    passed_over: int  # files of the source that are no pictures by their suffix
+    scored: int  # pictures that this run scored, and
+    seconds: float  # the time it took for them
 
 
 def score_pictures(source: Path | str, out: Path | str, model: Path | str, settings: Settings = DEFAULTS) -> Result:

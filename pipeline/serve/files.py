@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pipeline.core.errors import UserError
 from pipeline.inference import images
 from pipeline.serve import locate
-from pipeline.serve.answers import SIDES, Predict, Row, answer_pictures
+from pipeline.serve.answers import SIDES, Predict, Row, answer_pictures, flatten_row
 
 BATCH_SIZE = 64
 PROGRESS_FROM = 200  # files; fewer are done before a bar is worth looking at
@@ -93,16 +93,12 @@ def format_csv(rows: Iterable[Row]) -> str:
     """
     rows = list(rows)
     boxes = any(row["box"] for row in rows)
-    names = next((list(row["probabilities"]) for row in rows if row["probabilities"]), [])
+    names = next(([f"prob_{name}" for name in row["probabilities"]] for row in rows if row["probabilities"]), [])
+    columns = ["file", *(SIDES if boxes else ()), "label", "probability", *names, "abstain", "error"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    sides = SIDES if boxes else ()
-    writer.writerow(["file", *sides, "label", "probability", *(f"prob_{name}" for name in names), "abstain", "error"])
-    for row in rows:
-        probs = row["probabilities"] or {}
-        given = [probs.get(name) for name in names]
-        box = (row["box"] or [None] * 4) if boxes else []
-        writer.writerow([row["file"], *box, row["label"], row["probability"], *given, row["abstain"], row["error"]])
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(map(flatten_row, rows))
     return text.getvalue().rstrip("\n")
 
 

@@ -26,17 +26,7 @@ STOP_S = 30  # in which requests under way are answered when the server is told 
 
 
 class Options(NamedTuple):
-    """How a model is served.
-
-    Attributes:
-        host: Address to listen on.
-        port: Port to listen on; 0: a free one.
-        workers: Processes.
-        threads: Of each, that work on requests; None: the cores of this machine that each has.
-        runtime: As in ``locate.locate``.
-        page: Whether there is the page for people.
-        max_mb: Largest request, MiB.
-    """
+    """How a model is served, as ``hyojo serve --help`` has it; port 0 is a free one."""
 
     host: str = "127.0.0.1"
     port: int = 5001
@@ -48,11 +38,7 @@ class Options(NamedTuple):
 
 
 def serve(model: str, options: Options) -> None:
-    """Serve a model until SIGINT or SIGTERM; requests under way are answered first.
-
-    Args:
-        model: As in ``locate.locate``.
-        options: How.
+    """Serve a model, given as in ``locate.locate``, until SIGINT or SIGTERM; requests under way are answered first.
 
     Raises:
         UserError: No such model, the port is taken, or an option makes no sense.
