@@ -10,8 +10,8 @@ import argparse
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("count", type=int, metavar="N", help="how many seeds")
     command.add_argument("--start", type=int, default=0, metavar="S", help="the first seed (%(default)s)")
-    on_top = {"metavar": "key=value", "help": "on top of params.yaml, such as train.epochs=10"}
-    command.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], **on_top)
+    pairs = command.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="key=value")
+    pairs.help = "on top of params.yaml, such as train.epochs=10"
     command.add_argument("--name", help="of the family and, with -SEED, of its experiments (from the params)")
 
 

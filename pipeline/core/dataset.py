@@ -96,7 +96,7 @@ class Prepared:
     def _load(self, file: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         """Map an array that must be of that shape and type."""
         try:
-            array = np.load(self.path / file, mmap_mode="r")
+            array: np.ndarray = np.load(self.path / file, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise self._refusal(file, f"cannot be read ({error})") from None
         if array.shape != shape or array.dtype != dtype:
@@ -110,7 +110,7 @@ class Prepared:
     def leaks(self, name: str) -> np.ndarray:
         """Which images of the val or test split have a twin among the training images, bool (N,)."""
         rows = self._manifest[self._manifest["split"] == name]
-        return rows["flags"].str.split(";").map(lambda flags: "leak" in flags).to_numpy(bool)
+        return np.array(["leak" in flags.split(";") for flags in rows["flags"]], bool)
 
     def origins(self, name: str) -> dict[str, list[str]]:
         """Where the images of a split come from: ``root`` and ``person`` of each, as far as the source has them."""

@@ -114,7 +114,7 @@ def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[st
     """
     size, channels = inputs.prepared.img_size, inputs.prepared.channels
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
-    found = {name: inputs.run.formats.get(name) for name in sorted(params.formats, reverse=True)}
+    found: dict[str, str | None] = {name: inputs.run.formats.get(name) for name in sorted(params.formats, reverse=True)}
     program = None
     for name in [name for name, why in found.items() if not why]:
         path = folder / f"model.{name}"

@@ -101,8 +101,8 @@ def _fill(answers: AnswerFile, pictures: Pictures, predict: Predict, settings: S
         done = min(answers.parts * settings.chunk, pictures.count)
         with tqdm(total=pictures.count, initial=done, unit="img", disable=None, smoothing=0.05) as bar:
             part: list[Row] = []
-            for count, rows in _answers(pictures.stream(done), predict, settings, workers):
-                part += rows
+            for count, answered in _answers(pictures.stream(done), predict, settings, workers):
+                part += answered
                 scored += count
                 bar.update(count)
                 if (done + scored) % settings.chunk == 0 or done + scored == pictures.count:

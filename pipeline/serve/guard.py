@@ -168,7 +168,8 @@ class Guard:
         except Exception:  # for the one who runs the server, not for the client
             traceback.print_exc(limit=-3, file=sys.stderr)
             raise HTTPException(400, _short(b"")) from None
-        status, said = sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+        status: int = sent[0]["status"]
+        said = b"".join(message.get("body", b"") for message in sent[1:])
         if status >= 400:  # what fails here fails by what was sent: the model itself answers every row
             raise HTTPException({500: 400, 504: 503}.get(status, status), _short(said))
         answer = Response(said, status)

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.core import cores
 from pipeline.core.errors import UserError
@@ -98,7 +98,7 @@ def _run_one(found: locate.Located, options: Options, listener: socket.socket) -
         await started(sockets)
         _announce(found, options)
 
-    server.startup = startup
+    server.startup = startup  # type: ignore[method-assign]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
@@ -131,7 +131,7 @@ def _worker_app(found: locate.Located, options: Options) -> Guard:
         sys.exit(STARTUP_FAILURE)
 
 
-def _config(app: object, options: Options) -> "object":
+def _config(app: Any, options: Options) -> Any:
     import uvicorn
 
     return uvicorn.Config(
