@@ -81,11 +81,7 @@ def write_trained(folder: Path) -> None:
         for parameter in net.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
         net.fc.bias.zero_()
-    flat = {
-        "prepare.source": "/home/somebody/fer2013.zip",
-        "train.backbone": "face_resnet_s",
-        "train.lr": "0.1",
-    }
+    flat = {"prepare.source": "/home/somebody/fer2013.zip", "train.backbone": "face_resnet_s", "train.lr": "0.1"}
     weights.save_weights(folder, net, spec, "d" * 64, params=flat)
     (folder / "run.json").write_text(json.dumps({"run_id": "r1", "formats": {"pt2": None, "onnx": None}}))
 

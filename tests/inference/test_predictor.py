@@ -281,11 +281,7 @@ def test_csv(post) -> None:
 
 
 # Those that ``hyojo serve`` refuses, and some that it answers.
-ODD = [
-    b'{"inputs": NaN}',
-    b'{"input": 5}',
-    b'{"dataframe_split": {"columns": ["image"], "data": [["a", "b"]]}}',
-]
+ODD = [b'{"inputs": NaN}', b'{"input": 5}', b'{"dataframe_split": {"columns": ["image"], "data": [["a", "b"]]}}']
 
 
 @pytest.mark.parametrize(

@@ -236,12 +236,7 @@ def test_under_load_all_is_answered_and_memory_stays(
     command = [sys.executable, "benchmarks/load.py", "--bundle", str(bright_bundle), "--growth", growth]
     command += ["--seconds", str(seconds), "--", "--no-page"]
     done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 faults, 0 clients stuck" in done.stdout
