@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-# One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
+# Before anything imports torch. One thread: nets this small lose time to more, and CI has few cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["GIT_CEILING_DIRECTORIES"] = "/"
@@ -133,8 +133,6 @@ def load_script(path: str) -> ModuleType:
 @functools.cache
 def drawn_faces(count: int = 140) -> np.ndarray:
     """Different drawn faces of all classes, uint8 (count, 48, 48, 1)."""
-    from PIL import Image
-
     with zipfile.ZipFile(SAMPLE) as archive:
         names = archive.namelist()
         chosen = names[:: len(names) // count][:count]
@@ -151,12 +149,7 @@ def prepare_params(source: Path | str, **changes: Any) -> PrepareParams:
 
 def draw_noise(seed: int, size: int = 12) -> bytes:
     """A grey picture of its own noise as a PNG file."""
-    from PIL import Image
-
-    noise = np.random.default_rng(seed).integers(0, 256, (size, size), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(np.random.default_rng(seed).integers(0, 256, (size, size), dtype=np.uint8))
 
 
 def write_zip(path: Path, tree: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
@@ -292,7 +285,7 @@ def make_project(root: Path, database: Path) -> Path:
     write_prepared(root / "data" / "prepared")
     (root / ".dvc").mkdir()
     (root / "params.yaml").write_text(TINY_PARAMS)
-    shutil.copy(Path(__file__).parents[1] / "dvc.yaml", root)  # it says what a stage's code is
+    shutil.copy(ROOT / "dvc.yaml", root)  # it says what a stage's code is
     (root / "mlflow.db").write_bytes(database.read_bytes())
     return root
 

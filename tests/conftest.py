@@ -6,11 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# One thread, before anything imports torch: nets this small lose time to more, and CI has few cores.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["GIT_CEILING_DIRECTORIES"] = "/"
-
 import pytest
 from builders import FOREIGN, TINY_PARAMS, Items, forget_store, make_project, write_bundle, write_prepared
 
@@ -19,6 +14,7 @@ from pipeline.prepare.sources.source import Item
 
 if TYPE_CHECKING:
     from running import Running
+    from starlette.testclient import TestClient
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +128,13 @@ def running(bright_bundle: Path) -> "Iterator[Running]":
     one = Running("--model", str(bright_bundle), "--max-mb", "1", blocked=ABSENT)
     yield one
     assert one.stop()[0] == 0
+
+
+@pytest.fixture(scope="session")
+def scoring_app(pyfunc_dir: Path) -> "TestClient":
+    """A client of MLflow's own scoring application, as ``mlflow models serve`` runs it, in this process."""
+    import mlflow.pyfunc
+    from mlflow.pyfunc import scoring_server
+    from starlette.testclient import TestClient
+
+    return TestClient(scoring_server.init(mlflow.pyfunc.load_model(str(pyfunc_dir))), raise_server_exceptions=False)

@@ -21,12 +21,7 @@ class Running:
         code += f"sys.argv = ['hyojo', 'serve', '--port', '0', *{options!r}]\nfrom pipeline.cli import main\nmain()"
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=cwd,
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            [sys.executable, "-c", code], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         self.line = self.process.stdout.readline()
         if not self.line:

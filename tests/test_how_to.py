@@ -11,13 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # How many files a page changes or adds, besides tests and what is generated.
-FILES = {
-    "add-a-metric": 2,
-    "add-a-parameter": 3,
-    "add-a-source": 2,
-    "add-a-backbone": 1,
-    "add-a-transform": 2,
-}
+FILES = {"add-a-metric": 2, "add-a-parameter": 3, "add-a-source": 2, "add-a-backbone": 1, "add-a-transform": 2}
 STEP = re.compile(
     r"(?:New file `(?P<new>[^`]+)`|At the end of `(?P<end>[^`]+)`|"
     r"(?P<where>Below|In place of) `(?P<anchor>[^`]+)` in `(?P<file>[^`]+)`):\n\n```\w+\n(?P<code>.*?)```",
@@ -28,12 +22,7 @@ GENERATED = ("README.md", "params.yaml", "docs/params.md")
 
 def run(*command: str, cwd: Path, **more: str) -> str:
     """A command's output; it must succeed."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(cwd),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        **more,
-    }
+    env = {**os.environ, "PYTHONPATH": str(cwd), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **more}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -30,15 +30,7 @@ from pipeline.metrics.table import METRICS
 from pipeline.tracking import store, sync
 
 REPO = Path(__file__).resolve().parents[1]
-COPIED = (
-    "pipeline",
-    "dvc.yaml",
-    ".dvcignore",
-    ".gitignore",
-    "requirements.lock",
-    ".dvc/config",
-    ".dvc/.gitignore",
-)
+COPIED = ("pipeline", "dvc.yaml", ".dvcignore", ".gitignore", "requirements.lock", ".dvc/config", ".dvc/.gitignore")
 CLASSES = ("circle", "cross", "square")
 EPOCHS = 2
 # What every run of a finished pipeline has, beside what its stages wrote.
@@ -508,10 +500,7 @@ def test_a_family_of_seeds(project: Project) -> None:
     before = project.git("status", "--porcelain"), (project.root / "reports/metrics.json").read_bytes()
     for count in (2, 3):
         project.hyojo("seeds", str(count), "--name", "pair")
-        assert before == (
-            project.git("status", "--porcelain"),
-            (project.root / "reports/metrics.json").read_bytes(),
-        )
+        assert before == (project.git("status", "--porcelain"), (project.root / "reports/metrics.json").read_bytes())
         (parent,) = [run for run in project.runs() if run.data.tags.get("hyojo.kind") == "seeds"]
         children = [run for run in project.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         assert sorted(run.data.params["train.seed"] for run in children) == ["0", "1", "2"][:count]

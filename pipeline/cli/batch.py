@@ -11,18 +11,13 @@ from pipeline.cli import options
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument(
         "source",
         metavar="SOURCE",
         help="a folder or zip or tar archive of pictures, or a table (.parquet, .csv) with pictures or paths in it",
     )
     command.add_argument("--out", required=True, metavar="FILE", help="Parquet file to make")
-    command.add_argument(
-        "--model",
-        default="models/bundle",
-        help=f"a bundle folder or a model URI such as {options.CHAMPION_URI} (%(default)s)",
-    )
+    options.add_model(command)
     command.add_argument("--column", help="of a table: where its pictures or paths are (default: a usual name)")
     command.add_argument("--workers", type=int, help="threads (default: one a core)")
     command.add_argument(
@@ -34,28 +29,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     options.add_faces(command)
     options.add_runtime(command)
     again = command.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume",
-        dest="restart",
-        action="store_false",
-        default=False,
-        help="go on where a former run stopped (the default)",
-    )
+    again.add_argument("--resume", action="store_true", help="go on where a former run stopped (the default)")
     again.add_argument("--restart", action="store_true", help="throw away what is there, and begin anew")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.serve.batch import Settings, score_pictures
 
-    settings = Settings(
-        batch_size=arguments.batch_size,
-        chunk=arguments.chunk,
-        workers=arguments.workers,
-        faces=arguments.faces,
-        column=arguments.column,
-        restart=arguments.restart,
-        runtime=arguments.runtime,
-    )
+    settings = Settings(*(getattr(arguments, name) for name in Settings._fields))
     try:
         found = score_pictures(arguments.source, arguments.out, arguments.model, settings)
     except KeyboardInterrupt:

@@ -11,7 +11,6 @@ from pipeline.core.errors import UserError
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument("a", metavar="A", help="what B is compared with, such as champion")
     command.add_argument("b", metavar="B", help="the newer one, such as .")
     command.add_argument("--html", metavar="FILE", help="page to write (reports/compare.html, and none with --json)")

@@ -10,7 +10,6 @@ from pipeline.core.errors import UserError
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument("--from", dest="lowest", type=float, default=1e-5, help="first rate (%(default)s)")
     command.add_argument("--to", dest="highest", type=float, default=3.0, help="last rate (%(default)s)")
     command.add_argument("--updates", type=int, default=100, help="updates between them (%(default)s)")

@@ -5,6 +5,12 @@ import argparse
 CHAMPION_URI = "models:/hyojo@champion"
 
 
+def add_model(command: argparse.ArgumentParser) -> None:
+    """The option of which model answers."""
+    about = f"a bundle folder or a model URI such as {CHAMPION_URI} (%(default)s)"
+    command.add_argument("--model", default="models/bundle", help=about)
+
+
 def add_faces(command: argparse.ArgumentParser) -> None:
     """The option to look for faces in pictures, or not to."""
     look = command.add_mutually_exclusive_group()

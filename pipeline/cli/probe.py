@@ -8,7 +8,6 @@ import argparse
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument("--seconds", type=float, default=8.0, help="time to measure for (%(default)s)")
     command.add_argument("--keep-batch-size", action="store_true", help="choose dtype and layout alone")
     command.add_argument("--dry-run", action="store_true", help="only print; leave params.yaml as it is")

@@ -4,7 +4,6 @@ import argparse
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument("version", nargs="?", type=int, metavar="VERSION", help="the latest if left out")
     command.add_argument("--force", action="store_true", help="whatever the gate says; needs --reason")
     command.add_argument("--reason", metavar="TEXT", help="why the gate is overruled; recorded on the version")

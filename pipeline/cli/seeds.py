@@ -8,23 +8,14 @@ import argparse
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument("count", type=int, metavar="N", help="how many seeds")
     command.add_argument("--start", type=int, default=0, metavar="S", help="the first seed (%(default)s)")
-    command.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        nargs="+",
-        default=[],
-        metavar="key=value",
-        help="on top of params.yaml, such as train.epochs=10",
-    )
+    pairs = command.add_argument("--set", dest="overrides", action="extend", nargs="+", default=[], metavar="key=value")
+    pairs.help = "on top of params.yaml, such as train.epochs=10"
     command.add_argument("--name", help="of the family and, with -SEED, of its experiments (from the params)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.experiments.seeds import train_seeds
 
-    overrides = [pair for group in arguments.overrides for pair in group]
-    return train_seeds(arguments.count, arguments.start, overrides, arguments.name)
+    return train_seeds(arguments.count, arguments.start, arguments.overrides, arguments.name)

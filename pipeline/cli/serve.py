@@ -9,12 +9,8 @@ from pipeline.cli import options
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    command.add_argument(
-        "--model",
-        default=options.CHAMPION_URI,
-        help="a model URI, a version's number, or a bundle folder (%(default)s)",
-    )
+    about = "a model URI, a version's number, or a bundle folder (%(default)s)"
+    command.add_argument("--model", default=options.CHAMPION_URI, help=about)
     command.add_argument("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
     command.add_argument("--threads", type=int, metavar="N", help="of each (the cores that it has for itself)")
     command.add_argument("--max-mb", type=float, default=32, metavar="MB", help="largest request (%(default)s)")
@@ -24,15 +20,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from pipeline.serve import server
+    from pipeline.serve.server import Options, serve
 
-    options = server.Options(
-        host=arguments.host,
-        port=arguments.port,
-        workers=arguments.workers,
-        threads=arguments.threads,
-        runtime=arguments.runtime,
-        page=arguments.page,
-        max_mb=arguments.max_mb,
-    )
-    server.serve(arguments.model, options)
+    serve(arguments.model, Options(*(getattr(arguments, name) for name in Options._fields)))

@@ -10,7 +10,6 @@ from pipeline.core.errors import UserError
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument("--folds", type=int, default=4, help="parts, and so trainings (%(default)s)")
     command.add_argument("--epochs", type=int, help="of each training (train.epochs); fewer cost less and doubt more")
 

@@ -4,7 +4,6 @@ import argparse
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument("--relocate", action="store_true", help="after the project's folder was moved: mend locations")
 
 

@@ -10,7 +10,6 @@ from pipeline.core.errors import UserError
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     options.add_address(command, port=5000)
 
 

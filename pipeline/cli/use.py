@@ -9,7 +9,6 @@ from pathlib import Path
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/fer2013.yaml")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=10")
 
@@ -19,11 +18,11 @@ def run(arguments: argparse.Namespace) -> None:
     from pipeline.core import params_file
     from pipeline.core.paths import PARAMS
 
-    text, added = params_file.read_text(arguments.recipe), []
+    text = params_file.read_text(arguments.recipe)
     if Path(arguments.recipe).resolve() == PARAMS.resolve():
         text, added = params_file.add_missing(text, arguments.recipe)
     else:
-        text = params_file.apply_recipe(text, arguments.recipe)
+        text, added = params_file.apply_recipe(text, arguments.recipe), []
     text = params_file.apply_overrides(text, arguments.overrides)
     params_file.parse_params(text, arguments.recipe)
     params_file.write_params(text)

@@ -8,28 +8,18 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.core.dvc_file import DVC_FILE, read_stage
+from pipeline.core.dvc_file import read_stage
 
 PACKAGE = Path(__file__).parents[1]
 
 
-def find_stage_code(stage: str, dvc_file: Path = DVC_FILE) -> list[Path]:
-    """The files and folders of this package that a stage's deps name.
-
-    Raises:
-        UserError: There is no ``dvc.yaml`` in the working folder, or it has no such stage.
-    """
-    deps = read_stage(stage, dvc_file)["deps"]
-    return [PACKAGE.parent / dep for dep in deps if dep.startswith(f"{PACKAGE.name}/")]
+def find_stage_code(stage: str) -> list[Path]:
+    """The files and folders of this package that a stage's deps name; raises as ``read_stage``."""
+    return [PACKAGE.parent / dep for dep in read_stage(stage)["deps"] if dep.startswith(f"{PACKAGE.name}/")]
 
 
 def hash_code(places: Iterable[Path], root: Path = PACKAGE) -> str:
-    """The sha256 of all Python files in some places, by name and by what they do.
-
-    Args:
-        places: Python files, and folders that are searched for them.
-        root: What names are relative to.
-    """
+    """The sha256 of Python files, and of those in folders, by their names below ``root`` and by what they do."""
     files: set[Path] = set()
     for place in places:
         files |= set(place.rglob("*.py")) if place.is_dir() else {place}

@@ -65,13 +65,9 @@ class Prepared:
                 keep_default_na=False,
             )
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.path / 'manifest.csv'} cannot be read ({error}). Run `dvc repro prepare` again."
-            ) from None
+            raise self._refusal("manifest.csv", f"cannot be read ({error})") from None
         if missing := set(_COLUMNS[:5]) - set(manifest):
-            raise UserError(
-                f"{self.path / 'manifest.csv'} has no columns {sorted(missing)}. Run `dvc repro prepare` again."
-            )
+            raise self._refusal("manifest.csv", f"has no columns {sorted(missing)}")
         return manifest[manifest["row"] >= 0].sort_values("row")
 
     def split(self, name: str) -> Split:
@@ -86,17 +82,10 @@ class Prepared:
         rows = self._manifest[self._manifest["split"] == name]
         images = self._load(f"{name}.npy", (len(rows), self.img_size, self.img_size, self.channels), np.uint8)
         if rows["row"].tolist() != list(range(len(rows))):
-            raise UserError(
-                f"{self.path / 'manifest.csv'}: the rows of {name} are not 0 to {len(rows) - 1}, each once. "
-                "Run `dvc repro prepare` again."
-            )
+            raise self._refusal("manifest.csv", f"does not have the rows 0 to {len(rows) - 1} of {name}, each once")
         index = {label: i for i, label in enumerate(self.class_names)}
-        unknown = set(rows["label"]) - set(index)
-        if unknown:
-            raise UserError(
-                f"{self.path / 'manifest.csv'} has labels that classes.json lacks: {sorted(unknown)}. "
-                "Run `dvc repro prepare` again."
-            )
+        if unknown := set(rows["label"]) - set(index):
+            raise self._refusal("manifest.csv", f"has labels that classes.json lacks: {sorted(unknown)}")
         targets = np.array(rows["label"].map(index), dtype=np.int64)
         soft = None
         if (self.path / f"{name}_soft.npy").exists():
@@ -107,20 +96,21 @@ class Prepared:
     def _load(self, file: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         """Map an array that must be of that shape and type."""
         try:
-            array = np.load(self.path / file, mmap_mode="r")
+            array: np.ndarray = np.load(self.path / file, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{self.path / file} cannot be read ({error}). Run `dvc repro prepare` again.") from None
+            raise self._refusal(file, f"cannot be read ({error})") from None
         if array.shape != shape or array.dtype != dtype:
-            raise UserError(
-                f"{self.path / file} holds {array.dtype} {array.shape}, but manifest.csv and classes.json "
-                f"say {np.dtype(dtype)} {shape}. Run `dvc repro prepare` again."
-            )
+            said = f"but manifest.csv and classes.json say {np.dtype(dtype)} {shape}"
+            raise self._refusal(file, f"holds {array.dtype} {array.shape}, {said}")
         return array
+
+    def _refusal(self, file: str, why: str) -> UserError:
+        return UserError(f"{self.path / file} {why}. Run `dvc repro prepare` again.")
 
     def leaks(self, name: str) -> np.ndarray:
         """Which images of the val or test split have a twin among the training images, bool (N,)."""
         rows = self._manifest[self._manifest["split"] == name]
-        return rows["flags"].str.split(";").map(lambda flags: "leak" in flags).to_numpy(bool)
+        return np.array(["leak" in flags.split(";") for flags in rows["flags"]], bool)
 
     def origins(self, name: str) -> dict[str, list[str]]:
         """Where the images of a split come from: ``root`` and ``person`` of each, as far as the source has them."""

@@ -11,15 +11,7 @@ class UserError(Exception):
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str, *, most: int = 1, cutoff: float = 0.6) -> str:
-    """Return a hint at what was meant by a name that is not known.
-
-    Args:
-        name: As it was given.
-        known: The valid ones.
-        otherwise: The hint where none is near.
-        most: How many to name.
-        cutoff: How near they must be, from 0 to 1.
-    """
+    """Hint at what an unknown name was meant to be: up to ``most`` near ones of the known, else ``otherwise``."""
     near = difflib.get_close_matches(name, list(known), most, cutoff)
     shown = repr(near[0]) if near and most == 1 else ", ".join(near)
     return f"did you mean {shown}?" if near else otherwise

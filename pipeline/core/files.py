@@ -17,19 +17,12 @@ def replacing(target: Path) -> Iterator[Path]:
     """Give a path to write a file or folder to; it becomes ``target`` at the end, or vanishes on an error.
 
     What is written reaches the disk before it takes the place of the old content. What a killed process left
-    behind beside ``target`` is cleared away.
-
-    Args:
-        target: A file or a folder, there already or not. Its own folder is made if need be.
+    behind beside ``target`` is cleared away; its own folder is made if need be.
 
     Yields:
         A path beside ``target``, on the same file system, with the same suffix, at which nothing exists yet.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(target)
-    scratch = _scratch(target, str(os.getpid()))
-    _remove(scratch)
-    try:
+    with _writing_beside(target) as scratch:
         yield scratch
         _sync_tree(scratch)
         if scratch.is_dir() and target.exists():  # a folder cannot be renamed over a full one
@@ -40,8 +33,6 @@ def replacing(target: Path) -> Iterator[Path]:
         else:
             os.replace(scratch, target)
         _sync(target.parent)
-    finally:
-        _remove(scratch)
 
 
 @contextmanager
@@ -50,12 +41,9 @@ def replacing_within(folder: Path) -> Iterator[Path]:
 
     Other files of ``folder`` stay. On an error nothing is replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "parts"  # only its name matters: beside it is inside the folder, on the same file system
-    _clear_leftovers(target)
-    scratch = _scratch(target, str(os.getpid()))
-    scratch.mkdir()
-    try:
+    # Only the name matters: beside it is inside the folder, on the same file system.
+    with _writing_beside(folder / "parts") as scratch:
+        scratch.mkdir()
         yield scratch
         _sync_tree(scratch)
         for entry in sorted(scratch.iterdir()):
@@ -63,8 +51,6 @@ def replacing_within(folder: Path) -> Iterator[Path]:
                 _remove(folder / entry.name)
             os.replace(entry, folder / entry.name)
         _sync(folder)
-    finally:
-        _remove(scratch)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,6 +67,19 @@ def write_json(path: Path, content: Any) -> None:
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
     """Write a table without its index at one stroke."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+@contextmanager
+def _writing_beside(target: Path) -> Iterator[Path]:
+    """Give a path beside ``target`` that is gone at the end; clears what killed processes left there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(target)
+    scratch = _scratch(target, str(os.getpid()))
+    _remove(scratch)
+    try:
+        yield scratch
+    finally:
+        _remove(scratch)
 
 
 def _scratch(target: Path, owner: str) -> Path:
@@ -113,10 +112,8 @@ def _is_running(process: int) -> bool:
 
 def _sync_tree(path: Path) -> None:
     """Have a file, or all that a folder holds, reach the disk."""
-    if path.is_dir():
-        for entry in path.iterdir():
-            _sync_tree(entry)
-    _sync(path)
+    for entry in (*path.rglob("*"), path):
+        _sync(entry)
 
 
 def _sync(path: Path) -> None:

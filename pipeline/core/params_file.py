@@ -5,8 +5,11 @@ with its default and a comment; a recipe holds only what differs from it.
 """
 
 import io
+import json
+import operator
 import types
 from collections.abc import Iterator
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -25,10 +28,7 @@ RENAMED = {"prepare.group": "prepare.person", "prepare.columns.group": "prepare.
 
 
 def load_params(path: Path | str = paths.PARAMS) -> Params:
-    """Read and check a parameter file.
-
-    Args:
-        path: A complete YAML file, with the sections ``prepare``, ``train``, ``evaluate``, ``export``, ``promote``.
+    """Read and check a complete parameter file.
 
     Raises:
         UserError: Missing or malformed file; unknown, missing, ill-typed or contradictory keys. The
@@ -121,9 +121,9 @@ def add_missing(text: str, name: str) -> tuple[str, list[str]]:
     return (_dump_document(document) if added else text), added
 
 
-def write_params(text: str, path: Path | str = paths.PARAMS) -> None:
-    """Write a parameter file at one stroke."""
-    write_text(Path(path), text)
+def write_params(text: str) -> None:
+    """Write ``params.yaml`` at one stroke."""
+    write_text(paths.PARAMS, text)
 
 
 def _yaml() -> YAML:
@@ -190,11 +190,9 @@ def _explain(item: Any) -> str:
     written = ".".join(str(part) for part in item["loc"] if part != "[key]")
     if written in RENAMED:
         return f"unknown key {written!r}; it is called {RENAMED[written]!r} now"
-    # Pydantic adds the name of a union's branch to the location; only what is a key of the file is shown.
-    location = _clean_location(item["loc"])
+    location, valid = _read_location(item["loc"])
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
-        valid = sorted(_fields_at(location[:-1]))
         hint = suggest(location[-1], valid, f"valid keys: {', '.join(valid)}", cutoff=0.5)
         return f"unknown key {name!r}; {hint}"
     if item["type"] == "missing":
@@ -204,30 +202,25 @@ def _explain(item: Any) -> str:
 
 
 def _default_of(location: list[str]) -> str:
-    """A key's default as YAML on one line; a section's keys."""
-    value = YAML(typ="safe", pure=True).load(read_default())
-    for part in location:
-        value = value[part]
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = True
-    yaml.width = 4096
-    out = io.StringIO()
-    yaml.dump(value, out)
-    return out.getvalue().removesuffix("...\n").strip()
+    """A key's default, or a section's, on one line."""
+    value = reduce(operator.getitem, location, YAML(typ="safe", pure=True).load(read_default()))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _clean_location(location: tuple[int | str, ...]) -> list[str]:
-    """The part of an error's location that stands in the file."""
+def _read_location(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """What of an error's location stands in the file, which names no branches of unions; and what its end may be."""
     clean: list[str] = []
+    valid: list[str] = []
     model: Any = Params
     for part in location:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            clean.append(str(part))
+        if model:
+            valid = sorted(model.model_fields)
             field = model.model_fields.get(str(part))
             model = _section_class(field.annotation) if field else None
-        elif isinstance(part, int):
-            clean.append(str(part))
-    return clean
+        elif not isinstance(part, int):
+            continue
+        clean.append(str(part))
+    return clean, valid
 
 
 def _section_class(annotation: Any) -> Any:
@@ -235,11 +228,3 @@ def _section_class(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         return next((found for arg in get_args(annotation) if (found := _section_class(arg))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    """Valid keys of the section at a location."""
-    model: Any = Params
-    for part in location:
-        model = _section_class(model.model_fields[part].annotation)
-    return list(model.model_fields)

@@ -18,9 +18,8 @@ TOGETHER_S = 0.5
 class StopRequest:
     """Remembers the signal that asked for an end; 0 while none has."""
 
-    def __init__(self) -> None:
-        self.signal = 0
-        self.since = 0.0  # monotonic clock, s
+    signal = 0
+    since = 0.0  # monotonic clock, s
 
     def __bool__(self) -> bool:
         return self.signal != 0

@@ -51,8 +51,8 @@ def offer_int8(prepared: Prepared, folder: Path, most: float | None) -> dict[str
     except Exception as error:  # as with the other formats: whatever a graph makes the quantizer raise
         dest.unlink(missing_ok=True)
         return {"absent": formats.one_line(error)}
-    found = {"images": len(rows), "accuracy": after, "float_accuracy": before}
-    found["size_bytes"] = dest.stat().st_size
+    size = dest.stat().st_size
+    found = {"images": len(rows), "accuracy": after, "float_accuracy": before, "size_bytes": size}
     if before - after <= most:
         return {"absent": None} | found
     dest.unlink()
@@ -78,12 +78,10 @@ def quantize(source: Path, dest: Path, images: np.ndarray) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches = _batches(images)
+        batches = ({formats.INPUT: batch} for batch in _batches(images))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {formats.INPUT: batch}
+            return next(self.batches, None)
 
     prepared = dest.with_suffix(".prepared")
     try:

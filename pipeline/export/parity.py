@@ -18,14 +18,10 @@ BATCHES = (1, 7)
 def check_parity(
     classifier: torch.nn.Module, prepared: Prepared, folder: Path, names: list[str], tolerance: float
 ) -> dict[str, Any]:
-    """Compare every format with the classifier, from a picture's bytes to probabilities, at batch 1 and 7.
+    """Compare files of a folder, formats by ``names``, with the classifier (on the CPU) at batch 1 and 7.
 
-    Args:
-        classifier: The reference, on the CPU.
-        prepared: Its ``parity.zip`` holds untouched pictures of the test split.
-        folder: Holds the exported files.
-        names: The formats to compare.
-        tolerance: The largest difference allowed, in probability.
+    What goes in are the bytes of prepare's ``parity.zip``, untouched pictures of the test split; what comes out are
+    probabilities, which may differ by the tolerance at most.
 
     Returns:
         What was found to agree: ``formats``, ``pictures`` (how many), ``tolerance``.

@@ -24,7 +24,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import replacing, write_text
 from pipeline.core.params import ExportParams
 from pipeline.core.params_file import load_params
-from pipeline.core.paths import BUNDLE, PREPARED, REPORTS, TRAINED
+from pipeline.core.paths import BUNDLE, REPORTS, TRAINED
 from pipeline.core.stage_files import BundleFile, CalibrationFile, MetricsFile, NetFile, RunFile, WeightsFile
 from pipeline.export.int8 import offer_int8
 from pipeline.export.parity import check_parity
@@ -56,68 +56,51 @@ class Inputs:
 
 
 def main() -> None:
-    """Run the stage on the project's folders."""
+    """Run the stage."""
     export(load_params().export)
 
 
-def export(
-    params: ExportParams,
-    prepared_dir: Path = PREPARED,
-    train_dir: Path = TRAINED,
-    reports_dir: Path = REPORTS,
-    bundle_dir: Path = BUNDLE,
-) -> BundleFile:
-    """Build the bundle, check that its formats agree, put it in place and log it.
-
-    Args:
-        params: The export section.
-        prepared_dir: What prepare wrote.
-        train_dir: What train wrote.
-        reports_dir: What evaluate wrote.
-        bundle_dir: Where the bundle goes; an old one stays until the new one is complete.
-
-    Returns:
-        What ``bundle.json`` holds.
+def export(params: ExportParams) -> BundleFile:
+    """Build the bundle, check that its formats agree, put it in place of an old one and log it.
 
     Raises:
         UserError: Missing inputs, formats that disagree, or not one format that can be exported.
     """
-    inputs = read_inputs(prepared_dir, train_dir, reports_dir)
-    with replacing(bundle_dir) as folder:
+    inputs = read_inputs()
+    with replacing(BUNDLE) as folder:
         folder.mkdir()
-        write_weights(inputs.classifier, folder)
+        state = inputs.classifier.model.state_dict()
+        state = {name: tensor.clone().contiguous() for name, tensor in state.items()}
+        safetensors.torch.save_file(state, folder / "weights.safetensors", {"format": "pt"})
         found = write_formats(inputs, params, folder)
         written = [name for name, why in found.items() if not why]
         checked = check_parity(inputs.classifier, inputs.prepared, folder, written, params.tolerance)
         int8 = offer_int8(inputs.prepared, folder, params.int8_drop)
-        cost = measure_costs(inputs, folder)
+        # A time of an answer is none of the bundle's: it varies.
+        cost = costs.count_costs(inputs.classifier, inputs.prepared.img_size, inputs.prepared.channels)
+        cost["size_bytes"] = served_file(folder)[1].stat().st_size
         bundle = bundle_record(inputs, formats=found, parity=checked, int8=int8, cost=cost)
         bundle.save(folder)
-        write_card(bundle, inputs, folder)
-    log_bundle(bundle_dir)
+        text = card.render(bundle.as_dict(), inputs.prepared.counts, inputs.weights.params, inputs.per_class)
+        write_text(folder / "MODEL_CARD.md", text)
+    log_bundle()
     return bundle
 
 
-def read_inputs(prepared_dir: Path, train_dir: Path, reports_dir: Path) -> Inputs:
+def read_inputs() -> Inputs:
     """Read what earlier stages left; raises ``UserError`` for what is missing, with the remedy."""
     inputs = Inputs(
-        prepared=load_prepared(prepared_dir),
-        classifier=load_classifier(train_dir, "cpu"),
-        run=RunFile.load(train_dir),
-        weights=WeightsFile.load(train_dir),
-        metrics=MetricsFile.load(reports_dir),
-        calibration=CalibrationFile.load(reports_dir),
-        per_class=_read_csv(reports_dir / "per_class.csv"),
+        prepared=load_prepared(),
+        classifier=load_classifier(TRAINED, "cpu"),
+        run=RunFile.load(),
+        weights=WeightsFile.load(),
+        metrics=MetricsFile.load(),
+        calibration=CalibrationFile.load(),
+        per_class=_read_csv(REPORTS / "per_class.csv"),
     )
     inputs.classifier.temperature = inputs.calibration.temperature
     inputs.classifier.views = inputs.calibration.served_views
     return inputs
-
-
-def write_weights(classifier: model.Classifier, folder: Path) -> None:
-    """Write the net's weights as ``weights.safetensors``."""
-    state = {name: tensor.clone().contiguous() for name, tensor in classifier.model.state_dict().items()}
-    safetensors.torch.save_file(state, folder / "weights.safetensors", {"format": "pt"})
 
 
 def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[str, str | None]:
@@ -131,7 +114,7 @@ def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[st
     """
     size, channels = inputs.prepared.img_size, inputs.prepared.channels
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
-    found = {name: inputs.run.formats.get(name) for name in sorted(params.formats, reverse=True)}
+    found: dict[str, str | None] = {name: inputs.run.formats.get(name) for name in sorted(params.formats, reverse=True)}
     program = None
     for name in [name for name, why in found.items() if not why]:
         path = folder / f"model.{name}"
@@ -148,28 +131,13 @@ def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[st
     return found
 
 
-def measure_costs(inputs: Inputs, folder: Path) -> dict[str, int]:
-    """Count parameters, operations and bytes of what is served. A time is none of the bundle's: it varies."""
-    counted = costs.count_costs(inputs.classifier, inputs.prepared.img_size, inputs.prepared.channels)
-    return counted | {"size_bytes": served_file(folder)[1].stat().st_size}
-
-
-def bundle_record(
-    inputs: Inputs,
-    *,
-    formats: dict[str, str | None],
-    parity: dict[str, Any],
-    int8: dict[str, Any],
-    cost: dict[str, int],
-) -> BundleFile:
+def bundle_record(inputs: Inputs, *, int8: dict[str, Any], **made: Any) -> BundleFile:
     """Put together ``bundle.json``; no times and no paths in it, so that equal models give equal files.
 
     Args:
         inputs: What earlier stages left.
-        formats: By format None, or why it is absent.
-        parity: From ``check_parity``.
         int8: From ``offer_int8``.
-        cost: From ``measure_costs``.
+        made: ``formats`` by name None or why one is absent, ``parity`` and ``cost``.
 
     Returns:
         The record. Its ``digest`` is the sha256 of all that changes an answer: weights, architecture, preprocessing,
@@ -190,32 +158,24 @@ def bundle_record(
         scores["test_clean"] = metrics.test_clean
     return BundleFile(
         **decisive | {"int8": int8},
+        **made,
         digest=digest,
-        formats=formats,
         data_digest=weights.data_digest,
         test_digest=inputs.prepared.split_digests["test"],
         run_id=metrics.run_id,
         metrics=scores,
         audit=metrics.audit,
         versions=installed_versions("torch", "timm", "onnx", "onnxruntime"),
-        parity=parity,
-        cost=cost,
     )
 
 
-def write_card(bundle: BundleFile, inputs: Inputs, folder: Path) -> None:
-    """Write ``MODEL_CARD.md``."""
-    text = card.render(bundle.as_dict(), inputs.prepared.counts, inputs.weights.params, inputs.per_class)
-    write_text(folder / "MODEL_CARD.md", text)
-
-
-def log_bundle(bundle_dir: Path) -> None:
+def log_bundle() -> None:
     """Put the served model and the time of an answer onto the MLflow run."""
     with tempfile.TemporaryDirectory(prefix="hyojo-pyfunc-") as scratch:
         pyfunc_dir = Path(scratch) / "model"
-        build_pyfunc(bundle_dir, pyfunc_dir)
-        (latency_ms,) = latency.measure_ms([latency.open_model(bundle_dir)])
-        bundles.log_bundle(bundle_dir, pyfunc_dir, {"cost/latency_ms": latency_ms})
+        build_pyfunc(BUNDLE, pyfunc_dir)
+        (latency_ms,) = latency.measure_ms([latency.open_model(BUNDLE)])
+        bundles.log_bundle(BUNDLE, pyfunc_dir, {"cost/latency_ms": latency_ms})
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

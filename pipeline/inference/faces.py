@@ -213,13 +213,7 @@ def _square(boxes: np.ndarray) -> np.ndarray:
 
 
 def _distinct(boxes: np.ndarray, limit: float, relative_to: str) -> np.ndarray:
-    """Rows of boxes (N, 5), the surest first, without those that overlap a surer one by more than the limit.
-
-    Args:
-        boxes: Left, top, right, bottom, probability.
-        limit: Of the area shared, as a part of that of the ``union`` or of the ``smaller`` one.
-        relative_to: Which of the two.
-    """
+    """Rows of boxes (N, 5), the surest first, none sharing more of the ``union`` or ``smaller`` one with a surer."""
     order = np.argsort(-boxes[:, 4], kind="stable")
     area = np.prod((boxes[:, 2:4] - boxes[:, :2]).clip(0), axis=1)
     kept = []

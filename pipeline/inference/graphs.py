@@ -42,11 +42,6 @@ def load_graph(path: Path, threads: int | None = None) -> Graph:
         from .torch_graph import load_pt2
 
         return load_pt2(path, threads)
-    return _load_onnx(path, threads)
-
-
-def _load_onnx(path: Path, threads: int | None) -> Graph:
-    """A graph in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -59,9 +59,7 @@ def decode(data: bytes, channels: int) -> np.ndarray:
         image = _to_mode(image, "L" if channels == 1 else "RGB")
         if orientation in _ORIENTATIONS:
             image = image.transpose(_ORIENTATIONS[orientation])
-    except MemoryError:
-        raise
-    except ImageError:
+    except (MemoryError, ImageError):
         raise
     except Exception:  # a decoder answers damaged bytes with almost any exception
         raise ImageError(f"truncated or damaged {name}") from None

@@ -26,11 +26,7 @@ def open_model(bundle_dir: Path) -> Callable[[], np.ndarray]:
 
 
 def measure_ms(models: Sequence[Callable[[], object]], rounds: int = ROUNDS) -> list[float]:
-    """Time models against each other in this process, in turns, so that whatever else the machine does hits all.
-
-    Args:
-        models: Functions that give one answer each.
-        rounds: How often each is asked at most.
+    """Time models, each asked for at most so many answers, in turns: whatever else the machine does hits all.
 
     Returns:
         The median time of an answer of each, ms.

@@ -72,7 +72,7 @@ class Predictor:
             (left, top, width, height, px of the upright picture), ``score`` (probability of a face), ``label``,
             ``probabilities`` and ``abstain``.
         """
-        look = self._looks(faces)
+        look = bool(self.faces) if faces is None else faces
         until = float("inf") if self._seconds is None else time.monotonic() + self._seconds
         rows: list[dict[str, Any]] = []
         for start in range(0, len(pictures), BATCH_SIZE):
@@ -86,7 +86,7 @@ class Predictor:
             As ``predict_bytes``; whatever else a value may be gives an error for its row.
         """
         pictures = [to_bytes(value) for value in values]
-        look = self._looks(faces)
+        look = bool(self.faces) if faces is None else faces
         rows: list[dict[str, Any]] = [_failure(data, look) if isinstance(data, str) else {} for data in pictures]
         answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)], look))
         return [row or next(answers) for row in rows]
@@ -110,10 +110,6 @@ class Predictor:
             rows = [_failure("the request could not be read")]
         return [json.dumps(row) for row in rows] if params.get("json") is True else rows
 
-    def _looks(self, faces: bool | None) -> bool:
-        """Whether faces are looked for: as asked, or else as the model was trained."""
-        return bool(self.faces) if faces is None else faces
-
     def _predict_batch(self, pictures: Sequence[bytes], look: bool, until: float) -> list[dict[str, Any]]:
         """Decode and classify one batch; the good pictures of it, or their faces, go through the graph together."""
         loaded = [
@@ -128,15 +124,13 @@ class Predictor:
                 rows.append(_failure(parts, look))
                 continue
             found = [(face, next(answers)) for face, _ in parts]
-            row = dict(found[0][1])
-            if look:
-                row["faces"] = [
-                    {"box": list(face.box), "score": face.score}
-                    | {name: answer[name] for name in ("label", "probabilities", "abstain")}
-                    for face, answer in found
-                    if face
-                ]
-            rows.append(row)
+            faces = [
+                {"box": list(face.box), "score": face.score}
+                | {name: answer[name] for name in ("label", "probabilities", "abstain")}
+                for face, answer in found
+                if face
+            ]
+            rows.append(found[0][1] | ({"faces": faces} if look else {}))
         return rows
 
     def _classify(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ last of them. The finished file takes its name only when all is in it; then the 
 """
 
 import contextlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +18,8 @@ from filelock import FileLock, Timeout
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import replacing, write_json
-from pipeline.serve.answers import Row
+from pipeline.serve.answers import SIDES, Row, flatten_row
 
-SIDES = ("left", "top", "width", "height")
 _NOTE = b"hyojo"  # key of the file's metadata that says what was scored
 _REMEDY = "Give another --out, or --restart to score anew."
 
@@ -48,15 +48,10 @@ class AnswerFile:
     ) -> None:
         self.path = path
         self._folder = path.with_name(f"{path.name}.parts")
-        self._classes = list(class_names)
         self._settings = dict(settings)
-        number, boxes = pa.float32(), [(side, pa.int32()) for side in SIDES] if faces else []
-        self._schema = pa.schema(
-            [
-                ("file", pa.string()), *boxes, ("label", pa.string()), ("probability", number),
-                *((f"prob_{name}", number) for name in class_names), ("abstain", pa.bool_()), ("error", pa.string()),
-            ]
-        )  # fmt: skip
+        fields = {"file": pa.string(), **dict.fromkeys(SIDES if faces else (), pa.int32()), "label": pa.string()}
+        fields |= dict.fromkeys(["probability", *(f"prob_{name}" for name in class_names)], pa.float32())
+        self._schema = pa.schema(fields | {"abstain": pa.bool_(), "error": pa.string()})
         self._lock = self._acquire()
         try:
             if restart:
@@ -75,13 +70,7 @@ class AnswerFile:
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write the next part: rows of ``answers.answer_pictures``."""
-        probs = [row["probabilities"] or {} for row in rows]
-        boxes = [row["box"] or (None,) * len(SIDES) for row in rows]
-        plain = ("file", "label", "probability", "abstain", "error")
-        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in plain}
-        columns |= {side: [box[i] for box in boxes] for i, side in enumerate(SIDES)}
-        columns |= {f"prob_{name}": [given.get(name) for given in probs] for name in self._classes}
-        table = pa.table([pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema)
+        table = pa.Table.from_pylist([flatten_row(row) for row in rows], schema=self._schema)
         part = self._part(self.parts)
         with self._writing(part), replacing(part) as scratch:
             pq.write_table(table, scratch, compression="zstd", row_group_size=max(1, len(rows)))
@@ -150,17 +139,11 @@ class AnswerFile:
             if not plan.exists():
                 write_json(plan, self._settings)
         self._compare(self._folder, json.loads(plan.read_text(encoding="utf-8")))
-        number = 0
-        while self._part(number).exists() and self._is_whole(self._part(number)):
-            number += 1
+        with contextlib.suppress(pa.ArrowException, OSError):  # none, or torn: the machine may have lost its power
+            for number in itertools.count():
+                if not pq.read_schema(self._part(number)).equals(self._schema):
+                    break
         return number
-
-    def _is_whole(self, part: Path) -> bool:
-        """Whether a part can be read; a machine that lost power may have lost a part of it."""
-        try:
-            return pq.read_schema(part).equals(self._schema)
-        except (pa.ArrowException, OSError):
-            return False
 
     def _compare(self, what: Path, made_with: Mapping[str, Any]) -> None:
         """Refuse what was made under other settings."""

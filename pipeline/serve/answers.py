@@ -5,10 +5,11 @@ from typing import Any
 
 from pipeline.inference.images import ImageError
 
+SIDES = ("left", "top", "width", "height")  # of a box
 Row = dict[str, Any]
 # Encoded pictures in, an answer of ``predictor.Predictor`` for each out.
 Predict = Callable[[list[bytes]], list[Row]]
-# Reads a picture; raises ``ImageError``.
+# Reads a picture; raises ``ImageError`` or ``OSError``.
 Fetch = Callable[[], bytes]
 
 
@@ -35,12 +36,20 @@ def answer_pictures(pictures: Sequence[tuple[str, Fetch]], predict: Predict) -> 
     return rows
 
 
+def flatten_row(row: Row) -> Row:
+    """A row with its box as ``SIDES`` too, and its probabilities as ``prob_<class>``."""
+    probs = {f"prob_{name}": prob for name, prob in (row["probabilities"] or {}).items()}
+    return row | dict(zip(SIDES, row["box"] or ())) | probs
+
+
 def _read(fetch: Fetch) -> bytes | str:
     """A picture's file, or why it can't be read."""
     try:
         return fetch()
     except ImageError as error:
         return str(error)
+    except OSError as error:
+        return f"can't be read: {error.strerror or type(error).__name__}"
     except MemoryError:
         return "too large for the memory"
 

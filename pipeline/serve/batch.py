@@ -32,20 +32,10 @@ _DECIDING = ("numpy", "onnxruntime", "pillow")
 
 
 class Settings(NamedTuple):
-    """How a run goes.
-
-    Attributes:
-        batch_size: Pictures that a thread takes at a time.
-        chunk: Pictures of a part: what is lost at most when the run is killed, and a row group of the file.
-        workers: Threads; None: one a core.
-        faces: Whether faces are looked for; None: as the model was trained.
-        column: Of a table, where its pictures or their paths are; None: by its usual name.
-        restart: Whether to begin anew.
-        runtime: One of ``graphs.RUNTIMES``; None: the first that the model has a file for.
-    """
+    """How a run goes, as ``hyojo batch --help`` has it."""
 
     batch_size: int = 64
-    chunk: int = 8192
+    chunk: int = 8192  # pictures of a part: what is lost at most when the run is killed, and a row group of the file
     workers: int | None = None
     faces: bool | None = None
     column: str | None = None
@@ -57,36 +47,24 @@ DEFAULTS = Settings()
 
 
 class Result(NamedTuple):
-    """What was scored.
-
-    Attributes:
-        pictures: How many there are.
-        rows: Of the file: one a picture, or one a face.
-        errors: Rows that are errors.
-        passed_over: Files of the source that are no pictures by their suffix.
-        scored: Pictures that this run scored, and
-        seconds: the time it took for them.
-    """
+    """What was scored."""
 
     pictures: int
-    rows: int
-    errors: int
-    passed_over: int
-    scored: int
-    seconds: float
+    rows: int  # one a picture, or one a face
+    errors: int  # rows that are errors
+    passed_over: int  # files of the source that are no pictures by their suffix
+    scored: int  # pictures that this run scored, and
+    seconds: float  # the time it took for them
 
 
 def score_pictures(source: Path | str, out: Path | str, model: Path | str, settings: Settings = DEFAULTS) -> Result:
-    """Score all pictures of a source; shows progress on a terminal.
+    """Score all pictures of a source; shows progress on a terminal. A bad picture is an error of its own row.
 
     Args:
         source: As ``unlabelled.open_pictures`` takes it.
         out: The Parquet file to make.
         model: As in ``locate.locate``.
         settings: How.
-
-    Returns:
-        What was scored; a bad picture is an error of its own row.
 
     Raises:
         UserError: The source, the model, the settings or what lies at ``out`` does not allow it; the message says why.
@@ -101,11 +79,12 @@ def score_pictures(source: Path | str, out: Path | str, model: Path | str, setti
         found = locate.locate(str(model), settings.runtime)
         # Each worker runs a batch of its own; more threads inside the graph would only wait for each other.
         predict = locate.open_predictor(found, settings.faces, threads=1, runtime=settings.runtime)
-        bundle = found.read_bundle()
+        bundle = BundleFile.load(found.bundle)
         faces = bool(bundle.preprocessing.get("faces")) if settings.faces is None else settings.faces
+        files = (found.bundle / BundleFile.FILE, served_file(found.bundle, settings.runtime)[1])
         made_of = {
             "source": pictures.digest,
-            "model": _digest(found, settings.runtime),
+            "model": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
             "faces": faces,
             "batch_size": settings.batch_size,
             "chunk": settings.chunk,
@@ -115,13 +94,6 @@ def score_pictures(source: Path | str, out: Path | str, model: Path | str, setti
             return _fill(answers, pictures, predict, settings, workers)
 
 
-def _digest(found: locate.Located, runtime: str | None) -> str:
-    """Of the files that decide a model's answers."""
-    digest = hashlib.sha256((found.bundle / BundleFile.FILE).read_bytes())
-    digest.update(served_file(found.bundle, runtime)[1].read_bytes())
-    return digest.hexdigest()
-
-
 def _fill(answers: AnswerFile, pictures: Pictures, predict: Predict, settings: Settings, workers: int) -> Result:
     """Score what is not scored yet, part by part, and finish the file."""
     start, scored = time.monotonic(), 0
@@ -129,8 +101,8 @@ def _fill(answers: AnswerFile, pictures: Pictures, predict: Predict, settings: S
         done = min(answers.parts * settings.chunk, pictures.count)
         with tqdm(total=pictures.count, initial=done, unit="img", disable=None, smoothing=0.05) as bar:
             part: list[Row] = []
-            for count, rows in _answers(pictures.stream(done), predict, settings, workers):
-                part += rows
+            for count, answered in _answers(pictures.stream(done), predict, settings, workers):
+                part += answered
                 scored += count
                 bar.update(count)
                 if (done + scored) % settings.chunk == 0 or done + scored == pictures.count:

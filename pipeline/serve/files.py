@@ -6,9 +6,7 @@ read or decoded gives a row with an error, and the others go on.
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +14,7 @@ from tqdm import tqdm
 from pipeline.core.errors import UserError
 from pipeline.inference import images
 from pipeline.serve import locate
-from pipeline.serve.answers import Predict, Row, answer_pictures
+from pipeline.serve.answers import SIDES, Predict, Row, answer_pictures, flatten_row
 
 BATCH_SIZE = 64
 PROGRESS_FROM = 200  # files; fewer are done before a bar is worth looking at
@@ -88,11 +86,6 @@ def _box_text(box: list[int] | None) -> str:
     return f"{box[2]}x{box[3]}+{box[0]}+{box[1]}" if box else ""
 
 
-def format_json(rows: Iterable[Row]) -> str:
-    """Write rows as a JSON array."""
-    return json.dumps(list(rows), indent=2, ensure_ascii=False)
-
-
 def format_csv(rows: Iterable[Row]) -> str:
     """Write rows as CSV with a header: file, label, probability, ``prob_<class>`` for each class, abstain, error.
 
@@ -100,16 +93,12 @@ def format_csv(rows: Iterable[Row]) -> str:
     """
     rows = list(rows)
     boxes = any(row["box"] for row in rows)
-    names = next((list(row["probabilities"]) for row in rows if row["probabilities"]), [])
+    names = next(([f"prob_{name}" for name in row["probabilities"]] for row in rows if row["probabilities"]), [])
+    columns = ["file", *(SIDES if boxes else ()), "label", "probability", *names, "abstain", "error"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    sides = ["left", "top", "width", "height"] if boxes else []
-    writer.writerow(["file", *sides, "label", "probability", *(f"prob_{name}" for name in names), "abstain", "error"])
-    for row in rows:
-        probs = row["probabilities"] or {}
-        given = [probs.get(name) for name in names]
-        box = (row["box"] or [None] * 4) if boxes else []
-        writer.writerow([row["file"], *box, row["label"], row["probability"], *given, row["abstain"], row["error"]])
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(map(flatten_row, rows))
     return text.getvalue().rstrip("\n")
 
 
@@ -119,13 +108,5 @@ def _classify(files: list[Path], predict: Predict) -> Iterator[Row]:
     with tqdm(total=len(files), unit="img", disable=disable) as bar:
         for start in range(0, len(files), BATCH_SIZE):
             batch = files[start : start + BATCH_SIZE]
-            yield from answer_pictures([(str(file), partial(_read, file)) for file in batch], predict)
+            yield from answer_pictures([(str(file), file.read_bytes) for file in batch], predict)
             bar.update(len(batch))
-
-
-def _read(file: Path) -> bytes:
-    """A file's content."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise images.ImageError(f"can't be read: {error.strerror or type(error).__name__}") from None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
-from pipeline.core.stage_files import BundleFile
 from pipeline.inference.graphs import RUNTIMES
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.requests import COLUMN
@@ -35,15 +34,6 @@ class Located:
     path: Path
     bundle: Path
 
-    def read_bundle(self) -> BundleFile:
-        """Read ``bundle.json``."""
-        return BundleFile.load(self.bundle)
-
-    def read_card(self) -> str:
-        """Read the model card, Markdown; empty if there is none."""
-        path = self.bundle / "MODEL_CARD.md"
-        return path.read_text(encoding="utf-8") if path.exists() else ""
-
 
 def locate(model: str, runtime: str | None = None) -> Located:
     """Find a model, and look whether it can be run.
@@ -61,13 +51,13 @@ def locate(model: str, runtime: str | None = None) -> Located:
             "--runtime torch needs torch, which is not installed here: pip install torch, or --runtime onnx."
         )
     found = _registered(model) if model.startswith(store.PREFIX) or model.isdecimal() else _folder(model)
-    wanted = RUNTIMES if runtime is None else {runtime: RUNTIMES[runtime]}
-    if not any((found.bundle / file).exists() for file in wanted.values()):
-        there = [name for name, file in RUNTIMES.items() if (found.bundle / file).exists()]
+    there = [name for name, file in RUNTIMES.items() if (found.bundle / file).exists()]
+    if not there or runtime not in (None, *there):
+        wanted = " and no ".join(RUNTIMES.values()) if runtime is None else RUNTIMES[runtime]
         remedy = f"It can be served with --runtime {' or '.join(there)}. " if there else ""
         raise UserError(
-            f"{found.title} holds no {' and no '.join(wanted.values())}. {remedy}A registered version holds one file, "
-            "and the int8 one if there is one; the bundle folder has every format in export.formats."
+            f"{found.title} holds no {wanted}. {remedy}A registered version holds one file, and the int8 one if there "
+            "is one; the bundle folder has every format in export.formats."
         )
     return found
 
@@ -158,40 +148,31 @@ def _fetch(uri: str) -> Path:
 
 def _registered(model: str) -> Located:
     """A version in the registry, downloaded if it isn't on this machine."""
-    client = _client()
-    import mlflow.artifacts
-    from mlflow.exceptions import MlflowException
-
     from pipeline.tracking import registry  # pandas comes with it, which a bundle's answers need not wait for
 
+    client = _client()
     version = registry.find_version(client, model)
     if version is None:
-        raise UserError(_missing(client, model))
+        there = ", ".join(map(str, sorted(int(each.version) for each in registry.versions(client))))
+        if not there:
+            raise UserError(
+                f"{model}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
+            )
+        if model == f"{store.PREFIX}{registry.MODEL}@{registry.CHAMPION}":
+            raise UserError(f"{registry.MODEL} has no champion. `hyojo promote` makes one of version {there}.")
+        raise UserError(f"{model}: there is no such version; {registry.MODEL} has {there}.")
     champion = client.get_registered_model(version.name).aliases.get(registry.CHAMPION) == version.version
-    try:
-        path = Path(mlflow.artifacts.download_artifacts(f"{store.PREFIX}{version.name}/{version.version}"))
-    except (MlflowException, OSError):
-        path = Path("missing")
     title = f"{version.name} version {version.version}{' (champion)' if champion else ''}"
+    try:
+        path = _fetch(f"{store.PREFIX}{version.name}/{version.version}")
+    except UserError:
+        path = Path("missing")
     if not (path / "artifacts" / "bundle" / "bundle.json").exists():
         raise UserError(
             f"the files of {title} are not where the registry says. If the project was moved, `hyojo sync --relocate` "
             "mends that; after a clone and `dvc pull`, `hyojo sync` does."
         )
     return Located(title, path, path / "artifacts" / "bundle")
-
-
-def _missing(client: "MlflowClient", name: str) -> str:
-    """Why there is no such version."""
-    from pipeline.tracking import registry
-
-    numbers = sorted(int(version.version) for version in registry.versions(client))
-    there = ", ".join(map(str, numbers))
-    if not numbers:
-        return f"{name}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
-    if name == f"{store.PREFIX}{registry.MODEL}@{registry.CHAMPION}":
-        return f"{registry.MODEL} has no champion. `hyojo promote` makes one of version {there}."
-    return f"{name}: there is no such version; {registry.MODEL} has {there}."
 
 
 def _client() -> "MlflowClient":

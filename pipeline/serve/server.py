@@ -11,11 +11,12 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 from pipeline.core import cores
 from pipeline.core.errors import UserError
+from pipeline.core.stage_files import BundleFile
 from pipeline.serve import locate
 from pipeline.serve.guard import MB, Guard, Limits
 
@@ -24,19 +25,8 @@ BUDGET_S, TIMEOUT_S = 60, 600
 STOP_S = 30  # in which requests under way are answered when the server is told to stop
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a model is served.
-
-    Attributes:
-        host: Address to listen on.
-        port: Port to listen on; 0: a free one.
-        workers: Processes.
-        threads: Of each, that work on requests; None: the cores of this machine that each has.
-        runtime: As in ``locate.locate``.
-        page: Whether there is the page for people.
-        max_mb: Largest request, MiB.
-    """
+class Options(NamedTuple):
+    """How a model is served, as ``hyojo serve --help`` has it; port 0 is a free one."""
 
     host: str = "127.0.0.1"
     port: int = 5001
@@ -48,11 +38,7 @@ class Options:
 
 
 def serve(model: str, options: Options) -> None:
-    """Serve a model until SIGINT or SIGTERM; requests under way are answered first.
-
-    Args:
-        model: As in ``locate.locate``.
-        options: How.
+    """Serve a model, given as in ``locate.locate``, until SIGINT or SIGTERM; requests under way are answered first.
 
     Raises:
         UserError: No such model, the port is taken, or an option makes no sense.
@@ -62,7 +48,7 @@ def serve(model: str, options: Options) -> None:
     listener = _listen(options.host, options.port)
     found = locate.locate(model, options.runtime)
     threads = options.threads or max(1, cores.available() // options.workers)
-    options = replace(options, port=listener.getsockname()[1], threads=threads)
+    options = options._replace(port=listener.getsockname()[1], threads=threads)
     if options.workers == 1:
         _run_one(found, options, listener)
     else:
@@ -83,7 +69,7 @@ def build_app(found: locate.Located, options: Options) -> Guard:
     tame_server()
     app = scoring_server.init(model)
     knows_faces = locate.knows_faces(model)
-    picture = example_picture(found.read_bundle().preprocessing)
+    picture = example_picture(BundleFile.load(found.bundle).preprocessing)
     for faces in (False, True) if knows_faces else (None,):  # the nets that find faces are loaded too
         model.predict({COLUMN: [picture]}, params=None if faces is None else {"faces": faces})
     files: Mapping[str, tuple[bytes, str]] = {}
@@ -103,7 +89,7 @@ def _run_one(found: locate.Located, options: Options, listener: socket.socket) -
 
     # uvicorn raises the signal anew once it has stopped; that the server was told to stop is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+        signal.signal(number, lambda *_: sys.exit(0))  # told to stop before the start was over
     app = build_app(found, options)
     server = uvicorn.Server(_config(app, options))
     started = server.startup
@@ -112,7 +98,7 @@ def _run_one(found: locate.Located, options: Options, listener: socket.socket) -
         await started(sockets)
         _announce(found, options)
 
-    server.startup = startup
+    server.startup = startup  # type: ignore[method-assign]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
@@ -145,7 +131,7 @@ def _worker_app(found: locate.Located, options: Options) -> Guard:
         sys.exit(STARTUP_FAILURE)
 
 
-def _config(app: object, options: Options) -> "object":
+def _config(app: Any, options: Options) -> Any:
     import uvicorn
 
     return uvicorn.Config(
@@ -184,12 +170,5 @@ def _announce(found: locate.Located, options: Options) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     what = "page and REST" if options.page else "REST"
     processes = f", {options.workers} processes" if options.workers > 1 else ""
-    print(
-        f"Serving {found.title} on http://{host}:{options.port} ({what}; {options.threads} threads{processes})",
-        flush=True,
-    )
-
-
-def _stop(*_: object) -> None:
-    """Told to stop before the start was over."""
-    sys.exit(0)
+    where = f"http://{host}:{options.port}"
+    print(f"Serving {found.title} on {where} ({what}; {options.threads} threads{processes})", flush=True)

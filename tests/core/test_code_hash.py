@@ -21,12 +21,7 @@ def digest(folder: Path, source: str, name: str = "a.py") -> str:
 
 @pytest.mark.parametrize(
     "old, new",
-    [
-        ("About", "Else"),
-        ("Return x", "Return one more"),
-        ("    # why\n", ""),
-        ("x + 1", "(x\n            + 1)"),
-    ],
+    [("About", "Else"), ("Return x", "Return one more"), ("    # why\n", ""), ("x + 1", "(x\n            + 1)")],
 )
 def test_hash_code_passes_over_comments_docstrings_and_layout(tmp_path: Path, old: str, new: str) -> None:
     assert digest(tmp_path / "a", SOURCE) == digest(tmp_path / "b", SOURCE.replace(old, new))

@@ -20,13 +20,7 @@ def write(folder: Path, manifest: str, class_names: list[str], **arrays: np.ndar
         # Each image is of one value, by which a test recognises it.
         np.save(folder / f"{name}.npy", np.broadcast_to(values[:, None, None, None], (len(values), 2, 2, 1)))
     (folder / "manifest.csv").write_text(manifest, encoding="utf-8")
-    meta = {
-        "class_names": class_names,
-        "img_size": 2,
-        "channels": 1,
-        "digest": "d",
-        "split_digests": {"train": "t"},
-    }
+    meta = {"class_names": class_names, "img_size": 2, "channels": 1, "digest": "d", "split_digests": {"train": "t"}}
     (folder / "classes.json").write_text(json.dumps(meta))
     return folder
 

@@ -106,11 +106,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(
     "old, new, renamed",
     [
         ("  person: auto", "  group: auto", "'prepare.group'; it is called 'prepare.person' now"),
-        (
-            "columns: {}",
-            "columns: {group: who}",
-            "'prepare.columns.group'; it is called 'prepare.columns.person'",
-        ),
+        ("columns: {}", "columns: {group: who}", "'prepare.columns.group'; it is called 'prepare.columns.person'"),
     ],
 )
 def test_parse_params_names_what_a_renamed_key_is_called(old: str, new: str, renamed: str, tiny_params: str) -> None:
@@ -189,10 +185,7 @@ def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(tiny_params: str
     [
         (["train.weights=w.pt"], "weights and weights_sha256 go together"),
         ([f"train.weights_sha256={'a' * 64}"], "weights and weights_sha256 go together"),
-        (
-            ["train.weights=w.pt", f"train.weights_sha256={'a' * 64}", "train.pretrained=true"],
-            "exclude each other",
-        ),
+        (["train.weights=w.pt", f"train.weights_sha256={'a' * 64}", "train.pretrained=true"], "exclude each other"),
         (["evaluate.tta=[]", "evaluate.serve_tta=true"], "serve_tta needs the views to serve"),
         (["train.schedule.warmup_epochs=3"], "must be less than epochs (3)"),
         (["train.schedule.warmup_epochs=0"], "must be more than 0"),

@@ -71,16 +71,11 @@ with stop_requests() as stop:
 
 
 @pytest.mark.parametrize(
-    "first, second",
-    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)],
+    "first, second", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)]
 )
 def test_a_second_signal_ends_the_process(first: signal.Signals, second: signal.Signals) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", STUBBORN],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", STUBBORN], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     try:
         assert process.stdout.readline() == "ready\n"

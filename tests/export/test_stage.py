@@ -1,6 +1,7 @@
 """Export: a bundle whose formats agree with the trained model on real bytes, or none; and what goes to MLflow."""
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -25,6 +26,7 @@ from PIL import Image
 from pipeline.core.code_hash import PACKAGE, hash_code
 from pipeline.core.errors import UserError
 from pipeline.core.params import ExportParams
+from pipeline.core.paths import BUNDLE, PREPARED, REPORTS, TRAINED
 from pipeline.core.stage_files import BundleFile
 from pipeline.export import parity, stage
 from pipeline.inference import images
@@ -61,7 +63,7 @@ def write_prepared(folder: Path) -> None:
 
 def write_trained(folder: Path) -> None:
     """A small net, untrained but with statistics of its own, as train writes it."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     transform = [
         {"ToDtype": {"dtype": "float32", "scale": True}},
         {"Resize": {"size": [28, 28]}},
@@ -79,11 +81,7 @@ def write_trained(folder: Path) -> None:
         for parameter in net.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
         net.fc.bias.zero_()
-    flat = {
-        "prepare.source": "/home/somebody/fer2013.zip",
-        "train.backbone": "face_resnet_s",
-        "train.lr": "0.1",
-    }
+    flat = {"prepare.source": "/home/somebody/fer2013.zip", "train.backbone": "face_resnet_s", "train.lr": "0.1"}
     weights.save_weights(folder, net, spec, "d" * 64, params=flat)
     (folder / "run.json").write_text(json.dumps({"run_id": "r1", "formats": {"pt2": None, "onnx": None}}))
 
@@ -113,8 +111,8 @@ class Project:
     """The folders that the stage reads and writes, and what it logged."""
 
     def __init__(self, root: Path) -> None:
-        self.prepared, self.trained, self.reports = root / "prepared", root / "train", root / "reports"
-        self.bundle = root / "bundle"
+        self.root, self.bundle = root, root / BUNDLE
+        self.prepared, self.trained, self.reports = root / PREPARED, root / TRAINED, root / REPORTS
         write_prepared(self.prepared)
         write_trained(self.trained)
         write_reports(self.reports)
@@ -126,7 +124,8 @@ class Project:
         self.metrics.append(metrics)
 
     def export(self, **changes: object) -> BundleFile:
-        return stage.export(params(**changes), self.prepared, self.trained, self.reports, self.bundle)
+        with contextlib.chdir(self.root):
+            return stage.export(params(**changes))
 
     def pictures(self) -> list[bytes]:
         with zipfile.ZipFile(self.prepared / "parity.zip") as archive:
@@ -350,23 +349,24 @@ def test_pixels_other_than_prepared_ones_stop_the_stage(project: Project) -> Non
 @pytest.mark.parametrize(
     ("missing", "remedy"),
     [
-        ("train/weights.json", "train"),
-        ("train/run.json", "train"),
+        ("models/train/weights.json", "train"),
+        ("models/train/run.json", "train"),
         ("reports/metrics.json", "evaluate"),
         ("reports/calibration.json", "evaluate"),
         ("reports/per_class.csv", "evaluate"),
-        ("prepared/classes.json", "prepare"),
+        ("data/prepared/classes.json", "prepare"),
     ],
 )
 def test_missing_inputs_are_named(project: Project, missing: str, remedy: str) -> None:
-    (project.bundle.parent / missing).unlink()
+    (project.root / missing).unlink()
     with pytest.raises(UserError, match=rf"{Path(missing).name}.*dvc repro {remedy}"):
         project.export()
     assert not project.bundle.exists()
 
 
 def test_digest_follows_what_changes_an_answer(exported: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = stage.read_inputs(exported.prepared, exported.trained, exported.reports)
+    monkeypatch.chdir(exported.root)
+    inputs = stage.read_inputs()
 
     def digest(part: str = "run", **changes: object) -> str:
         changed = getattr(inputs, part).model_copy(update=changes)
@@ -385,13 +385,12 @@ def test_digest_follows_what_changes_an_answer(exported: Project, monkeypatch: p
 
 
 REGISTER = """
-from pathlib import Path
 from pipeline.core.params import ExportParams
 from pipeline.export import stage
 from pipeline.tracking import registry
 params = ExportParams(formats=["pt2"], opset=18, tolerance=1e-4, int8_drop=None)
-stage.export(params, Path("prepared"), Path("train"), Path("reports"), Path("bundle"))
-print(registry.register(Path("bundle")).message)
+stage.export(params)
+print(registry.register().message)
 """
 
 
@@ -400,13 +399,14 @@ def test_another_served_code_is_another_version(
 ) -> None:
     """One error text is edited, and nothing learnt: the registry gets a version that says it, the first stays."""
     root = make_project(tmp_path / "root", empty_store)
+    shutil.rmtree(root / "data")
     monkeypatch.chdir(root)
     client, project = connect(), Project(root)
     run_id = client.create_run(experiment_id(client)).info.run_id
     metrics = json.loads((project.reports / "metrics.json").read_text())
     (project.reports / "metrics.json").write_text(json.dumps(metrics | {"run_id": run_id}))
     project.export(formats=["pt2"])
-    assert "version 1" in registry.register(project.bundle).message
+    assert "version 1" in registry.register().message
 
     package = tmp_path / "edited" / "pipeline"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -125,13 +125,7 @@ def test_prepare_trains_on_what_serving_sees(
 ) -> None:
     album(tmp_path / "photos", photo)
     monkeypatch.chdir(tmp_path)
-    changes = [
-        "source=photos",
-        "img_size=24",
-        "val_fraction=0.3",
-        "test_fraction=0.3",
-        "max_bad_fraction=0.1",
-    ]
+    changes = ["source=photos", "img_size=24", "val_fraction=0.3", "test_fraction=0.3", "max_bad_fraction=0.1"]
     changes += ["faces=crop", "face_margin=0.1", "face_min_size=40", "duplicates=keep", "conflicts=keep"]
     params = parse_params(apply_overrides(TINY_PARAMS, [f"prepare.{change}" for change in changes])).prepare
     several = sum(
@@ -156,10 +150,7 @@ def test_prepare_trains_on_what_serving_sees(
         _, largest = next(cut_faces(photo_of, 1, params.face_settings))
         packed = np.load(f"data/prepared/{row['split']}.npy", mmap_mode="r")[row["row"]]
         assert np.array_equal(packed, resize(largest, 24)), name
-    assert json.loads(Path("data/prepared/classes.json").read_text())["faces"] == {
-        "margin": 0.1,
-        "min_size": 40,
-    }
+    assert json.loads(Path("data/prepared/classes.json").read_text())["faces"] == {"margin": 0.1, "min_size": 40}
 
 
 def test_every_face_is_answered(photo: np.ndarray, bright_bundle: Path) -> None:

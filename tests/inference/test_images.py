@@ -215,13 +215,7 @@ def test_every_cut_and_every_flipped_byte_is_an_image_error_or_a_picture() -> No
 
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"  # never run
-GARBAGE = [
-    b"\0",
-    b"hello world",
-    bytes(1000),
-    bytes(range(256)) * 8,
-    b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-]
+GARBAGE = [b"\0", b"hello world", bytes(1000), bytes(range(256)) * 8, b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
 
 
 @pytest.mark.parametrize("data", [*GARBAGE, b"%PDF-1.7", POSTSCRIPT, b""])

@@ -113,7 +113,6 @@ def test_a_registered_model_is_served_with_its_own_code(pyfunc_dir: Path) -> Non
     answers = model.predict({"image": [grey_png(250)]})
     assert answers[0]["label"] == "bright"
     assert model._model_impl.python_model.predictor._seconds == 5
-    assert found.read_bundle().class_names == ["bright", "dark"]
 
 
 def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path) -> None:

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ import requests
 from builders import encode, grey_png, to_base64
 from PIL import Image
 from running import ROOT, Running
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
 
 SIGNS = ("Traceback", "stack_trace", "site-packages", 'File \\"', str(Path(__file__).parents[2]))
 KINDS = (
@@ -97,55 +101,25 @@ def body(rng: np.random.Generator) -> bytes:
     return others[rng.integers(len(others))]
 
 
-@pytest.fixture(scope="module")
-def client(pyfunc_dir: Path):
-    import mlflow.pyfunc
-    from mlflow.pyfunc import scoring_server
-    from starlette.testclient import TestClient
-
-    app = scoring_server.init(mlflow.pyfunc.load_model(str(pyfunc_dir)))
-    return TestClient(app, raise_server_exceptions=False)
-
-
-class Sockets:
-    """What ``attack`` needs of a client, over connections to a server."""
-
-    def __init__(self, url: str, session: requests.Session) -> None:
-        self._url, self._session = url, session
-
-    def request(self, method: str, path: str, content: bytes, headers: dict[str, str]) -> requests.Response:
-        return self._session.request(method, self._url + path, data=content, headers=headers, timeout=30)
-
-    def post(self, path: str, content: str, headers: dict[str, str]) -> requests.Response:
-        return self.request("POST", path, content.encode(), headers)
-
-
-@pytest.fixture(scope="module")
-def served(running: Running) -> Iterator[Sockets]:
-    """A client of ``hyojo serve``, which runs in a process of its own."""
-    with requests.Session() as session:
-        yield Sockets(running.url, session)
-
-
-def attack(client, seed: int, cases: int) -> dict[int, int]:
+def attack(request: Callable[..., Any], seed: int, cases: int) -> Counter[int]:
     """Send so many malformed requests and some good ones between; statuses and their counts."""
-    statuses: dict[int, int] = {}
+    statuses: Counter[int] = Counter()
     faults = []
-    good = json.dumps({"inputs": [to_base64(grey_png())]})
+    good = json.dumps({"inputs": [to_base64(grey_png())]}).encode()
     for i in range(cases):
         rng = np.random.default_rng([seed, i])
         data, kind = body(rng), KINDS[0] if rng.random() < 0.7 else str(rng.choice(KINDS))
         method = "POST" if rng.random() < 0.95 else str(rng.choice(METHODS))
         path = "/invocations" if rng.random() < 0.97 else str(rng.choice(PATHS))
         start = time.monotonic()
-        response = client.request(method, path, content=data, headers={"Content-Type": kind})
+        response = request(method, path, data, {"Content-Type": kind})
         seconds = time.monotonic() - start
-        statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+        statuses[response.status_code] += 1
         shown = [sign for sign in SIGNS if sign in response.text]
         if response.status_code >= 500 or shown or seconds > 5:
             faults.append((i, response.status_code, method, path, kind[:40], data[:150], response.text[:200], seconds))
         if i % 20 == 0:
-            answer = client.post("/invocations", content=good, headers={"Content-Type": KINDS[0]})
+            answer = request("POST", "/invocations", good, {"Content-Type": KINDS[0]})
             assert answer.json()["predictions"][0]["label"] == "bright"
     assert not faults, f"{len(faults)} faults; statuses {statuses}; the first: " + "\n".join(map(str, faults[:12]))
     return statuses
@@ -198,33 +172,32 @@ def raw_attack(url: str, seed: int, cases: int) -> Counter[str]:
     return outcomes
 
 
-def test_hundreds_of_malformed_requests(client) -> None:
-    statuses = attack(client, 0, 300)
+THOUSANDS = pytest.param(5000, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("cases", [300, THOUSANDS])
+def test_malformed_requests_to_the_scoring_app(scoring_app: "TestClient", cases: int) -> None:
+    def request(method: str, path: str, data: bytes, headers: dict[str, str]) -> object:
+        return scoring_app.request(method, path, content=data, headers=headers)
+
+    statuses = attack(request, cases, cases)
     assert statuses[200] > 50
     assert statuses[400] > 50
 
 
-def test_hyojo_serve_takes_as_many(served: Sockets, running: Running) -> None:
-    statuses = attack(served, 2, 200)
+@pytest.mark.parametrize("cases", [200, THOUSANDS])
+def test_hyojo_serve_takes_as_many(running: Running, cases: int) -> None:
+    with requests.Session() as session:
+
+        def request(method: str, path: str, data: bytes, headers: dict[str, str]) -> object:
+            return session.request(method, running.url + path, data=data, headers=headers, timeout=30)
+
+        statuses = attack(request, cases, cases)
     assert statuses[200] > 20
     assert statuses[400] > 20
-    outcomes = raw_attack(running.url, 0, 45)
+    outcomes = raw_attack(running.url, cases, max(45, cases * 3 // 10))
     assert outcomes["400"] >= 9
     assert outcomes["200"] >= 3
-
-
-@pytest.mark.slow
-def test_thousands_of_malformed_requests(client, capsys: pytest.CaptureFixture[str]) -> None:
-    statuses = attack(client, 1, 5000)
-    with capsys.disabled():
-        print(f"\nstatuses: {dict(sorted(statuses.items()))}")
-
-
-@pytest.mark.slow
-def test_hyojo_serve_takes_thousands(served: Sockets, running: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    statuses, outcomes = attack(served, 3, 5000), raw_attack(running.url, 1, 1500)
-    with capsys.disabled():
-        print(f"\nstatuses: {dict(sorted(statuses.items()))}; hardly HTTP: {dict(sorted(outcomes.items()))}")
 
 
 @pytest.mark.parametrize("seconds", [5, pytest.param(600, marks=pytest.mark.slow)])
@@ -236,12 +209,7 @@ def test_under_load_all_is_answered_and_memory_stays(
     command = [sys.executable, "benchmarks/load.py", "--bundle", str(bright_bundle), "--growth", growth]
     command += ["--seconds", str(seconds), "--", "--no-page"]
     done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 faults, 0 clients stuck" in done.stdout
