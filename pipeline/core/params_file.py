@@ -180,6 +180,9 @@ def _fill(document: Any, default: CommentedMap, model: type[BaseModel], prefix: 
             document.insert(place, key, value)
             if key in default.ca.items:
                 document.ca.items[key] = default.ca.items[key]
+            last = document.ca.items.get(list(document)[place - 1]) if 0 < place == len(document) - 1 else None
+            if last and last[2]:  # the blank lines behind a section now come with the new key
+                last[2].value = last[2].value.rstrip("\n") + "\n"
             yield f"{prefix}{key}"
         elif (section := _section_class(model.model_fields[key].annotation)) and isinstance(document[key], dict):
             yield from _fill(document[key], value, section, f"{prefix}{key}.")

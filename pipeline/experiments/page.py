@@ -29,8 +29,8 @@ TITLES = {
 def text(found: Comparison) -> str:
     """The comparison as aligned text."""
     return _join(
-        [f"A  {found.a.name}", f"B  {found.b.name}", "", found.verdict],
-        _table(["", "A", "B", "B - A", "95 % interval"], score_rows(found)),
+        [f"A  {found.a.name}", f"B  {found.b.name}", "", found.verdict, ""]
+        + _table(["", "A", "B", "B - A", "95 % interval"], score_rows(found)),
         _table(CLASS_HEADER, class_rows(found)),
         _table(["cost", "A", "B", "B / A"], cost_rows(found)),
         _params_table(found),

@@ -66,14 +66,16 @@ def test_apply_recipe_refuses_what_is_no_recipe(recipe: str) -> None:
 
 def test_add_missing_completes_a_file_of_an_older_version() -> None:
     lines = read_default().splitlines(keepends=True)
-    new = ("  labels:", "  lr:", "    beta:", "  risk:")
+    new = ("  labels:", "  lr:", "    beta:", "  risk:", "  explain:", "  size_ratio:")
     older = "# mine\n" + "".join(line for line in lines if not line.startswith(new))
     older = older.replace("epochs: 12", "epochs: 99  # my reason")
     message = refusal(older)
     assert "missing key 'train.lr' (default: 0.003)" in message
     assert "`hyojo use params.yaml` adds" in message
     text, added = add_missing(older, "params.yaml")
-    assert added == ["prepare.labels", "train.lr", "train.imbalance.beta", "evaluate.risk"]
+    assert added == [
+        "prepare.labels", "train.lr", "train.imbalance.beta", "evaluate.risk", "evaluate.explain", "promote.size_ratio",
+    ]  # fmt: skip
     assert text == "# mine\n" + read_default().replace("epochs: 12", "epochs: 99  # my reason")
     assert add_missing(text, "params.yaml") == (text, [])
 
