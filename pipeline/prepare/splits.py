@@ -120,7 +120,7 @@ def _units(records: Records, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = np.count_nonzero(present)
         people = records.people[used][known] + count
         size = count + int(records.people.max()) + 1
-        units = connect(size, units[known], people)[units]
+        units = connect(int(size), units[known], people)[units]
     copies = records.copies[used]
     smallest = np.full(units.max(initial=-1) + 1, len(records), np.int32)
     np.minimum.at(smallest, units, copies)

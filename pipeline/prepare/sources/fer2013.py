@@ -56,7 +56,7 @@ class FerCsv(Source):
                 "from it. Give fer2013.csv, icml_face_data.csv or train.csv; pictures without labels are for "
                 "`hyojo predict`."
             )
-        self._at = {role: table.columns.index(roles[role]) for role in ("label", "split") if role in roles}
+        self._at = {role: table.columns.index(name) for role, name in roles.items()}
         self._at[_PIXELS] = table.columns.index(_PIXELS)
         self._file = table.path.open("rb")
 

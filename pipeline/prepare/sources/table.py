@@ -178,14 +178,14 @@ class ParquetTable(Table):
     def has_inner(self, column: str, inner: str) -> bool:
         """Whether a column is a struct with a field of that name."""
         kind = self.schema.field(column).type
-        return self._types.is_struct(kind) and kind.get_field_index(inner) >= 0
+        return bool(self._types.is_struct(kind) and kind.get_field_index(inner) >= 0)
 
     def _holds_bytes(self, column: str) -> bool:
         """Whether a column is binary, or a struct whose field ``bytes`` is."""
         kind = self.schema.field(column).type
         if self.has_inner(column, "bytes"):
             kind = kind.field("bytes").type
-        return self._types.is_binary(kind) or self._types.is_large_binary(kind)
+        return bool(self._types.is_binary(kind) or self._types.is_large_binary(kind))
 
     def find_pictures(self, given: Mapping[str, str]) -> str | None:
         """The column that holds pictures, which is the one given for ``path`` if any is; None if there is none."""
