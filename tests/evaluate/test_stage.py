@@ -17,6 +17,7 @@ from pipeline.core.dvc_file import find_stage_outs
 from pipeline.core.errors import UserError
 from pipeline.core.stage_files import WeightsFile
 from pipeline.evaluate import net, stage
+from pipeline.metrics.suspects import tabulate
 from pipeline.metrics.table import METRICS, score
 from pipeline.models.model import build_model
 from pipeline.models.weights import load_model, read_spec, save_weights
@@ -96,14 +97,10 @@ def test_labels_in_doubt_are_listed(workspace: Workspace) -> None:
     workspace.evaluate()
     text = dict.fromkeys(["file", "split", "label", "suggested"], str)
     table = pd.read_csv(workspace.reports / "label_suspects.csv", dtype=text, keep_default_na=False)
+    splits = {name: load_prepared(workspace.prepared).split(name) for name in ("val", "test")}
+    expected = tabulate(splits, {name: plain_probs(workspace, name) for name in splits}, CLASS_NAMES)
     assert len(table)
-    prepared = load_prepared(workspace.prepared)
-    for line in table.to_dict("records"):
-        split, probs = prepared.split(line["split"]), plain_probs(workspace, line["split"])[line["row"]]
-        assert line["file"] == split.files[line["row"]]
-        assert line["label"] == CLASS_NAMES[split.targets[line["row"]]] != line["suggested"]
-        assert line["prob_label"] == pytest.approx(probs[split.targets[line["row"]]], abs=1e-5)
-        assert line["prob_suggested"] == pytest.approx(probs[CLASS_NAMES.index(line["suggested"])], abs=1e-5)
+    pd.testing.assert_frame_equal(table, expected, atol=1e-5, check_dtype=False)
     html = (workspace.reports / "label_suspects.html").read_text(encoding="utf-8")
     assert html.count("<img ") == len(table)
 
