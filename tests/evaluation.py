@@ -44,8 +44,7 @@ def make_prepared(folder: Path, labels: dict[str, list[int]], digest: str = "d" 
     columns = ["file", "label", "split", "row", "sha256", "flags", "twins"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
     meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": digest, "counts": {}}
-    meta["audit"] = AUDIT
-    meta["split_digests"] = dict.fromkeys(("train", "val", "test"), digest)
+    meta |= {"audit": AUDIT, "split_digests": dict.fromkeys(labels, digest)}
     (folder / "classes.json").write_text(json.dumps(meta))
     return folder
 
