@@ -339,31 +339,22 @@ def write_predictions(path: Path, targets: np.ndarray, preds: np.ndarray, probs:
 
 def brightness_graph() -> "onnx.ModelProto":
     """softmax([mean, 255 - mean] / 64) of uint8 images (B, 8, 8, 1)."""
-    import onnx
-    from onnx import TensorProto, helper
+    import onnx.parser
 
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
-        helper.make_node("Mul", ["column", "slope"], ["sloped"]),
-        helper.make_node("Add", ["sloped", "offset"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    constants = {
-        "axes": np.array([1, 2, 3], np.int64),
-        "last": np.array([1], np.int64),
-        "slope": np.array([[1 / 64, -1 / 64]], np.float32),
-        "offset": np.array([[0, 255 / 64]], np.float32),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8, 1])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 18]>
+        brightness (uint8[batch, 8, 8, 1] images) => (float[batch, 2] probabilities)
+        <int64[3] axes = {1, 2, 3}, int64[1] last = {1}, float[1, 2] slope = {0.015625, -0.015625},
+            float[1, 2] offset = {0.0, 3.984375}>
+        {
+            floats = Cast <to = 1> (images)
+            mean = ReduceMean <keepdims = 0> (floats, axes)
+            column = Unsqueeze (mean, last)
+            sloped = Mul (column, slope)
+            logits = Add (sloped, offset)
+            probabilities = Softmax <axis = 1> (logits)
+        }
+    """)
 
 
 def bundle_record(**changes: object) -> dict:

@@ -8,7 +8,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from builders import ROOT
+
 # Of training; the serving environment has none of them.
 ABSENT = ("torch", "torchvision", "timm", "dvc", "sklearn", "matplotlib", "onnx", "safetensors")
 

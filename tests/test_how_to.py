@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import ROOT
 
-ROOT = Path(__file__).parents[1]
 # How many files a page changes or adds, besides tests and what is generated.
 FILES = {"add-a-metric": 2, "add-a-parameter": 3, "add-a-source": 2, "add-a-backbone": 1, "add-a-transform": 2}
 STEP = re.compile(

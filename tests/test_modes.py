@@ -6,14 +6,12 @@ copy: a copied store is a moved one, which ``relocate`` mends.
 
 import contextlib
 import csv
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +21,20 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from builders import FOREIGN, TINY_PARAMS, forget_store
+from builders import FOREIGN, ROOT, TINY_PARAMS, encode, forget_store, write_zip
 from PIL import Image, ImageDraw
 
 from pipeline.metrics.table import METRICS
 from pipeline.tracking import store, sync
 
-REPO = Path(__file__).resolve().parents[1]
 COPIED = ("pipeline", "dvc.yaml", ".dvcignore", ".gitignore", "requirements.lock", ".dvc/config", ".dvc/.gitignore")
-CLASSES = ("circle", "cross", "square")
 EPOCHS = 2
 # What every run of a finished pipeline has, beside what its stages wrote.
 FIGURES = ("confusion_matrix.png", "per_class.png", "worst_mistakes.png")
 TABLES = (
     "metrics.json", "predictions.csv", "per_class.csv", "confusion.csv", "label_suspects.csv", "label_suspects.html",
 )  # fmt: skip
+RECORDS = ("models/train/run.json", "reports/metrics.json", "models/bundle/bundle.json")
 QUEUE_LIMIT_S = 900
 
 
@@ -60,6 +57,10 @@ class Project:
 
     def git(self, *arguments: str) -> str:
         return self.run("git", *arguments).stdout.strip()
+
+    def commit(self, message: str) -> None:
+        self.git("add", "-A")
+        self.git("commit", "-qm", message)
 
     def hyojo(self, *arguments: str) -> str:
         return self.run("python", "-m", "pipeline.cli", *arguments).stdout
@@ -90,6 +91,11 @@ class Project:
         (run,) = [run for run in self.runs() if run.data.tags["hyojo.run_id"] == run_id]
         return run
 
+    @property
+    def present(self) -> Any:
+        """The run of the evaluation that lies in the work tree."""
+        return self.run_named(self.json("reports/metrics.json")["run_id"])
+
     def artifacts(self, run: Any) -> dict[str, bytes]:
         """Every artifact of a run, downloaded."""
         found, folders = {}, [""]
@@ -108,13 +114,11 @@ class Project:
 
     def snapshot(self) -> dict[str, Any]:
         """All that the store says of each run, for comparison."""
-        return {
-            run.info.run_id: (
-                run.info.status, run.data.params, run.data.tags, self.artifacts(run),
-                {key: self.points(run, key) for key in run.data.metrics},
-            )
-            for run in self.runs()
-        }  # fmt: skip
+        found = {}
+        for run in self.runs():
+            points = {key: self.points(run, key) for key in run.data.metrics}
+            found[run.info.run_id] = run.info.status, run.data.params, run.data.tags, self.artifacts(run), points
+        return found
 
 
 def forget_artifacts() -> None:
@@ -132,40 +136,31 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "DVC_NO_ANALYTICS": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_AUTHOR_NAME": "Test",
-        "GIT_AUTHOR_EMAIL": "test@example.org",
-        "GIT_COMMITTER_NAME": "Test",
-        "GIT_COMMITTER_EMAIL": "test@example.org",
+        **{f"GIT_{role}_{name}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for name in ("NAME", "EMAIL")},
         "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.1",
         "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1",
     }
 
 
-def draw_shapes(path: Path, each: int = 24) -> None:
+def draw_shapes(path: Path) -> None:
     """Write a zip of class folders with white shapes on noise, so that none are twins; every other one in colour."""
     rng = np.random.default_rng(0)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in CLASSES:
-            for index in range(each):
-                picture = Image.fromarray(rng.integers(0, 160, (18, 20, 3), dtype=np.uint8))
-                draw = ImageDraw.Draw(picture)
-                x, y = (int(value) for value in rng.integers(1, 6, 2))
-                if name == "circle":
-                    draw.ellipse((x, y, x + 11, y + 11), fill="white")
-                elif name == "cross":
-                    draw.line((x, y, x + 11, y + 11), fill="white", width=2)
-                    draw.line((x + 11, y, x, y + 11), fill="white", width=2)
-                else:
-                    draw.rectangle((x, y, x + 11, y + 11), outline="white", width=2)
-                buffer = io.BytesIO()
-                picture.convert("RGB" if index % 2 else "L").save(buffer, "PNG")
-                archive.writestr(f"{name}/{index:02}.png", buffer.getvalue())
+    files = {}
+    for index in range(72):
+        picture = Image.fromarray(rng.integers(0, 160, (18, 20, 3), dtype=np.uint8))
+        draw = ImageDraw.Draw(picture)
+        x, y = (int(value) for value in rng.integers(1, 6, 2))
+        box, name = (x, y, x + 11, y + 11), ("circle", "line", "square")[index % 3]
+        draws = {"circle": draw.ellipse, "line": draw.line, "square": draw.rectangle}
+        draws[name](box, fill="white", width=3)
+        files[f"{name}/{index:02}.png"] = encode(picture.convert("RGB" if index % 2 else "L"))
+    write_zip(path, files)
 
 
 def make_project(root: Path) -> Project:
     """Write and commit a project that has not run yet and has no store."""
     for name in COPIED:
-        source, target = REPO / name, root / name
+        source, target = ROOT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
@@ -177,8 +172,7 @@ def make_project(root: Path) -> Project:
     (root / "params.yaml").write_text(text)
     project = Project(root)
     project.git("init", "-q")
-    project.git("add", "-A")
-    project.git("commit", "-qm", "A project")
+    project.commit("A project")
     return project
 
 
@@ -197,33 +191,21 @@ def original(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pro
     project = make_project(tmp_path_factory.mktemp("modes") / "my faces")
     shutil.copy2(empty_store, project.root / "mlflow.db")
     project.dvc("repro")
-    project.git("add", "-A")
-    project.git("commit", "-qm", "Results")
+    project.commit("Results")
     return project
 
 
 @pytest.fixture
 def project(original: Project, tmp_path: Path) -> Project:
-    """A copy of the original that may be changed."""
-    return moved(original, tmp_path / "my copy")
+    """A copy of the original that may be changed, with its store pointed at the copy."""
+    copy = Path(shutil.copytree(original.root, tmp_path / "my copy", symlinks=True))
+    store.relocate(copy)
+    return Project(copy)
 
 
-def moved(project: Project, target: Path) -> Project:
-    """Copy a project and point its store at the copy."""
-    shutil.copytree(project.root, target, symlinks=True)
-    store.relocate(target)
-    return Project(target)
-
-
-def check_run(project: Project, run: Any, params_text: str | None = None) -> dict[str, bytes]:
-    """Hold all that a run has against the files of the work tree; returns its artifacts.
-
-    Args:
-        project: Its files are the ones that the run stands for.
-        run: To be looked at.
-        params_text: What params.yaml held when the run was made, if not what it holds now.
-    """
-    text = params_text or (project.root / "params.yaml").read_text()
+def check_run(project: Project, bundle: bool = False) -> Any:
+    """Hold all that the run of the work tree's evaluation has against its files, also of the bundle; returns it."""
+    run, text = project.present, (project.root / "params.yaml").read_text()
     assert run.info.status == "FINISHED"
     params = yaml.safe_load(text)
     assert run.data.params["train.lr"] == str(params["train"]["lr"])
@@ -255,17 +237,13 @@ def check_run(project: Project, run: Any, params_text: str | None = None) -> dic
     }.items():
         assert artifacts[path] == (project.root / local).read_bytes(), path
     assert run.info.artifact_uri.startswith(project.root.as_uri())
-    return artifacts
-
-
-def check_bundle(project: Project, run: Any) -> None:
-    """The served model is on the run, with the bundle that lies in the work tree."""
-    artifacts = project.artifacts(run)
-    bundle = project.json("models/bundle/bundle.json")
-    assert run.data.tags["hyojo.bundle"] == bundle["digest"]
-    assert json.loads(artifacts["model/artifacts/bundle/bundle.json"]) == bundle
-    assert artifacts["MODEL_CARD.md"] == (project.root / "models/bundle/MODEL_CARD.md").read_bytes()
-    assert "python_function" in yaml.safe_load(artifacts["model/MLmodel"])["flavors"]
+    if bundle:
+        record = project.json("models/bundle/bundle.json")
+        assert run.data.tags["hyojo.bundle"] == record["digest"]
+        assert json.loads(artifacts["model/artifacts/bundle/bundle.json"]) == record
+        assert artifacts["MODEL_CARD.md"] == (project.root / "models/bundle/MODEL_CARD.md").read_bytes()
+        assert "python_function" in yaml.safe_load(artifacts["model/MLmodel"])["flavors"]
+    return run
 
 
 def no_stray_stores(project: Project) -> None:
@@ -276,13 +254,10 @@ def no_stray_stores(project: Project) -> None:
 
 def test_repro_leaves_one_finished_run(original: Project) -> None:
     (run,) = original.runs()
-    check_run(original, run)
-    check_bundle(original, run)
+    check_run(original, bundle=True)
     no_stray_stores(original)
     run_id = run.info.run_id
-    assert original.json("models/train/run.json")["run_id"] == run_id
-    assert original.json("reports/metrics.json")["run_id"] == run_id
-    assert original.json("models/bundle/bundle.json")["run_id"] == run_id
+    assert [original.json(path)["run_id"] for path in RECORDS] == [run_id] * 3
     assert run.data.tags["mlflow.source.git.commit"] == original.git("rev-parse", "HEAD~1")
     assert run.data.tags["hyojo.git_dirty"] == "false"
     assert run_id in original.dvc("exp", "show", "--csv")
@@ -302,10 +277,9 @@ def test_changed_evaluation_gets_a_child_run(project: Project) -> None:
     project.edit("worst: 4", "worst: 2")
     said = project.dvc("repro", "evaluate")
     assert "Stage 'train' didn't change" in said
-    child = project.run_named(project.json("reports/metrics.json")["run_id"])
+    child = check_run(project)
     assert child.info.run_id != first.info.run_id
     assert child.data.tags["mlflow.parentRunId"] == first.info.run_id
-    check_run(project, child)
     assert project.snapshot()[first.info.run_id] == before
 
     project.edit("worst: 2", "worst: 4")
@@ -331,7 +305,7 @@ def test_experiment_in_a_temporary_copy_applied_and_undone(project: Project) -> 
 
     project.dvc("exp", "apply", "warm")
     assert project.json("reports/metrics.json")["run_id"] == second.info.run_id
-    check_run(project, second)
+    check_run(project)
 
     project.edit("lr: 0.2", "lr: 0.4")
     check_restored(project, first, before)
@@ -342,8 +316,7 @@ def check_restored(project: Project, run: Any, before: tuple[Any, ...]) -> None:
     """A repro that has all of an earlier run's params takes its results from the cache and touches no run."""
     said = project.dvc("repro")
     assert "Running stage" not in said
-    for path in ("models/train/run.json", "reports/metrics.json", "models/bundle/bundle.json"):
-        assert project.json(path)["run_id"] == run.info.run_id
+    assert [project.json(path)["run_id"] for path in RECORDS] == [run.info.run_id] * 3
     assert project.snapshot()[run.info.run_id] == before
 
 
@@ -371,8 +344,7 @@ def test_sync_rebuilds_a_deleted_store(project: Project, empty_store: Path) -> N
     assert run.info.run_id != lost.info.run_id
     assert run.data.tags["hyojo.run_id"] == lost.info.run_id
     assert run.data.params == lost.data.params
-    check_run(project, run)
-    check_bundle(project, run)
+    check_run(project, bundle=True)
     before = project.snapshot()
     synced(project)
     assert project.snapshot() == before
@@ -396,8 +368,7 @@ def test_sync_completes_a_run_that_was_cut_short(project: Project) -> None:
     status, params, tags, artifacts, points = project.snapshot()[run.info.run_id]
     assert (status, params, tags, points) == (*whole[:3], whole[4])
     assert artifacts.keys() == whole[3].keys()
-    check_run(project, project.runs()[0])
-    check_bundle(project, project.runs()[0])
+    check_run(project, bundle=True)
 
 
 def test_moved_project(original: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,8 +395,7 @@ def clone(project: Project, folder: Path) -> Project:
     """A fresh clone with its outs pulled from a remote, and no MLflow store."""
     remote = folder / "remote"
     project.dvc("remote", "add", "-q", "-d", "storage", str(remote))
-    project.git("add", "-A")
-    project.git("commit", "-qm", "A remote")
+    project.commit("A remote")
     project.dvc("push", "-q")
     project.git("clone", "-q", str(project.root), str(folder / "my clone"))
     cloned = Project(folder / "my clone")
@@ -443,8 +413,7 @@ def test_sync_in_a_fresh_clone(project: Project, tmp_path: Path, empty_store: Pa
     assert run.info.run_id != first.info.run_id
     assert run.data.tags["hyojo.run_id"] == first.info.run_id
     assert run.data.params == first.data.params
-    check_run(cloned, run)
-    check_bundle(cloned, run)
+    check_run(cloned, bundle=True)
     assert "Data and pipelines are up to date." in cloned.dvc("repro")
 
 
@@ -456,18 +425,17 @@ def test_changed_evaluation_in_a_fresh_clone(project: Project, tmp_path: Path) -
     assert "Stage 'train' didn't change" in cloned.dvc("repro", "evaluate")
     (run,) = cloned.runs()
     assert run.data.tags["hyojo.run_id"] == first.info.run_id == cloned.json("reports/metrics.json")["run_id"]
-    check_run(cloned, run)
+    check_run(cloned)
     cloned.edit("worst: 1", "worst: 2")
     cloned.dvc("repro", "evaluate")
-    child = cloned.run_named(cloned.json("reports/metrics.json")["run_id"])
+    child = check_run(cloned)
     assert child.data.tags["mlflow.parentRunId"] == run.info.run_id
-    check_run(cloned, child)
     assert len(cloned.runs()) == 2
     # The child is rebuilt too, with its parent, where the store is lost.
     delete_store(cloned)
     cloned.hyojo("sync")
     again = cloned.run_named(child.info.run_id)
-    check_run(cloned, again)
+    check_run(cloned)
     parent = cloned.run_named(first.info.run_id)
     assert again.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert len(cloned.runs()) == 2
@@ -479,10 +447,8 @@ def test_restored_runs_are_not_run_again(project: Project) -> None:
     before = project.snapshot()[first.info.run_id]
     project.edit("lr: 0.4", "lr: 0.3")
     project.dvc("repro")
-    second = project.run_named(project.json("reports/metrics.json")["run_id"])
+    second = check_run(project, bundle=True)
     assert second.info.run_id != first.info.run_id
-    check_run(project, second)
-    check_bundle(project, second)
     assert second.data.tags["hyojo.git_dirty"] == "true"
     assert "+  lr: 0.3" in project.artifacts(second)["git.patch"].decode()
     project.edit("lr: 0.3", "lr: 0.4")
@@ -522,13 +488,10 @@ def test_experiments_in_the_work_tree(project: Project) -> None:
     (first,) = project.runs()
     before = project.snapshot()[first.info.run_id]
     project.dvc("exp", "run", "-n", "one", "-S", "train.lr=0.1")
-    second = project.run_named(project.json("reports/metrics.json")["run_id"])
-    check_run(project, second)
-    check_bundle(project, second)
+    second = check_run(project, bundle=True)
     assert second.data.tags["hyojo.dvc.exp_name"] == "one"
     project.dvc("exp", "run", "-n", "two", "-S", "train.lr=0.4", "-S", "evaluate.worst=1", "evaluate")
-    child = project.run_named(project.json("reports/metrics.json")["run_id"])
-    check_run(project, child)
+    child = check_run(project)
     assert child.data.tags["mlflow.parentRunId"] == first.info.run_id
     project.dvc("exp", "apply", "one")
     assert project.json("reports/metrics.json")["run_id"] == second.info.run_id
@@ -544,8 +507,7 @@ def test_experiments_in_the_work_tree(project: Project) -> None:
 def test_queue_of_experiments_on_a_store_that_does_not_exist(tmp_path: Path) -> None:
     project = make_project(tmp_path / "my queue")
     project.dvc("repro", "prepare")
-    project.git("add", "-A")
-    project.git("commit", "-qm", "Prepared")
+    project.commit("Prepared")
     names = ("left", "right")
     for name, rate in zip(names, (0.1, 0.2), strict=True):
         project.dvc("exp", "run", "--queue", "-n", name, "-S", f"train.lr={rate}")
@@ -566,8 +528,7 @@ def test_queue_of_experiments_on_a_store_that_does_not_exist(tmp_path: Path) -> 
     for name in names:
         project.dvc("exp", "apply", name)
         assert project.json("reports/metrics.json")["run_id"] == runs[name].info.run_id
-        check_run(project, runs[name])
-        check_bundle(project, runs[name])
+        check_run(project, bundle=True)
 
 
 @pytest.mark.slow
@@ -579,8 +540,7 @@ def test_moved_project_goes_on(project: Project, tmp_path: Path) -> None:
     assert "up to date" in target.dvc("repro")
     target.edit("worst: 4", "worst: 2")
     target.dvc("repro", "evaluate")
-    child = target.run_named(target.json("reports/metrics.json")["run_id"])
-    check_run(target, child)
+    child = check_run(target)
     assert child.data.tags["mlflow.parentRunId"] == first.info.run_id
     assert not project.root.exists()
 

@@ -11,6 +11,8 @@ from dvc.cli.parser import get_main_parser
 from pipeline.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
+# What the stages write, and what a user makes: not in git.
+MADE = ("data/prepared", "data/raw", "models", "reports", "mlflow.db", "mlruns", ".venv", ".hyojo")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
@@ -27,11 +29,6 @@ def commands(program: str) -> list[list[str]]:
             if words[:1] == [program] and (text in LINES or len(words) > 2):
                 found.append(words[1:])
     return found
-
-
-def source_outs() -> list[str]:
-    """What the stages write, and what a user makes: not in git."""
-    return ["data/prepared", "data/raw", "models", "reports", "mlflow.db", "mlruns", ".venv", ".hyojo"]
 
 
 @pytest.mark.parametrize("arguments", commands("hyojo"), ids=" ".join)
@@ -62,7 +59,7 @@ def test_named_paths_exist() -> None:
     paths = [text for text in INLINE if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?|[\w-]+\.(yaml|md|lock)", text)]
     paths = [path for path in paths if "/" in path or path.endswith((".yaml", ".lock"))]
     paths += re.findall(r"\]\(([^)#:]+)\)", README)
-    given = [path for path in paths if not path.startswith(tuple(source_outs())) and "to/" not in path]
+    given = [path for path in paths if not path.startswith(MADE) and "to/" not in path]
     missing = [path for path in given if not (ROOT / path).exists()]
     assert len(given) >= 8
     assert not missing

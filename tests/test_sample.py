@@ -1,8 +1,5 @@
 """The embedded sample: its layout and size, and that its generator makes exactly it."""
 
-from __future__ import annotations
-
-import importlib.util
 import io
 import subprocess
 import sys
@@ -13,10 +10,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from builders import ROOT, SAMPLE, load_script
 from PIL import Image
-
-DATA = Path(__file__).resolve().parents[1] / "data"
-SAMPLE = DATA / "sample.zip"
 
 # Written down from EMFACS, not from the generator: the action units that make each expression.
 EMFACS = {
@@ -38,12 +33,7 @@ def _decode(data: bytes) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    """``data/make_sample.py`` as a module; it is a script, outside the package."""
-    spec = importlib.util.spec_from_file_location("make_sample", DATA / "make_sample.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("data/make_sample.py")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +127,9 @@ def test_expressions_are_those_of_emfacs(generator: ModuleType, name: str) -> No
 
 def test_command_line(tmp_path: Path) -> None:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, str(DATA / "make_sample.py"), *args], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, str(ROOT / "data" / "make_sample.py"), *args], capture_output=True, text=True
+        )
 
     out, sheet = tmp_path / "new" / "s.zip", tmp_path / "sheet.png"
     done = run("--out", str(out), "--per-class", "1", "1", "2", "--sheet", str(sheet))
@@ -158,16 +150,11 @@ def test_a_small_net_learns_it_but_not_wholly(faces: dict[str, np.ndarray]) -> N
 
     torch.manual_seed(0)
     classes = sorted(EMFACS)
-    split = {"train": ([], []), "test": ([], [])}
-    for name, face in faces.items():
-        part, label, _ = name.split("/")
-        if part in split:
-            split[part][0].append(face)
-            split[part][1].append(classes.index(label))
-    data = {
-        part: ((torch.tensor(np.stack(x)).float()[:, None] - 128) / 64, torch.tensor(y))
-        for part, (x, y) in split.items()
-    }
+    data = {}
+    for part in ("train", "test"):
+        own = [name for name in faces if name.startswith(part)]
+        x = (torch.tensor(np.stack([faces[name] for name in own])).float()[:, None] - 128) / 64
+        data[part] = x, torch.tensor([classes.index(name.split("/")[1]) for name in own])
     layers: list[nn.Module] = []
     for fan_in, fan_out in ((1, 32), (32, 64), (64, 96), (96, 192)):
         conv = nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)

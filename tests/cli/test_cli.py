@@ -87,13 +87,11 @@ def test_use_changes_params_in_place_and_adds_new_keys(
 def test_use_takes_overrides(workshop: Path, tiny_params: str) -> None:
     overrides = ["train.epochs=7", "train.schedule.name=cosine", "prepare.source=data/my faces", "train.lr=1e-2"]
     assert hyojo("use", "recipes/tiny.yaml", *overrides) == 0
-    expected = yaml.safe_load(tiny_params)
-    expected["train"]["epochs"] = 7
+    expected, written = (yaml.safe_load(text) for text in (tiny_params, (workshop / "params.yaml").read_text()))
+    assert float(written["train"]["lr"]) == 0.01
+    expected["train"] |= {"epochs": 7, "lr": written["train"]["lr"]}
     expected["train"]["schedule"]["name"] = "cosine"
     expected["prepare"]["source"] = "data/my faces"
-    written = yaml.safe_load((workshop / "params.yaml").read_text())
-    assert float(written["train"].pop("lr")) == 0.01
-    del expected["train"]["lr"]
     assert written == expected
     assert (workshop / "recipes" / "tiny.yaml").read_text() == tiny_params
 
@@ -144,15 +142,15 @@ def test_commands_that_find_nothing_say_what_to_do(
     assert "`dvc repro" in said or "`hyojo register`" in said or "no former champion" in said
 
 
-def test_outside_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_relocate(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In place it changes nothing; outside a project there is nothing."""
+    assert hyojo("sync", "--relocate") == 0
+    assert capsys.readouterr().out.startswith("0 ")
     monkeypatch.chdir(tmp_path)
     assert hyojo("sync", "--relocate") == 1
     assert "not inside a Hyojo project" in capsys.readouterr().err
-
-
-def test_relocate_in_place_changes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert hyojo("sync", "--relocate") == 0
-    assert capsys.readouterr().out.startswith("0 ")
 
 
 @pytest.fixture

@@ -83,11 +83,6 @@ def test_soft_labels_and_weights_where_there_are_some(tmp_path: Path) -> None:
         load_prepared(path).split("val")
 
 
-def test_neither_soft_labels_nor_weights(prepared_dir: Path) -> None:
-    train = load_prepared(prepared_dir).split("train")
-    assert (train.soft, train.weights) == (None, None)
-
-
 def test_names_stay_text(tmp_path: Path) -> None:
     """No label or file turns into a number or a missing value on the way."""
     labels = ["01", "1", "NA", "None", "nan", "null", "true"]
@@ -101,8 +96,10 @@ def test_names_stay_text(tmp_path: Path) -> None:
 
 
 def test_pixels_stay_on_disk(prepared_dir: Path) -> None:
-    """A split is mapped, not read, and cannot be written to by mistake."""
-    images = load_prepared(prepared_dir).split("train").images
+    """A split is mapped, not read, and cannot be written to by mistake; it has no soft labels or weights by itself."""
+    train = load_prepared(prepared_dir).split("train")
+    assert (train.soft, train.weights) == (None, None)
+    images = train.images
     assert isinstance(images, np.memmap)
     assert not images.flags.writeable
     np.testing.assert_array_equal(images, np.load(prepared_dir / "train.npy"))

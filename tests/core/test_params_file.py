@@ -116,66 +116,54 @@ def test_parse_params_names_what_a_renamed_key_is_called(old: str, new: str, ren
 
 
 def test_a_key_like_no_other_is_refused_with_all_valid_ones(tiny_params: str) -> None:
-    message = refusal(tiny_params.replace("  worst: 4", "  worst: 4\n  zzzzzz: 1"))
-    keys = "batch_size, corrupted, corruptions, explain, quantiles, risk, serve_tta, tta, worst"
-    assert f"unknown key 'evaluate.zzzzzz'; valid keys: {keys}" in message
+    message = refusal(apply_overrides(tiny_params, ["export.zzzzzz=1"]))
+    assert "unknown key 'export.zzzzzz'; valid keys: formats, int8_drop, opset, tolerance" in message
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("prepare.img_size", "48.0"),
-        ("prepare.img_size", "'48'"),
-        ("prepare.img_size", "7"),
-        ("prepare.img_size", "2000"),
-        ("prepare.channels", "2"),
-        ("prepare.val_fraction", "1.0"),
-        ("prepare.val_fraction", "-0.1"),
-        ("prepare.source", "''"),
-        ("train.epochs", "0"),
-        ("train.epochs", "true"),
-        ("train.epochs", "10 epochs"),
-        ("train.lr", "1e-3x"),
-        ("train.lr", "0"),
-        ("train.lr", ".inf"),
-        ("train.lr", ".nan"),
-        ("train.weight_decay", ".inf"),
-        ("train.pretrained", "yes"),  # YAML 1.2: a word
-        ("train.pretrained", "1"),
-        ("train.input_size", "large"),
-        ("train.amp", "off"),
-        ("train.amp", "float16"),
-        ("train.schedule", "cosine"),
-        ("train.schedule.name", "cosin"),
-        ("train.schedule.decay_rate", "1.0"),
-        ("train.transforms.train", "RandomCrop"),
-        ("train.transforms.train", "[3]"),
-        ("train.transforms.train", "[{RandomCrop: 16}]"),
-        ("train.transforms.train", "[{RandomCrop: {size: 16}, Resize: {size: 16}}]"),
-        ("train.early_stopping.metric", "val/acc"),
-        ("train.early_stopping.patience", "0"),
-        ("train.accumulate", "0"),
-        ("train.devices", "0"),
-        ("train.layer_decay", "0"),
-        ("train.layer_decay", "1.5"),
-        ("train.freeze", "stem"),
-        ("train.mixing.mixup_alpha", "-0.1"),
-        ("train.mixing.prob", "1.5"),
-        ("train.mixing.off_epoch", "0"),
-        ("train.imbalance.method", "focal"),
-        ("train.imbalance.beta", "1.0"),
-        ("train.imbalance.tau", "-1"),
-        ("train.progressive", "[{epoch: 0, size: 16}]"),
-        ("train.progressive", "[{epoch: 1, size: 4}]"),
-        ("train.compile", "1"),
-        ("train.weights_sha256", "abc"),
-        ("evaluate.worst", "101"),
-        ("export.formats", "[]"),
-        ("export.formats", "[tflite]"),
-        ("export.opset", "17"),
-        ("export.tolerance", "0"),
+# Values of each key that are of the wrong type, or cannot be; `yes` is a word in YAML 1.2.
+IMPOSSIBLE = {
+    "prepare.img_size": ["48.0", "'48'", "7", "2000"],
+    "prepare.channels": ["2"],
+    "prepare.val_fraction": ["1.0", "-0.1"],
+    "prepare.source": ["''"],
+    "train.epochs": ["0", "true", "10 epochs"],
+    "train.lr": ["1e-3x", "0", ".inf", ".nan"],
+    "train.weight_decay": [".inf"],
+    "train.pretrained": ["yes", "1"],
+    "train.input_size": ["large"],
+    "train.amp": ["off", "float16"],
+    "train.schedule": ["cosine"],
+    "train.schedule.name": ["cosin"],
+    "train.schedule.decay_rate": ["1.0"],
+    "train.transforms.train": [
+        "RandomCrop",
+        "[3]",
+        "[{RandomCrop: 16}]",
+        "[{RandomCrop: {size: 16}, Resize: {size: 16}}]",
     ],
-)
+    "train.early_stopping.metric": ["val/acc"],
+    "train.early_stopping.patience": ["0"],
+    "train.accumulate": ["0"],
+    "train.devices": ["0"],
+    "train.layer_decay": ["0", "1.5"],
+    "train.freeze": ["stem"],
+    "train.mixing.mixup_alpha": ["-0.1"],
+    "train.mixing.prob": ["1.5"],
+    "train.mixing.off_epoch": ["0"],
+    "train.imbalance.method": ["focal"],
+    "train.imbalance.beta": ["1.0"],
+    "train.imbalance.tau": ["-1"],
+    "train.progressive": ["[{epoch: 0, size: 16}]", "[{epoch: 1, size: 4}]"],
+    "train.compile": ["1"],
+    "train.weights_sha256": ["abc"],
+    "evaluate.worst": ["101"],
+    "export.formats": ["[]", "[tflite]"],
+    "export.opset": ["17"],
+    "export.tolerance": ["0"],
+}
+
+
+@pytest.mark.parametrize("key, value", [(key, value) for key, values in IMPOSSIBLE.items() for value in values])
 def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(tiny_params: str, key: str, value: str) -> None:
     message = refusal(apply_overrides(tiny_params, [f"{key}={value}"]))
     assert f"\n  {key}" in message
@@ -204,10 +192,6 @@ def test_combinations_that_cannot_work_are_refused(tiny_params: str, overrides: 
     assert part in refusal(apply_overrides(tiny_params, overrides))
 
 
-def test_a_key_given_twice_is_refused(tiny_params: str) -> None:
-    assert "duplicate key" in refusal(tiny_params.replace("  epochs: 3", "  epochs: 3\n  epochs: 4"))
-
-
 @pytest.mark.parametrize(
     "text, part",
     [
@@ -219,6 +203,7 @@ def test_a_key_given_twice_is_refused(tiny_params: str) -> None:
         ("1: 2\n", "1: Keys should be strings"),
         ("prepare: 3\n", "prepare:"),
         ("prepare: null\n", "prepare:"),
+        (read_default().replace("  epochs: 12", "  epochs: 12\n  epochs: 4"), "duplicate key"),
     ],
 )
 def test_text_that_is_no_params_file_is_refused(text: str, part: str) -> None:
@@ -257,10 +242,6 @@ def test_scalars_mean_what_they_mean_to_dvc(tiny_params: str, tmp_path: Path, sc
     assert (type(ours), str(ours)) == (type(theirs), str(theirs))
 
 
-def test_a_small_learning_rate_in_scientific_notation_is_a_number(tiny_params: str) -> None:
-    assert parse_params(tiny_params.replace("lr: 0.4", "lr: 1e-3")).train.lr == 0.001
-
-
 def test_overrides_change_what_they_name_and_keep_the_comments(tiny_params: str) -> None:
     text = apply_overrides(
         tiny_params,
@@ -272,6 +253,7 @@ def test_overrides_change_what_they_name_and_keep_the_comments(tiny_params: str)
             "export.formats=[onnx, pt2]",
         ],
     )
+    assert apply_overrides(tiny_params, []) == tiny_params
     assert "backbone: resnet18" in text
     assert "# any name that timm knows" in text
     before, after = parse_params(tiny_params), parse_params(text)
@@ -283,10 +265,6 @@ def test_overrides_change_what_they_name_and_keep_the_comments(tiny_params: str)
     assert after.prepare == before.prepare
     # What is written is read back alike by DVC's parser.
     assert YAML(typ="safe", pure=True).load(text) == after.model_dump()
-
-
-def test_no_overrides_leave_the_text_as_it_is(tiny_params: str) -> None:
-    assert apply_overrides(tiny_params, []) == tiny_params
 
 
 @pytest.mark.parametrize(
@@ -310,15 +288,10 @@ def test_an_override_that_makes_no_sense_is_refused(tiny_params: str, override: 
     assert override in str(caught.value)
 
 
-def test_overrides_of_broken_text_are_refused() -> None:
+@pytest.mark.parametrize("text", ["a: [", ""])
+def test_overrides_of_broken_text_are_refused(text: str) -> None:
     with pytest.raises(UserError):
-        apply_overrides("a: [", ["train.epochs=3"])
-    with pytest.raises(UserError):
-        apply_overrides("", ["train.epochs=3"])
-
-
-def test_an_unknown_key_set_by_an_override_is_refused_when_parsed(tiny_params: str) -> None:
-    assert "did you mean 'epochs'?" in refusal(apply_overrides(tiny_params, ["train.epocs=3"]))
+        apply_overrides(text, ["train.epochs=3"])
 
 
 def test_flatten_names_every_value_once(tiny_params: str) -> None:

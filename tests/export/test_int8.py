@@ -1,13 +1,12 @@
 """The int8 version of a classifier: near the float one, offered only where it costs little accuracy, and served."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from builders import bundle_record, write_arrays
+from builders import write_arrays, write_bundle
 
 import pipeline.models.backbones  # noqa: F401  (registers our nets with timm)
 from pipeline.core.dataset import load_prepared
@@ -114,13 +113,10 @@ def test_what_costs_accuracy_is_left_out(
 
 @pytest.fixture(scope="module")
 def bundle(folder: Path, offered: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    bundle = tmp_path_factory.mktemp("served") / "bundle"
-    bundle.mkdir()
+    about = {"class_names": CLASSES, "preprocessing": {"img_size": SIZE, "channels": 1}}
+    bundle = write_bundle(tmp_path_factory.mktemp("served") / "bundle", **about)
     for name in ("model.onnx", INT8):
         (bundle / name).write_bytes((folder / name).read_bytes())
-    record = bundle_record(class_names=CLASSES, preprocessing={"img_size": SIZE, "channels": 1})
-    (bundle / "bundle.json").write_text(json.dumps(record))
-    (bundle / "MODEL_CARD.md").write_text("card")
     return bundle
 
 

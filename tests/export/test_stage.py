@@ -42,10 +42,6 @@ SIZE, CLASSES = 32, ["angry", "happy", "sad|blue"]
 COUNTS = {"train": {"angry": 5, "happy": 6, "sad|blue": 7}, "val": {"angry": 1}, "test": {"happy": 9}}
 
 
-def params(**changes: object) -> ExportParams:
-    return ExportParams(**{"formats": ["onnx", "pt2"], "opset": 18, "tolerance": 1e-4, "int8_drop": None, **changes})
-
-
 def write_prepared(folder: Path) -> None:
     """Nine test pictures of other sizes and modes than the prepared ones, and their bytes in parity.zip."""
     rng = np.random.default_rng(0)
@@ -116,16 +112,16 @@ class Project:
         write_prepared(self.prepared)
         write_trained(self.trained)
         write_reports(self.reports)
-        self.logged: list[tuple[str, set[str]]] = []
-        self.metrics: list[dict[str, float]] = []
+        self.logged: list[tuple[str, set[str], dict[str, float]]] = []
 
     def log(self, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float]) -> None:
-        self.logged.append((BundleFile.load(bundle_dir).run_id, {path.name for path in pyfunc_dir.rglob("*")}))
-        self.metrics.append(metrics)
+        names = {path.name for path in pyfunc_dir.rglob("*")}
+        self.logged.append((BundleFile.load(self.root / bundle_dir).run_id, names, metrics))
 
     def export(self, **changes: object) -> BundleFile:
+        usual = {"formats": ["onnx", "pt2"], "opset": 18, "tolerance": 1e-4, "int8_drop": None}
         with contextlib.chdir(self.root):
-            return stage.export(params(**changes))
+            return stage.export(ExportParams(**usual | changes))
 
     def pictures(self) -> list[bytes]:
         with zipfile.ZipFile(self.prepared / "parity.zip") as archive:
@@ -146,10 +142,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     project = Project(tmp_path)
     monkeypatch.setattr(stage.bundles, "log_bundle", project.log)
     return project
-
-
-def read_bundle(project: Project) -> dict:
-    return json.loads((project.bundle / "bundle.json").read_text())
 
 
 def test_every_format_answers_as_the_trained_net(exported: Project) -> None:
@@ -208,7 +200,7 @@ def test_what_the_bundle_holds(exported: Project) -> None:
     tensors = safetensors.torch.load_file(exported.bundle / "weights.safetensors")
     assert tensors.keys() == net.state_dict().keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
-    bundle = read_bundle(exported)
+    bundle = json.loads((exported.bundle / "bundle.json").read_text())
     assert bundle["class_names"] == CLASSES
     assert bundle["preprocessing"] == sidecar.preprocessing
     assert bundle["weights_sha256"] == hashlib.sha256((exported.trained / "weights.pt").read_bytes()).hexdigest()
@@ -243,11 +235,10 @@ def test_equal_inputs_give_equal_bytes(exported: Project, project: Project) -> N
 
 
 def test_what_goes_to_mlflow(exported: Project, tmp_path: Path) -> None:
-    ((run_id, names),) = exported.logged
+    ((run_id, names, metrics),) = exported.logged
     assert run_id == "r2"
     assert {"predictor.py", "images.py", "model.onnx", "bundle.json", "MODEL_CARD.md", "MLmodel"} <= names
     assert not names & {"model.pt2", "weights.safetensors"}  # one copy of the weights
-    (metrics,) = exported.metrics
     assert 0 < metrics["cost/latency_ms"] < 1000
 
 
@@ -266,9 +257,8 @@ def test_the_logged_model_answers_its_own_example(exported: Project, tmp_path: P
 def test_pt2_is_served_where_onnx_is_absent(project: Project, tmp_path: Path) -> None:
     run = {"run_id": "r1", "formats": {"pt2": None, "onnx": "no such operator"}}
     (project.trained / "run.json").write_text(json.dumps(run))
-    project.export()
+    assert project.export().formats == {"pt2": None, "onnx": "no such operator"}
     assert not (project.bundle / "model.onnx").exists()
-    assert read_bundle(project)["formats"] == {"pt2": None, "onnx": "no such operator"}
     assert "absent: no such operator" in (project.bundle / "MODEL_CARD.md").read_text()
     assert "model.pt2" in project.logged[0][1]
     rows = Predictor(project.bundle).predict_bytes([*project.pictures(), b"junk"])
@@ -289,8 +279,7 @@ def test_a_format_that_breaks_only_now_is_absent(
         raise RuntimeError("surprise")
 
     monkeypatch.setattr(formats, "write", fail)
-    project.export()
-    assert read_bundle(project)["formats"] == {"pt2": None, "onnx": "RuntimeError: surprise"}
+    assert project.export().formats == {"pt2": None, "onnx": "RuntimeError: surprise"}
     assert not (project.bundle / "model.onnx").exists()
     assert "surprise" in capsys.readouterr().err
     with pytest.raises(UserError, match="none of"):
@@ -323,9 +312,6 @@ def test_a_disagreement_stops_the_stage(project: Project, monkeypatch: pytest.Mo
     assert project.logged == []
     project.export(formats=["pt2"], tolerance=1e-3)
     assert not (project.bundle / "old").exists()
-
-
-def test_nan_is_a_disagreement(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "load_graph", lambda path: lambda batch: np.full((len(batch), 3), np.nan))
     with pytest.raises(UserError, match="disagrees"):
         project.export(formats=["pt2"])
@@ -431,8 +417,7 @@ def test_the_bundle_tells_of_its_int8_version(project: Project, monkeypatch: pyt
         return found
 
     monkeypatch.setattr(stage, "offer_int8", offer)
-    project.export(formats=["onnx"], int8_drop=0.01)
-    assert read_bundle(project)["int8"] == found
+    assert project.export(formats=["onnx"], int8_drop=0.01).int8 == found
     card = (project.bundle / "MODEL_CARD.md").read_text()
     assert "| model.int8.onnx | present: accuracy 0.5000 on 1,234 val images, where model.onnx has 0.5012 |" in card
     assert "model.int8.onnx" in project.logged[0][1]

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -24,9 +25,6 @@ from PIL import Image
 
 from pipeline.inference.predictor import Predictor
 from pipeline.tracking.pyfunc import SHIPPED
-
-SIZE = 8
-CLASSES = ["bright", "dark"]
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +49,7 @@ def check_good(row: dict, value: int) -> None:
     expected = 1 / (1 + math.exp((255 - 2 * value) / 64))
     assert row["error"] is None
     assert row["label"] == ("bright" if expected > 0.5 else "dark")
-    assert list(row["probabilities"]) == CLASSES
+    assert list(row["probabilities"]) == ["bright", "dark"]
     assert row["probabilities"]["bright"] == pytest.approx(expected, abs=1e-5)
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
@@ -104,14 +102,8 @@ def test_a_bad_row_fails_alone(predictor: Predictor) -> None:
 
 def test_a_failing_graph_is_an_error_of_its_rows(bright_bundle: Path) -> None:
     broken = Predictor(bright_bundle)
-
-    def fail(images: np.ndarray) -> np.ndarray:
-        raise RuntimeError(f"out of memory in {__file__}")
-
-    broken._run = fail
-    check_bad(broken.predict_bytes([picture()])[0])
-    broken._run = lambda images: np.full((len(images), 2), np.nan, np.float32)
-    check_bad(broken.predict_bytes([picture()])[0])
+    for broken._run in (Mock(side_effect=RuntimeError(__file__)), lambda images: np.full((len(images), 2), np.nan)):
+        check_bad(broken.predict_bytes([picture()])[0])
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, bright_bundle: Path) -> None:

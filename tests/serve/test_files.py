@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import grey_png
 from PIL import Image
 
 from pipeline.core.errors import UserError
@@ -33,14 +34,12 @@ def album(tmp_path: Path) -> Path:
 def test_a_folder(album: Path, bright_bundle: Path) -> None:
     rows = list(files.predict_paths([album], bright_bundle))
     assert {str(Path(row["file"]).relative_to(album)): row["label"] for row in rows} == EXPECTED
+    (bad,) = [row for row in rows if row["error"]]
+    assert bad["label"] is bad["probability"] is bad["probabilities"] is None
     for row in rows:
-        if row["label"]:
-            assert row["error"] is None
+        if row is not bad:
             assert row["probability"] == max(row["probabilities"].values())
             assert row["probability"] == pytest.approx(1 / (1 + np.exp(-(2 * 250 - 255) / 64)), abs=1e-2)
-        else:
-            assert row["error"]
-            assert row["probability"] is row["probabilities"] is None
 
 
 def test_files_any_name_each_once_in_the_order_given(album: Path, bright_bundle: Path) -> None:
@@ -55,11 +54,7 @@ def test_files_any_name_each_once_in_the_order_given(album: Path, bright_bundle:
 
 def test_more_files_than_a_batch(tmp_path: Path, bright_bundle: Path) -> None:
     for i in range(140):
-        path = tmp_path / f"{i:03d}.png"
-        if i % 10 == 3:
-            path.write_bytes(b"")
-        else:
-            Image.new("L", (8, 8), 255 * (i % 2)).save(path)
+        (tmp_path / f"{i:03d}.png").write_bytes(b"" if i % 10 == 3 else grey_png(255 * (i % 2)))
     rows = list(files.predict_paths([tmp_path], bright_bundle))
     expected = [None if i % 10 == 3 else ("bright" if i % 2 else "dark") for i in range(140)]
     assert [row["label"] for row in rows] == expected
@@ -117,13 +112,16 @@ def test_table(album: Path, bright_bundle: Path) -> None:
     assert files.format_table([]) == ""
 
 
-def test_a_bundle_needs_neither_torch_nor_mlflow(album: Path, bright_bundle: Path) -> None:
+def test_a_bundle_needs_neither_torch_nor_mlflow(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
+    """To predict it needs no pandas either."""
     code = f"""
 import sys
 from pipeline.serve import files
 rows = list(files.predict_paths([{str(album)!r}], {str(bright_bundle)!r}))
 print(len(rows), [name for name in ("torch", "mlflow", "pandas") if name in sys.modules])
+from pipeline.serve.batch import score_pictures
+print(score_pictures({str(album)!r}, {str(tmp_path / "s.parquet")!r}, {str(bright_bundle)!r}).rows)
+print([name for name in ("torch", "mlflow") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "6 []"
-    assert done.stderr == ""
+    assert (done.stdout.splitlines(), done.stderr) == (["6 []", "6", "[]"], "")

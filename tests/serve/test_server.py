@@ -7,9 +7,8 @@ import json
 import socket
 from pathlib import Path
 
-import numpy as np
 import pytest
-from builders import MALFORMED, grey_png, to_base64, write_bundle
+from builders import MALFORMED, ROOT, grey_png, to_base64, write_bundle
 from running import Running
 
 from pipeline.core.errors import UserError
@@ -19,7 +18,6 @@ from pipeline.serve.guard import Guard, Limits
 from pipeline.serve.page import render_files
 from pipeline.tracking import pyfunc
 
-ROOT = Path(__file__).parents[2]
 BROWSER = "/usr/bin/chromium"
 
 
@@ -56,9 +54,7 @@ def test_what_cannot_be_answered_is_a_short_4xx(running: Running, data: bytes, k
     assert found == status
     assert set(json.loads(text)) == {"error_code", "message"}
     assert len(text) < 500
-    assert "Traceback" not in text
-    assert str(ROOT) not in text
-    assert "site-packages" not in text
+    assert not [sign for sign in ("Traceback", "site-packages", str(ROOT)) if sign in text]
     assert headers["content-type"] == "application/json"
     assert running.send("/invocations", body(grey_png()))[0] == 200
 
@@ -73,11 +69,8 @@ def test_paths_that_lead_nowhere(running: Running) -> None:
 def test_the_page_needs_nothing_from_elsewhere(running: Running) -> None:
     status, text, headers = running.send("/")
     assert status == 200
-    assert "http://" not in text.replace("http://www.w3.org", "")
-    assert "https://" not in text
-    assert "<style" not in text
-    assert " style=" not in text
-    assert " on" + "click" not in text
+    found = text.replace("http://www.w3.org", "")
+    assert not [sign for sign in ("http://", "https://", "<style", " style=", " onclick") if sign in found]
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -92,10 +85,9 @@ def test_a_card_cannot_bring_markup_into_the_page(tmp_path: Path) -> None:
     )
     page = render_files(locate.locate(str(folder)), True, 2**20)["/"][0].decode()
     assert "<h1>Card</h1>" in page
-    assert str(tmp_path) not in page  # a path of the server's is nobody's business
     assert "<td>2</td>" in page
-    assert "<script>alert" not in page
-    assert "<img src=" not in page
+    # Nor is a path of the server's anybody's business.
+    assert not [sign for sign in (str(tmp_path), "<script>alert", "<img src=") if sign in page]
 
 
 def test_several_processes_serve_and_stop_together(bright_bundle: Path) -> None:
@@ -115,7 +107,7 @@ def test_a_registered_model_is_served_with_its_own_code(pyfunc_dir: Path) -> Non
     assert model._model_impl.python_model.predictor._seconds == 5
 
 
-def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path) -> None:
+def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -133,9 +125,6 @@ def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path) -> Non
     for model in ("models:/hyojo@champion", "3", "models:/other/1"):
         with pytest.raises(UserError, match="nothing is registered"):
             locate.locate(model)
-
-
-def test_a_runtime_that_is_not_installed(bright_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locate.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="not installed here"):
         locate.locate(str(bright_bundle), "torch")
@@ -150,24 +139,18 @@ def test_pictures_beyond_the_time_of_a_request_get_an_error(bright_bundle: Path)
 
 def ask(guard: Guard, data: bytes, **headers: str) -> tuple[int, dict[bytes, bytes]]:
     """Status and headers of what a guard answers to one request."""
+    sent: list[dict] = []
+    parts = [{"type": "http.request", "body": data, "more_body": False}]
 
-    async def run() -> list[dict]:
-        sent: list[dict] = []
-        parts = [{"type": "http.request", "body": data, "more_body": False}]
+    async def receive() -> dict:
+        return parts.pop() if parts else {"type": "http.disconnect"}
 
-        async def receive() -> dict:
-            return parts.pop() if parts else {"type": "http.disconnect"}
+    async def send(message: dict) -> None:
+        sent.append(message)
 
-        async def send(message: dict) -> None:
-            sent.append(message)
-
-        pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        scope = {"type": "http", "path": "/invocations", "method": "POST", "headers": pairs}
-        await guard(scope, receive, send)
-        return sent
-
-    first = asyncio.run(run())[0]
-    return first["status"], dict(first["headers"])
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(guard({"type": "http", "path": "/invocations", "method": "POST", "headers": pairs}, receive, send))
+    return sent[0]["status"], dict(sent[0]["headers"])
 
 
 def test_the_guard_refuses_only_far_above_saturation_and_forgets_what_is_done() -> None:
@@ -254,11 +237,6 @@ def test_what_was_loaded_is_not_searched_for_garbage_while_requests_wait(bright_
         assert len(gc.get_objects()) < gc.get_freeze_count() / 100
     finally:
         gc.unfreeze()
-
-
-def test_values_are_bounded_by_what_base64_has_not() -> None:
-    data = base64.b64encode(np.random.default_rng(0).bytes(10_000))
-    assert data.count(b",") == data.count(b"\n") == 0
 
 
 def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:

@@ -12,11 +12,8 @@ from builders import grey_png
 
 from pipeline.serve.batch import Settings, score_pictures
 
-MISSING = [
-    name
-    for name, there in (("pyspark", importlib.util.find_spec("pyspark")), ("java", shutil.which("java")))
-    if not there
-]
+THERE = {"pyspark": importlib.util.find_spec("pyspark"), "java": shutil.which("java")}
+MISSING = [name for name, there in THERE.items() if not there]
 SCHEMA = (
     "label string, probabilities map<string, double>, abstain boolean, error string, "
     "faces array<struct<box: array<int>, score: double, label: string, abstain: boolean>>"
