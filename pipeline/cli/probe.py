@@ -14,7 +14,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, tell, and write the fastest settings."""
     from pipeline.core.params_file import apply_overrides, parse_params, read_text, write_params
     from pipeline.core.paths import PARAMS
     from pipeline.experiments import tuning

@@ -14,7 +14,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Become MLflow's UI on the project's store."""
     from pipeline.core.project import project_root
     from pipeline.tracking import store
 

@@ -14,7 +14,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write params.yaml, if what it would hold is valid."""
     from pipeline.core import params_file
     from pipeline.core.paths import PARAMS
 
