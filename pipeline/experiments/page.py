@@ -28,14 +28,15 @@ TITLES = {
 
 def text(found: Comparison) -> str:
     """The comparison as aligned text."""
-    return _join(
-        [f"A  {found.a.name}", f"B  {found.b.name}", "", found.verdict, ""]
-        + _table(["", "A", "B", "B - A", "95 % interval"], score_rows(found)),
+    blocks = [
+        [f"A  {found.a.name}", f"B  {found.b.name}", "", found.verdict],
+        _table(["", "A", "B", "B - A", "95 % interval"], score_rows(found)),
         _table(CLASS_HEADER, class_rows(found)),
         _table(["cost", "A", "B", "B / A"], cost_rows(found)),
         _params_table(found),
         [", ".join(f"{len(rows):,} {name}" for name, rows in found.samples.items())],
-    )
+    ]
+    return _join(blocks)
 
 
 def page(found: Comparison) -> str:
@@ -63,7 +64,7 @@ def page(found: Comparison) -> str:
 
 def families_text(found: FamilyComparison) -> str:
     """The comparison of two families as aligned text."""
-    return _join(found.summary(), _table(CLASS_HEADER, class_rows(found)), _params_table(found))
+    return _join([found.summary(), _table(CLASS_HEADER, class_rows(found)), _params_table(found)])
 
 
 def families_page(found: FamilyComparison) -> str:
@@ -148,7 +149,7 @@ def _params_table(found: Comparison | FamilyComparison) -> list[str]:
     return _table(["params that differ", "A", "B"], rows)
 
 
-def _join(*blocks: list[str]) -> str:
+def _join(blocks: list[list[str]]) -> str:
     """Blocks of lines, with an empty line between; empty ones vanish."""
     return "\n\n".join("\n".join(block) for block in blocks if block)
 

@@ -150,14 +150,15 @@ def test_key_tells_weights_data_and_params_apart_and_batches_change_no_score(wor
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_run_gets_metrics_files_and_key(workspace: Workspace) -> None:
+def test_run_gets_metrics_files_and_key(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     result = workspace.evaluate()
     ((run_id, values, files, tags),) = workspace.logged
     assert run_id == "run-of-train"
     parts = ("test", "test_clean", "audit")
     assert values == {f"{part}/{name}": value for part in parts for name, value in result[part].items()}
     names = {folder: sorted(path.name for path in paths) for folder, paths in files.items()}
-    outs = {out.name for out in find_stage_outs("evaluate", Path(stage.__file__).parents[2] / "dvc.yaml")}
+    monkeypatch.chdir(Path(stage.__file__).parents[2])
+    outs = {out.name for out in find_stage_outs("evaluate")}
     figures = [f"{name}.png" for name in FIGURES]
     assert names == {"evaluation": sorted(outs - {"figures"}), "evaluation/figures": figures}
     assert workspace.keys[0] in tags.values()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import grey_png, write_zip
+from builders import grey_png, write_tar, write_zip
 
 from pipeline.cli import build_parser
 from pipeline.core.errors import UserError
@@ -84,12 +84,7 @@ def archive(path: Path) -> Path:
     files = dict(reversed(pictures().items())) | {"readme.txt": b"passed over"}
     if path.suffix == ".zip":
         return write_zip(path, files, zipfile.ZIP_DEFLATED)
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
+    return write_tar(path, files.items(), "gz" if path.suffix == ".gz" else "")
 
 
 @pytest.mark.parametrize("name", ["faces.zip", "faces.tar", "faces.tar.gz"])
