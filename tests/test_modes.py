@@ -335,16 +335,21 @@ def delete_store(project: Project) -> None:
     shutil.rmtree(project.root / "mlruns")
 
 
-def test_sync_rebuilds_a_deleted_store(project: Project, empty_store: Path) -> None:
-    (lost,) = project.runs()
-    delete_store(project)
-    shutil.copy2(empty_store, project.root / "mlflow.db")
-    synced(project)
+def check_rebuilt(project: Project, lost: Any) -> None:
+    """The project's one run stands for a lost one, under another id of MLflow's."""
     (run,) = project.runs()
     assert run.info.run_id != lost.info.run_id
     assert run.data.tags["hyojo.run_id"] == lost.info.run_id
     assert run.data.params == lost.data.params
     check_run(project, bundle=True)
+
+
+def test_sync_rebuilds_a_deleted_store(project: Project, empty_store: Path) -> None:
+    (lost,) = project.runs()
+    delete_store(project)
+    shutil.copy2(empty_store, project.root / "mlflow.db")
+    synced(project)
+    check_rebuilt(project, lost)
     before = project.snapshot()
     synced(project)
     assert project.snapshot() == before
@@ -409,11 +414,7 @@ def test_sync_in_a_fresh_clone(project: Project, tmp_path: Path, empty_store: Pa
     cloned = clone(project, tmp_path)
     shutil.copy2(empty_store, cloned.root / "mlflow.db")
     synced(cloned)
-    (run,) = cloned.runs()
-    assert run.info.run_id != first.info.run_id
-    assert run.data.tags["hyojo.run_id"] == first.info.run_id
-    assert run.data.params == first.data.params
-    check_run(cloned, bundle=True)
+    check_rebuilt(cloned, first)
     assert "Data and pipelines are up to date." in cloned.dvc("repro")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from builders import TINY_RECIPE, write_bundle
+from builders import run_hyojo as hyojo
 from PIL import Image
 
 from pipeline import cli
@@ -19,15 +20,6 @@ from pipeline.experiments import promotion
 from pipeline.tracking import registry
 
 HEAVY = {"torch", "timm", "mlflow", "pandas", "numpy", "sklearn", "matplotlib", "onnx", "pydantic"}
-
-
-def hyojo(*arguments: str) -> int:
-    """Run a command in this process; returns its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["hyojo", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return int(ended.value.code or 0)
 
 
 def test_help_of_each_command_loads_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
