@@ -36,7 +36,7 @@ test: $(READY)  ## Run the test suite
 test-fast: $(READY)  ## Run the tests that start no DVC, no server and no training: less than a minute
 	python -m pytest -q -m "not slow and not heavy"
 
-test-slow: $(READY)  ## Run the long tests too: kill loops, all modes of DVC, the sample's difficulty
+test-slow: $(READY)  ## Run the long tests too: kill loops, all modes of DVC
 	python -m pytest -q -m "slow or not slow"
 
 fix: $(READY)  ## Mend style and format, and write generated documents and the types' baseline anew
