@@ -33,7 +33,7 @@ lint: $(READY)  ## Check style, format, the order of the rooms, types, and that 
 test: $(READY)  ## Run the test suite
 	python -m pytest -q
 
-test-fast: $(READY)  ## Run the tests that start no DVC, no server and no training: less than a minute
+test-fast: $(READY)  ## Run the tests that start no DVC, no other process and no training: less than a minute
 	python -m pytest -q -m "not slow and not heavy"
 
 test-slow: $(READY)  ## Run the long tests too: kill loops, all modes of DVC

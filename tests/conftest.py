@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,20 @@ from pipeline.prepare.sources.source import Item
 if TYPE_CHECKING:
     from running import Running
     from starlette.testclient import TestClient
+
+
+# They start DVC, servers, other processes, trainings, MLflow or whole stages; `make test-fast` leaves them out.
+HEAVY = re.compile(
+    "test_(batch|cache|cli|contenders|distributed|dvc_data|export|faces|formats|fuzz|how_to|int8|key|loop|model|modes|"
+    "open|page|plots|predictor|promotion|registry|runs|sample|search|seeds|server|server_fuzz|signals|stage|stem|store|"
+    "suspects|tuning|wheel)"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HEAVY.fullmatch(item.path.stem):
+            item.add_marker("heavy")
 
 
 @pytest.fixture(autouse=True)

@@ -344,15 +344,33 @@ def check_rebuilt(project: Project, lost: Any) -> None:
     check_run(project, bundle=True)
 
 
-def test_sync_rebuilds_a_deleted_store(project: Project, empty_store: Path) -> None:
+def clone(project: Project, folder: Path) -> Project:
+    """A fresh clone with its outs pulled from a remote, and no MLflow store."""
+    remote = folder / "remote"
+    project.dvc("remote", "add", "-q", "-d", "storage", str(remote))
+    project.commit("A remote")
+    project.dvc("push", "-q")
+    project.git("clone", "-q", str(project.root), str(folder / "my clone"))
+    cloned = Project(folder / "my clone")
+    cloned.dvc("pull", "-q")
+    assert not (cloned.root / "mlflow.db").exists()
+    return cloned
+
+
+@pytest.mark.parametrize("cloned", [False, True])
+def test_sync_rebuilds_a_store_that_is_gone(project: Project, tmp_path: Path, empty_store: Path, cloned: bool) -> None:
     (lost,) = project.runs()
-    delete_store(project)
+    if cloned:
+        project = clone(project, tmp_path)
+    else:
+        delete_store(project)
     shutil.copy2(empty_store, project.root / "mlflow.db")
     synced(project)
     check_rebuilt(project, lost)
     before = project.snapshot()
     synced(project)
     assert project.snapshot() == before
+    assert "Data and pipelines are up to date." in project.dvc("repro")
 
 
 def test_sync_goes_by_what_was_evaluated_not_by_edits_since(project: Project) -> None:
@@ -394,28 +412,6 @@ def test_moved_project(original: Project, tmp_path: Path, capsys: pytest.Capture
     with contextlib.chdir(copy.root):
         store.connect()
     assert "relocate" not in capsys.readouterr().err
-
-
-def clone(project: Project, folder: Path) -> Project:
-    """A fresh clone with its outs pulled from a remote, and no MLflow store."""
-    remote = folder / "remote"
-    project.dvc("remote", "add", "-q", "-d", "storage", str(remote))
-    project.commit("A remote")
-    project.dvc("push", "-q")
-    project.git("clone", "-q", str(project.root), str(folder / "my clone"))
-    cloned = Project(folder / "my clone")
-    cloned.dvc("pull", "-q")
-    assert not (cloned.root / "mlflow.db").exists()
-    return cloned
-
-
-def test_sync_in_a_fresh_clone(project: Project, tmp_path: Path, empty_store: Path) -> None:
-    (first,) = project.runs()
-    cloned = clone(project, tmp_path)
-    shutil.copy2(empty_store, cloned.root / "mlflow.db")
-    synced(cloned)
-    check_rebuilt(cloned, first)
-    assert "Data and pipelines are up to date." in cloned.dvc("repro")
 
 
 @pytest.mark.slow

@@ -107,14 +107,10 @@ def test_rollback_goes_back_one_champion_at_a_time() -> None:
 
 
 @pytest.mark.usefixtures("_three")
-def test_rollback_after_the_alias_was_moved_by_hand() -> None:
+def test_rollback_after_the_alias_was_moved_by_hand_or_a_version_was_deleted() -> None:
     promote(2)
     connect().set_registered_model_alias("hyojo", "champion", "3")  # as in MLflow's UI
     assert [roll_back(), roll_back()] == [2, 1]
-
-
-@pytest.mark.usefixtures("_three")
-def test_rollback_passes_over_deleted_versions() -> None:
     for number in (2, 3):
         promote(number)
     connect().delete_model_version("hyojo", "2")
@@ -122,16 +118,9 @@ def test_rollback_passes_over_deleted_versions() -> None:
 
 
 @pytest.mark.usefixtures("_three")
-def test_an_alias_that_moved_meanwhile_is_left_where_it_is() -> None:
-    promote(2)
-    with pytest.raises(registry.MovedError) as caught:
-        registry.crown(connect(), 3, expected=1)
-    assert caught.value.champion == 2
-    assert champion() == 2
-
-
-@pytest.mark.usefixtures("_three")
-def test_who_moves_the_alias_just_after_is_not_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("after", [False, True])
+def test_an_alias_that_moved_meanwhile_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
+    """Moved before the champion is looked at, or just after."""
     client = connect()
     tag = client.set_registered_model_tag
 
@@ -139,11 +128,10 @@ def test_who_moves_the_alias_just_after_is_not_overruled(monkeypatch: pytest.Mon
         tag(name, key, value)
         client.set_registered_model_alias("hyojo", "champion", "3")
 
-    monkeypatch.setattr(client, "set_registered_model_tag", tag_and_lose)
+    monkeypatch.setattr(client, "set_registered_model_tag", tag_and_lose) if after else promote(3)
     with pytest.raises(registry.MovedError) as caught:
         registry.crown(client, 2, expected=1)
-    assert caught.value.champion == 3
-    assert champion() == 3
+    assert caught.value.champion == champion() == 3
 
 
 @pytest.mark.usefixtures("_three")
