@@ -12,9 +12,7 @@ from dvc.repo import Repo
 NAMES = ["faces.zip", "my faces (2).zip", "others [x] & 100%.zip", "日本.zip"]
 
 
-def test_data_are_ignored_by_git_and_come_back_by_their_pointers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_come_back_by_their_pointers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pointers, no clone and no experiment in a temporary copy gets the data."""
     monkeypatch.chdir(tmp_path)
     raw = tmp_path / "data" / "raw"
