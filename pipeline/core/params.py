@@ -140,6 +140,19 @@ class TrainParams(Section):
     devices: Count
     sync_bn: bool
 
+    @field_validator("backbone_args")
+    @classmethod
+    def _check_arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Nothing gets weights in past ``weights_sha256``, or is overwritten by what the data says."""
+        for key in value:
+            if key in ("num_classes", "in_chans"):
+                raise ValueError(f"{key} follows from the data: take it out")
+            if key == "checkpoint_path" or key.startswith(("pretrained", "cache_dir")):
+                raise ValueError(
+                    f"{key} is not taken here: say which weights by pretrained, or weights and weights_sha256"
+                )
+        return value
+
     @model_validator(mode="after")
     def _check_combinations(self) -> "TrainParams":
         if (self.weights is None) != (self.weights_sha256 is None):

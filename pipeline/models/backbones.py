@@ -94,6 +94,7 @@ class Ensemble(nn.Module):
     def __init__(self, members: list[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.least_batch = len(members)  # with fewer samples a member would never learn, and answer all the same
         self.num_classes = members[0].num_classes
         self.pretrained_cfg = members[0].pretrained_cfg  # where timm looks for mean and std
 

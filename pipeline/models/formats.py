@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.core.errors import UserError
+
 Graph = Callable[[np.ndarray], np.ndarray]
 FORMATS = ("pt2", "onnx")
 INPUT, OUTPUT = "images", "probabilities"
@@ -52,7 +54,8 @@ def write(program: torch.export.ExportedProgram, path: Path, opset: int, optimiz
     """Write what ``trace`` gave in the format of ``FORMATS`` that the path's suffix says.
 
     ONNX is one file with its weights inside (ONNX allows 2 GB), and a free batch; with an opset below 18 the exporter
-    has to convert. Folding constants and fusing operators (``optimize``) is half its time for a transformer.
+    has to convert. Folding constants and fusing operators (``optimize``) is half its time for a transformer. Raises
+    ``UserError`` for an opset that it does not know.
     """
     with quiet(), torch.no_grad():
         if path.suffix == ".pt2":
@@ -61,6 +64,8 @@ def write(program: torch.export.ExportedProgram, path: Path, opset: int, optimiz
         names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: "batch"},)}
         settings: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": optimize, "opset_version": opset}
         onnx_program = torch.onnx.export(program, program.example_inputs[0], **names, **settings)
+        if (written := onnx_program.model.opset_imports[""]) != opset:  # the exporter falls back in silence
+            raise UserError(f"export.opset: torch {torch.__version__} cannot write {opset}, and would write {written}.")
         for node in onnx_program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter's notes: scopes, fx nodes, stack traces with paths
         onnx_program.save(str(path), external_data=False)
@@ -72,7 +77,8 @@ def check_exportable(
     """Find which formats a classifier can be exported to, before hours of training are spent on it.
 
     Each of some ``FORMATS`` is written to a temporary folder, loaded, and compared with the classifier itself, whose
-    weights may be untrained, at batch sizes 1, 2 and 7. Returns for each None, or in one line why it does not work.
+    weights may be untrained, at batch sizes 1, 2 and 7. Returns for each None, or in one line why it does not work;
+    raises ``UserError`` for an unknown opset.
     """
     shape = (max(TRIED_BATCHES), img_size, img_size, channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -92,6 +98,8 @@ def check_exportable(
                 with quiet():
                     run = _open_graph(path)
                 found[fmt] = _disagreement(run, images, expected)
+            except UserError:  # what no other net could mend
+                raise
             except Exception as error:
                 found[fmt] = one_line(error)
     return found

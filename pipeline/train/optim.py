@@ -1,7 +1,10 @@
 """timm's optimizers: parameter groups, layer-wise learning rates, frozen parts."""
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 
+import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.utils import freeze
 from torch import nn
@@ -41,15 +44,27 @@ def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:
         hint = suggest(params.optimizer, known, f"timm has {', '.join(known)}")
         raise UserError(f"train.optimizer: timm has no optimizer {params.optimizer!r}; {hint}")
     settings = inspect.signature(get_optimizer_class(params.optimizer, bind_defaults=False)).parameters
+    create = partial(
+        create_optimizer_v2,
+        opt=params.optimizer,
+        lr=params.lr,
+        weight_decay=params.weight_decay,
+        momentum=params.momentum,
+        **({"fused": True} if "fused" in settings else {}),
+    )
     try:
-        return create_optimizer_v2(
-            net,
-            opt=params.optimizer,
-            lr=params.lr,
-            weight_decay=params.weight_decay,
-            momentum=params.momentum,
-            layer_decay=params.layer_decay if params.layer_decay < 1 else None,
-            **({"fused": True} if "fused" in settings else {}),
-        )
+        _try_update(create)
+        return create(net, layer_decay=params.layer_decay if params.layer_decay < 1 else None)
     except (TypeError, ValueError, RuntimeError) as error:  # sgd is Nesterov's, for one, and wants a momentum
-        raise UserError(f"train.optimizer: {params.optimizer} does not take these settings: {error}") from None
+        raise UserError(
+            f"train.optimizer: {params.optimizer} does not take these settings, or an ordinary update: {error}. "
+            "Set another one, such as adamw."
+        ) from None
+
+
+def _try_update(create: Callable[[nn.Module], Optimizer]) -> None:
+    """Update a net of one layer as the loop does, before hours are spent: adahessian wants gradients' graphs, say."""
+    layer = nn.Linear(2, 2)
+    optimizer = create(layer)
+    layer.weight.grad, layer.bias.grad = torch.ones(2, 2), torch.ones(2)
+    optimizer.step()

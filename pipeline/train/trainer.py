@@ -84,8 +84,8 @@ def build_trainer(
     """Net, loss, optimizer, schedule and the rest, as params say.
 
     Raises:
-        UserError: An unknown optimizer (with the nearest name), weights that cannot be had, or sizes of images that
-            the net does not take.
+        UserError: An unknown optimizer (with the nearest name), weights that cannot be had, sizes of images that
+            the net does not take, or batches of too few samples for it.
     """
     torch.manual_seed(params.seed)
     net = planning.build_initial_model(spec, params)
@@ -93,6 +93,13 @@ def build_trainer(
         reason = stretch.size and planning.find_run_failure(net, stretch.size, spec.preprocessing["in_chans"])
         if reason:
             raise UserError(f"train.progressive.{place}: the net does not take {stretch.size} px ({reason})")
+    ranks = ranks or Ranks()
+    part = min(params.batch_size, len(prepared.split("train"))) // ranks.world // params.accumulate
+    if part < (least := getattr(net, "least_batch", 1)):
+        raise UserError(
+            f"train.batch_size: {params.backbone} learns from {least} samples at a time or more, and ranks and "
+            f"train.accumulate leave {part}. Raise batch_size, or lower accumulate or the ensemble's members."
+        )
     frozen = optim.freeze_parts(net, params.freeze)
     memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
     net = net.to(device, memory_format=memory_format)
@@ -115,7 +122,7 @@ def build_trainer(
         memory_format=memory_format,
         params=params,
         frozen=frozen,
-        ranks=ranks or Ranks(),
+        ranks=ranks,
     )
 
 

@@ -220,6 +220,14 @@ def test_a_missing_or_unreadable_file_is_refused_with_the_remedy(tmp_path: Path)
         load_params(tmp_path / "latin.yaml")
 
 
+@pytest.mark.parametrize(
+    "key", ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "num_classes"]
+)
+def test_parse_params_weights_past_their_digest(tiny_params: str, key: str) -> None:
+    """Timm would take a file by these, whatever ``weights_sha256`` says; or they would be overwritten."""
+    assert key in refusal(tiny_params.replace("backbone_args: {", f"backbone_args: {{{key}: x, "))
+
+
 def test_params_cannot_be_changed(tiny_params: str) -> None:
     params = parse_params(tiny_params)
     with pytest.raises(ValueError, match="frozen"):

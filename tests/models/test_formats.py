@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from pipeline.core.errors import UserError
 from pipeline.inference.graphs import Graph, load_graph
 from pipeline.models import formats
 
@@ -152,6 +153,13 @@ def test_probe_finds_a_graph_that_is_wrong_at_another_batch(
 
     monkeypatch.setattr(formats, "_open_graph", load)
     assert "batch 7" in formats.check_exportable(toy, SIZE, 1, ["onnx"], OPSET)["onnx"]
+
+
+def test_check_exportable_opset_that_is_not_written(toy: Toy) -> None:
+    """The exporter would fall back to 18 and say nothing."""
+    assert formats.check_exportable(toy, SIZE, 1, ["onnx"], 20) == {"onnx": None}
+    with pytest.raises(UserError, match=r"export\.opset: .* cannot write 40"):
+        formats.check_exportable(toy, SIZE, 1, ["onnx"], 40)
 
 
 def test_a_batch_frozen_by_the_network_is_reported() -> None:

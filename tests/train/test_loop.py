@@ -404,6 +404,14 @@ def test_train_one_epoch_progressive(prepared: Prepared, build: Build) -> None:
     assert torch.equal(small[4], full[4])
 
 
+def test_build_trainer_members_without_samples(build: Build) -> None:
+    """A member of an ensemble that gets an empty part of each batch would never learn, and vote."""
+    net = ("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 3}", "train.batch_size=8")
+    build(*net, "train.accumulate=2")
+    with pytest.raises(UserError, match=r"train\.batch_size: ensemble learns from 3 samples .* leave 2"):
+        build(*net, "train.accumulate=4")
+
+
 def test_build_trainer_size_not_taken(build: Build) -> None:
     with pytest.raises(UserError, match=r"train\.progressive\.1: .*12 px"):
         build(*LAYER_NORM, "train.progressive=[{epoch: 1, size: 16}, {epoch: 2, size: 12}]")

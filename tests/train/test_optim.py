@@ -128,6 +128,8 @@ def test_what_an_optimizer_does_not_take_is_refused() -> None:
         optim.build_optimizer(face_net(), params_with("train.optimizer=adamww").train)
     with pytest.raises(UserError, match=r"train\.optimizer: sgd does not take these settings"):
         optim.build_optimizer(face_net(), params_with("train.momentum=0.0").train)
+    with pytest.raises(UserError, match=r"train\.optimizer: adahessian does not take .* an ordinary update"):
+        optim.build_optimizer(face_net(), params_with("train.optimizer=adahessian").train)
 
 
 def test_norms_and_biases_do_not_decay() -> None:
