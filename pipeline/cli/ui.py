@@ -14,6 +14,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from pipeline.core.address import open_listener
     from pipeline.core.project import project_root
     from pipeline.tracking import store
 
@@ -21,6 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     uri = os.environ["MLFLOW_TRACKING_URI"]
     if uri.startswith("http"):
         raise UserError(f"MLFLOW_TRACKING_URI is a server already: open {uri} in a browser.")
+    open_listener(arguments.host, arguments.port).close()
     # Background jobs are for MLflow's own LLM features: three processes that nobody here needs.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     # mlflow starts uvicorn by name, which must be the one of this environment.

@@ -70,7 +70,7 @@ def families_text(found: FamilyComparison) -> str:
 def families_page(found: FamilyComparison) -> str:
     """The comparison of two families as a page, HTML."""
     scores = {f"{side}: {one.name}": one.accuracies for side, one in (("A", found.a), ("B", found.b))}
-    spreads = {name: mean_interval(values) for name, values in scores.items()}
+    spreads = {name: mean_interval(values, highest=1.0) for name, values in scores.items()}
     figure = training_figures.seed_scores(
         {name: list(values) for name, values in scores.items()},
         {name: (spread.mean, spread.low, spread.high) for name, spread in spreads.items()},

@@ -1,5 +1,6 @@
 """What several seeds of one setting came to: mean, standard deviation and interval of each score."""
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def read_figures(result: dict[str, Any]) -> dict[str, float]:
 def summarise(found: list[Member]) -> dict[str, MeanInterval]:
     """Return mean, standard deviation and 95 % t interval of each figure that every member has."""
     names = [name for name in TITLES if found and all(name in member.figures for member in found)]
-    return {name: mean_interval(np.array([member.figures[name] for member in found])) for name in names}
+    highest = {name: METRICS[score].highest for name, (_, score) in FIGURES.items()} | {TRAIN_TIME: math.inf}
+    return {n: mean_interval(np.array([member.figures[n] for member in found]), highest=highest[n]) for n in names}
 
 
 def format_summary(setting: Setting, found: list[Member]) -> str:

@@ -46,12 +46,13 @@ class GroupDifference:
         return math.sqrt(self.from_seeds + self.from_images)
 
 
-def mean_interval(values: np.ndarray, coverage: float = COVERAGE) -> MeanInterval:
+def mean_interval(values: np.ndarray, coverage: float = COVERAGE, highest: float = math.inf) -> MeanInterval:
     """Return the mean of values with Student's interval for it.
 
     Args:
-        values: One figure a seed, floats (S,).
+        values: One figure a seed, floats (S,), from 0 up to ``highest``: nor does the interval leave that range.
         coverage: Of the interval, in (0, 1).
+        highest: 1 for a share.
 
     Raises:
         ValueError: If there is no value, or one is not a number.
@@ -64,7 +65,7 @@ def mean_interval(values: np.ndarray, coverage: float = COVERAGE) -> MeanInterva
         return MeanInterval(mean, math.nan, math.nan, math.nan, 1)
     sd = float(values.std(ddof=1))
     half = float(student.ppf((1 + coverage) / 2, count - 1)) * sd / math.sqrt(count)
-    return MeanInterval(mean, sd, mean - half, mean + half, count)
+    return MeanInterval(mean, sd, max(0.0, mean - half), min(highest, mean + half), count)
 
 
 def compare_groups(ours: np.ndarray, theirs: np.ndarray, coverage: float = COVERAGE) -> GroupDifference:

@@ -4,6 +4,7 @@
 MLflow, the report and the card show what those wrote.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,13 @@ class Metric:
         function: Of targets, integers (N,), probabilities (N, K) and weights (R, N): the score of each weighting,
             floats (R,), NaN where it is not defined.
         headline: Whether it is among the few that stand for all where there is little room.
+        highest: Its largest value; the least is 0.
     """
 
     title: str
     function: selection.Score
     headline: bool = False
+    highest: float = 1.0
 
 
 # In the order in which they are shown.
@@ -32,7 +35,7 @@ METRICS = {
     "accuracy": Metric("accuracy", selection.accuracy, headline=True),
     "macro_f1": Metric("macro-F1", selection.macro_f1, headline=True),
     "balanced_accuracy": Metric("balanced accuracy", selection.balanced_accuracy),
-    "nll": Metric("NLL", selection.nll),
+    "nll": Metric("NLL", selection.nll, highest=math.inf),
     "ece": Metric("ECE", calibration.ece),
     "top2": Metric("top-2 accuracy", ranking.top2),
     "auroc": Metric("AUROC", ranking.auroc),

@@ -64,6 +64,7 @@ def write(program: torch.export.ExportedProgram, path: Path, opset: int, optimiz
         names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: "batch"},)}
         settings: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": optimize, "opset_version": opset}
         onnx_program = torch.onnx.export(program, program.example_inputs[0], **names, **settings)
+        assert onnx_program is not None  # by the dynamo exporter
         if (written := onnx_program.model.opset_imports[""]) != opset:  # the exporter falls back in silence
             raise UserError(f"export.opset: torch {torch.__version__} cannot write {opset}, and would write {written}.")
         for node in onnx_program.model.graph.all_nodes():

@@ -1,7 +1,11 @@
 """Which model is served or asked: a bundle folder or a registered version, found and loaded."""
 
+import atexit
 import importlib.util
 import os
+import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,8 +43,8 @@ def locate(model: str, runtime: str | None = None) -> Located:
     """Find a model, and look whether it can be run.
 
     Args:
-        model: A bundle folder, the number of a version, or a URI: ``models:/hyojo@champion``, ``models:/hyojo/3``,
-            ``runs:/<run id>/model``, or that of a folder.
+        model: A bundle folder, the number or alias of a version (``3``, ``champion``), or a URI:
+            ``models:/hyojo@champion``, ``models:/hyojo/3``, ``runs:/<run id>/model``, or that of a folder.
         runtime: One of ``graphs.RUNTIMES``; None: whichever the model has a file for.
 
     Raises:
@@ -50,7 +54,8 @@ def locate(model: str, runtime: str | None = None) -> Located:
         raise UserError(
             "--runtime torch needs torch, which is not installed here: pip install torch, or --runtime onnx."
         )
-    found = _registered(model) if model.startswith(store.PREFIX) or model.isdecimal() else _folder(model)
+    named = re.fullmatch(r"@?\w[\w.-]*", model) and not Path(model).exists()
+    found = _registered(model) if model.startswith(store.PREFIX) or named else _folder(model)
     there = [name for name, file in RUNTIMES.items() if (found.bundle / file).exists()]
     if not there or runtime not in (None, *there):
         wanted = " and no ".join(RUNTIMES.values()) if runtime is None else RUNTIMES[runtime]
@@ -134,13 +139,15 @@ def _folder(model: str) -> Located:
 
 
 def _fetch(uri: str) -> Path:
-    """The files behind a URI of MLflow's."""
+    """The files behind a URI of MLflow's, in a folder that goes with this process."""
     _client()
+    folder = tempfile.mkdtemp(prefix="hyojo-model-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(uri))
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{uri} can't be fetched: {reason} `hyojo register` makes a version.") from None

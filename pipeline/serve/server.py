@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pipeline.core import cores
+from pipeline.core.address import open_listener
 from pipeline.core.errors import UserError
 from pipeline.core.stage_files import BundleFile
 from pipeline.serve import locate
@@ -45,7 +46,7 @@ def serve(model: str, options: Options) -> None:
     """
     if options.workers < 1 or (options.threads is not None and options.threads < 1) or options.max_mb <= 0:
         raise UserError("--workers and --threads have to be 1 or more, and --max-mb above 0")
-    listener = _listen(options.host, options.port)
+    listener = open_listener(options.host, options.port)
     found = locate.locate(model, options.runtime)
     threads = options.threads or max(1, cores.available() // options.workers)
     options = options._replace(port=listener.getsockname()[1], threads=threads)
@@ -146,23 +147,6 @@ def _config(app: Any, options: Options) -> Any:
         timeout_worker_healthcheck=60,
         backlog=2048,
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before anything slow is done."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With the protocol named, asyncio switches Nagle's algorithm off; else a small answer waits 40 ms for an ACK.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except socket.gaierror:
-        raise UserError(f"--host {host} is no address of this machine.") from None
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"port {port} on {host} can't be had: {reason}. Choose another with --port.") from None
-    listener.set_inheritable(True)
-    return listener
 
 
 def _announce(found: locate.Located, options: Options) -> None:

@@ -1,8 +1,7 @@
 """timm's optimizers: parameter groups, layer-wise learning rates, frozen parts."""
 
 import inspect
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
@@ -44,17 +43,11 @@ def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:
         hint = suggest(params.optimizer, known, f"timm has {', '.join(known)}")
         raise UserError(f"train.optimizer: timm has no optimizer {params.optimizer!r}; {hint}")
     settings = inspect.signature(get_optimizer_class(params.optimizer, bind_defaults=False)).parameters
-    create = partial(
-        create_optimizer_v2,
-        opt=params.optimizer,
-        lr=params.lr,
-        weight_decay=params.weight_decay,
-        momentum=params.momentum,
-        **({"fused": True} if "fused" in settings else {}),
-    )
+    chosen: dict[str, Any] = {"opt": params.optimizer, "lr": params.lr, "momentum": params.momentum}
+    chosen |= {"weight_decay": params.weight_decay} | ({"fused": True} if "fused" in settings else {})
     try:
-        _try_update(create)
-        return create(net, layer_decay=params.layer_decay if params.layer_decay < 1 else None)
+        _try_update(chosen)
+        return create_optimizer_v2(net, layer_decay=params.layer_decay if params.layer_decay < 1 else None, **chosen)
     except (TypeError, ValueError, RuntimeError) as error:  # sgd is Nesterov's, for one, and wants a momentum
         raise UserError(
             f"train.optimizer: {params.optimizer} does not take these settings, or an ordinary update: {error}. "
@@ -62,9 +55,9 @@ def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:
         ) from None
 
 
-def _try_update(create: Callable[[nn.Module], Optimizer]) -> None:
+def _try_update(settings: dict[str, Any]) -> None:
     """Update a net of one layer as the loop does, before hours are spent: adahessian wants gradients' graphs, say."""
     layer = nn.Linear(2, 2)
-    optimizer = create(layer)
+    optimizer = create_optimizer_v2(layer, **settings)
     layer.weight.grad, layer.bias.grad = torch.ones(2, 2), torch.ones(2)
     optimizer.step()

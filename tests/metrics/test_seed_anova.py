@@ -83,3 +83,9 @@ def test_mean_interval_is_scipys() -> None:
     assert np.isnan(mean_interval(np.array([0.5])).low)
     with pytest.raises(ValueError):
         mean_interval(np.array([]))
+
+
+def test_mean_interval_stays_within_the_range() -> None:
+    """Two seeds far apart: Student's interval of 0.01 and 0.99 goes from -5.7 to 6.7, where no share is."""
+    found = mean_interval(np.array([0.01, 0.99]), highest=1.0)
+    assert (found.low, found.high) == (0, 1)

@@ -1,5 +1,6 @@
 """``hyojo serve`` as clients see it: MLflow's paths, the page, limits, start and stop; and what its imports need."""
 
+import argparse
 import asyncio
 import base64
 import gc
@@ -11,6 +12,8 @@ import pytest
 from builders import MALFORMED, ROOT, grey_png, to_base64, write_bundle
 from running import Running
 
+from pipeline.cli import ui
+from pipeline.core import address
 from pipeline.core.errors import UserError
 from pipeline.inference.predictor import Predictor
 from pipeline.serve import locate, server
@@ -114,6 +117,10 @@ def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path, monkey
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {port} .*--port"):
             server.serve(str(bright_bundle), server.Options(port=port))
+        with pytest.raises(UserError, match=rf"port {port} .*--port"):
+            ui.run(argparse.Namespace(host="127.0.0.1", port=port))
+    with pytest.raises(UserError, match=r"port 70000 .*--port"):  # which getaddrinfo takes for 4464
+        server.serve(str(bright_bundle), server.Options(port=70000))
     with pytest.raises(UserError, match="--host"):
         server.serve(str(bright_bundle), server.Options(host="no.such.host.invalid", port=0))
     with pytest.raises(UserError, match="--workers"):
@@ -122,7 +129,7 @@ def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path, monkey
         locate.locate(str(tmp_path))
     with pytest.raises(UserError, match=r"holds no model\.pt2.*--runtime onnx"):
         locate.locate(str(bright_bundle), "torch")
-    for model in ("models:/hyojo@champion", "3", "models:/other/1"):
+    for model in ("models:/hyojo@champion", "3", "v3", "champion", "@champion", "models:/other/1"):
         with pytest.raises(UserError, match="nothing is registered"):
             locate.locate(model)
     monkeypatch.setattr(locate.importlib.util, "find_spec", lambda name: None)
@@ -241,5 +248,5 @@ def test_what_was_loaded_is_not_searched_for_garbage_while_requests_wait(bright_
 
 def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:
     """Asyncio switches Nagle's algorithm off only where a socket names its protocol: else an answer takes 40 ms."""
-    with server._listen("127.0.0.1", 0) as listener:
+    with address.open_listener("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
