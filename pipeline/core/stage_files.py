@@ -92,13 +92,25 @@ class NetFile(StageFile):
 
 
 class RunFile(StageFile):
-    """Which MLflow run the weights belong to, the job's key, and why a format cannot be exported (None: it can)."""
+    """The MLflow run of the weights, and what no other file tells of it: enough to make it again on any server.
+
+    Attributes:
+        job: The key of the training job.
+        formats: Why a format cannot be exported; None: it can.
+        origin: Tags of the run: who trained, commit, DVC's experiment.
+        started_s: Of the training, seconds since 1970, as ``ended_s``.
+        figures: What the training took: metrics by name.
+    """
 
     FILE, FOLDER, STAGE = "run.json", paths.TRAINED, "train"
 
     run_id: str
     job: str | None = None
     formats: dict[str, str | None] = {}
+    origin: dict[str, str] = {}
+    started_s: float | None = None
+    ended_s: float | None = None
+    figures: Scores = {}
 
 
 class WeightsFile(NetFile):

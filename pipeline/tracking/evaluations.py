@@ -86,7 +86,7 @@ def log_evaluation(run_id: str, metrics: dict[str, float], files: dict[str, list
         if run is None:
             run = parent = find_or_rebuild(client)
             if run_id != RunFile.load().run_id:
-                run = rebuild_run(client, {families.PARENT_TAG: parent.info.run_id}, run_id)
+                run = rebuild_run(client, {families.PARENT_TAG: parent.info.run_id}, logical_id=run_id)
         log_files(client, run.info.run_id, files)
         log_metrics(client, run.info.run_id, metrics)
         for name, value in tags.items():

@@ -19,9 +19,9 @@ def git(root: Path, *arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def git_tags() -> dict[str, str]:
-    """Return commit, state of the work tree and DVC experiment, as tags; empty outside a git repository."""
-    tags, here = {}, Path.cwd()
+def origin_tags() -> dict[str, str]:
+    """Return who runs this, commit, state of the work tree and DVC experiment, as tags; no commit outside of git."""
+    tags, here = {"mlflow.user": find_user()}, Path.cwd()
     commit = git(here, "rev-parse", "HEAD")
     if commit:
         tags["mlflow.source.git.commit"] = commit.strip()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.paths import PARAMS, REPORTS, TRAINED
 from pipeline.core.stage_files import RunFile, WeightsFile
 from pipeline.tracking import families
-from pipeline.tracking.origin import find_user, git_tags, read_patch
+from pipeline.tracking.origin import origin_tags, read_patch
 from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class TrainingRun:
     """The MLflow run of a training job, opened or reopened; ``run_id`` stands even when MLflow is out of reach."""
 
     def __init__(self, params: dict[str, str], tags: dict[str, str], run_id: str | None = None) -> None:
-        """Open a run with flat params; git's and DVC's tags are added. After a crash, go on with that of ``run_id``."""
+        """Open a run with flat params and tags. After a crash, go on with that of ``run_id``."""
         self._params, self._tags = params, tags
         self._monitor: Any = None
         self._client: MlflowClient | None = None
@@ -65,7 +65,7 @@ class TrainingRun:
         if run is None:
             for half_made in find_tagged_runs(client, ATTEMPT_TAG, self._tags.get(ATTEMPT_TAG)):
                 client.delete_run(half_made.info.run_id)
-            run = create_run(client, self._params, self._tags | git_tags(), self.run_id or None)
+            run = create_run(client, self._params, self._tags, self.run_id or None)
             log_files(client, run.info.run_id, {"": INPUTS})
             if patch := read_patch():
                 client.log_text(run.info.run_id, patch, "git.patch")
@@ -117,14 +117,21 @@ class TrainingRun:
 
 
 def create_run(
-    client: "MlflowClient", params: dict[str, str], tags: dict[str, str], logical_id: str | None = None
+    client: "MlflowClient",
+    params: dict[str, str],
+    tags: dict[str, str],
+    logical_id: str | None = None,
+    started_s: float | None = None,
 ) -> "Run":
-    """Make a run with its params; ``logical_id`` is the id that DVC's files know it by, if it has one."""
+    """Make a run with its params; ``logical_id`` is the id that DVC's files know it by, if it has one.
+
+    It began at ``started_s``, seconds since 1970; None: now.
+    """
     from mlflow.entities import Param
 
     name = " ".join(filter(None, (params.get("train.backbone"), os.environ.get("DVC_EXP_NAME"))))
-    own = {"mlflow.user": find_user(), "mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"}
-    run = client.create_run(experiment_id(client), tags=own | families.environment_tags() | tags, run_name=name)
+    tags = {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | families.environment_tags() | tags
+    run = client.create_run(experiment_id(client), _to_ms(started_s), tags, name)
     run_id = run.info.run_id
     client.set_tag(run_id, RUN_ID_TAG, logical_id or run_id)
     client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
@@ -181,9 +188,9 @@ def fetch(client: "MlflowClient", run_id: str, path: str, dest: Path) -> Path:
 
 def find_or_rebuild(client: "MlflowClient") -> "Run":
     """Find the run of the training, or make it from the files that train wrote if this store does not know it."""
-    own = RunFile.load().run_id
+    own = RunFile.load()
     tags = {REBUILT_TAG: "true"}
-    return find_run(client, own) or rebuild_run(client, tags | families.parent_tags(client, own), own)
+    return find_run(client, own.run_id) or rebuild_run(client, tags | families.parent_tags(client, own.run_id), own)
 
 
 def read_history() -> list[dict[str, float]]:
@@ -192,16 +199,45 @@ def read_history() -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def rebuild_run(client: "MlflowClient", tags: dict[str, str], logical_id: str | None = None) -> "Run":
-    """Make a finished run with all that a training's own run has, from its files; its git tags are of now."""
-    sidecar = WeightsFile.load()
-    about = {"hyojo.data_digest": sidecar.data_digest, "hyojo.weights_sha256": sidecar.weights_sha256}
-    run = create_run(client, sidecar.params, about | git_tags() | tags, logical_id)
-    log_epochs(client, run.info.run_id, read_history())
+def rebuild_run(
+    client: "MlflowClient", tags: dict[str, str], own: RunFile | None = None, logical_id: str | None = None
+) -> "Run":
+    """Make a finished run with all that a training's run has, from its files.
+
+    With its file ``own`` it is the training's, of then and by whoever trained; else one of now, under ``logical_id`` if
+    files know it by that.
+    """
+    origin = (own.origin if own else {}) or origin_tags()
+    began, ended = (own.started_s, own.ended_s) if own else (None, None)
+    run = create_run(
+        client, WeightsFile.load().params, origin | tags | _file_tags(), own.run_id if own else logical_id, began
+    )
     client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     log_files(client, run.info.run_id, {"": INPUTS})
-    client.set_terminated(run.info.run_id, "FINISHED")
+    complete_run(client, run)
+    client.set_terminated(run.info.run_id, "FINISHED", _to_ms(ended))
     return run
+
+
+def complete_run(client: "MlflowClient", run: "Run") -> None:
+    """Log what a training's files tell and the run lacks: epochs, figures, digests."""
+    log_epochs(client, run.info.run_id, read_history())
+    log_metrics(client, run.info.run_id, RunFile.load().figures)
+    for name, value in _file_tags().items():
+        if run.data.tags.get(name) != value:
+            client.set_tag(run.info.run_id, name, value)
+
+
+def _file_tags() -> dict[str, str]:
+    """Digests of data, weights and job, as tags."""
+    sidecar, job = WeightsFile.load(), RunFile.load().job
+    tags = {"hyojo.data_digest": sidecar.data_digest, "hyojo.weights_sha256": sidecar.weights_sha256}
+    return tags | ({"hyojo.job": job} if job else {})
+
+
+def _to_ms(seconds: float | None) -> int | None:
+    """A time as MLflow has it."""
+    return None if seconds is None else round(seconds * 1000)
 
 
 def find_tagged_runs(client: "MlflowClient", tag: str, value: str | None) -> "list[Run]":

@@ -6,7 +6,7 @@ from pipeline.core.params import flatten
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import REPORTS, TRAINED
 from pipeline.core.stage_files import WeightsFile
-from pipeline.tracking.origin import git_tags
+from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.runs import attempt, create_run, find_or_rebuild, find_tagged_runs, log_files, log_metrics
 from pipeline.tracking.store import connect
 
@@ -34,7 +34,7 @@ def log_suspects() -> None:
         else:
             about = {"hyojo.data_digest": digest, SUSPECTS_TAG: digest, "mlflow.source.name": "hyojo suspects"}
             flat = flatten(params.prepare, "prepare") | flatten(params.train, "train")
-            run = create_run(client, flat, git_tags() | about)
+            run = create_run(client, flat, origin_tags() | about)
             client.set_terminated(run.info.run_id, "FINISHED")
         log_files(client, run.info.run_id, {"suspects": [TABLE, PAGE, SUMMARY]})
         log_metrics(client, run.info.run_id, {f"suspects/{name}": value for name, value in figures.items()})

@@ -101,7 +101,7 @@ def _sync_training(client: "MlflowClient") -> str:
     run = known or runs.find_or_rebuild(client)
     if known is None:
         return f"training rebuilt as run {run.info.run_id}"
-    runs.log_epochs(client, run.info.run_id, runs.read_history())
+    runs.complete_run(client, run)
     if not client.list_artifacts(run.info.run_id, "train"):
         client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     if run.info.status != "FINISHED":

@@ -61,6 +61,9 @@ class Session:
     best_epoch: int = 0
     best_state: dict[str, torch.Tensor] = field(default_factory=dict)
     train_s: float = 0.0
+    origin: dict[str, str] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.time)  # since 1970
+    ended_s: float | None = None  # None: not finished
     finished: bool = False
 
 

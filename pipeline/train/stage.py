@@ -8,6 +8,7 @@ from its checkpoint and ends with the very same weights, on the same MLflow run.
 import copy
 import signal
 import sys
+import time
 import uuid
 
 import pandas as pd
@@ -24,6 +25,7 @@ from pipeline.models import costs, formats, model
 from pipeline.models.devices import resolve_device, set_determinism
 from pipeline.models.weights import save_weights
 from pipeline.reporting import plots, training_figures
+from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.runs import ATTEMPT_TAG, TrainingRun
 from pipeline.train import checkpoint, distributed, planning
 from pipeline.train.distributed import Ranks
@@ -80,7 +82,7 @@ def _run_job(job: Job, trainer: Trainer, stop: StopRequest) -> None:
         if not ranks.share(session.finished):
             fit(job, trainer, session, run, stop)
         if run:
-            session.finished = True
+            session.finished, session.ended_s = True, session.ended_s or time.time()
             save(job, trainer, session)
             digest = write_outs(job, session)
             checkpoint.discard_finished(job.folder)
@@ -96,7 +98,7 @@ def _run_job(job: Job, trainer: Trainer, stop: StopRequest) -> None:
     if run:
         run.tag("hyojo.weights_sha256", digest)
         run.log_history(session.progress.history)
-        run.finish("FINISHED", TRAINED, collect_figures(job, session))
+        run.finish("FINISHED", TRAINED, RunFile.load().figures)
         metric = job.params.train.early_stopping.metric
         best = f"Best {metric}: {session.best_value:.4f} in epoch {session.best_epoch}."
         print(f"{best} Weights {digest[:12]}.")
@@ -110,8 +112,9 @@ def open_run(job: Job, trainer: Trainer, session: Session) -> TrainingRun:
         # Saved before the run is made: a crash between the two leaves a run that the next start can tell.
         session.attempt = session.attempt or uuid.uuid4().hex
         save(job, trainer, session)
+    session.origin = session.origin or origin_tags()
     tags = {"hyojo.data_digest": job.prepared.digest, "hyojo.job": job.key, ATTEMPT_TAG: session.attempt}
-    run = TrainingRun(job.flat_params, tags, session.run_id)
+    run = TrainingRun(job.flat_params, session.origin | tags, session.run_id)
     session.run_id = run.run_id
     if not session.finished:
         # The run id must survive a crash in the first seconds, or the next start would open a second run.
@@ -147,11 +150,19 @@ def write_outs(job: Job, session: Session) -> str:
         history = pd.DataFrame(session.progress.history)
         write_csv(folder / "history.csv", history)
         plots.save(training_figures.training_curves(history, session.best_epoch), folder / "curves.png")
-        RunFile(run_id=session.run_id, job=job.key, formats=session.formats).save(folder)
+        RunFile(
+            run_id=session.run_id,
+            job=job.key,
+            formats=session.formats,
+            origin=session.origin,
+            started_s=session.started_s,
+            ended_s=session.ended_s,
+            figures=collect_figures(job, session),
+        ).save(folder)
     return digest
 
 
-def collect_figures(job: Job, session: Session) -> dict[str, float]:
+def collect_figures(job: Job, session: Session) -> dict[str, int | float]:
     """Collect what training took, and what an answer of the net takes, as metrics of the run."""
     classifier = model.Classifier(model.build_model(job.spec), job.spec).eval()
     found = costs.count_costs(classifier, job.prepared.img_size, job.prepared.channels)

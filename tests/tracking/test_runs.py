@@ -13,6 +13,7 @@ from pipeline.tracking import runs as tracking
 from pipeline.tracking import store
 from pipeline.tracking.bundles import find_model, log_bundle
 from pipeline.tracking.evaluations import EVALUATION_TAG, claim_run, describe_run, log_evaluation
+from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.runs import TrainingRun
 
 PARAMS = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s", "train.lr": "0.4"}
@@ -85,7 +86,7 @@ def test_a_training_is_one_run_with_params_tags_and_history(
     project: Path, train_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "brisk-ibex")
-    run = TrainingRun(PARAMS, TAGS)
+    run = TrainingRun(PARAMS, TAGS | origin_tags())
     assert runs()[0].info.status == "RUNNING"
     for count in (1, 2, 3, 3):
         run.log_history(HISTORY[:count])
@@ -146,10 +147,10 @@ def test_the_commit_and_what_it_lacks_are_kept(project: Path, monkeypatch: pytes
     run_git("init", "-q")
     run_git("add", "params.yaml")
     run_git("commit", "-qm", "First")
-    clean = TrainingRun(PARAMS, TAGS).run_id
+    clean = TrainingRun(PARAMS, TAGS | origin_tags()).run_id
     with (project / "params.yaml").open("a") as file:
         file.write("# a change\n")
-    dirty = TrainingRun(PARAMS, TAGS).run_id
+    dirty = TrainingRun(PARAMS, TAGS | origin_tags()).run_id
     client = store.connect()
     for run_id, state in ((clean, "false"), (dirty, "true")):
         tags = client.get_run(run_id).data.tags
@@ -193,6 +194,23 @@ def test_a_run_that_this_store_lacks_is_rebuilt_from_the_files(train_dir: Path) 
     assert len(runs()) == 1
     child_id = claim_run("key 2")
     assert store.find_run(store.connect(), child_id).data.tags["mlflow.parentRunId"] == run.info.run_id
+
+
+def test_find_or_rebuild_restores_who_when_and_what_it_took(train_dir: Path) -> None:
+    """On a server that never saw the training, in another's clone, hours later."""
+    origin = {"mlflow.user": "ada", "mlflow.source.git.commit": "c" * 40, "hyojo.dvc.exp_name": "brisk-ibex"}
+    figures = {"train/time_s": 12.5, "train/best_epoch": 2, "cost/flops": 3e7}
+    own = {"run_id": "a" * 32, "job": "j" * 32, "origin": origin, "started_s": 1e9, "ended_s": 1e9 + 60.25}
+    (train_dir / "run.json").write_text(json.dumps(own | {"figures": figures}))
+    run = tracking.find_or_rebuild(store.connect())
+    run = store.connect().get_run(run.info.run_id)
+    assert (run.info.start_time, run.info.end_time, run.info.user_id) == (10**12, 10**12 + 60_250, "ada")
+    tags = origin | {"hyojo.weights_sha256": "e" * 64, "hyojo.job": "j" * 32}
+    assert tags.items() <= run.data.tags.items()
+    assert figures.items() <= run.data.metrics.items()
+    child = store.find_run(store.connect(), claim_run("key"))
+    assert child.info.run_id == run.info.run_id
+    check_whole(run)
 
 
 def test_figures_and_files_of_an_evaluation_are_logged_once(train_dir: Path, own: str, tmp_path: Path) -> None:
