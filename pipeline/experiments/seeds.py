@@ -17,7 +17,8 @@ from pipeline.core.project import project_root
 from pipeline.core.signals import StopRequest, stop_requests
 from pipeline.experiments.seed_setting import Setting, pick_decisive, read_setting
 from pipeline.experiments.seed_summary import TRAIN_TIME, format_summary, publish, read_figures
-from pipeline.tracking import dvc_experiments, families, runs
+from pipeline.tracking import dvc_experiments, families
+from pipeline.tracking.attempts import attempt
 from pipeline.tracking.dvc_experiments import Experiment
 from pipeline.tracking.families import Member
 from pipeline.tracking.store import connect, find_run
@@ -48,7 +49,7 @@ def train_seeds(count: int, start: int = 0, overrides: list[str] | None = None, 
     dvc_experiments.check_repository(root)
     setting = read_setting(overrides or [], name)
     dvc_experiments.check_source(root, setting.params.prepare.source)
-    client = runs.attempt(connect, "opening the store", AGAIN)
+    client = attempt(connect, "opening the store", AGAIN)
     parent = client and families.open_family(client, setting.name, setting.key, setting.flat_params())
     variables = {families.PARENT_VARIABLE: parent.info.run_id} if parent else {}
     failed: list[int] = []
@@ -61,12 +62,12 @@ def train_seeds(count: int, start: int = 0, overrides: list[str] | None = None, 
                     break
     except BaseException:
         if parent:
-            runs.attempt(lambda: client.set_terminated(parent.info.run_id, "FAILED"), "ending the run", "the next run")
+            attempt(lambda: client.set_terminated(parent.info.run_id, "FAILED"), "ending the run", "the next run")
         raise
     found = find_members(root, setting, client)
     if parent:
         status = "KILLED" if stop else "FAILED" if failed else "FINISHED"
-        runs.attempt(lambda: publish(client, parent.info.run_id, setting, found, status), "the summary", AGAIN)
+        attempt(lambda: publish(client, parent.info.run_id, setting, found, status), "the summary", AGAIN)
     print(format_summary(setting, found))
     if stop:
         print("Stopped; the same command goes on from here.", file=sys.stderr)
@@ -136,5 +137,5 @@ def _member(experiment: Experiment, seed: int, client: Any) -> Member:
             member.figures[TRAIN_TIME] = run.data.metrics["train/time_s"]
 
     if client:
-        runs.attempt(look_up, f"the run of {experiment.name}", AGAIN)
+        attempt(look_up, f"the run of {experiment.name}", AGAIN)
     return member

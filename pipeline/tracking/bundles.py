@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.stage_files import BundleFile
-from pipeline.tracking.runs import attempt, log_metrics
+from pipeline.tracking.attempts import attempt
+from pipeline.tracking.runs import log_metrics
 from pipeline.tracking.store import connect, find_run
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from pipeline.core.project import project_lock
 from pipeline.core.stage_files import MetricsFile, RunFile
 from pipeline.metrics.table import HEADLINES
 from pipeline.tracking import families
-from pipeline.tracking.runs import attempt, find_or_rebuild, log_files, log_metrics, rebuild_run
+from pipeline.tracking.attempts import attempt
+from pipeline.tracking.runs import find_or_rebuild, log_files, log_metrics, rebuild_run
 from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
 
 EVALUATION_TAG = "hyojo.evaluation"

@@ -7,17 +7,16 @@ stage, and ``sync`` rebuilds the mirror. mlflow is imported inside functions: it
 import csv
 import json
 import os
-import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.paths import PARAMS, REPORTS, TRAINED
 from pipeline.core.stage_files import RunFile, WeightsFile
 from pipeline.tracking import families
+from pipeline.tracking.attempts import Patience, attempt
 from pipeline.tracking.origin import origin_tags, read_patch
 from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
 
@@ -30,18 +29,6 @@ ATTEMPT_TAG = "hyojo.attempt"
 REBUILT_TAG = "hyojo.rebuilt"
 # What a training started from, as far as it fits on a run.
 INPUTS = [PARAMS, REPORTS / "audit.json", REPORTS / "audit.html"]
-# A server that is gone costs seconds a try.
-RETRY_INTERVAL_S = 60.0
-
-
-def attempt(action: Callable[[], Any], what: str, remedy: str = "`hyojo sync`") -> Any:
-    """Do something with MLflow; on any trouble say so on stderr, with the remedy, and return None."""
-    try:
-        return action()
-    except Exception as error:  # a dead server, a full disk, a locked database: none may cost a trained model
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(f"warning: MLflow: {what} failed ({reason}). {remedy} makes up for it later.", file=sys.stderr)
-        return None
 
 
 class TrainingRun:
@@ -49,13 +36,15 @@ class TrainingRun:
 
     def __init__(self, params: dict[str, str], tags: dict[str, str], run_id: str | None = None) -> None:
         """Open a run with flat params and tags. After a crash, go on with that of ``run_id``."""
-        self._params, self._tags = params, tags
+        self._params, self._tags, self._is_new = params, tags, False
         self._monitor: Any = None
         self._client: MlflowClient | None = None
-        self._id: str | None = None
-        self._tried_s = time.monotonic()
+        self._id = ""
+        self._known: set[int] | None = None  # the epochs that the run has; None: not asked yet
+        self._patience = Patience()
         self.run_id = run_id or ""
-        attempt(self._open, "opening the run")
+        self._patience.attempt(self._open, "opening the run")
+        self._log_inputs()
         if not self.run_id:
             self.run_id = uuid.uuid4().hex
 
@@ -66,12 +55,23 @@ class TrainingRun:
             for half_made in find_tagged_runs(client, ATTEMPT_TAG, self._tags.get(ATTEMPT_TAG)):
                 client.delete_run(half_made.info.run_id)
             run = create_run(client, self._params, self._tags, self.run_id or None)
-            log_files(client, run.info.run_id, {"": INPUTS})
-            if patch := read_patch():
-                client.log_text(run.info.run_id, patch, "git.patch")
+            self._is_new = True
         client.update_run(run.info.run_id, "RUNNING")
         self._client, self._id = client, run.info.run_id
         self.run_id = run.data.tags.get(RUN_ID_TAG) or run.info.run_id
+
+    def _log_inputs(self) -> None:
+        """Log what a training starts from, with MLflow's own patience: files may be slow."""
+        client, run_id, self._is_new, is_new = self._client, self._id, False, self._is_new
+        if client is None or not is_new:
+            return
+
+        def log() -> None:
+            log_files(client, run_id, {"": INPUTS})
+            if patch := read_patch():
+                client.log_text(run_id, patch, "git.patch")
+
+        attempt(log, "logging what the training starts from")
 
     def start_monitor(self) -> None:
         """Record CPU, memory and GPU use until ``finish``."""
@@ -87,33 +87,34 @@ class TrainingRun:
 
     def log_history(self, history: list[dict[str, float]]) -> None:
         """Log the epochs that the run does not have yet; none is ever logged twice."""
-        if self._client is None and time.monotonic() - self._tried_s < RETRY_INTERVAL_S:
-            return
 
         def log() -> None:
             if self._client is None:  # the server may be back
-                self._tried_s = time.monotonic()
                 self._open()
-            log_epochs(self._client, self._id, history)
+            known, self._known = self._known, None  # an answer that got lost may have been a yes
+            self._known = log_epochs(self._client, self._id, history, known)
 
-        attempt(log, "logging an epoch")
+        self._patience.attempt(log, "logging an epoch")
+        self._log_inputs()
 
-    def tag(self, name: str, value: str) -> None:
-        """Set a tag."""
-        if self._client is not None:
-            attempt(lambda: self._client.set_tag(self._id, name, value), "setting a tag")
-
-    def finish(self, status: str, directory: Path | None = None, metrics: dict[str, float] | None = None) -> None:
-        """End the run as FINISHED, FAILED or KILLED, with final figures; ``directory`` is logged as ``train/``."""
+    def finish(self, status: str) -> None:
+        """End the run as FAILED, KILLED, or FINISHED with all that the files of the training tell."""
+        self._patience.attempt(
+            lambda: self._client.get_run(self._id) if self._client else self._open(), "ending the run", at_once=True
+        )
+        client, run_id = self._client, self._id
+        if client is None or self._patience.lost:  # which has been told
+            return
+        self._log_inputs()
         if self._monitor is not None:
             attempt(self._monitor.finish, "ending the system metrics")
-        if self._client is None:
-            return
-        client, run_id = self._client, self._id
-        if directory is not None:
-            attempt(lambda: client.log_artifacts(run_id, str(directory), "train"), "logging the weights")
-        attempt(lambda: log_metrics(client, run_id, metrics or {}), "logging final figures")
-        attempt(lambda: client.set_terminated(run_id, status), "ending the run")
+
+        def end() -> None:
+            if status == "FINISHED":
+                complete_run(client, client.get_run(run_id))
+            client.set_terminated(run_id, status)
+
+        attempt(end, "ending the run")
 
 
 def create_run(
@@ -147,16 +148,24 @@ def _log_dataset(client: "MlflowClient", run_id: str, source: str, digest: str) 
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
-def log_epochs(client: "MlflowClient", run_id: str, history: list[dict[str, float]]) -> None:
-    """Log the rows of a history that a run lacks, one call an epoch."""
+def log_epochs(
+    client: "MlflowClient", run_id: str, history: list[dict[str, float]], known: set[int] | None = None
+) -> set[int]:
+    """Log the rows of a history that a run lacks, one call an epoch.
+
+    Returns the epochs that the run has then; ``known`` are those that it had, None if that is to be asked.
+    """
     from mlflow.entities import Metric
 
-    known = {point.step for point in client.get_metric_history(run_id, "train/loss")}
+    if known is None:
+        known = {point.step for point in client.get_metric_history(run_id, "train/loss")}
     for row in history:
         epoch = int(row["epoch"])
         if epoch not in known:
             now = int(time.time() * 1000)
             client.log_batch(run_id, metrics=[Metric(k, float(v), now, epoch) for k, v in row.items() if k != "epoch"])
+            known = known | {epoch}
+    return known
 
 
 def log_metrics(client: "MlflowClient", run_id: str, metrics: dict[str, float]) -> None:
@@ -212,7 +221,6 @@ def rebuild_run(
     run = create_run(
         client, WeightsFile.load().params, origin | tags | _file_tags(), own.run_id if own else logical_id, began
     )
-    client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     log_files(client, run.info.run_id, {"": INPUTS})
     complete_run(client, run)
     client.set_terminated(run.info.run_id, "FINISHED", _to_ms(ended))
@@ -220,7 +228,9 @@ def rebuild_run(
 
 
 def complete_run(client: "MlflowClient", run: "Run") -> None:
-    """Log what a training's files tell and the run lacks: epochs, figures, digests."""
+    """Log what a training leaves and the run lacks: files, epochs, figures, digests."""
+    if not client.list_artifacts(run.info.run_id, "train"):
+        client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     log_epochs(client, run.info.run_id, read_history())
     log_metrics(client, run.info.run_id, RunFile.load().figures)
     for name, value in _file_tags().items():

@@ -6,8 +6,9 @@ from pipeline.core.params import flatten
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import REPORTS, TRAINED
 from pipeline.core.stage_files import WeightsFile
+from pipeline.tracking.attempts import attempt
 from pipeline.tracking.origin import origin_tags
-from pipeline.tracking.runs import attempt, create_run, find_or_rebuild, find_tagged_runs, log_files, log_metrics
+from pipeline.tracking.runs import create_run, find_or_rebuild, find_tagged_runs, log_files, log_metrics
 from pipeline.tracking.store import connect
 
 TABLE = REPORTS / "label_suspects_train.csv"

@@ -102,8 +102,6 @@ def _sync_training(client: "MlflowClient") -> str:
     if known is None:
         return f"training rebuilt as run {run.info.run_id}"
     runs.complete_run(client, run)
-    if not client.list_artifacts(run.info.run_id, "train"):
-        client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     if run.info.status != "FINISHED":
         client.set_terminated(run.info.run_id, "FINISHED")
     return f"training on run {run.info.run_id}"

@@ -96,9 +96,7 @@ def _run_job(job: Job, trainer: Trainer, stop: StopRequest) -> None:
             run.finish("FAILED")
         raise
     if run:
-        run.tag("hyojo.weights_sha256", digest)
-        run.log_history(session.progress.history)
-        run.finish("FINISHED", TRAINED, RunFile.load().figures)
+        run.finish("FINISHED")
         metric = job.params.train.early_stopping.metric
         best = f"Best {metric}: {session.best_value:.4f} in epoch {session.best_epoch}."
         print(f"{best} Weights {digest[:12]}.")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def own(train_dir: Path) -> str:
     run = TrainingRun(PARAMS, TAGS)
     (train_dir / "run.json").write_text(json.dumps({"run_id": run.run_id}))
     run.log_history(HISTORY)
-    run.finish("FINISHED", train_dir)
+    run.finish("FINISHED")
     return run.run_id
 
 
@@ -90,8 +92,8 @@ def test_a_training_is_one_run_with_params_tags_and_history(
     assert runs()[0].info.status == "RUNNING"
     for count in (1, 2, 3, 3):
         run.log_history(HISTORY[:count])
-    run.tag("hyojo.weights_sha256", "e" * 64)
-    run.finish("FINISHED", train_dir, {"train/time_s": 12.5})
+    (train_dir / "run.json").write_text(json.dumps({"run_id": run.run_id, "figures": {"train/time_s": 12.5}}))
+    run.finish("FINISHED")
     (found,) = runs()
     assert found.info.run_id == run.run_id
     assert found.info.end_time is not None
@@ -103,7 +105,7 @@ def test_a_training_is_one_run_with_params_tags_and_history(
     check_whole(found)
 
 
-def test_reopened_after_a_crash_only_new_epochs_are_added(project: Path) -> None:
+def test_reopened_after_a_crash_only_new_epochs_are_added(train_dir: Path) -> None:
     first = TrainingRun(PARAMS, TAGS)
     first.log_history(HISTORY[:2])
     first.finish("KILLED")
@@ -119,7 +121,7 @@ def test_reopened_after_a_crash_only_new_epochs_are_added(project: Path) -> None
     assert run.info.status == "FINISHED"
 
 
-def test_a_run_that_is_gone_is_made_again_under_the_id_that_files_know(project: Path) -> None:
+def test_a_run_that_is_gone_is_made_again_under_the_id_that_files_know(train_dir: Path) -> None:
     first = TrainingRun(PARAMS, TAGS)
     store.connect().delete_run(first.run_id)
     again = TrainingRun(PARAMS, TAGS, first.run_id)
@@ -275,8 +277,7 @@ def test_a_dead_server_costs_warnings_and_little_time(
     assert len(run.run_id) == 32
     for count in (1, 2, 3):
         run.log_history(HISTORY[:count])  # not asked again at once
-    run.tag("a", "b")
-    run.finish("FINISHED", train_dir)
+    run.finish("FINISHED")
     assert time.monotonic() - start < DEAD_LIMIT_S
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # the rest need not wait as long
     assert claim_run("key") == "a" * 32
@@ -286,8 +287,31 @@ def test_a_dead_server_costs_warnings_and_little_time(
     assert sum(line.startswith("warning: MLflow: ") and "hyojo sync" in line for line in lines) == 4
 
 
+def test_a_server_that_hangs_costs_seconds_and_a_line(
+    train_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes connections and says nothing, as a stopped process does; a pause of 0 s asks it every epoch."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        run = timed(lambda: TrainingRun(PARAMS, TAGS))
+        timed(lambda: run.log_history(HISTORY[:1]))  # which is not asked, so soon
+        monkeypatch.setattr(run._patience, "_until_s", 0.0)
+        timed(lambda: run.log_history(HISTORY))
+        timed(lambda: run.finish("FINISHED"))
+    assert capsys.readouterr().err.count("warning: ") == 1
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ or os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] != "0"
+
+
+def timed(action: Callable[[], Any]) -> Any:
+    """What an action gives, in less than five seconds."""
+    start = time.monotonic()
+    result = action()
+    assert time.monotonic() - start < 5
+    return result
+
+
 def test_a_server_that_comes_back_gets_the_whole_history(
-    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    train_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "connect", lambda: 1 / 0)
@@ -296,7 +320,7 @@ def test_a_server_that_comes_back_gets_the_whole_history(
     known = run.run_id
     run.log_history(HISTORY[:2])
     assert runs() == []  # too soon after the last attempt
-    monkeypatch.setattr(tracking, "RETRY_INTERVAL_S", 0)
+    monkeypatch.setattr(run._patience, "_until_s", 0.0)
     run.log_history(HISTORY)
     run.finish("FINISHED")
     (found,) = runs()
