@@ -18,6 +18,8 @@ help:  ## List the targets
 install: $(READY)  ## Make .venv and install what requirements.lock pins
 
 repro: $(READY)  ## Prepare, train, evaluate and export as params.yaml says, then register
+	@git rev-parse HEAD >/dev/null 2>&1 || { echo "error: DVC works in a git repository with a commit. Clone the project," \
+		"or make one of this folder: git init && git add . && git commit -m Start"; exit 1; }
 	dvc repro
 	hyojo register
 
