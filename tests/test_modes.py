@@ -566,7 +566,7 @@ def test_dvc_that_is_killed_leaves_no_trainer(project: Project, shell: str, devi
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
         below = psutil.Process(dvc.pid).children(recursive=True)
-        trainers = [each for each in below if "pipeline.train.stage" in each.cmdline()]
+        trainers = [each for each in below if "pipeline.train" in each.cmdline()]
         assert len(trainers) >= devices
         dvc.kill()
         dvc.wait()
