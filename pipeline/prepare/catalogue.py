@@ -9,15 +9,16 @@ import re
 import sqlite3
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.prepare.sources.labels import name_classes
-from pipeline.prepare.sources.source import Item, Source
+from pipeline.prepare.sources.labels import check_kind, name_classes
+from pipeline.prepare.sources.source import NAMED, Item, Source, search_name
+from pipeline.prepare.sources.tree import may_be_picture
 
 SPLITS = ("train", "val", "test")
 # Nobody else reads the file, and nobody needs it after a crash.
@@ -58,8 +59,11 @@ class Listing:
         self.path = source.path
         self._base = sqlite3.connect(folder / "listing.db", isolation_level=None)
         self._base.executescript(_TABLES)
+        self.notes: Counter[str] = Counter()  # what was settled on the way, counted by a sentence about it
         self._add(source, person)
         self.left_out = Counter(source.left_out)  # items that are not listed, counted by the reason
+        self.notes += source.notes
+        self._check_items(class_map)
         self._name(source, class_map)
         self._base.executescript(_NUMBER)
         self.count: int = self._one("SELECT COUNT(*) FROM images")  # N
@@ -124,17 +128,38 @@ class Listing:
         """Write down all items as the source has them."""
         find = _person_finder(person)
         insert = f"INSERT {'OR REPLACE ' if source.later_wins else ''}INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        listed, twice = 0, []
         with self._base:
             self._base.execute("BEGIN")
             for item in source.items():
                 row = (item.file, _composed(item.label), SPLITS.index(item.split or "train"), json.dumps(item.place))
                 votes = json.dumps(item.votes) if item.votes else None
+                listed += 1
                 try:
                     self._base.execute(insert, (*row, find(item), item.weight, votes, item.root))
                 except sqlite3.IntegrityError:
-                    raise UserError(f"prepare.source: {self.path} names {item.file!r} twice. Take one out.") from None
-        if not self._one("SELECT COUNT(*) FROM items"):
-            raise UserError(f"prepare.source: {self.path} has no labelled images.")
+                    twice.append(item.file)
+        if twice:
+            raise UserError(
+                f"prepare.source: {self.path} names {len(twice)} files twice: {', '.join(map(repr, twice[:NAMED]))}. "
+                "Take one of each out."
+            )
+        count = self._one("SELECT COUNT(*) FROM items")
+        if listed > count:
+            self.notes["files have the name of a later one in the archive, which counts"] += listed - count
+
+    def _check_items(self, known: Collection[str]) -> None:
+        """Refuse a source without pictures, and labels that are no expressions."""
+        files = (file for (file,) in self._base.execute("SELECT file FROM items"))
+        if not any(map(may_be_picture, files)):
+            some = self._base.execute("SELECT file FROM items").fetchone()
+            there = f": its files, such as {some[0]!r}, are no pictures by their suffixes" if some else ""
+            raise UserError(f"prepare.source: {self.path} has no labelled images{there}.")
+        for root in self._base.execute("SELECT DISTINCT root FROM items").fetchall():
+            labels = self._base.execute("SELECT DISTINCT label FROM items WHERE root IS ?", root).fetchall()
+            names = self._base.execute("SELECT file FROM items WHERE root IS ? LIMIT 1000", root)
+            source = "/".join([str(self.path), *filter(None, root)])
+            check_kind([label for (label,) in labels], known, source, (file for (file,) in names))
 
     def _name(self, source: Source, class_map: Mapping[str, str | None]) -> None:
         """Settle the classes."""
@@ -201,9 +226,7 @@ def _person_finder(person: str | None) -> Callable[[Item], str | None]:
     def find(item: Item) -> str | None:
         found = item.person
         if found is None and pattern:
-            # A pattern with a slash in it is about the folders too.
-            match = pattern.search(item.file if "/" in pattern.pattern else item.file.rpartition("/")[2])
-            found = (match[1] if pattern.groups else match[0]) if match else None
+            found = search_name(pattern, item.file)
         return f"{item.root}/{found}" if found and item.root else found or None
 
     return find if person else lambda _: None

@@ -3,6 +3,7 @@
     emotion,pixels,Usage            fer2013.csv
     emotion, Usage, pixels          icml_face_data.csv, blanks included
     emotion,pixels                  the challenge's train.csv
+    emotion,pixels,Usage            ckextended.csv, CK+ with contempt as 7
 
 Pixels stand as grey values with blanks between; a row becomes a PGM picture. FER+ (Barsoum et al., "Training
 deep networks for facial expression recognition with crowd-sourced label distribution", ICMI 2016) has ten
@@ -19,10 +20,11 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
-from pipeline.prepare.sources.form import Place, Reading, register
+from pipeline.prepare.sources.form import Place, Reading, refuse_packed, register
 from pipeline.prepare.sources.labels import FER_NAMES, FERPLUS_NAMES
-from pipeline.prepare.sources.source import Item, Source, read_split
-from pipeline.prepare.sources.table import MAX_LINE, CsvTable, Table, read_label
+from pipeline.prepare.sources.source import Faults, Item, Source, read_split
+from pipeline.prepare.sources.table import Table, read_label
+from pipeline.prepare.sources.text_table import MAX_LINE, CsvTable
 
 _PIXELS = "pixels"
 _NO_FACE = ("unknown", "NF")
@@ -46,6 +48,8 @@ class FerCsv(Source):
     def __init__(self, path: Path, table: Table, votes: Table | None, reading: Reading) -> None:
         super().__init__(path)
         given, soft = reading.columns, reading.soft
+        # A number that the class map names keeps its place there; above 6 it must.
+        self._names = {str(i): name for i, name in enumerate(FER_NAMES) if str(i) not in reading.class_map}
         self.form = "FER2013's CSV" + (f" with FER+'s votes, {'soft' if soft else 'majority'} labels" if votes else "")
         self._table, self._votes, self._soft = table, votes, soft
         self.vote_labels = FERPLUS_NAMES.values() if votes and soft else ()
@@ -62,24 +66,15 @@ class FerCsv(Source):
 
     def items(self) -> Iterator[Item]:
         votes = self._read_votes() if self._votes else None
-        for index, (place, cells) in enumerate(self._rows()):
-            where = f"{self._table.path}, line {place[2]}"
-            label = read_label(cells[self._at["label"]], FER_NAMES, where)
-            split = read_split(cells[self._at["split"]], where) if "split" in self._at else None
-            shares = None
-            if votes:
-                voted_split, counts = next(votes, (None, {}))
-                if not counts or voted_split != split:
-                    raise UserError(
-                        f"{where}: the row of {self._votes.path.name} for it is missing or of another split. Both "
-                        "files must hold the same rows in the same order: fetch them again."
-                    )
-                found, shares = count_votes(counts, self._soft)
-                if found is None:
-                    self.left_out["FER+: unknown, no face, or no majority"] += 1
-                    continue
-                label = found
-            yield Item(f"fer{index:07d}.pgm", label, split, place, votes=shares if self._soft else None)
+        faults = Faults()
+        for index, (place, line) in enumerate(self._lines()):
+            voted = next(votes, (None, {})) if votes else None
+            item = None
+            with faults.gathered():
+                item = self._read(f"fer{index:07d}.pgm", place, line, voted)
+            if item:
+                yield item
+        faults.raise_all()
         if votes and next(votes, None):
             raise UserError(f"{self._votes.path}: more rows than {self._table.path.name} has. Fetch both again.")
 
@@ -90,18 +85,41 @@ class FerCsv(Source):
 
     def close(self) -> None:
         self._file.close()
+        super().close()
 
-    def _rows(self) -> Iterator[tuple[list[int], list[str]]]:
-        """Offset, length and number of every line after the first, and its cells but for the pixels."""
+    def _lines(self) -> Iterator[tuple[list[int], bytes]]:
+        """Every line after the first that has something in it: its offset, length and number, and its bytes."""
         self._file.seek(0)
         offset = number = 0
         while line := self._file.readline(MAX_LINE):
             place = [offset, len(line), number := number + 1]
             offset += len(line)
             if number > 1 and line.strip():
-                cells = self._cells(line, number)
-                cells[self._at[_PIXELS]] = b""
-                yield place, [cell.decode("utf-8", "replace") for cell in cells]
+                yield place, line
+
+    def _read(
+        self, file: str, place: list[int], line: bytes, voted: tuple[str | None, dict[str, float]] | None
+    ) -> Item | None:
+        """The item in a line, None if its votes leave it out."""
+        where = f"{self._table.path}, line {place[2]}"
+        cells = self._cells(line, place[2])
+        text = {role: cells[at].decode("utf-8", "replace") for role, at in self._at.items() if role != _PIXELS}
+        label = read_label(text["label"], None, where)
+        label = self._names.get(label, label)
+        split = read_split(text.get("split", ""), where)
+        if voted is None:
+            return Item(file, label, split, place)
+        voted_split, counts = voted
+        if not counts or voted_split != split:
+            raise UserError(
+                f"{where}: the row of {self._votes.path.name} for it is missing or of another split. Both "
+                "files must hold the same rows in the same order: fetch them again."
+            )
+        found, shares = count_votes(counts, self._soft)
+        if found is None:
+            self.left_out["FER+: unknown, no face, or no majority"] += 1
+            return None
+        return Item(file, found, split, place, votes=shares if self._soft else None)
 
     def _cells(self, line: bytes, number: int) -> list[bytes]:
         """The cells of a line; in this format no cell has a delimiter in it."""
@@ -162,9 +180,10 @@ def open_fer(place: Place) -> FerCsv:
     """Open the CSV, with the votes on it if they lie beside it; raises ``UserError``."""
     pixels = [table for table in place.tables if _holds_pixels(table)]
     votes = [table for table in place.tables if _holds_votes(table)]
+    refuse_packed(place, (pixels or votes)[0])
     if not pixels:
         lack = " and no pictures. Put it into one folder with fer2013.csv, and give the folder."
-        if place.path.is_dir():
+        if place.holds_files:
             lack = ", but no CSV with FER2013's pixels lies beside it. Put fer2013.csv into the folder."
         raise UserError(f"prepare.source: {votes[0].path} has the votes of FER+{lack}")
     labelled = [table for table in pixels if "label" in table.roles({}, None)] or pixels[:1]

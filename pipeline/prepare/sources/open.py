@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pipeline.prepare.sources.class_folders
 import pipeline.prepare.sources.fer2013
+import pipeline.prepare.sources.file_names
 import pipeline.prepare.sources.merged
 import pipeline.prepare.sources.parquet_pictures
 import pipeline.prepare.sources.table_of_files
 from pipeline.core.errors import UserError
 from pipeline.prepare.sources.form import Place, Reading, list_forms, open_place
 from pipeline.prepare.sources.source import Source
+from pipeline.prepare.sources.tree import Tree
 
 
 def open_source(path: Path | str, reading: Reading | None = None) -> Source:
@@ -21,4 +23,4 @@ def open_source(path: Path | str, reading: Reading | None = None) -> Source:
     path = Path(path)
     if not path.exists():
         raise UserError(f"prepare.source: {path} does not exist. {list_forms()}")
-    return open_place(Place(path, reading or Reading()))
+    return open_place(Place(Tree(path), reading or Reading()))

@@ -23,8 +23,10 @@ from pipeline.inference.images import ImageError, suffixes
 from pipeline.prepare.sources.archive import Archive
 from pipeline.prepare.sources.members import Folder, find_archive_kind, open_members
 from pipeline.prepare.sources.parquet_pictures import check_bytes, name_row, name_table
+from pipeline.prepare.sources.parquet_table import ParquetTable
 from pipeline.prepare.sources.source import Opened, printable
-from pipeline.prepare.sources.table import ParquetTable, Table, open_table
+from pipeline.prepare.sources.table import Table
+from pipeline.prepare.sources.tables import open_table
 
 Fetch = Callable[[], bytes]
 FORMS = (

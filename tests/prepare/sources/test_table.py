@@ -19,8 +19,9 @@ from pipeline.inference.images import ImageError
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.fer2013 import count_votes
 from pipeline.prepare.sources.open import open_source
+from pipeline.prepare.sources.parquet_table import ParquetTable
 from pipeline.prepare.sources.source import Item
-from pipeline.prepare.sources.table import CsvTable, ParquetTable
+from pipeline.prepare.sources.text_table import CsvTable
 
 # Columns
 

@@ -1,0 +1,174 @@
+"""A source as a tree of files, a folder or an archive alike: walked once, its tables opened, its files found by name."""
+
+import io
+import json
+import re
+import sqlite3
+import tempfile
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.core.errors import UserError
+from pipeline.inference.images import ImageError, suffixes
+from pipeline.prepare.sources.archive import Archive, Parts
+from pipeline.prepare.sources.members import Folder, find_archive_kind
+from pipeline.prepare.sources.source import Opened, printable
+from pipeline.prepare.sources.table import Table
+from pipeline.prepare.sources.tables import KINDS, SURE, open_table
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+# Of one kind in one folder; where there are more, each belongs to a picture, and none is a table of them.
+_MOST_TABLES = 50
+# What data sets add to the names of the pictures that their tables have.
+_ADDED = re.compile("_(aligned|cropped|crop|face)$")
+
+
+class Tree(Opened):
+    """A folder or an archive; of any other file, that file alone.
+
+    Attributes:
+        members: What lists and reads the files; None for a file alone.
+        counts: How many files each folder has, not counting those in its folders.
+        folders: The names of the folders in each.
+        archives: Archives in a folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        kind = Folder if path.is_dir() else find_archive_kind(path)
+        self.members: Folder | Archive | None = kind(path) if kind else None
+        self.counts: Counter[Parts] = Counter()
+        self.folders: defaultdict[Parts, set[str]] = defaultdict(set)
+        self.archives: list[Parts] = []
+        self._tables: defaultdict[tuple[Parts, str], list[tuple[Parts, Any]]] = defaultdict(list)
+        try:
+            for parts, place in self.members.members() if self.members else ():
+                self._enter(parts, place)
+        except BaseException:
+            self.close()
+            raise
+        for folder in self.counts:
+            for depth, name in enumerate(folder):
+                self.folders[folder[:depth]].add(name)
+
+    def close(self) -> None:
+        if self.members:
+            self.members.close()
+        if base := self.__dict__.pop("base", None):
+            base.close()
+            self._scratch.cleanup()
+
+    @cached_property
+    def tables(self) -> dict[Parts, Table]:
+        """Tables by their paths in the tree, sorted; raises ``UserError`` for one that is surely one and is damaged."""
+        if self.members is None:
+            found = open_table(self.path)
+            return {(): found} if found else {}
+        tables = {}
+        for (_, suffix), files in self._tables.items():
+            for parts, place in files if suffix == ".parquet" or len(files) <= _MOST_TABLES else ():
+                try:
+                    opener = None if isinstance(self.members, Folder) else partial(self._open, parts, place)
+                    if table := open_table(self.path.joinpath(*parts), opener):
+                        tables[parts] = table
+                except UserError:
+                    if suffix in SURE:
+                        raise
+        return dict(sorted(tables.items()))
+
+    @cached_property
+    def base(self) -> sqlite3.Connection:
+        """All files, in a table ``files``: their paths, keys as of ``find``, places as JSON, and which are pictures."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="hyojo-source-")
+        base = sqlite3.connect(Path(self._scratch.name) / "files.db", isolation_level=None)
+        # Nobody else reads it, and nobody needs it after a crash.
+        base.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; PRAGMA temp_store = FILE;"
+            "CREATE TABLE files (path TEXT PRIMARY KEY, key TEXT, place TEXT, picture INT) WITHOUT ROWID;"
+        )
+        base.execute("BEGIN")
+        base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", self._list_files())
+        base.execute("COMMIT")
+        base.execute("CREATE INDEX by_key ON files (key)")
+        return base
+
+    def find(self, parts: Parts, inside: Parts, near: Sequence[Parts]) -> dict[str, Any]:
+        """The files that a path may mean, and their places: one if it is clear, none if there is no such file.
+
+        Letters' case and composition, a suffix that the path lacks, and what data sets add to names do not matter.
+
+        Args:
+            parts: The path.
+            inside: Only files in this folder count.
+            near: Folders from which the path is tried first.
+        """
+        for folder in near:
+            path = printable((*folder, *parts))
+            if found := self.base.execute("SELECT place FROM files WHERE path = ?", (path,)).fetchone():
+                return {path: json.loads(found[0])}
+        *above, name = map(_fold, parts)
+        key, suffix = _split(name)
+        prefix = "".join(f"{printable([part])}/" for part in inside)
+        found = {}
+        for path, place in self.base.execute("SELECT path, place FROM files WHERE key = ?", (key,)):
+            *folders, file = _fold(path).split("/")
+            same_folders = folders[len(folders) - len(above) :] == above
+            if path.startswith(prefix) and same_folders and suffix in ("", _split(file)[1]):
+                found[path] = json.loads(place)
+        return found
+
+    def _enter(self, parts: Parts, place: Any) -> None:
+        """Count a file or folder."""
+        if place is None:
+            self.counts[parts] += 0
+            return
+        folder, suffix = parts[:-1], Path(parts[-1]).suffix.lower()
+        self.counts[folder] += 1
+        if suffix in _ARCHIVES and isinstance(self.members, Folder):
+            self.archives.append(parts)
+        if suffix in KINDS and (suffix == ".parquet" or len(self._tables[folder, suffix]) <= _MOST_TABLES):
+            self._tables[folder, suffix].append((parts, place))
+
+    def _open(self, parts: Parts, place: Any) -> IO[bytes]:
+        """The bytes of a table in an archive."""
+        assert self.members
+        try:
+            return io.BytesIO(self.members.read(place))
+        except ImageError as error:
+            raise UserError(f"{self.path.joinpath(*parts)} cannot be read ({error}). Make the archive again.") from None
+
+    def _list_files(self) -> Iterator[tuple[str, str, str, bool]]:
+        """All files, as the base has them."""
+        for parts, place in self.members.members() if self.members else ():
+            if place is not None:
+                key, _ = _split(_fold(parts[-1]))
+                yield printable(parts), printable([key]), json.dumps(place), Path(parts[-1]).suffix.lower() in picture_suffixes()
+
+
+@cache
+def picture_suffixes() -> set[str]:
+    """Suffixes of pictures, such as ``.jpg``."""
+    return suffixes()
+
+
+def may_be_picture(file: str) -> bool:
+    """Whether a file's suffix is that of a picture, or it has none."""
+    suffix = Path(file).suffix.lower()
+    return suffix in picture_suffixes() or not re.fullmatch("[.][a-z][a-z0-9]*", suffix)
+
+
+def _fold(text: str) -> str:
+    """What two spellings of one name have in common."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A folded name without a picture's suffix and what data sets add; and that suffix, if it has one."""
+    stem, dot, suffix = name.rpartition(".")
+    if not dot or f".{suffix}" not in picture_suffixes():
+        stem, suffix = name, ""
+    return _ADDED.sub("", stem), suffix
