@@ -117,7 +117,7 @@ def print_summary(audit: dict[str, Any], source: Source, listing: Listing, reuse
     for reason, count in audit.get("left_out", {}).items():
         print(f"  left out {count}: {reason}")
     for note, count in audit.get("notes", {}).items():
-        print(f"  {count} {note}")
+        print(f"  noted {count}: {note}")
     if listing.person_count:
         print(f"  {listing.person_count} people by prepare.person, none of them in two splits")
     if source.ignored_count:

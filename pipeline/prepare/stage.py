@@ -61,12 +61,8 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
     Raises:
         UserError: The source cannot be used, or too many of its images are bad.
     """
-    reading = Reading(
-        params.columns, params.person, params.labels == "soft", params.class_map, params.label, params.conflicts,
-        params.max_bad_fraction,
-    )  # fmt: skip
     with (
-        open_source(params.source, reading) as source,
+        open_source(params.source, Reading.of(params)) as source,
         replacing(AUDIT_PAGE) as page_file,
         replacing(AUDIT) as audit_file,
         replacing(paths.PREPARED) as folder,

@@ -65,7 +65,7 @@ class FileNames(Source):
 
 
 register(
-    0,
+    3,
     {
         "pictures with labels in their names, in a folder or an archive, as JAFFE and KDEF": "the pattern "
         "`prepare.label`; splits by the names of folders"

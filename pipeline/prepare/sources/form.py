@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.core.errors import UserError
+from pipeline.core.params import PrepareParams
 from pipeline.prepare.sources.archive import Parts
 from pipeline.prepare.sources.members import find_archive_kind
 from pipeline.prepare.sources.parquet_table import ParquetTable
@@ -29,6 +30,12 @@ class Reading:
     label: str = "auto"  # from tables, else class folders; folders: from these alone; or a pattern in file names
     conflicts: str = "majority"  # of rows that give a file different labels: majority, drop, or keep for an error
     max_missing: float = 0.01  # part of a table's rows whose file may be missing
+
+    @classmethod
+    def of(cls, params: PrepareParams) -> "Reading":
+        """What the parameters say of it."""
+        soft, missing = params.labels == "soft", params.max_bad_fraction
+        return cls(params.columns, params.person, soft, params.class_map, params.label, params.conflicts, missing)
 
     @property
     def pattern(self) -> str | None:
