@@ -15,12 +15,12 @@ from itertools import islice
 from typing import Any
 
 from pipeline.core.errors import UserError
-from pipeline.prepare.sources.archive import Parts
 from pipeline.prepare.sources.folder_classes import find_classes
 from pipeline.prepare.sources.form import Place, list_forms, register
 from pipeline.prepare.sources.label_tables import find_unused
 from pipeline.prepare.sources.labels import EXPRESSIONS, fold, suggest_pattern
-from pipeline.prepare.sources.source import Item, Source, printable, split_name
+from pipeline.prepare.sources.source import Item, Source, printable
+from pipeline.prepare.sources.tree import has_suffix
 
 
 class ClassFolders(Source):
@@ -35,42 +35,34 @@ class ClassFolders(Source):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place.path)
-        self._members, self._depth, self._inside = place.tree.members, len(place.inside), place.inside
-        counts = {folder[self._depth :]: n for folder, n in place.tree.counts.items() if self._holds(folder)}
+        self._place, counts = place, place.tree.counts_in(place.inside)
         self._classes = find_classes(place.path, counts, EXPRESSIONS | set(map(fold, place.reading.class_map)))
         if not any(counts[folder] for folder in self._classes):
             raise UserError(f"prepare.source: {place.path} has no class folders with files in them. {_hint(place)}")
         if table := find_unused(place):
             raise UserError(
-                f"{table.path} has a row for each of some pictures, which lie beside class folders. Put the two data sets "
-                "into folders side by side, or set prepare.label to folders if class folders say it all."
+                f"{table.path} names pictures, and class folders lie beside them. Put the two data sets into folders "
+                "side by side, or set prepare.label to folders if class folders say it all."
             )
         found = {folder: (item.split, item.label) for folder, item in self._classes.items()}
         self.empty = set(found.values()) - {place for folder, place in found.items() if counts[folder]}
 
     def items(self) -> Iterator[Item]:
-        for parts, place in self._members.members():
-            if place is None or not self._holds(parts):
-                continue
-            parts = parts[self._depth :]
+        for parts, place in self._place.tree.files(self._place.inside):
             if found := self._classes.get(parts[:-1]):
                 yield Item(printable(parts), found.label, found.split, place, root=found.root)
             else:
                 self.ignore(printable(parts))
 
     def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
-        return (partial(self._members.read, place) for place in places)
-
-    def _holds(self, parts: Parts) -> bool:
-        """Whether a file or folder lies in the place."""
-        return parts[: self._depth] == self._inside
+        return (partial(self._place.tree.read, place) for place in places)
 
 
 def _hint(place: Place) -> str:
     """What there is instead of class folders, and what to do about it."""
-    names = (parts[-1] for parts, file in place.tree.members.members() if file is not None)
+    names = (parts[-1] for parts, _ in place.tree.files(place.inside) if has_suffix(parts[-1]))
     if pattern := suggest_pattern(islice(names, 1000)):
-        return f"If the files' names have the labels in them, say where: prepare.label='{pattern}'."
+        return f"The files' names seem to have the labels in them; say so by prepare.label='{pattern}'."
     found = [*(table.path for table in place.tables_below.values()), *place.archives]
     there = f"It holds {found[0]}, but no pictures that go with it. " if found else ""
     return (

@@ -1,19 +1,19 @@
-"""Pictures with the label in the name of each, found by the pattern ``prepare.label`` -> labelled files.
+r"""Pictures with the label in the name of each, found by the pattern ``prepare.label`` -> labelled files.
 
-    KA.AN1.39.tiff, KA.AN2.40.tiff, ...        with prepare.label='\\.([A-Z]{2})\\d'
-    AF01/AF01AFS.JPG, AF02/AF02AFS.JPG, ...    with prepare.label='^[AB][FM]\\d\\d([A-Z]{2})'
+KA.AN1.39.tiff      with the pattern \.([A-Z]{2})\d
+AF01/AF01AFS.JPG    with the pattern ^[AB][FM]\d\d([A-Z]{2})
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UserError
+from pipeline.prepare.sources.archive import Parts
 from pipeline.prepare.sources.form import Place, register
 from pipeline.prepare.sources.source import Item, Source, printable, search_name, split_before, split_of
-from pipeline.prepare.sources.tree import picture_suffixes
+from pipeline.prepare.sources.tree import has_suffix
 
 
 class FileNames(Source):
@@ -53,15 +53,12 @@ class FileNames(Source):
                 self.ignore(file)
 
     def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
-        return (partial(self._place.tree.members.read, place) for place in places)
+        return (partial(self._place.tree.read, place) for place in places)
 
-    def _pictures(self) -> Iterator[tuple[tuple[str, ...], Any]]:
+    def _pictures(self) -> Iterator[tuple[Parts, Any]]:
         """Files with the suffix of a picture, and their places."""
-        depth = len(self._place.inside)
-        for parts, at in self._place.tree.members.members():
-            inside = at is not None and parts[:depth] == self._place.inside
-            if inside and Path(parts[-1]).suffix.lower() in picture_suffixes():
-                yield parts[depth:], at
+        files = self._place.tree.files(self._place.inside)
+        return ((parts, at) for parts, at in files if has_suffix(parts[-1]))
 
 
 register(

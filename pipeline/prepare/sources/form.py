@@ -34,8 +34,9 @@ class Reading:
     @classmethod
     def of(cls, params: PrepareParams) -> "Reading":
         """What the parameters say of it."""
-        soft, missing = params.labels == "soft", params.max_bad_fraction
-        return cls(params.columns, params.person, soft, params.class_map, params.label, params.conflicts, missing)
+        columns, soft = {str(role): name for role, name in params.columns.items()}, params.labels == "soft"
+        rules = params.label, params.conflicts, params.max_bad_fraction
+        return cls(columns, params.person, soft, params.class_map, *rules)
 
     @property
     def pattern(self) -> str | None:
@@ -59,7 +60,7 @@ class Place:
     @property
     def holds_files(self) -> bool:
         """Whether it is a folder or an archive."""
-        return self.tree.members is not None
+        return self.tree.holds_files
 
     @cached_property
     def folders(self) -> list["Place"]:

@@ -45,10 +45,10 @@ def find_tables(place: Place) -> Iterator[LabelTable]:
             roles = table.roles(given, None)
             if {"path", "label"} <= roles.keys():
                 yield LabelTable(table, folder, 0, {"path": roles["path"]})
-        elif found and (len(folder) == depth or split_name(folder[depth])):
-            yield found
-        elif found and not look_at(replace(place, inside=folder[: depth + 1]), table, folder):
-            yield found
+        elif found:
+            own = len(folder) == depth or split_name(folder[depth])
+            if own or not look_at(replace(place, inside=folder[: depth + 1]), table, folder):
+                yield found
 
 
 def find_unused(place: Place) -> Table | None:

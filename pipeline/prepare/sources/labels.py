@@ -131,10 +131,11 @@ def check_kind(labels: Collection[str], known: Collection[str], source: object, 
     else:
         return
     shown, pattern = sorted(labels), suggest_pattern(names) or r"_([a-z]+)\."
+    first = f"{', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''}"
     raise UserError(
-        f"prepare.source: the {len(shown)} labels of {source} look like {kind} ({', '.join(shown[:5])}{', ...' * (len(shown) > 5)}), "
-        f"not like expressions. If the files' names have the labels in them, say where: prepare.label='{pattern}'; "
-        "if these are people, prepare.person takes such a pattern. If they are the classes, say so of one: "
+        f"prepare.source: the {len(shown)} labels of {source} look like {kind} ({first}), not like expressions. If the "
+        f"files' names have the labels in them, say where: prepare.label='{pattern}'; if these are people, "
+        "prepare.person takes such a pattern. If they are the classes, say so of one: "
         f"prepare.class_map={{{shown[0]}: {shown[0]}}}."
     )
 

@@ -25,7 +25,7 @@ class ParquetTable(Table):
         import pyarrow as pa
 
         super().__init__(path, opener or (lambda: path.open("rb")))
-        self._source = opener or (lambda: path)
+        self._packed = opener is not None
         self._types = pa.types
         self._errors = (pa.ArrowException, OSError, KeyError)
         with self.open() as file:
@@ -40,7 +40,9 @@ class ParquetTable(Table):
 
         try:
             # Without these a column of a row group, which may be the whole file, is read at once.
-            with pq.ParquetFile(self._source(), buffer_size=2**20, pre_buffer=False) as file:
+            with pq.ParquetFile(
+                self.open_bytes() if self._packed else self.path, buffer_size=2**20, pre_buffer=False
+            ) as file:
                 yield file
         except self._errors as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

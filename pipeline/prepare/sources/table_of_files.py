@@ -60,7 +60,9 @@ class TableOfFiles(Source):
         with faults.gathered():
             self._check_rows(missing)
         prefixed = self._splits_stand_in_names()
-        folders, doubtful, astray = self._folder_classes(), [], []
+        folders = self._folder_classes()
+        doubtful: list[str] = []
+        astray: list[str] = []
         rows = self._base.execute("SELECT * FROM rows ORDER BY file, rowid")
         for file, group in groupby(rows, key=lambda row: row[0]):
             same, item = list(group), None
@@ -79,7 +81,7 @@ class TableOfFiles(Source):
         self._note(doubtful, astray)
 
     def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
-        return (partial(self._place.tree.members.read, place) if place else _raise_missing for place in places)
+        return (partial(self._place.tree.read, place) if place else _raise_missing for place in places)
 
     def _read(self, labels: LabelTable, faults: Faults) -> Iterator[str]:
         """Write down what a table says, in ``rows``; gives the rows whose file is missing, by where they are."""
@@ -135,7 +137,7 @@ class TableOfFiles(Source):
             raise UserError(
                 f"prepare.source: {self.path} lacks the files of {len(missing)} rows, more than "
                 f"prepare.max_bad_fraction ({self._place.reading.max_missing:g}) allows. Paths count from the table's "
-                f"folder or from any folder around the files, and their column is prepare.columns.path (now {column!r}). "
+                f"folder or from any folder around the files; their column is prepare.columns.path (now {column!r}). "
                 f"Mend the table, or set prepare.label to folders if class folders say it all. The first:\n{shown}"
             )
 
@@ -158,7 +160,7 @@ class TableOfFiles(Source):
             said = ", ".join(f"{row[2]} in {row[6]}" for row in rows[:4])
             if self._place.reading.conflicts == "keep":
                 raise UserError(
-                    f"{file} has different labels: {said}. Mend the table, or set prepare.conflicts to majority or drop."
+                    f"{file} has different labels: {said}. Mend the table, or set prepare.conflicts to majority."
                 )
             doubtful.append(f"{file} ({', '.join(sorted({row[2] for row in rows}))})")
             if self._place.reading.conflicts == "drop" or 2 * most <= len(rows):
@@ -166,7 +168,7 @@ class TableOfFiles(Source):
                 return None
         elif len(rows) > 1:
             self.notes["rows name a file again, with the same label"] += len(rows) - 1
-        return next(row[2] for row in rows if self._class(row[2]) == top)
+        return str(next(row[2] for row in rows if self._class(row[2]) == top))
 
     def _class(self, label: str) -> str:
         """The class of a label, or of a folder, as they are compared."""
@@ -174,9 +176,8 @@ class TableOfFiles(Source):
 
     def _folder_classes(self) -> dict[str, str]:
         """The class folder around each folder, if the folders have the tables' names of classes; else nothing."""
-        inside, depth = self._place.inside, len(self._place.inside)
         try:
-            counts = {at[depth:]: n for at, n in self._place.tree.counts.items() if at[:depth] == inside}
+            counts = self._place.tree.counts_in(self._place.inside)
             found = find_classes(self.path, counts, EXPRESSIONS | self._mapped.keys())
         except UserError:
             return {}

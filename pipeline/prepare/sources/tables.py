@@ -1,5 +1,6 @@
 """Which files are tables, and of which kind."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.prepare.sources.parquet_table import ParquetTable
@@ -8,7 +9,7 @@ from pipeline.prepare.sources.text_table import CsvTable, JsonLinesTable, JsonTa
 
 # Of some suffixes it is sure that a file is a table; notes and settings have others of them too.
 SURE = (".csv", ".tsv", ".parquet")
-KINDS = {
+KINDS: dict[str, Callable[[Path, Opener | None], Table]] = {
     ".csv": CsvTable, ".tsv": CsvTable, ".parquet": ParquetTable, ".txt": ListTable, ".lst": ListTable,
     ".json": JsonTable, ".jsonl": JsonLinesTable, ".ndjson": JsonLinesTable,
 }  # fmt: skip

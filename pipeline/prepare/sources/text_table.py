@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.prepare.sources.archive import MAX_FILE_BYTES
 from pipeline.prepare.sources.table import Opener, Table, cell_text
+
+if TYPE_CHECKING:
+    import _csv
 
 MAX_LINE = 2**24  # characters: the pixels of a picture of 2000 px as text
 
@@ -82,7 +85,7 @@ class CsvTable(TextTable):
         finally:
             csv.field_size_limit(limit)
 
-    def _reader(self, lines: Iterable[str]) -> "csv.Reader":
+    def _reader(self, lines: Iterable[str]) -> "_csv.Reader":
         """The cells of each row."""
         if self.delimiter != " ":
             return csv.reader(lines, delimiter=self.delimiter)

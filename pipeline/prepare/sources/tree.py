@@ -1,4 +1,4 @@
-"""A source as a tree of files, a folder or an archive alike: walked once, its tables opened, its files found by name."""
+"""A source as a tree of files, a folder or an archive alike: its folders, its tables, and its files by name."""
 
 import io
 import json
@@ -31,7 +31,7 @@ class Tree(Opened):
     """A folder or an archive; of any other file, that file alone.
 
     Attributes:
-        members: What lists and reads the files; None for a file alone.
+        holds_files: Whether it is a folder or an archive.
         counts: How many files each folder has, not counting those in its folders.
         folders: The names of the folders in each.
         archives: Archives in a folder.
@@ -40,13 +40,14 @@ class Tree(Opened):
     def __init__(self, path: Path) -> None:
         self.path = path
         kind = Folder if path.is_dir() else find_archive_kind(path)
-        self.members: Folder | Archive | None = kind(path) if kind else None
+        self._members: Folder | Archive | None = kind(path) if kind else None
+        self.holds_files = self._members is not None
         self.counts: Counter[Parts] = Counter()
         self.folders: defaultdict[Parts, set[str]] = defaultdict(set)
         self.archives: list[Parts] = []
         self._tables: defaultdict[tuple[Parts, str], list[tuple[Parts, Any]]] = defaultdict(list)
         try:
-            for parts, place in self.members.members() if self.members else ():
+            for parts, place in self._members.members() if self._members else ():
                 self._enter(parts, place)
         except BaseException:
             self.close()
@@ -56,23 +57,40 @@ class Tree(Opened):
                 self.folders[folder[:depth]].add(name)
 
     def close(self) -> None:
-        if self.members:
-            self.members.close()
+        if self._members:
+            self._members.close()
         if base := self.__dict__.pop("base", None):
             base.close()
             self._scratch.cleanup()
 
+    def files(self, inside: Parts = ()) -> Iterator[tuple[Parts, Any]]:
+        """The files in a folder and below it: their paths from there on, and their places."""
+        depth = len(inside)
+        for parts, place in self._members.members() if self._members else ():
+            if place is not None and parts[:depth] == inside:
+                yield parts[depth:], place
+
+    def read(self, place: Any) -> bytes:
+        """The bytes of a file, in any thread; raises ``ImageError``, or ``UserError`` for what is not to be trusted."""
+        assert self._members
+        return self._members.read(place)
+
+    def counts_in(self, inside: Parts) -> dict[Parts, int]:
+        """``counts`` of a folder and those below it, by their paths from there on."""
+        depth = len(inside)
+        return {folder[depth:]: count for folder, count in self.counts.items() if folder[:depth] == inside}
+
     @cached_property
     def tables(self) -> dict[Parts, Table]:
         """Tables by their paths in the tree, sorted; raises ``UserError`` for one that is surely one and is damaged."""
-        if self.members is None:
+        if not self.holds_files:
             found = open_table(self.path)
             return {(): found} if found else {}
         tables = {}
         for (_, suffix), files in self._tables.items():
             for parts, place in files if suffix == ".parquet" or len(files) <= _MOST_TABLES else ():
                 try:
-                    opener = None if isinstance(self.members, Folder) else partial(self._open, parts, place)
+                    opener = None if isinstance(self._members, Folder) else partial(self._open, parts, place)
                     if table := open_table(self.path.joinpath(*parts), opener):
                         tables[parts] = table
                 except UserError:
@@ -128,37 +146,36 @@ class Tree(Opened):
             return
         folder, suffix = parts[:-1], Path(parts[-1]).suffix.lower()
         self.counts[folder] += 1
-        if suffix in _ARCHIVES and isinstance(self.members, Folder):
+        if suffix in _ARCHIVES and isinstance(self._members, Folder):
             self.archives.append(parts)
         if suffix in KINDS and (suffix == ".parquet" or len(self._tables[folder, suffix]) <= _MOST_TABLES):
             self._tables[folder, suffix].append((parts, place))
 
     def _open(self, parts: Parts, place: Any) -> IO[bytes]:
         """The bytes of a table in an archive."""
-        assert self.members
         try:
-            return io.BytesIO(self.members.read(place))
+            return io.BytesIO(self.read(place))
         except ImageError as error:
             raise UserError(f"{self.path.joinpath(*parts)} cannot be read ({error}). Make the archive again.") from None
 
     def _list_files(self) -> Iterator[tuple[str, str, str, bool]]:
         """All files, as the base has them."""
-        for parts, place in self.members.members() if self.members else ():
-            if place is not None:
-                key, _ = _split(_fold(parts[-1]))
-                yield printable(parts), printable([key]), json.dumps(place), Path(parts[-1]).suffix.lower() in picture_suffixes()
+        for parts, place in self.files():
+            key, _ = _split(_fold(parts[-1]))
+            yield printable(parts), printable([key]), json.dumps(place), has_suffix(parts[-1])
 
 
-@cache
-def picture_suffixes() -> set[str]:
-    """Suffixes of pictures, such as ``.jpg``."""
-    return suffixes()
+_known = cache(suffixes)
+
+
+def has_suffix(file: str) -> bool:
+    """Whether a file's suffix is that of a picture, such as ``.jpg``."""
+    return Path(file).suffix.lower() in _known()
 
 
 def may_be_picture(file: str) -> bool:
-    """Whether a file's suffix is that of a picture, or it has none."""
-    suffix = Path(file).suffix.lower()
-    return suffix in picture_suffixes() or not re.fullmatch("[.][a-z][a-z0-9]*", suffix)
+    """Whether that is so, or it has no suffix."""
+    return has_suffix(file) or not re.fullmatch(r".*\.[a-z][a-z0-9]*", file.lower())
 
 
 def _fold(text: str) -> str:
@@ -169,6 +186,6 @@ def _fold(text: str) -> str:
 def _split(name: str) -> tuple[str, str]:
     """A folded name without a picture's suffix and what data sets add; and that suffix, if it has one."""
     stem, dot, suffix = name.rpartition(".")
-    if not dot or f".{suffix}" not in picture_suffixes():
+    if not dot or f".{suffix}" not in _known():
         stem, suffix = name, ""
     return _ADDED.sub("", stem), suffix

@@ -132,11 +132,14 @@ def as_affectnet(faces: list[Face]) -> Published:
 
 
 def as_affectnet_full(faces: list[Face]) -> Published:
-    """Numbers up to 10, of which the last three are no expressions."""
-    numbers = {"neutral": 0, "happy": 1, "sad": 2, "surprise": 3, "fear": 4, "disgust": 5, "angry": 6, "none": 8}
+    """Numbers to 10, of which the last three are no expressions; contempt is some of what is drawn as sad."""
+    names = ["neutral", "happy", "sad", "surprise", "fear", "disgust", "angry", "contempt", "none", "unsure", "no face"]
+    numbers = {name: number for number, name in enumerate(names)}
     faces = [face for face in unsaid(faces, "person") if face.split != "test"]
+    contempt = {face: face._replace(label="contempt") for face in faces if face.label == "sad" and face.data[-20] % 2}
+    faces = [contempt.get(face, face) for face in faces]
     tree, rows = {}, {"train": [], "val": []}
-    for i, face in enumerate([*faces, faces[0]._replace(label="none"), faces[0]._replace(label="none", split="val")]):
+    for i, face in enumerate([*faces, *(faces[0]._replace(label=name) for name in names[8:])]):
         path = f"{i % 3}/{i:032x}.jpg"
         tree[f"Manually_Annotated_Images/{path}"] = face.data
         rows[face.split].append([path, 1, 2, 30, 30, "1.2;3.4", numbers[face.label], 0.1, -2])
@@ -209,7 +212,9 @@ def as_imagefolder(faces: list[Face]) -> Published:
         rows = [{"file_name": f"{i:04}.png", "label": face.label, "subject": face.person} for i, face in enumerate(own)]
         tree |= {f"{split}/{row['file_name']}": face.data for row, face in zip(rows, own)}
         lines = "\n".join(map(json.dumps, rows)).encode()
-        tree[f"{split}/metadata.{suffix}"] = lines if suffix == "jsonl" else table([rows[0], *(r.values() for r in rows)])
+        tree[f"{split}/metadata.{suffix}"] = (
+            lines if suffix == "jsonl" else table([rows[0], *(r.values() for r in rows)])
+        )
     return tree, faces
 
 
@@ -289,7 +294,8 @@ def test_every_row_has_a_data_set() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, kind", [(n, k) for n, k in product(PUBLISHED, ("folder", "zip", "tar")) if k == "folder" or n not in UNPACKED]
+    "name, kind",
+    [(n, k) for n, k in product(PUBLISHED, ("folder", "zip", "tar")) if k == "folder" or n not in UNPACKED],
 )
 def test_data_set_as_published(tmp_path: Path, faces: list[Face], name: str, kind: str) -> None:
     tree, expected = PUBLISHED[name](faces)

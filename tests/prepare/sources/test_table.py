@@ -100,7 +100,10 @@ FILES, FER = "path,label\na.png,happy\n", "emotion,pixels,Usage\n0,1 2 3 4,Train
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("path,label\ngone.png,happy", r"lacks the files of 1 rows.*prepare.columns.path .now 'path'(?s:.*)line 2: 'gone.png'"),
+        (
+            "path,label\ngone.png,happy",
+            r"lacks the files of 1 rows.*prepare.columns.path .now 'path'(?s:.*)line 2: 'gone.png'",
+        ),
         ("path,label\na.png,", "line 2: no label.*hyojo predict"),
         ("path,label\na.png,happy,more", "line 2: 3 cells, but the first line has 2"),
         ("path,label\n", "has no rows"),
