@@ -62,6 +62,12 @@ class Place:
         """Whether it is a folder or an archive."""
         return self.tree.holds_files
 
+    @property
+    def is_useful(self) -> bool:
+        """Whether files in it or below may be pictures, tables or archives."""
+        depth = len(self.inside)
+        return any(folder[:depth] == self.inside for folder in self.tree.useful)
+
     @cached_property
     def folders(self) -> list["Place"]:
         """Folders in it, sorted."""

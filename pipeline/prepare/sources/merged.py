@@ -59,7 +59,7 @@ def recognises(place: Place) -> bool:
 def open_all(place: Place) -> Merged:
     """Open what lies in the folder; raises ``UserError``."""
     roots: dict[str, Source] = {}
-    children: dict[Path, Place | None] = {folder.path: folder for folder in place.folders}
+    children: dict[Path, Place | None] = {f.path: f for f in place.folders if f.is_useful}
     try:
         for path, folder in sorted((children | dict.fromkeys(place.archives)).items()):
             roots[printable([path.name])] = open_place(folder or Place(Tree(path), place.reading))

@@ -33,6 +33,7 @@ class Tree(Opened):
     Attributes:
         holds_files: Whether it is a folder or an archive.
         counts: How many files each folder has, not counting those in its folders.
+        useful: Folders with files that may be pictures, tables or archives.
         folders: The names of the folders in each.
         archives: Archives in a folder.
     """
@@ -43,6 +44,7 @@ class Tree(Opened):
         self._members: Folder | Archive | None = kind(path) if kind else None
         self.holds_files = self._members is not None
         self.counts: Counter[Parts] = Counter()
+        self.useful: set[Parts] = set()
         self.folders: defaultdict[Parts, set[str]] = defaultdict(set)
         self.archives: list[Parts] = []
         self._tables: defaultdict[tuple[Parts, str], list[tuple[Parts, Any]]] = defaultdict(list)
@@ -66,6 +68,11 @@ class Tree(Opened):
     def files(self, inside: Parts = ()) -> Iterator[tuple[Parts, Any]]:
         """The files in a folder and below it: their paths from there on, and their places."""
         depth = len(inside)
+        if inside and isinstance(self._members, Folder):
+            for parts, place in Folder(self.path.joinpath(*inside)).members():
+                if place is not None:
+                    yield parts, "/".join((*inside, place))
+            return
         for parts, place in self._members.members() if self._members else ():
             if place is not None and parts[:depth] == inside:
                 yield parts[depth:], place
@@ -146,6 +153,8 @@ class Tree(Opened):
             return
         folder, suffix = parts[:-1], Path(parts[-1]).suffix.lower()
         self.counts[folder] += 1
+        if suffix in (*KINDS, *_ARCHIVES) or may_be_picture(parts[-1]):
+            self.useful.add(folder)
         if suffix in _ARCHIVES and isinstance(self._members, Folder):
             self.archives.append(parts)
         if suffix in KINDS and (suffix == ".parquet" or len(self._tables[folder, suffix]) <= _MOST_TABLES):

@@ -160,6 +160,31 @@ def test_numbers_want_a_map(tmp_path: Path) -> None:
 # FER2013's CSV
 
 
+@pytest.mark.parametrize(
+    "numbers, class_map, expected",
+    [
+        ("3 6 7", {}, "labels of .* are numbers .7."),
+        ("3 6 7.0", {"7": "contempt"}, "happy neutral contempt"),
+        ("0 1 2", {"0": "x", "1": "y", "2": "z"}, "x y z"),
+        ("0 3 6", {"0": "contempt"}, "contempt happy neutral"),
+        ("0 3 6", {"angry": "contempt"}, "contempt happy neutral"),
+        ("0 3 -1", {}, "labels of .* are numbers .-1."),
+    ],
+)
+def test_numbers_go_by_the_map_before_their_usual_names(
+    tmp_path: Path, numbers: str, class_map: dict[str, str], expected: str
+) -> None:
+    rows = "".join(f"{number},1 2 3 {i}\n" for i, number in enumerate(numbers.split()))
+    write_files(tmp_path, fer2013=f"emotion,pixels\n{rows}")
+    with open_source(tmp_path, Reading(class_map=class_map)) as source:
+        if "numbers" in expected:
+            with pytest.raises(UserError, match=expected):
+                Listing(tmp_path, source, class_map, None)
+            return
+        with closing(Listing(tmp_path, source, class_map, None)) as listing:
+            assert [listing.class_names[i] for i in listing.numbers("class", np.int16)] == expected.split()
+
+
 def test_other_delimiters(tmp_path: Path) -> None:
     write_files(tmp_path, fer2013='emotion;pixels;Usage\n6;"1 2 3 4";PrivateTest\n')
     assert list(read_contents(tmp_path / "fer2013.csv").values()) == [b"P5 2 2 255\n\1\2\3\4"]
