@@ -70,10 +70,9 @@ def build_audit(
     if faces:
         names = {"none": "no_face", "several": "several_faces"}
         audit["faces"] = {name: int(np.count_nonzero(records.have(flag))) for name, flag in names.items()}
-    if left_out:
-        audit["left_out"] = dict(sorted(left_out.items()))
-    if notes:
-        audit["notes"] = dict(sorted(notes.items()))
+    for name, counted in {"left_out": left_out, "notes": notes}.items():
+        if counted:
+            audit[name] = dict(sorted(counted.items()))
     return audit
 
 

@@ -69,9 +69,9 @@ class Tree(Opened):
         """The files in a folder and below it: their paths from there on, and their places."""
         depth = len(inside)
         if inside and isinstance(self._members, Folder):
-            for parts, place in Folder(self.path.joinpath(*inside)).members():
-                if place is not None:
-                    yield parts, "/".join((*inside, place))
+            for parts, below in Folder(self.path.joinpath(*inside)).members():
+                if below is not None:
+                    yield parts, "/".join((*inside, below))
             return
         for parts, place in self._members.members() if self._members else ():
             if place is not None and parts[:depth] == inside:

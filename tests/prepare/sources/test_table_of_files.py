@@ -241,8 +241,8 @@ def test_class_folders_that_contradict_the_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("picture,code\na/1.png,happy\nb/2.png,sad\n", r"column 'picture'.*\(picture, code\).*prepare.label to folders"),
-        ("a/1.png,happy,4\nb/2.png,sad,5\n", r"column '1'.*\(1, 2, 3; its first row is a/1.png, happy, 4\).*columns"),
+        ("photo,code\na/1.png,happy\nb/2.png,sad\n", r"column 'photo'.*\(photo, code\).*prepare.label to folders"),
+        ("a/1.png,happy,4\nb/2.png,sad,5\n", r"column '1'.*\(1, 2, 3; its first row is a/1.png, happy, 4\)"),
         ("a/1.png,train\nb/2.png,test\n", r"column '1'.*prepare.columns.label"),
     ],
 )  # fmt: skip
