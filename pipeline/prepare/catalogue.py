@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.prepare.sources.labels import check_kind, name_classes
+from pipeline.prepare.label_checks import check_labels
+from pipeline.prepare.sources.labels import fold, name_classes
 from pipeline.prepare.sources.source import NAMED, Item, Source, search_name
-from pipeline.prepare.sources.tree import may_be_picture
 
 SPLITS = ("train", "val", "test")
 # Nobody else reads the file, and nobody needs it after a crash.
@@ -60,10 +60,10 @@ class Listing:
         self._base = sqlite3.connect(folder / "listing.db", isolation_level=None)
         self._base.executescript(_TABLES)
         self.notes: Counter[str] = Counter()  # what was settled on the way, counted by a sentence about it
-        self._add(source, person)
+        self._add(source, person, set(map(fold, class_map)))
         self.left_out = Counter(source.left_out)  # items that are not listed, counted by the reason
         self.notes += source.notes
-        self._check_items(class_map)
+        check_labels(self._base, self.path, class_map, source.numbers_are_names)
         self._name(source, class_map)
         self._base.executescript(_NUMBER)
         self.count: int = self._one("SELECT COUNT(*) FROM images")  # N
@@ -124,15 +124,17 @@ class Listing:
         query = f"SELECT {column} FROM images WHERE number = ?"
         return (self._base.execute(query, (int(number),)).fetchone()[0] for number in numbers)
 
-    def _add(self, source: Source, person: str | None) -> None:
-        """Write down all items as the source has them."""
+    def _add(self, source: Source, person: str | None, mapped: Collection[str]) -> None:
+        """Write down all items as the source has them; a label that is mapped with its root has it before it."""
         find = _person_finder(person)
         insert = f"INSERT {'OR REPLACE ' if source.later_wins else ''}INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         listed, twice = 0, []
         with self._base:
             self._base.execute("BEGIN")
             for item in source.items():
-                row = (item.file, _composed(item.label), SPLITS.index(item.split or "train"), json.dumps(item.place))
+                own = f"{item.root}/{item.label}"
+                label = _composed(own if item.root and fold(own) in mapped else item.label)
+                row = (item.file, label, SPLITS.index(item.split or "train"), json.dumps(item.place))
                 votes = json.dumps(item.votes) if item.votes else None
                 listed += 1
                 try:
@@ -147,19 +149,6 @@ class Listing:
         count = self._one("SELECT COUNT(*) FROM items")
         if listed > count:
             self.notes["files have the name of a later one in the archive, which counts"] += listed - count
-
-    def _check_items(self, known: Collection[str]) -> None:
-        """Refuse a source without pictures, and labels that are no expressions."""
-        files = (file for (file,) in self._base.execute("SELECT file FROM items"))
-        if not any(map(may_be_picture, files)):
-            some = self._base.execute("SELECT file FROM items").fetchone()
-            there = f": its files, such as {some[0]!r}, are no pictures by their suffixes" if some else ""
-            raise UserError(f"prepare.source: {self.path} has no labelled images{there}.")
-        for root in self._base.execute("SELECT DISTINCT root FROM items").fetchall():
-            labels = self._base.execute("SELECT DISTINCT label FROM items WHERE root IS ?", root).fetchall()
-            names = self._base.execute("SELECT file FROM items WHERE root IS ? LIMIT 1000", root)
-            source = "/".join([str(self.path), *filter(None, root)])
-            check_kind([label for (label,) in labels], known, source, (file for (file,) in names))
 
     def _name(self, source: Source, class_map: Mapping[str, str | None]) -> None:
         """Settle the classes."""

@@ -32,6 +32,7 @@ class ClassFolders(Source):
 
     form = "class folders"
     later_wins = True
+    has_columns = False
 
     def __init__(self, place: Place) -> None:
         super().__init__(place.path)

@@ -13,14 +13,13 @@ people's votes for each row of FER2013, in the same order, in ``fer2013new.csv``
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
-from pipeline.prepare.sources.form import Place, Reading, refuse_packed, register
+from pipeline.prepare.sources.form import Place, refuse_packed, register
 from pipeline.prepare.sources.labels import FER_NAMES, FERPLUS_NAMES
 from pipeline.prepare.sources.source import Faults, Item, Source, read_split
 from pipeline.prepare.sources.table import Table, read_label
@@ -45,11 +44,13 @@ class FerCsv(Source):
 
     numbers_are_names = False
 
-    def __init__(self, path: Path, table: Table, votes: Table | None, reading: Reading) -> None:
-        super().__init__(path)
+    def __init__(self, place: Place, table: Table, votes: Table | None) -> None:
+        super().__init__(place.path)
+        reading = place.reading
         given, soft = reading.columns, reading.soft
-        # A number that the class map names keeps its place there; above 6 it must.
-        self._names = {str(i): name for i, name in enumerate(FER_NAMES) if str(i) not in reading.class_map}
+        # The class map may say otherwise, unless its numbers may be those of another data set beside this one.
+        taken = () if place.inside else reading.class_map
+        self._names = {str(i): name for i, name in enumerate(FER_NAMES) if str(i) not in taken}
         self.form = "FER2013's CSV" + (f" with FER+'s votes, {'soft' if soft else 'majority'} labels" if votes else "")
         self._table, self._votes, self._soft = table, votes, soft
         self.vote_labels = FERPLUS_NAMES.values() if votes and soft else ()
@@ -193,7 +194,7 @@ def open_fer(place: Place) -> FerCsv:
             raise UserError(
                 f"prepare.source: {place.path} has several tables of the same kind ({names}). Leave one there."
             )
-    return FerCsv(place.path, labelled[0], votes[0] if votes else None, place.reading)
+    return FerCsv(place, labelled[0], votes[0] if votes else None)
 
 
 register(

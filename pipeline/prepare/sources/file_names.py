@@ -22,6 +22,7 @@ class FileNames(Source):
     form = "pictures with labels in their names"
     numbers_are_names = False
     later_wins = True
+    has_columns = False
 
     def __init__(self, place: Place) -> None:
         super().__init__(place.path)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from pipeline.core.errors import UserError
 from pipeline.prepare.sources.archive import Parts
-from pipeline.prepare.sources.form import list_forms
 from pipeline.prepare.sources.labels import fold
 from pipeline.prepare.sources.source import printable, split_name
 
@@ -71,9 +70,8 @@ def _read_level(path: Path, counts: Mapping[Parts, int]) -> dict[Parts, tuple[st
     for folder, (split, rest) in places.items():
         if len(rest) > len(wrapper) and rest[: len(wrapper)] == wrapper:
             found[folder] = split, printable(rest[len(wrapper) :][:1])
-    if found and all(split is None and split_name(label) for split, label in found.values()):
-        raise UserError(f"prepare.source: {path} has split folders, but no class folders in them. {list_forms()}")
-    return found
+    # Split folders without class folders in them.
+    return {} if all(split is None and split_name(label) for split, label in found.values()) else found
 
 
 def _split_place(folder: Parts) -> tuple[str | None, Parts]:

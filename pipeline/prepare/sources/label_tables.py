@@ -1,5 +1,6 @@
 """Which tables of a source say what its pictures show: told by their cells, which name files of the source."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -11,9 +12,11 @@ from pipeline.prepare.sources.form import Place
 from pipeline.prepare.sources.source import split_name, split_of
 from pipeline.prepare.sources.table import ROLES, Table, whole
 from pipeline.prepare.sources.tables import SURE
+from pipeline.prepare.sources.tree import MOST_TABLES
 
 _TRIED = 50  # rows by which it is told what a table is
-_ON, _OFF = ("1", "true"), ("0", "false", "")
+_ID = re.compile("(?i)(id|name|file|image|img|picture|photo|face|frame|index|idx|number|no|nr|key)$|^$")
+_OFF = ("0", "false", "")
 
 
 class LabelTable(NamedTuple):
@@ -34,14 +37,15 @@ class LabelTable(NamedTuple):
 def find_tables(place: Place) -> Iterator[LabelTable]:
     """Tables of pictures that are of the place as a whole, and not of one of several data sets in it.
 
-    A table directly in the place may also be one by the names of its columns, though it names no file that is there.
+    One that names no file that is there may be one by its columns: by the usual ones directly in the place, by those
+    that are given anywhere.
     """
     depth = len(place.inside)
     for parts, table in place.tables_below.items():
         folder = parts[:-1]
         found = look_at(place, table, folder)
-        if len(folder) == depth and not found:
-            given = {role: name for role, name in place.reading.columns.items() if name.strip() in table.columns}
+        given = {role: name for role, name in place.reading.columns.items() if name.strip() in table.columns}
+        if not found and (given or len(folder) == depth):
             roles = table.roles(given, None)
             if {"path", "label"} <= roles.keys():
                 yield LabelTable(table, folder, 0, {"path": roles["path"]})
@@ -59,25 +63,32 @@ def find_unused(place: Place) -> Table | None:
 
 def look_at(place: Place, table: Table, folder: Parts) -> LabelTable | None:
     """A table in a folder, if its cells name files of a place; only its column of paths is looked for."""
-    stem = table.path.stem
-    beside = table.path.suffix not in SURE and find_files(place, (stem,), folder)  # notes on one picture
-    if beside or "submission" in stem.casefold():
+    stem, crowd = table.path.stem, place.tree.is_crowded(folder, table.path.suffix)
+    beside = (crowd or table.path.suffix.lower() not in SURE) and find_files(place, (stem,), folder)
+    if beside or "submission" in stem.casefold():  # notes on one picture, or guesses
         return None
-    by_name = table.roles({}, None)
+    by_name, given = table.roles({}, None), place.reading.columns.get("path", "").strip()
     other = None if by_name.keys() & {"path", "label"} else table.headless()
     if other and any(find_files(place, split_path(name), folder) for name in table.columns):
         table = other
     if len(table.columns) < 2 and not split_name(stem):
         return None  # a list of files, which says nothing of them
-    rows = _sample(table, table.columns)
+    given = given if given in table.columns else ""
+    usual = given or by_name.pop("path", "1" if table is other else None)
     found = {}
-    for name, cells in zip(table.columns, zip(*rows)):
-        asked = place.reading.columns.get("path", name).strip()
-        if asked == name or asked not in table.columns:
-            dropped = _count_dropped(place, folder, cells, name == by_name.get("path"))
-            if dropped is not None:
-                found[name] = dropped
-    path = by_name.get("path") if by_name.get("path") in found else next(iter(found), None)
+    for name, cells in zip(table.columns, zip(*_sample(table, table.columns))):
+        # Any number may by chance be the name of a file.
+        number = name != usual and all(map(str.isdecimal, cells))
+        by_chance = number and (name in by_name.values() or not _ID.search(name) or len(set(cells)) < 0.9 * len(cells))
+        dropped = None if by_chance or given not in ("", name) else _count_dropped(place, folder, cells)
+        if dropped is not None:
+            found[name] = dropped
+    path = usual if usual in found else next(iter(found), None)
+    if path is not None and crowd:
+        raise UserError(
+            f"{table.path.parent} holds more than {MOST_TABLES} tables, and {table.path.name} names pictures. Make "
+            "them one table, or set prepare.label to folders if class folders say it all."
+        )
     return LabelTable(table, folder, found[path], {"path": path}) if path is not None else None
 
 
@@ -103,6 +114,11 @@ def find_columns(place: Place, found: LabelTable) -> LabelTable:
     return found._replace(roles=roles)
 
 
+def is_on(cell: str) -> bool:
+    """Whether a one-hot cell says that the picture is of its column's class."""
+    return whole(cell.lower()) in ("1", "true")
+
+
 def split_path(path: str) -> Parts:
     """The parts of a path, written with either kind of slash."""
     return tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
@@ -123,13 +139,10 @@ def _sample(table: Table, columns: Sequence[str]) -> list[list[str]]:
         return []
 
 
-def _count_dropped(place: Place, folder: Parts, cells: Sequence[str], sure: bool) -> int | None:
+def _count_dropped(place: Place, folder: Parts, cells: Sequence[str]) -> int | None:
     """How many parts to drop before each path so that half of them or more lead to files; None if they do not."""
     paths = [parts for cell in cells if (parts := split_path(cell))]
-    # Numbers may well be the names of files by chance.
-    if not paths or (not sure and all(map(str.isdecimal, cells)) and len(set(cells)) < 0.9 * len(cells)):
-        return None
-    for dropped in range(max(map(len, paths))):
+    for dropped in range(max(map(len, paths), default=0)):
         hits = sum(bool(find_files(place, parts[dropped:], folder)) for parts in paths)
         if 2 * hits >= len(paths):
             return dropped
@@ -138,7 +151,7 @@ def _count_dropped(place: Place, folder: Parts, cells: Sequence[str], sure: bool
 
 def _is_hot(rows: Sequence[Sequence[str]]) -> bool:
     """Whether most rows have a single 1 among zeros, as one-hot labels."""
-    cells = [[whole(cell.lower()) for cell in row] for row in rows]
-    if not cells or len(cells[0]) < 2 or not all(cell in _ON + _OFF for row in cells for cell in row):
+    cells = (cell for row in rows for cell in row)
+    if not rows or len(rows[0]) < 2 or not all(is_on(cell) or whole(cell.lower()) in _OFF for cell in cells):
         return False
-    return 2 * sum(sum(cell in _ON for cell in row) == 1 for row in cells) > len(cells)
+    return 2 * sum(sum(map(is_on, row)) == 1 for row in rows) > len(rows)

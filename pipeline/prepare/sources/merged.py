@@ -18,16 +18,21 @@ _RANK = 4
 class Merged(Source):
     """Several sources as one; the name of each stands before those of its items."""
 
-    def __init__(self, path: Path, roots: Mapping[str, Source]) -> None:
-        super().__init__(path)
-        self._roots = roots
+    def __init__(self, place: Place, roots: Mapping[str, Source]) -> None:
+        super().__init__(place.path)
+        self._place, self._roots = place, roots
+        self._names = {path.name for path in place.archives} | {f.inside[-1] for f in place.folders if f.is_useful}
         self.form = "; ".join(f"{name}: {root.form}" for name, root in roots.items())
-        self.numbers_are_names = any(root.numbers_are_names for root in roots.values())
+        self.numbers_are_names = all(root.numbers_are_names for root in roots.values())
         self.later_wins = all(root.later_wins for root in roots.values())
+        self.has_columns = any(root.has_columns for root in roots.values())
         self.vote_labels = {label for root in roots.values() for label in root.vote_labels}
         self.empty = {place for root in roots.values() for place in root.empty}
 
     def items(self) -> Iterator[Item]:
+        for parts, _ in self._place.tree.files(self._place.inside):
+            if parts[0] not in self._names:
+                self.ignore(printable(parts))
         for name, root in self._roots.items():
             for item in root.items():
                 inner = f"{name}/{item.root}" if item.root else name
@@ -64,9 +69,9 @@ def open_all(place: Place) -> Merged:
         for path, folder in sorted((children | dict.fromkeys(place.archives)).items()):
             roots[printable([path.name])] = open_place(folder or Place(Tree(path), place.reading))
     except BaseException:
-        Merged(place.path, roots).close()
+        Merged(place, roots).close()
         raise
-    return Merged(place.path, roots)
+    return Merged(place, roots)
 
 
 register(

@@ -23,4 +23,12 @@ def open_source(path: Path | str, reading: Reading | None = None) -> Source:
     path = Path(path)
     if not path.exists():
         raise UserError(f"prepare.source: {path} does not exist. {list_forms()}")
-    return open_place(Place(Tree(path), reading or Reading()))
+    reading = reading or Reading()
+    source = open_place(Place(Tree(path), reading))
+    if reading.columns and not source.has_columns:
+        source.close()
+        raise UserError(
+            f"prepare.columns: {path} is read as {source.form}, which have no columns, for no table in it names its "
+            "files in the column of paths. Mend that, or take prepare.columns away."
+        )
+    return source

@@ -55,6 +55,7 @@ class Source(Opened, ABC):
     form: str  # what it was taken for, in words
     numbers_are_names = True  # whether a label that is a number may stay the name of its class
     later_wins = False  # of two items with one name the later counts; else a second one is an error
+    has_columns = True  # whether ``prepare.columns`` may say something of it
     vote_labels: Iterable[str] = ()  # labels that votes may be for
     tree: Opened | None = None  # what holds its files; closed with it
 

@@ -19,7 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
 from pipeline.prepare.sources.folder_classes import find_classes
 from pipeline.prepare.sources.form import Place, list_forms, register
-from pipeline.prepare.sources.label_tables import LabelTable, find_columns, find_files, find_tables, split_path
+from pipeline.prepare.sources.label_tables import LabelTable, find_columns, find_files, find_tables, is_on, split_path
 from pipeline.prepare.sources.labels import EXPRESSIONS, fold
 from pipeline.prepare.sources.source import (
     NAMED,
@@ -31,7 +31,7 @@ from pipeline.prepare.sources.source import (
     split_before,
     split_of,
 )
-from pipeline.prepare.sources.table import read_label, read_weight, whole
+from pipeline.prepare.sources.table import read_label, read_weight
 
 _ROWS = """
     DROP TABLE IF EXISTS rows;
@@ -93,7 +93,7 @@ class TableOfFiles(Source):
                 cell = dict(zip(roles, cells))
                 given = read_split(cell.get("split", ""), where)
                 found = self._find(labels, cell["path"], given, where)
-                ones = [name for name, value in zip(labels.hot, cells[len(roles) :]) if whole(value) in ("1", "true")]
+                ones = [name for name, value in zip(labels.hot, cells[len(roles) :]) if is_on(value)]
                 texts = [read_label(cell["label"], names, where)] if "label" in cell else [fold(name) for name in ones]
                 weight, person = read_weight(cell.get("weight", ""), where), cell.get("person") or None
                 if not texts:

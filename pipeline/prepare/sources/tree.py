@@ -21,8 +21,7 @@ from pipeline.prepare.sources.table import Table
 from pipeline.prepare.sources.tables import KINDS, SURE, open_table
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
-# Of one kind in one folder; where there are more, each belongs to a picture, and none is a table of them.
-_MOST_TABLES = 50
+MOST_TABLES = 50  # of one kind in one folder; of more, which are likely notes on a picture each, some are looked at
 # What data sets add to the names of the pictures that their tables have.
 _ADDED = re.compile("_(aligned|cropped|crop|face)$")
 
@@ -87,6 +86,10 @@ class Tree(Opened):
         depth = len(inside)
         return {folder[depth:]: count for folder, count in self.counts.items() if folder[:depth] == inside}
 
+    def is_crowded(self, folder: Parts, suffix: str) -> bool:
+        """Whether a folder has more tables of a kind than are looked at."""
+        return suffix != ".parquet" and len(self._tables[folder, suffix.lower()]) > MOST_TABLES
+
     @cached_property
     def tables(self) -> dict[Parts, Table]:
         """Tables by their paths in the tree, sorted; raises ``UserError`` for one that is surely one and is damaged."""
@@ -95,7 +98,7 @@ class Tree(Opened):
             return {(): found} if found else {}
         tables = {}
         for (_, suffix), files in self._tables.items():
-            for parts, place in files if suffix == ".parquet" or len(files) <= _MOST_TABLES else ():
+            for parts, place in files:
                 try:
                     opener = None if isinstance(self._members, Folder) else partial(self._open, parts, place)
                     if table := open_table(self.path.joinpath(*parts), opener):
@@ -107,18 +110,18 @@ class Tree(Opened):
 
     @cached_property
     def base(self) -> sqlite3.Connection:
-        """All files, in a table ``files``: their paths, keys as of ``find``, places as JSON, and which are pictures."""
+        """All files, in a table ``files``: path, key, folded name of the folder, place as JSON, whether a picture."""
         self._scratch = tempfile.TemporaryDirectory(prefix="hyojo-source-")
         base = sqlite3.connect(Path(self._scratch.name) / "files.db", isolation_level=None)
         # Nobody else reads it, and nobody needs it after a crash.
         base.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; PRAGMA temp_store = FILE;"
-            "CREATE TABLE files (path TEXT PRIMARY KEY, key TEXT, place TEXT, picture INT) WITHOUT ROWID;"
+            "CREATE TABLE files (path TEXT PRIMARY KEY, key TEXT, above TEXT, place TEXT, picture INT) WITHOUT ROWID;"
         )
         base.execute("BEGIN")
-        base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", self._list_files())
+        base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", self._list_files())
         base.execute("COMMIT")
-        base.execute("CREATE INDEX by_key ON files (key)")
+        base.execute("CREATE INDEX by_key ON files (key, above)")
         return base
 
     def find(self, parts: Parts, inside: Parts, near: Sequence[Parts]) -> dict[str, Any]:
@@ -139,7 +142,8 @@ class Tree(Opened):
         key, suffix = _split(name)
         prefix = "".join(f"{printable([part])}/" for part in inside)
         found = {}
-        for path, place in self.base.execute("SELECT path, place FROM files WHERE key = ?", (key,)):
+        query = f"SELECT path, place FROM files WHERE key = ? {'AND above = ?' if above else ''}"
+        for path, place in self.base.execute(query, (key, *above[-1:])):
             *folders, file = _fold(path).split("/")
             same_folders = folders[len(folders) - len(above) :] == above
             if path.startswith(prefix) and same_folders and suffix in ("", _split(file)[1]):
@@ -157,7 +161,7 @@ class Tree(Opened):
             self.useful.add(folder)
         if suffix in _ARCHIVES and isinstance(self._members, Folder):
             self.archives.append(parts)
-        if suffix in KINDS and (suffix == ".parquet" or len(self._tables[folder, suffix]) <= _MOST_TABLES):
+        if suffix in KINDS and not self.is_crowded(folder, suffix):
             self._tables[folder, suffix].append((parts, place))
 
     def _open(self, parts: Parts, place: Any) -> IO[bytes]:
@@ -167,11 +171,12 @@ class Tree(Opened):
         except ImageError as error:
             raise UserError(f"{self.path.joinpath(*parts)} cannot be read ({error}). Make the archive again.") from None
 
-    def _list_files(self) -> Iterator[tuple[str, str, str, bool]]:
+    def _list_files(self) -> Iterator[tuple[str, str, str, str, bool]]:
         """All files, as the base has them."""
         for parts, place in self.files():
             key, _ = _split(_fold(parts[-1]))
-            yield printable(parts), printable([key]), json.dumps(place), has_suffix(parts[-1])
+            above = printable(map(_fold, parts[-2:-1]))
+            yield printable(parts), printable([key]), above, json.dumps(place), has_suffix(parts[-1])
 
 
 _known = cache(suffixes)

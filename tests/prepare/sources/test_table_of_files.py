@@ -140,6 +140,49 @@ def test_several_data_sets_each_with_its_table(tmp_path: Path) -> None:
         assert found == [(f"{root}/{i}.png", ("happy", "sad")[i - 1], root) for root in "AB" for i in (1, 2)]
 
 
+def test_numbers_of_several_data_sets_need_not_mean_the_same(tmp_path: Path) -> None:
+    """FER2013's CSV keeps its own; those of the others are named one by one."""
+    texts = {f"{name}__labels_csv": "file,label\n1.png,1\n2.png,2\n" for name in "AB"}
+    names = [f"{name}/{i}.png" for name in "AB" for i in (1, 2)]
+    folder = make(tmp_path / "f", *names, C__fer2013_csv="emotion,pixels\n1,1 2 3 4\n", **texts)
+    both = {"1": "happy", "2": "sad"}
+    with pytest.raises(UserError, match=r"labels of A and B in .* are numbers.*class_map=\{A/0: angry, B/0: neutral"):
+        check(folder, tmp_path, **both)
+    (tmp_path / "listing.db").unlink()
+    each = {"A/1": "happy", "a/2": "sad", "B/1": "sad", "B/2": "happy"}
+    with open_source(folder, Reading(class_map=each)) as source:
+        with closing(Listing(tmp_path, source, each, "auto")) as listing:
+            labels = [listing.class_names[i] for i in listing.numbers("class", "int16")]
+            assert labels == ["happy", "sad", "sad", "happy", "disgust"]
+
+
+def test_what_belongs_to_no_data_set_is_counted(tmp_path: Path) -> None:
+    texts = {"A__labels_csv": "file,label\n1,happy\n2,sad\n"}
+    folder = make(tmp_path / "f", "A/1.png", "A/2.png", "3.png", "doc/a.pdf", **texts)
+    for path in packed(folder):
+        with open_source(path) as source:
+            assert len(list(source.items())) == 2
+            assert sorted(source.ignored) == ["3.png", "doc/a.pdf"]
+
+
+def test_many_tables_in_one_folder(tmp_path: Path) -> None:
+    """Notes on a picture each are passed over; tables of pictures are not."""
+    names = [f"{('happy', 'sad')[i % 2]}/{i}.png" for i in range(120)]
+    tree = dict.fromkeys(names, b"x")
+    notes = {f"{name[:-4]}.csv": b"3,0.5,0.5\n" for name in names}
+    path = write_zip(tmp_path / "a.zip", tree | notes)
+    assert sum(file.endswith(".png") for file, _, _ in labelled(path)) == 120
+    people = {f"labels/S{i}.csv": f"file,label\n{name},happy\n".encode() for i, name in enumerate(names)}
+    with pytest.raises(UserError, match=r"labels holds more than 50 tables, and S\d+.csv names pictures"):
+        labelled(write_zip(tmp_path / "b.zip", tree | people))
+
+
+def test_columns_that_nothing_has(tmp_path: Path) -> None:
+    folder = make(tmp_path / "f", "happy/1.png", "sad/2.png", labels_csv="who,age\nAnn,3\n")
+    with pytest.raises(UserError, match=r"prepare.columns: .* is read as class folders, which have no columns"):
+        labelled(folder, columns={"path": "who", "label": "emotion"})
+
+
 # Rows that disagree
 
 
@@ -322,7 +365,7 @@ def test_a_flat_folder_is_told_of_labels_in_names(tmp_path: Path, names: str, me
         open_source(write_files(tmp_path / "f", *names.split()))
 
 
-def check(path: Path, scratch: Path, **class_map: str) -> list[str]:
+def check(path: Path, scratch: Path, **class_map: str | None) -> list[str]:
     with open_source(path, Reading(class_map=class_map)) as source:
         with closing(Listing(scratch, source, class_map, "auto")) as listing:
             return listing.class_names
@@ -358,5 +401,9 @@ def test_classes_that_look_like_ids(tmp_path: Path, folders: list[str], kind: st
 
 
 def test_class_folders_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no labelled images: its files, such as 'happy/a.txt', are no pictures"):
-        check(write_files(tmp_path / "f", "happy/a.txt", "sad/b.mp4"), tmp_path)
+    """As where archives in them were not unpacked; a class that is left out may hold anything."""
+    folder = write_files(tmp_path / "f", "happy/a.png", "sad/b.mp4", "fear/c.jpg", "happy/d.txt")
+    with pytest.raises(UserError, match=r"no file of class 'sad' .* is a picture by its suffix, such as 'sad/b.mp4'"):
+        check(folder, tmp_path)
+    (tmp_path / "listing.db").unlink()
+    assert check(folder, tmp_path, sad=None) == ["fear", "happy"]
