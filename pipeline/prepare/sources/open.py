@@ -14,6 +14,7 @@ import pipeline.prepare.sources.parquet_pictures
 import pipeline.prepare.sources.table_of_files
 from pipeline.core.errors import UserError
 from pipeline.prepare.sources.form import Place, Reading, list_forms, open_place
+from pipeline.prepare.sources.members import refuse_linked_folders
 from pipeline.prepare.sources.source import Source
 from pipeline.prepare.sources.tree import Tree
 
@@ -23,6 +24,7 @@ def open_source(path: Path | str, reading: Reading | None = None) -> Source:
     path = Path(path)
     if not path.exists():
         raise UserError(f"prepare.source: {path} does not exist. {list_forms()}")
+    refuse_linked_folders(path)
     reading = reading or Reading()
     source = open_place(Place(Tree(path), reading))
     if reading.columns and not source.has_columns:
