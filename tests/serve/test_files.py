@@ -124,4 +124,5 @@ print(score_pictures({str(album)!r}, {str(tmp_path / "s.parquet")!r}, {str(brigh
 print([name for name in ("torch", "mlflow") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout.splitlines(), done.stderr) == (["6 []", "6", "[]"], "")
+    said = f"{album}: 1 files passed over that are no pictures by suffix\n"
+    assert (done.stdout.splitlines(), done.stderr) == (["6 []", "6", "[]"], said)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from pipeline.core.errors import UserError
 from pipeline.prepare.sources.archive import Parts
 from pipeline.prepare.sources.form import Place
-from pipeline.prepare.sources.source import split_name, split_of
+from pipeline.prepare.sources.source import NAMED, split_name, split_of
 from pipeline.prepare.sources.table import ROLES, Table, whole
 from pipeline.prepare.sources.tables import SURE
 from pipeline.prepare.sources.tree import MOST_TABLES
 
-_TRIED = 50  # rows by which it is told what a table is
+TRIED = 50  # rows by which it is told what a table is
 _ID = re.compile("(?i)(id|name|file|image|img|picture|photo|face|frame|index|idx|number|no|nr|key)$|^$")
 _OFF = ("0", "false", "")
 
@@ -67,12 +67,23 @@ def look_at(place: Place, table: Table, folder: Parts) -> LabelTable | None:
     beside = (crowd or table.path.suffix.lower() not in SURE) and find_files(place, (stem,), folder)
     if beside or "submission" in stem.casefold():  # notes on one picture, or guesses
         return None
+    found = find_paths(place, table, folder)
+    if found and len(found.table.columns) < 2 and not split_name(stem):
+        return None  # a list of files, which says nothing of them
+    if found and crowd:
+        raise UserError(
+            f"{table.path.parent} holds more than {MOST_TABLES} tables, and {table.path.name} names pictures. Make "
+            "them one table, or set prepare.label to folders if class folders say it all."
+        )
+    return found
+
+
+def find_paths(place: Place, table: Table, folder: Parts) -> LabelTable | None:
+    """A table in a folder and its column of paths: one whose cells name files of a place."""
     by_name, given = table.roles({}, None), place.reading.columns.get("path", "").strip()
     other = None if by_name.keys() & {"path", "label"} else table.headless()
     if other and any(find_files(place, split_path(name), folder) for name in table.columns):
         table = other
-    if len(table.columns) < 2 and not split_name(stem):
-        return None  # a list of files, which says nothing of them
     given = given if given in table.columns else ""
     usual = given or by_name.pop("path", "1" if table is other else None)
     found = {}
@@ -84,11 +95,6 @@ def look_at(place: Place, table: Table, folder: Parts) -> LabelTable | None:
         if dropped is not None:
             found[name] = dropped
     path = usual if usual in found else next(iter(found), None)
-    if path is not None and crowd:
-        raise UserError(
-            f"{table.path.parent} holds more than {MOST_TABLES} tables, and {table.path.name} names pictures. Make "
-            "them one table, or set prepare.label to folders if class folders say it all."
-        )
     return LabelTable(table, folder, found[path], {"path": path}) if path is not None else None
 
 
@@ -131,10 +137,32 @@ def find_files(place: Place, parts: Parts, folder: Parts) -> dict[str, Any]:
     return place.tree.find(parts, place.inside, list(dict.fromkeys((folder, place.inside))))
 
 
+def find_row(place: Place, labels: LabelTable, path: str, split: str | None, where: str) -> list[tuple[str, Any]]:
+    """The file that a row of a split names, by its path in the tree, and its place; none if it is missing.
+
+    Raises:
+        UserError: There is no path, or it leads out of the place, or to several files.
+    """
+    parts = split_path(path)
+    if not parts:
+        raise UserError(f"{where}: no path. Fill it in, or take the row out.")
+    if len(parts) <= labels.dropped or ".." in parts[labels.dropped :]:
+        raise UserError(f"{where}: {path!r} does not lead into the folder as the paths before it do. Mend it.")
+    found = find_files(place, parts[labels.dropped :], labels.folder)
+    if len(found) > 1 and (hint := split or labels.split):
+        found = {file: at for file, at in found.items() if split_of(file.split("/")[:-1]) == hint} or found
+    if len(found) > 1:
+        raise UserError(
+            f"{where}: {path} may be {' and '.join(sorted(found)[:NAMED])}. Give paths from {place.path} on, or "
+            "take the others out of the source."
+        )
+    return list(found.items())
+
+
 def _sample(table: Table, columns: Sequence[str]) -> list[list[str]]:
     """The first rows, without bad ones."""
     try:
-        return [cells for _, cells in islice(table.rows(columns, lambda _: None), _TRIED)]
+        return [cells for _, cells in islice(table.rows(columns, lambda _: None), TRIED)]
     except UserError:
         return []
 

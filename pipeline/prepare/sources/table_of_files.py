@@ -19,7 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
 from pipeline.prepare.sources.folder_classes import find_classes
 from pipeline.prepare.sources.form import Place, list_forms, register
-from pipeline.prepare.sources.label_tables import LabelTable, find_columns, find_files, find_tables, is_on, split_path
+from pipeline.prepare.sources.label_tables import LabelTable, find_columns, find_row, find_tables, is_on
 from pipeline.prepare.sources.labels import EXPRESSIONS, fold
 from pipeline.prepare.sources.source import (
     NAMED,
@@ -92,13 +92,14 @@ class TableOfFiles(Source):
             with faults.gathered():
                 cell = dict(zip(roles, cells))
                 given = read_split(cell.get("split", ""), where)
-                found = self._find(labels, cell["path"], given, where)
+                found = find_row(self._place, labels, cell["path"], given, where)
                 ones = [name for name, value in zip(labels.hot, cells[len(roles) :]) if is_on(value)]
                 texts = [read_label(cell["label"], names, where)] if "label" in cell else [fold(name) for name in ones]
                 weight, person = read_weight(cell.get("weight", ""), where), cell.get("person") or None
                 if not texts:
                     self.left_out["no class has a 1 in the row"] += 1
                 for file, place in found or [(cell["path"].strip(), None)]:
+                    file = file.removeprefix(self._prefix)
                     split = given or (labels.split if len(self._tables) > 1 else None)
                     split = split or split_of(file.split("/")[:-1])
                     for text in texts:
@@ -106,24 +107,6 @@ class TableOfFiles(Source):
                         self._base.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", row)
                 if not found:
                     yield f"{where}: {cell['path']!r}"
-
-    def _find(self, labels: LabelTable, path: str, split: str | None, where: str) -> list[tuple[str, Any]]:
-        """The file that a row names, within the source, and its place; none if it is missing."""
-        parts = split_path(path)
-        if not parts:
-            raise UserError(f"{where}: no path. Fill it in, or take the row out.")
-        if len(parts) <= labels.dropped or ".." in parts[labels.dropped :]:
-            raise UserError(f"{where}: {path!r} does not lead into the folder as the paths before it do. Mend it.")
-        found = find_files(self._place, parts[labels.dropped :], labels.folder)
-        found = {file.removeprefix(self._prefix): place for file, place in found.items()}
-        if len(found) > 1 and (hint := split or labels.split):
-            found = {file: at for file, at in found.items() if split_of(file.split("/")[:-1]) == hint} or found
-        if len(found) > 1:
-            raise UserError(
-                f"{where}: {path} may be {' and '.join(sorted(found)[:NAMED])}. Give paths from {self.path} on, or "
-                "take the others out of the source."
-            )
-        return list(found.items())
 
     def _check_rows(self, missing: Sequence[str]) -> None:
         """Refuse tables without rows, or of which too many files are missing."""
