@@ -124,6 +124,19 @@ def print_summary(audit: dict[str, Any], source: Source, listing: Listing, reuse
     if reused:
         share = reused / audit["images"]
         print(f"  {reused} images ({share:.1%}) had been decoded before and were not decoded again")
+    for line in doubt_exposure(audit):
+        print(line)
+
+
+def doubt_exposure(audit: Mapping[str, Any]) -> list[str]:
+    """What to say if most pictures that could be read show next to nothing, as ``LOOKS`` has it."""
+    readable = audit["images"] - audit["corrupt"] - audit.get("faces", {}).get("none", 0)
+    return [
+        f"warning: {audit[name]} of {readable} images are {name}. Look at some: they may be stored in another range of "
+        "brightness than their files say, as negatives, or empty."
+        for name in ("blank", "dark", "bright")
+        if 2 * audit[name] > readable
+    ]
 
 
 def _conflicting(records: Records, members: np.ndarray) -> bool:
