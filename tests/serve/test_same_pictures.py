@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from builders import grey_png, read_contents, write_files, write_tar, write_zip
+from builders import grey_png, list_items, read_contents, write_files, write_tar, write_zip
 
 from pipeline.prepare.sources.unlabelled import open_pictures
 from pipeline.serve import batch, files
@@ -111,3 +111,32 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     (folder / "sad" / "up").symlink_to(folder)
     with open_pictures(folder) as pictures:
         assert {file: fetch() for file, fetch in pictures.stream(0)} == TREE
+
+
+@pytest.mark.parametrize("head", ["emotion,pixels,Usage", "pixels"])
+def test_pixels_in_a_csv(head: str, bright_bundle: Path, tmp_path: Path) -> None:
+    """As FER2013 has it, also the challenge's pictures without labels; a bad line is an error of its row."""
+    lines = [f"{value} {value} {value} {value}" for value in (250, 5, 999, 240)]
+    rows = [line if head == "pixels" else f"3,{line},Training" for line in lines]
+    (tmp_path / "test.csv").write_text("\n".join([head, *rows]))
+    source = tmp_path / "test.csv"
+    answers = list(files.predict_paths([source], bright_bundle))
+    assert [row["file"] for row in answers] == [f"{source}/fer000000{i}.pgm" for i in range(4)]
+    assert [row["label"] for row in answers] == ["bright", "dark", None, "bright"]
+    assert "line 4: pixels that are not" in answers[2]["error"]
+    if head != "pixels":
+        assert [f"{source}/{item.file}" for item in list_items(source)] == [row["file"] for row in answers]
+    settings = batch.Settings(batch_size=1, chunk=2)
+    assert batch.score_pictures(source, tmp_path / "s.parquet", bright_bundle, settings)[:3] == (4, 4, 1)
+    assert [row["label"] for row in pq.read_table(tmp_path / "s.parquet").to_pylist()] == [
+        row["label"] for row in answers
+    ]
+
+
+def test_a_text_that_is_no_list_is_one_bad_picture(bright_bundle: Path, tmp_path: Path) -> None:
+    """While a list of paths is a table; of no header, as such lists have none."""
+    as_folder(tmp_path)
+    (tmp_path / "faces" / "list.txt").write_text("happy/a.png bright\nsad/d.png dark\n")
+    (tmp_path / "notes.txt").write_text("no pictures here\n")
+    rows = list(files.predict_paths([tmp_path / "notes.txt", tmp_path / "faces" / "list.txt"], bright_bundle))
+    assert [row["label"] for row in rows] == [None, "bright", "dark"]

@@ -29,7 +29,7 @@ _PIXELS = "pixels"
 _NO_FACE = ("unknown", "NF")
 
 
-def _holds_pixels(table: Table) -> bool:
+def holds_pixels(table: Table) -> bool:
     """Whether a table is a CSV with pictures as text."""
     return isinstance(table, CsvTable) and _PIXELS in table.columns
 
@@ -40,11 +40,14 @@ def _holds_votes(table: Table) -> bool:
 
 
 class FerCsv(Source):
-    """A CSV of pixels, with FER+'s table for it if there is one; lines are read where they stand, not all at once."""
+    """A CSV of pixels, with FER+'s table for it if there is one; lines are read where they stand, not all at once.
+
+    If it need not be ``labelled``, there may be no more than ``pictures``, and no items.
+    """
 
     numbers_are_names = False
 
-    def __init__(self, place: Place, table: Table, votes: Table | None) -> None:
+    def __init__(self, place: Place, table: Table, votes: Table | None, labelled: bool = True) -> None:
         super().__init__(place.path)
         reading = place.reading
         given, soft = reading.columns, reading.soft
@@ -55,7 +58,7 @@ class FerCsv(Source):
         self._table, self._votes, self._soft = table, votes, soft
         self.vote_labels = FERPLUS_NAMES.values() if votes and soft else ()
         roles = table.roles({role: given[role] for role in ("label", "split") if role in given}, None)
-        if "label" not in roles:
+        if labelled and "label" not in roles:
             raise UserError(
                 f"{table.path} has pixels but no emotions, as the challenge's test.csv: there is nothing to learn "
                 "from it. Give fer2013.csv, icml_face_data.csv or train.csv; pictures without labels are for "
@@ -65,6 +68,10 @@ class FerCsv(Source):
         self._at[_PIXELS] = table.columns.index(_PIXELS)
         self._file = table.path.open("rb")
 
+    def pictures(self) -> Iterator[tuple[str, list[int]]]:
+        """Name and place of every picture, whatever its label."""
+        return ((_name_row(index), place) for index, (place, _) in enumerate(self._lines()))
+
     def items(self) -> Iterator[Item]:
         votes = self._read_votes() if self._votes else None
         faults = Faults()
@@ -72,7 +79,7 @@ class FerCsv(Source):
             voted = next(votes, (None, {})) if votes else None
             item = None
             with faults.gathered():
-                item = self._read(f"fer{index:07d}.pgm", place, line, voted)
+                item = self._read(_name_row(index), place, line, voted)
             if item:
                 yield item
         faults.raise_all()
@@ -156,6 +163,10 @@ class FerCsv(Source):
             yield split, dict(zip(names, map(int, counts)))
 
 
+def _name_row(index: int) -> str:
+    return f"fer{index:07d}.pgm"
+
+
 def count_votes(counts: Mapping[str, float], soft: bool) -> tuple[str | None, dict[str, float]]:
     """What people's votes on a picture come to.
 
@@ -174,12 +185,12 @@ def count_votes(counts: Mapping[str, float], soft: bool) -> tuple[str | None, di
 
 def recognises(place: Place) -> bool:
     """Whether there are pixels or votes."""
-    return any(_holds_pixels(table) or _holds_votes(table) for table in place.tables)
+    return any(holds_pixels(table) or _holds_votes(table) for table in place.tables)
 
 
 def open_fer(place: Place) -> FerCsv:
     """Open the CSV, with the votes on it if they lie beside it; raises ``UserError``."""
-    pixels = [table for table in place.tables if _holds_pixels(table)]
+    pixels = [table for table in place.tables if holds_pixels(table)]
     votes = [table for table in place.tables if _holds_votes(table)]
     refuse_packed(place, (pixels or votes)[0])
     if not pixels:

@@ -2,6 +2,7 @@
 
     faces/a.png, faces/b/c.jpg        faces.zip, faces.tar.gz
     photos.parquet, shards/*.parquet  with the pictures in them, or with a column of paths, as .csv and .tsv may have
+    fer2013.csv, test.csv             with pixels in them
 
 They are walked, read and named as ``prepare`` does it, but files are picked by their suffix, and links to folders are
 followed: DVC tracks none of this. Files come in order of name, members of an archive as the archive has them, and rows
@@ -22,6 +23,8 @@ from typing import Any, ClassVar
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError, suffixes
 from pipeline.prepare.sources.archive import Archive
+from pipeline.prepare.sources.fer2013 import FerCsv, holds_pixels
+from pipeline.prepare.sources.form import Place
 from pipeline.prepare.sources.members import Folder, find_archive_kind, open_members
 from pipeline.prepare.sources.parquet_pictures import check_bytes, name_row, name_table
 from pipeline.prepare.sources.parquet_table import ParquetTable
@@ -29,11 +32,12 @@ from pipeline.prepare.sources.source import Opened, printable
 from pipeline.prepare.sources.table import Table
 from pipeline.prepare.sources.table_paths import TablePaths
 from pipeline.prepare.sources.tables import open_table
+from pipeline.prepare.sources.tree import Tree
 
 Fetch = Callable[[], bytes]
 FORMS = (
     "Give a folder of pictures, a zip or tar archive of them, Parquet (a file or a folder of these) with pictures in "
-    "it, or a table (.parquet, .csv, .tsv) with a column of paths."
+    "it, or a table (.parquet, .csv, .tsv) with a column of paths or, as FER2013 has it, of pixels."
 )
 
 
@@ -171,6 +175,27 @@ class Shards(Pictures):
                 start, row = max(0, start - rows), row + rows
 
 
+class Pixels(Pictures):
+    """FER2013's CSV, also that without labels; pictures have the names of the prepared manifest."""
+
+    def __init__(self, path: Path, table: Table) -> None:
+        self.root = path
+        self._source = FerCsv(Place(Tree(path)), table, None, labelled=False)
+        digest = hashlib.sha256()
+        self.count = 0
+        for file, place in self._source.pictures():
+            digest.update(f"{file}\0{place}\n".encode())
+            self.count += 1
+        self.digest = digest.hexdigest()
+
+    def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
+        for file, place in islice(self._source.pictures(), start, None):
+            yield file, next(self._source.fetch([place]))
+
+    def close(self) -> None:
+        self._source.close()
+
+
 def _list_members(path: Path) -> tuple[Listed, list[Path]]:
     """The pictures in a folder or an archive, and where its Parquet files are."""
     known, others, shards = suffixes(), 0, []
@@ -215,6 +240,8 @@ def _open_table(path: Path, table: Table, column: str | None) -> Pictures:
         raise UserError(f"--column: {path} has no column {column!r}: it has {table.named}.")
     if isinstance(table, ParquetTable) and (inside := _embedded_in(table, column)):
         return Shards(path, [table], [inside])
+    if column is None and holds_pixels(table):
+        return Pixels(path, table)
     with TablePaths(table, column) as paths:
         return Listed(path.parent, Folder(path.parent), paths.find_all())
 
