@@ -12,7 +12,7 @@ from builders import grey_png, list_items, read_contents, write_files, write_tar
 from pipeline.prepare.sources.unlabelled import open_pictures
 from pipeline.serve import batch, files
 
-LABELS = {"happy/a.png": "bright", "happy/b.JPG": "dark", "sad/deep/c.png": "bright", "sad/d.png": "dark"}
+LABELS = {"happy/a.png": "bright", "happy/b.JPG": "dark", "sad/deep/c_001": "bright", "sad/d.png": "dark"}
 TREE = {name: grey_png(250 if label == "bright" else 5) for name, label in LABELS.items()}
 JUNK = (
     "__MACOSX/happy/._a.png", "happy/Thumbs.db", "happy/thumbs.db", "THUMBS.DB", "sad/Desktop.ini", "sad/.DS_Store",
@@ -50,7 +50,7 @@ def as_links(path: Path) -> Path:
 
 def as_table(head: str, form: str) -> Callable[[Path], Path]:
     """A table whose paths lead to the files in another way than as they stand."""
-    rows = (f"{form.format(path=name, stem=name.rpartition('.')[0])},{name.split('/')[0]}\n" for name in TREE)
+    rows = (f"{form.format(path=name)},{name.split('/')[0]}\n" for name in TREE)
     return lambda path: as_folder(path, f"{head},label\n{''.join(rows)}") / "labels.csv"
 
 

@@ -4,9 +4,9 @@
     photos.parquet, shards/*.parquet  with the pictures in them, or with a column of paths, as .csv and .tsv may have
     fer2013.csv, test.csv             with pixels in them
 
-They are walked, read and named as ``prepare`` does it, but files are picked by their suffix, and links to folders are
-followed: DVC tracks none of this. Files come in order of name, members of an archive as the archive has them, and rows
-as the table has them. What is listed stands in a SQLite file, so that memory does not grow with the source.
+They are walked, read and named as ``prepare`` does it, but files of other suffixes are passed over, and links to folders
+are followed: DVC tracks none of this. Files come in order of name, members of an archive as the archive has them, and
+rows as the table has them. What is listed stands in a SQLite file, so that memory does not grow with the source.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.core.errors import UserError
-from pipeline.inference.images import ImageError, suffixes
+from pipeline.inference.images import ImageError
 from pipeline.prepare.sources.archive import Archive
 from pipeline.prepare.sources.fer2013 import FerCsv, holds_pixels
 from pipeline.prepare.sources.form import Place
@@ -32,7 +32,7 @@ from pipeline.prepare.sources.source import Opened, printable
 from pipeline.prepare.sources.table import Table
 from pipeline.prepare.sources.table_paths import TablePaths
 from pipeline.prepare.sources.tables import open_table
-from pipeline.prepare.sources.tree import Tree
+from pipeline.prepare.sources.tree import Tree, may_be_picture
 
 Fetch = Callable[[], bytes]
 FORMS = (
@@ -198,19 +198,20 @@ class Pixels(Pictures):
 
 def _list_members(path: Path) -> tuple[Listed, list[Path]]:
     """The pictures in a folder or an archive, and where its Parquet files are."""
-    known, others, shards = suffixes(), 0, []
+    others, shards = 0, []
     members = open_members(path)
 
     def files() -> Iterator[tuple[str, Any]]:
         nonlocal others
         for parts, place in members.members():
-            suffix = Path(parts[-1]).suffix.lower() if place is not None else ""
-            if suffix in known:
+            if place is None:
+                continue
+            if may_be_picture(parts[-1]):
                 yield printable(parts), place
-            elif place is not None:
-                others += 1
-                if suffix == ".parquet":
-                    shards.append(path.joinpath(*parts))
+                continue
+            others += 1
+            if parts[-1].lower().endswith(".parquet"):
+                shards.append(path.joinpath(*parts))
 
     found = Listed(path, members, files(), "by name" if path.is_dir() else "later counts")
     found.passed_over = others
