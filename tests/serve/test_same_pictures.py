@@ -1,6 +1,7 @@
 """One source, one list of pictures: ``prepare``, ``predict`` and ``batch`` read the same bytes by the same names."""
 
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import grey_png, list_items, read_contents, write_files, write_tar, write_zip
 
+from pipeline.core.errors import UserError
 from pipeline.prepare.sources.unlabelled import open_pictures
 from pipeline.serve import batch, files
 
@@ -140,3 +142,11 @@ def test_a_text_that_is_no_list_is_one_bad_picture(bright_bundle: Path, tmp_path
     (tmp_path / "notes.txt").write_text("no pictures here\n")
     rows = list(files.predict_paths([tmp_path / "notes.txt", tmp_path / "faces" / "list.txt"], bright_bundle))
     assert [row["label"] for row in rows] == [None, "bright", "dark"]
+
+
+def test_parquet_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `hyojo predict` needs of packages is less than Parquet wants."""
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and more")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"a.parquet wants pyarrow.*hyojo\[serve\]"):
+        open_pictures(tmp_path / "a.parquet")

@@ -77,11 +77,13 @@ def open_pictures(path: Path | str, column: str | None = None) -> Pictures:
             raise UserError(f"{path} is of no known form. {FORMS}")
     except UserError as error:  # the readers were made for the prepare stage
         raise UserError(str(error).removeprefix("prepare.source: ")) from error
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path} wants {error.name}, which is not installed: pip install 'hyojo[serve]'.") from None
     if not found.count:
         found.close()
         others = f", only {found.passed_over} other files" if found.passed_over else ""
         raise UserError(
-            f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp, or rows){others}. {FORMS}"
+            f"{path} holds no pictures (files with a suffix such as .jpg or .png, or without any, or rows){others}. {FORMS}"
         )
     return found
 
