@@ -4,9 +4,9 @@
     photos.parquet, shards/*.parquet  with the pictures in them, or with a column of paths, as .csv and .tsv may have
     fer2013.csv, test.csv             with pixels in them
 
-They are walked, read and named as ``prepare`` does it, but files of other suffixes are passed over, and links to folders
-are followed: DVC tracks none of this. Files come in order of name, members of an archive as the archive has them, and
-rows as the table has them. What is listed stands in a SQLite file, so that memory does not grow with the source.
+They are walked, read and named as ``prepare`` does it, but files of other suffixes are passed over, and links to
+folders are followed: DVC tracks none of this. Files come in order of name, members of an archive as the archive has
+them, and rows as the table has them. The list stands in a SQLite file, so that memory does not grow with the source.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ def open_pictures(path: Path | str, column: str | None = None) -> Pictures:
         found.close()
         others = f", only {found.passed_over} other files" if found.passed_over else ""
         raise UserError(
-            f"{path} holds no pictures (files with a suffix such as .jpg or .png, or without any, or rows){others}. {FORMS}"
+            f"{path} holds no pictures (files with a suffix such as .jpg, or without any, or rows){others}. {FORMS}"
         )
     return found
 
