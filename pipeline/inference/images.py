@@ -165,7 +165,7 @@ def _check_tiff(data: bytes) -> None:
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
-        photometric, compression, order, planes = (tags.get(tag, default) for tag, default in _TIFF_TAGS.items())
+        photometric, compression, fill, planes = (tags.get(tag, default) for tag, default in _TIFF_TAGS.items())
         (bits, *others), (kind, *_) = tags.get(258, (1,)), tags.get(339, (1,))
         dark_palette = 0 < max(tags.get(320, (0,))) < 256  # of 8 bits where 16 belong
     except Exception:
@@ -174,7 +174,7 @@ def _check_tiff(data: bytes) -> None:
     if kind == 3:  # Pillow swaps the bytes of compressed big-endian ones
         right = (photometric, bits) == (1, 32) and (compression == 1 or data.startswith(b"II"))
     if planes == 2:
-        right = right and (photometric, bits, order) == (2, 8, 1)
+        right = right and (photometric, bits, fill) == (2, 8, 1)
     if photometric == 6 and compression != 7:  # of JPEG, libtiff minds the subsampling
         right = right and tags.get(530) == (1, 1)
     if not right:

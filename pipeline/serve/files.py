@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pipeline.core.errors import UserError
 from pipeline.inference import images
 from pipeline.prepare.sources.tables import SURE
+from pipeline.prepare.sources.tree import ARCHIVES
 from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
 from pipeline.serve import locate
 from pipeline.serve.answers import SIDES, Predict, Row, answer_pictures, flatten_row
@@ -74,7 +75,7 @@ def _open(path: Path, column: str | None) -> Pictures:
         try:
             return open_pictures(path, column)
         except UserError:
-            if path.suffix.lower() in SURE:
+            if path.suffix.lower() in (*SURE, *ARCHIVES):
                 raise
     return _File(path)
 

@@ -20,7 +20,7 @@ from pipeline.prepare.sources.source import Opened, printable
 from pipeline.prepare.sources.table import Table
 from pipeline.prepare.sources.tables import KINDS, SURE, open_table
 
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 MOST_TABLES = 50  # of one kind in one folder; of more, which are likely notes on a picture each, some are looked at
 # What data sets add to the names of the pictures that their tables have.
 _ADDED = re.compile("_(aligned|cropped|crop|face)$")
@@ -157,9 +157,9 @@ class Tree(Opened):
             return
         folder, suffix = parts[:-1], Path(parts[-1]).suffix.lower()
         self.counts[folder] += 1
-        if suffix in (*KINDS, *_ARCHIVES) or may_be_picture(parts[-1]):
+        if suffix in (*KINDS, *ARCHIVES) or may_be_picture(parts[-1]):
             self.useful.add(folder)
-        if suffix in _ARCHIVES and isinstance(self._members, Folder):
+        if suffix in ARCHIVES and isinstance(self._members, Folder):
             self.archives.append(parts)
         if suffix in KINDS and not self.is_crowded(folder, suffix):
             self._tables[folder, suffix].append((parts, place))
