@@ -75,7 +75,7 @@ def test_mistakes_are_told_before_any_work(album: Path, bright_bundle: Path, tmp
     with pytest.raises(UserError, match="empty holds no pictures"):
         files.predict_paths([tmp_path / "empty"], bright_bundle)
     (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04 and no end")
-    with pytest.raises(UserError, match="torn.zip is damaged"):
+    with pytest.raises(UserError, match=r"torn\.zip is damaged"):
         files.predict_paths([tmp_path / "torn.zip"], bright_bundle)
     with pytest.raises(UserError, match="dvc repro"):
         files.predict_paths([album], tmp_path / "empty")
