@@ -59,6 +59,7 @@ def test_named_paths_exist() -> None:
     paths = [text for text in INLINE if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?|[\w-]+\.(yaml|md|lock)", text)]
     paths = [path for path in paths if "/" in path or path.endswith((".yaml", ".lock"))]
     paths += re.findall(r"\]\(([^)#:]+)\)", README)
+    paths += [word for words in commands("hyojo") for word in words if word.startswith("data/")]
     given = [path for path in paths if not path.startswith(MADE) and "to/" not in path]
     missing = [path for path in given if not (ROOT / path).exists()]
     assert len(given) >= 8

@@ -16,9 +16,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a folder or zip or tar archive of pictures, or a table (.parquet, .csv) with pictures or paths in it",
     )
-    command.add_argument("--out", required=True, metavar="FILE", help="Parquet file to make")
+    command.add_argument("--out", required=True, metavar="FILE", help="Parquet file to make, in a folder that is there")
     options.add_model(command)
-    command.add_argument("--column", help="of a table: where its pictures or paths are (default: a usual name)")
+    options.add_column(command)
     command.add_argument("--workers", type=int, help="threads (default: one a core)")
     command.add_argument(
         "--batch-size", type=int, default=64, help="pictures that a thread takes at a time (%(default)s)"
@@ -46,4 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     others = f", {found.passed_over:,} other files passed over" * (found.passed_over > 0)
     rows = f"{found.pictures:,} pictures, {found.rows:,} rows, {found.errors:,} of them errors"
     print(f"{arguments.out}: {rows}{others} ({how})")
+    for reason, count in found.reasons.most_common(3):
+        print(f"  {count:,} x {reason}")
     return int(found.errors == found.rows)

@@ -11,6 +11,11 @@ def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="models/bundle", help=about)
 
 
+def add_column(command: argparse.ArgumentParser) -> None:
+    """The option of which column of a table leads to pictures."""
+    command.add_argument("--column", help="of a table: where its pictures or paths are (default: a usual name)")
+
+
 def add_faces(command: argparse.ArgumentParser) -> None:
     """The option to look for faces in pictures, or not to."""
     look = command.add_mutually_exclusive_group()

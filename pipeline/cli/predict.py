@@ -6,8 +6,11 @@ from pipeline.cli import options
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of pictures")
+    command.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a picture, or a folder, archive or table of pictures"
+    )
     options.add_model(command)
+    options.add_column(command)
     options.add_faces(command)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON")
@@ -20,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from pipeline.serve import files
 
-    rows = list(files.predict_paths(arguments.paths, arguments.model, arguments.faces))
+    rows = list(files.predict_paths(arguments.paths, arguments.model, arguments.faces, arguments.column))
     if arguments.form == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:

@@ -28,6 +28,7 @@ class PrepareParams(Section):
     source: Annotated[str, Field(min_length=1)]
     columns: dict[Literal["path", "label", "split", "person", "weight"], Annotated[str, Field(min_length=1)]]
     class_map: dict[str, Annotated[str, Field(min_length=1)] | None]
+    label: Annotated[str, Field(min_length=1)]
     labels: Literal["majority", "soft"]
     person: Annotated[str, Field(min_length=1)] | None
     img_size: Annotated[int, Field(ge=8, le=1024)]

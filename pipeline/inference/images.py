@@ -1,21 +1,34 @@
 """Picture bytes -> uint8 arrays: the one place, for ``prepare``, ``predict`` and serving.
 
-Needs numpy and Pillow only.
+Needs numpy and Pillow only; where ``pillow-heif`` is installed, HEIC is read too.
 """
 
+import contextlib
 import io
 from functools import cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, TiffImagePlugin
 
 # Formats that Pillow decodes by itself. Left out are those that start another program (EPS, WMF), those that
 # have no signature, so that garbage passes for them (TGA, PCX), and containers whose inner picture can be
 # larger than the size they declare (ICO, ICNS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "QOI")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "QOI", "HEIF")
+# Pictures by their suffix also where this build of Pillow has no decoder, so that they are named and not passed over.
+_PICTURE_SUFFIXES = {".avif", ".heic", ".heif", ".hif", ".jxl"}
+
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # ISO 23008-12, annex B
 
 # 67 million pixels: above a phone's 50-megapixel mode, and at most 0.3 GB once decoded.
 MAX_PIXELS = 2**26
+
+# What Pillow reads of TIFF as the file means it: bits a sample, by photometric interpretation (TIFF 6.0), which is grey
+# with white at 0, grey, RGB, palette, CMYK, YCbCr or CIELAB. Others it decodes too: as negatives, in the dark, garbage.
+_TIFF_BITS = {0: (1, 2, 4, 8), 1: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 5: (8,), 6: (8,), 8: (8,)}
+# Tags and their defaults: photometric interpretation, compression, fill order, planar configuration.
+_TIFF_TAGS = {262: 0, 259: 1, 266: 1, 284: 1}
+# A picture whose brightest sample is darker has samples of 10 or 12 bits in 16, say, or floats of some other range.
+_DIM = 64
 
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
@@ -37,7 +50,8 @@ def decode(data: bytes, channels: int) -> np.ndarray:
     """Decode a picture of any mode and size.
 
     The first frame is taken and EXIF rotation is undone. Transparent pixels are laid on white. 16-bit samples
-    keep their upper 8 bits, rounded. Colour becomes grey by ITU-R 601-2 luma. Colour profiles are ignored.
+    keep their upper 8 bits, grey ones rounded. Floats go from 0 to 1 or to 255. Colour becomes grey by ITU-R 601-2
+    luma. Colour profiles are ignored.
 
     Args:
         data: A file's content, in one of ``FORMATS``.
@@ -47,15 +61,21 @@ def decode(data: bytes, channels: int) -> np.ndarray:
         The pixels, uint8 (H, W, channels).
 
     Raises:
-        ImageError: Empty, truncated, damaged or not a picture, or more than ``MAX_PIXELS``.
+        ImageError: Empty, truncated, damaged or not a picture; more than ``MAX_PIXELS``; or samples whose black and
+            white are not known: TIFFs of unusual kinds, floats of another range, 16 bits of which fewer are used.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
-    image = _open(data)
-    name = image.format
+    file = _open(data)
+    image: Image.Image = file
+    name, wide = file.format, _has_16_bits(file)
     try:
         image.load()
         orientation = _orientation(image)
+        if image.mode.startswith(("I", "F")):
+            image = _to_8_bit(image)
+        if wide and np.asarray(image.convert("RGB")).max() < _DIM:
+            raise ImageError("16-bit samples below a quarter of white; if they have 10 or 12 bits, scale them to 16")
         image = _to_mode(image, "L" if channels == 1 else "RGB")
         if orientation in _ORIENTATIONS:
             image = image.transpose(_ORIENTATIONS[orientation])
@@ -90,22 +110,29 @@ def load(data: bytes, img_size: int, channels: int) -> np.ndarray:
 
 
 def suffixes() -> set[str]:
-    """Suffixes of files in one of ``FORMATS``, such as ``.jpg``."""
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    """Suffixes of pictures, such as ``.jpg``."""
+    _formats()  # may register one
+    return _PICTURE_SUFFIXES | {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this build of Pillow has."""
+    """Those of ``FORMATS`` that this build of Pillow has, or an installed plugin."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> ImageFile.ImageFile:
     """Identify the picture and check its size, before any pixel is decoded."""
     if not data:
         raise ImageError("empty file")
     too_large = ImageError(f"more than {MAX_PIXELS // 10**6} million pixels")
+    if data.startswith((b"II", b"MM")):
+        _check_tiff(data)
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -113,10 +140,53 @@ def _open(data: bytes) -> Image.Image:
     except MemoryError:
         raise
     except Exception:  # plugins let struct, zlib and value errors through
-        raise ImageError("not a picture, or not in a format that can be read") from None
+        raise ImageError(_name_unread(data)) from None
     if image.width * image.height > MAX_PIXELS:
         raise too_large
     return image
+
+
+def _name_unread(data: bytes) -> str:
+    """Why bytes cannot be opened: what a picture is that Pillow needs help with, and the help."""
+    brands = data[8:64] if data[4:8] == b"ftyp" else b""  # ISO 14496-12, 4.3
+    kind = "AVIF" if b"avif" in brands else "HEIF" if any(brand in brands for brand in _HEIF_BRANDS) else None
+    if kind and kind not in _formats():
+        helps = {"AVIF": "AVIF, which this Pillow lacks", "HEIF": "HEIC, which wants `pip install pillow-heif`"}
+        return f"{helps[kind]}; or save it as JPEG"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "JPEG XL, which Pillow does not read; save it as JPEG"
+    return "not a picture, or not in a format that can be read"
+
+
+def _check_tiff(data: bytes) -> None:
+    """Refuse a TIFF whose samples Pillow would not read as they are meant; damaged ones are left to Pillow."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        photometric, compression, fill, planes = (tags.get(tag, default) for tag, default in _TIFF_TAGS.items())
+        (bits, *others), (kind, *_) = tags.get(258, (1,)), tags.get(339, (1,))
+        dark_palette = 0 < max(tags.get(320, (0,))) < 256  # of 8 bits where 16 belong
+    except Exception:
+        return
+    right = kind == 1 and bits in _TIFF_BITS.get(photometric, ()) and set(others) <= {bits} and not dark_palette
+    if kind == 3:  # Pillow swaps the bytes of compressed big-endian ones
+        right = (photometric, bits) == (1, 32) and (compression == 1 or data.startswith(b"II"))
+    if planes == 2:
+        right = right and (photometric, bits, fill) == (2, 8, 1)
+    if photometric == 6 and compression != 7:  # of JPEG, libtiff minds the subsampling
+        right = right and tags.get(530) == (1, 1)
+    if not right:
+        kinds = {1: "unsigned", 2: "signed", 3: "float"}
+        what = f"{bits}-bit {kinds.get(kind, 'undefined')} samples, photometric {photometric}, planar {planes}"
+        raise ImageError(f"TIFF of {what}: not read; save it with 8 bits")
+
+
+def _has_16_bits(image: ImageFile.ImageFile) -> bool:
+    """Whether 16-bit samples are taken as they are; formats that are not here say how many of the bits count."""
+    marks = {"PNG": (";16",), "TIFF": (";16",), "PPM": (";16", "65535")}
+    return any(mark in str(tile[3]) for tile in image.tile for mark in marks.get(image.format or "", ()))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -130,8 +200,6 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert a loaded picture of any mode to ``L`` or ``RGB``."""
-    if image.mode.startswith(("I", "F")):
-        return _to_8_bit(image).convert(mode)
     if image.has_transparency_data:
         # Straight to L or RGB would show what lies under transparent pixels, which is arbitrary.
         image = image.convert("RGBA")
@@ -149,8 +217,10 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         if not np.isfinite(values).all():
             raise ImageError("pixels that are not numbers")
-        # Float pictures go by [0, 1] or by [0, 255].
-        scaled = np.rint(values * 255 if values.max() <= 1 else values).clip(0, 255)
+        low, high = values.min(), values.max()
+        if low < 0 or high > 255 or 1 < high < _DIM:
+            raise ImageError(f"floats from {low:.3g} to {high:.3g}; scale them to 0 to 1, or to 255")
+        scaled = np.rint(values * 255 if high <= 1 else values)
     else:
         # 65535 = 255 * 257, so an 8-bit picture stored as 16 bits comes back exactly.
         scaled = (values.clip(0, 65535).astype(np.uint32) + 128) // 257

@@ -14,10 +14,16 @@ from pipeline.prepare.sources.source import Source
 LEAKS = ("test_in_train", "val_in_train", "test_in_val")
 
 
-def build_audit(records: Records, faces: bool = False, left_out: Mapping[str, int] | None = None) -> dict[str, Any]:
+def build_audit(
+    records: Records,
+    faces: bool = False,
+    left_out: Mapping[str, int] | None = None,
+    notes: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """Count what ``reports/audit.json`` holds of all images, with their final splits, twins and drops.
 
-    ``left_out`` are items of the source that are no images of the data, counted by the reason.
+    ``left_out`` are items of the source that are no images of the data, counted by the reason; ``notes`` say what was
+    settled when the source was read, counted likewise.
 
     Returns:
         ``images`` (all files in class folders), ``splits.<split>.<class>`` (those in the arrays), ``corrupt`` and
@@ -64,8 +70,9 @@ def build_audit(records: Records, faces: bool = False, left_out: Mapping[str, in
     if faces:
         names = {"none": "no_face", "several": "several_faces"}
         audit["faces"] = {name: int(np.count_nonzero(records.have(flag))) for name, flag in names.items()}
-    if left_out:
-        audit["left_out"] = dict(sorted(left_out.items()))
+    for name, counted in {"left_out": left_out, "notes": notes}.items():
+        if counted:
+            audit[name] = dict(sorted(counted.items()))
     return audit
 
 
@@ -108,13 +115,28 @@ def print_summary(audit: dict[str, Any], source: Source, listing: Listing, reuse
     print(f"  see {page}")
     for reason, count in audit.get("left_out", {}).items():
         print(f"  left out {count}: {reason}")
+    for note, count in audit.get("notes", {}).items():
+        print(f"  noted {count}: {note}")
     if listing.person_count:
         print(f"  {listing.person_count} people by prepare.person, none of them in two splits")
     if source.ignored_count:
-        print(f"  {source.ignored_count} files outside class folders passed over, such as {source.ignored[0]}")
+        print(f"  {source.ignored_count} files without a label passed over, such as {source.ignored[0]}")
     if reused:
         share = reused / audit["images"]
         print(f"  {reused} images ({share:.1%}) had been decoded before and were not decoded again")
+    for line in doubt_exposure(audit):
+        print(line)
+
+
+def doubt_exposure(audit: Mapping[str, Any]) -> list[str]:
+    """What to say if most pictures that could be read show next to nothing, as ``LOOKS`` has it."""
+    readable = audit["images"] - audit["corrupt"] - audit.get("faces", {}).get("none", 0)
+    return [
+        f"warning: {audit[name]} of {readable} images are {name}. Look at some: they may be stored in another range of "
+        "brightness than their files say, as negatives, or empty."
+        for name in ("blank", "dark", "bright")
+        if 2 * audit[name] > readable
+    ]
 
 
 def _conflicting(records: Records, members: np.ndarray) -> bool:

@@ -9,15 +9,16 @@ import re
 import sqlite3
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.prepare.sources.labels import name_classes
-from pipeline.prepare.sources.source import Item, Source
+from pipeline.prepare.label_checks import check_labels
+from pipeline.prepare.sources.labels import fold, name_classes
+from pipeline.prepare.sources.source import NAMED, Item, Source, search_name
 
 SPLITS = ("train", "val", "test")
 # Nobody else reads the file, and nobody needs it after a crash.
@@ -58,8 +59,11 @@ class Listing:
         self.path = source.path
         self._base = sqlite3.connect(folder / "listing.db", isolation_level=None)
         self._base.executescript(_TABLES)
-        self._add(source, person)
+        self.notes: Counter[str] = Counter()  # what was settled on the way, counted by a sentence about it
+        self._add(source, person, set(map(fold, class_map)))
         self.left_out = Counter(source.left_out)  # items that are not listed, counted by the reason
+        self.notes += source.notes
+        check_labels(self._base, self.path, class_map, source.numbers_are_names)
         self._name(source, class_map)
         self._base.executescript(_NUMBER)
         self.count: int = self._one("SELECT COUNT(*) FROM images")  # N
@@ -120,21 +124,31 @@ class Listing:
         query = f"SELECT {column} FROM images WHERE number = ?"
         return (self._base.execute(query, (int(number),)).fetchone()[0] for number in numbers)
 
-    def _add(self, source: Source, person: str | None) -> None:
-        """Write down all items as the source has them."""
+    def _add(self, source: Source, person: str | None, mapped: Collection[str]) -> None:
+        """Write down all items as the source has them; a label that is mapped with its root has it before it."""
         find = _person_finder(person)
         insert = f"INSERT {'OR REPLACE ' if source.later_wins else ''}INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        listed, twice = 0, []
         with self._base:
             self._base.execute("BEGIN")
             for item in source.items():
-                row = (item.file, _composed(item.label), SPLITS.index(item.split or "train"), json.dumps(item.place))
+                own = f"{item.root}/{item.label}"
+                label = _composed(own if item.root and fold(own) in mapped else item.label)
+                row = (item.file, label, SPLITS.index(item.split or "train"), json.dumps(item.place))
                 votes = json.dumps(item.votes) if item.votes else None
+                listed += 1
                 try:
                     self._base.execute(insert, (*row, find(item), item.weight, votes, item.root))
                 except sqlite3.IntegrityError:
-                    raise UserError(f"prepare.source: {self.path} names {item.file!r} twice. Take one out.") from None
-        if not self._one("SELECT COUNT(*) FROM items"):
-            raise UserError(f"prepare.source: {self.path} has no labelled images.")
+                    twice.append(item.file)
+        if twice:
+            raise UserError(
+                f"prepare.source: {self.path} names {len(twice)} files twice: {', '.join(map(repr, twice[:NAMED]))}. "
+                "Take one of each out."
+            )
+        count = self._one("SELECT COUNT(*) FROM items")
+        if listed > count:
+            self.notes["files have the name of a later one in the archive, which counts"] += listed - count
 
     def _name(self, source: Source, class_map: Mapping[str, str | None]) -> None:
         """Settle the classes."""
@@ -201,9 +215,7 @@ def _person_finder(person: str | None) -> Callable[[Item], str | None]:
     def find(item: Item) -> str | None:
         found = item.person
         if found is None and pattern:
-            # A pattern with a slash in it is about the folders too.
-            match = pattern.search(item.file if "/" in pattern.pattern else item.file.rpartition("/")[2])
-            found = (match[1] if pattern.groups else match[0]) if match else None
+            found = search_name(pattern, item.file)
         return f"{item.root}/{found}" if found and item.root else found or None
 
     return find if person else lambda _: None

@@ -61,9 +61,8 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
     Raises:
         UserError: The source cannot be used, or too many of its images are bad.
     """
-    reading = Reading(params.columns, params.person, params.labels == "soft", params.class_map)
     with (
-        open_source(params.source, reading) as source,
+        open_source(params.source, Reading.of(params)) as source,
         replacing(AUDIT_PAGE) as page_file,
         replacing(AUDIT) as audit_file,
         replacing(paths.PREPARED) as folder,
@@ -80,7 +79,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             drop_twins(records, params.duplicates, params.conflicts)
             check_counts(records, {"train"}, _ONLY_TWINS)
             digests = write_arrays(folder, records, listing, pixels)
-            audit = build_audit(records, faces=params.faces is not None, left_out=listing.left_out)
+            audit = build_audit(records, params.faces is not None, listing.left_out, listing.notes)
             page_file.write_text(render_page(audit, records, pixels), encoding="utf-8")
             write_manifest(folder / "manifest.csv", records, listing)
             write_parity_pictures(folder / "parity.zip", records, listing, source)

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,16 @@ from pipeline.serve.answers import SIDES, Row, flatten_row
 
 _NOTE = b"hyojo"  # key of the file's metadata that says what was scored
 _REMEDY = "Give another --out, or --restart to score anew."
+
+
+def check_path(path: Path) -> None:
+    """Refuse a name that no table can have; raises ``UserError``."""
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder. Give the name of a file, such as {path}/scores.parquet.")
+    if path.suffix.lower() != ".parquet":
+        raise UserError(f"--out: {path}: Parquet is what is written. Give {path.with_suffix('.parquet')}, say.")
+    if not path.parent.is_dir():
+        raise UserError(f"--out: there is no folder {path.parent}. Make it, or give another --out.")
 
 
 class AnswerFile:
@@ -63,10 +74,10 @@ class AnswerFile:
             self._lock.release()
             raise
 
-    def count_rows(self) -> tuple[int, int]:
-        """Count the rows, and how many of them are errors; of a finished file."""
-        note = _note(self.path) or {}
-        return note["rows"], note["errors"]
+    def count_rows(self) -> tuple[int, Counter[str]]:
+        """Count the rows, and those that are errors by what they say; of a finished file."""
+        errors = pq.read_table(self.path, columns=["error"]).column("error")
+        return len(errors), Counter(errors.drop_null().to_pylist())
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write the next part: rows of ``answers.answer_pictures``."""
@@ -79,12 +90,7 @@ class AnswerFile:
     def finish(self, pictures: int) -> None:
         """Put all parts into one file, a row group each, and give it its name; ``pictures`` is how many were scored."""
         parts = [self._part(number) for number in range(self.parts)]
-        errors = [pq.read_table(part, columns=["error"]).column("error") for part in parts]
-        note = self._settings | {
-            "pictures": pictures,
-            "rows": sum(len(column) for column in errors),
-            "errors": sum(len(column) - column.null_count for column in errors),
-        }
+        note = self._settings | {"pictures": pictures}
         schema = self._schema.with_metadata({_NOTE: json.dumps(note, sort_keys=True).encode()})
         with (
             self._writing(self.path),
@@ -106,13 +112,8 @@ class AnswerFile:
 
     def _acquire(self) -> FileLock:
         """Keep others away."""
-        if self.path.is_dir():
-            raise UserError(
-                f"--out: {self.path} is a folder. Give the name of a file, such as {self.path}/scores.parquet."
-            )
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
             raise UserError(

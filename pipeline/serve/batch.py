@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -24,7 +24,7 @@ from pipeline.core.stage_files import BundleFile
 from pipeline.inference.graphs import served_file
 from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
 from pipeline.serve import locate
-from pipeline.serve.answer_file import AnswerFile
+from pipeline.serve.answer_file import AnswerFile, check_path
 from pipeline.serve.answers import Predict, Row, answer_pictures
 
 # Packages whose version may change a score in its last digits.
@@ -55,6 +55,7 @@ class Result(NamedTuple):
     passed_over: int  # files of the source that are no pictures by their suffix
     scored: int  # pictures that this run scored, and
     seconds: float  # the time it took for them
+    reasons: Counter[str]  # what the errors say, and how many do
 
 
 def score_pictures(source: Path | str, out: Path | str, model: Path | str, settings: Settings = DEFAULTS) -> Result:
@@ -73,6 +74,7 @@ def score_pictures(source: Path | str, out: Path | str, model: Path | str, setti
         raise UserError("batch wants 1 <= --batch-size <= --chunk.")
     if settings.workers is not None and settings.workers < 1:
         raise UserError("batch wants at least 1 of --workers.")
+    check_path(Path(out))
     workers = settings.workers or cores.available()
     with open_pictures(source, settings.column) as pictures:
         # The files are at hand from here on: an alias may move meanwhile.
@@ -109,14 +111,15 @@ def _fill(answers: AnswerFile, pictures: Pictures, predict: Predict, settings: S
                     answers.write(part)
                     part = []
         answers.finish(pictures.count)
-    rows, errors = answers.count_rows()
+    rows, reasons = answers.count_rows()
     return Result(
         pictures=pictures.count,
         rows=rows,
-        errors=errors,
+        errors=reasons.total(),
         passed_over=pictures.passed_over,
         scored=scored,
         seconds=time.monotonic() - start,
+        reasons=reasons,
     )
 
 

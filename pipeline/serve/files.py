@@ -6,13 +6,19 @@ read or decoded gives a row with an error, and the others go on.
 
 import csv
 import io
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pipeline.core.errors import UserError
 from pipeline.inference import images
+from pipeline.prepare.sources.tables import SURE
+from pipeline.prepare.sources.tree import ARCHIVES
+from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
 from pipeline.serve import locate
 from pipeline.serve.answers import SIDES, Predict, Row, answer_pictures, flatten_row
 
@@ -20,46 +26,58 @@ BATCH_SIZE = 64
 PROGRESS_FROM = 200  # files; fewer are done before a bar is worth looking at
 
 
-def predict_paths(paths: Sequence[str | Path], model: str | Path, faces: bool | None = None) -> Iterator[Row]:
-    """Classify files, and all pictures in folders and their subfolders.
+def predict_paths(
+    paths: Sequence[str | Path], model: str | Path, faces: bool | None = None, column: str | None = None
+) -> Iterator[Row]:
+    """Classify files, and all pictures in folders, archives and tables.
 
     Files are read and classified in batches while the result is iterated; a progress bar goes to stderr where
     that is a terminal and there are many.
 
     Args:
-        paths: Files of any name, and folders, in which files are picked by their suffix.
+        paths: Pictures of any name, and what ``unlabelled.open_pictures`` takes.
         model: As in ``locate.locate``.
         faces: Whether to find faces in each picture and classify those; None: as the model was trained.
+        column: Of tables, as of ``open_pictures``.
 
     Returns:
-        Rows of ``answers.answer_pictures``.
+        Rows of ``answers.answer_pictures``, one a picture and not one a mention.
 
     Raises:
-        UserError: At once: a path or model that isn't there, or a folder without pictures.
+        UserError: At once: a path or model that isn't there, or a source without pictures.
     """
-    files = find_files(paths)
-    return _classify(files, locate.open_predictor(locate.locate(str(model)), faces))
+    with ExitStack() as stack:
+        sources = [stack.enter_context(_open(Path(path), column)) for path in paths]
+        for path, source in zip(paths, sources):
+            if source.passed_over:
+                print(f"{path}: {source.passed_over} files passed over that are no pictures by suffix", file=sys.stderr)
+        predict = locate.open_predictor(locate.locate(str(model)), faces)
+        return _classify(sources, predict, stack.pop_all())
 
 
-def find_files(paths: Sequence[str | Path]) -> list[Path]:
-    """List the files that paths stand for, each once, folders in order of name.
+class _File(Pictures):
+    """A picture by itself, which may be a pipe."""
 
-    Raises:
-        UserError: If a path doesn't exist, or a folder holds no pictures.
-    """
-    known = images.suffixes()
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-            if not found:
-                raise UserError(f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp).")
-            files += found
-        elif path.exists():
-            files.append(path)
-        else:
-            raise UserError(f"{path} does not exist. Give picture files, or folders of them.")
-    return list(dict.fromkeys(files))
+    count = 1
+
+    def __init__(self, path: Path) -> None:
+        self.root, self.digest, self._path = path.parent, "", path
+
+    def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
+        return iter([(self._path.name, self._path.read_bytes)][start:])
+
+
+def _open(path: Path, column: str | None) -> Pictures:
+    """What a path stands for; raises ``UserError``."""
+    if path.is_dir() or not path.exists():
+        return open_pictures(path, column)
+    if path.is_file() and path.suffix.lower() not in images.suffixes():
+        try:
+            return open_pictures(path, column)
+        except UserError:
+            if path.suffix.lower() in (*SURE, *ARCHIVES):
+                raise
+    return _File(path)
 
 
 def format_table(rows: Iterable[Row]) -> str:
@@ -102,11 +120,23 @@ def format_csv(rows: Iterable[Row]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _classify(files: list[Path], predict: Predict) -> Iterator[Row]:
+def _classify(sources: Sequence[Pictures], predict: Predict, stack: ExitStack) -> Iterator[Row]:
     """Read, classify and yield batch by batch."""
-    disable = None if len(files) >= PROGRESS_FROM else True  # None: only where stderr is a terminal
-    with tqdm(total=len(files), unit="img", disable=disable) as bar:
-        for start in range(0, len(files), BATCH_SIZE):
-            batch = files[start : start + BATCH_SIZE]
-            yield from answer_pictures([(str(file), file.read_bytes) for file in batch], predict)
+    total = sum(source.count for source in sources)
+    pictures = _stream_once(sources)
+    disable = None if total >= PROGRESS_FROM else True  # None: only where stderr is a terminal
+    with stack, tqdm(total=total, unit="img", disable=disable) as bar:
+        while batch := list(islice(pictures, BATCH_SIZE)):
+            yield from answer_pictures(batch, predict)
             bar.update(len(batch))
+
+
+def _stream_once(sources: Iterable[Pictures]) -> Iterator[tuple[str, Fetch]]:
+    """All pictures by their paths, each once."""
+    seen: set[str] = set()
+    for source in sources:
+        for name, fetch in source.stream(0):
+            path = str(source.root / name)
+            if path not in seen:
+                seen.add(path)
+                yield path, fetch

@@ -70,6 +70,78 @@ def test_big_endian_16_bit_tiff() -> None:
     assert decode(body, 1)[0, 0, 0] == round(value / 257)
 
 
+def pnm(kind: str, largest: int, *values: int) -> bytes:
+    """A picture one pixel high in a portable format whose samples go to ``largest``."""
+    width = len(values) // (3 if kind == "P6" else 1)
+    return f"{kind} {width} 1 {largest}\n".encode() + struct.pack(f">{len(values)}H", *values)
+
+
+DIM = {
+    "grey PNG": encode(np.uint16([[0, 4095]])),
+    "black PNG": encode(np.uint16([[0, 0]])),
+    "colour PNG": png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 1023, 0, 400)),
+    "colour PNG with alpha": png(1, 1, 16, 6, b"\0" + struct.pack(">4H", 4095, 4095, 4095, 65535)),
+    "TIFF": encode(np.uint16([[0, 4095]]), "TIFF"),
+    "grey PNM": pnm("P5", 65535, 1023, 4095),
+    "colour PNM": pnm("P6", 65535, 1023, 4095, 0),
+}
+
+
+@pytest.mark.parametrize("name", DIM)
+def test_fewer_bits_in_16_are_refused(name: str) -> None:
+    """They would be nearly black; a format that says how many bits count is believed."""
+    with pytest.raises(ImageError, match=r"below a quarter of white.*10 or 12 bits"):
+        decode(DIM[name], 1)
+    assert decode(pnm("P5", 1023, 0, 1023, 512), 1).tolist() == [[[0], [255], [128]]]
+    assert decode(pnm("P6", 4095, 4095, 0, 0), 3).tolist() == [[[255, 0, 0]]]
+    assert decode(encode(np.uint8([[0, 3]])), 1).tolist() == [[[0], [3]]]
+
+
+@pytest.mark.parametrize("values", [[-0.1, 1], [0, 1.1], [0, 1023], [-1, 1], [0, 65535]])
+def test_floats_of_another_range_are_refused(values: list[float]) -> None:
+    with pytest.raises(ImageError, match=r"floats from .* scale them to 0 to 1, or to 255"):
+        decode(encode(np.float32([values]), "TIFF"), 1)
+
+
+def ftyp(*brands: bytes) -> bytes:
+    """The beginning of a file of the ISO base media family, and bytes that are no picture."""
+    return struct.pack(">I4s4sI", 16 + 4 * len(brands[1:]), b"ftyp", brands[0], 0) + b"".join(brands[1:]) + bytes(99)
+
+
+NAMED = {
+    "HEIC": (ftyp(b"heic", b"mif1", b"heic"), r"HEIC, which wants `pip install pillow-heif`; or save it as JPEG"),
+    "HEIC by compatible brand": (ftyp(b"mif1", b"mif1", b"heic"), "HEIC, which wants"),
+    "AVIF": (ftyp(b"mif1", b"avif", b"mif1"), "AVIF, which this Pillow lacks; or save it as JPEG"),
+    "JPEG XL codestream": (b"\xff\x0a" + bytes(99), "JPEG XL, which Pillow does not read; save it as JPEG"),
+    "JPEG XL container": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99), "JPEG XL"),
+    "a film": (ftyp(b"isom", b"mp41"), "not a picture"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_formats_that_want_help_are_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, message = NAMED[name]
+    own = tuple(kind for kind in images._formats() if kind not in ("AVIF", "HEIF"))
+    monkeypatch.setattr(images, "_formats", lambda: own)
+    with pytest.raises(ImageError, match=message):
+        decode(data, 1)
+    assert {".heic", ".avif", ".jxl", ".jpg"} <= images.suffixes()
+
+
+def test_heic_is_read_where_its_package_is_installed() -> None:
+    """Half white and stored on its side, as phones do."""
+    pytest.importorskip("pillow_heif")
+    half = np.zeros((64, 128, 3), dtype=np.uint8)
+    half[:, 64:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images.suffixes()  # registers it
+    pixels = decode(encode(half, "HEIF", exif=exif.tobytes(), quality=95), 1)
+    assert pixels.shape == (128, 64, 1)
+    assert pixels[:60].max() < 40
+    assert pixels[68:].min() > 215
+
+
 BLACK = Image.new("L", (1, 1), 0)
 HALF = np.array([[0, 0.5, 1]], np.float32)
 BY_HAND = {
@@ -116,10 +188,12 @@ def test_cmyk_and_ycbcr() -> None:
     assert np.abs(decode(encode(red, "TIFF"), 3).astype(int) - [255, 0, 0]).max() <= 2
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "F", "I;16"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_mode_has_the_asked_shape(mode: str, channels: int) -> None:
-    pixels = decode(encode(Image.new(mode, (5, 4)), "TIFF"), channels)
+    picture = Image.new(mode, (5, 4))
+    picture.putpixel((0, 0), 65535 if mode == "I;16" else picture.getpixel((0, 0)))
+    pixels = decode(encode(picture, "TIFF"), channels)
     assert pixels.shape == (4, 5, channels)
     assert pixels.dtype == np.uint8
 

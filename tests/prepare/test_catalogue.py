@@ -85,7 +85,7 @@ def test_of_two_with_one_name_the_later_counts_or_is_an_error(listing_of: Listin
     listing = listing_of(twice, later_wins=True)
     assert listing.count == 3
     assert listing.numbers("class", np.int16).tolist() == [1, 1, 0]
-    with pytest.raises(UserError, match="given names 'a' twice"):
+    with pytest.raises(UserError, match="given names 1 files twice: 'a'"):
         listing_of(twice)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import grey_png, write_tar, write_zip
+from builders import grey_png, write_files, write_tar, write_zip
 
 from pipeline.cli import build_parser
 from pipeline.core.errors import UserError
@@ -69,6 +69,7 @@ def check(rows: list[dict], bundle: Path) -> None:
 
 def test_a_folder(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "scores.parquet"
+    out.parent.mkdir()
     result = batch.score_pictures(album, out, bright_bundle, SETTINGS)
     assert result[:5] == (FILES, FILES, len(BAD), 1, FILES)
     rows = rows_of(out)
@@ -134,10 +135,12 @@ def test_a_table_of_paths(suffix: str, album: Path, bright_bundle: Path, tmp_pat
         table.write_text("id,where is it\n" + "".join(f"{i},{cell}\n" for i, cell in enumerate(cells)))
     else:
         pq.write_table(pa.table({"id": range(len(cells)), "where is it": cells}), table)
-    with pytest.raises(UserError, match=r"--column"):
-        batch.score_pictures(table, tmp_path / "s.parquet", bright_bundle, SETTINGS)
-    result = batch.score_pictures(table, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(column="where is it"))
-    assert result[:3] == (13, 13, 2)
+    with pytest.raises(UserError, match=r"no path in its column 'id'.*--column: it has id, where is it"):
+        batch.score_pictures(table, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(column="id"))
+    for column in (None, "where is it"):
+        settings = SETTINGS._replace(column=column)
+        result = batch.score_pictures(table, tmp_path / "s.parquet", bright_bundle, settings)
+        assert result[:3] == (13, 13, 2)
     rows = rows_of(tmp_path / "s.parquet")
     assert [row["file"] for row in rows] == cells
     answers = expected(bright_bundle)
@@ -213,6 +216,7 @@ def test_mistakes_are_told_before_any_work(album: Path, bright_bundle: Path, tmp
     out = tmp_path / "s.parquet"
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd.bin").write_bytes(b"odd")
+    lost = write_files(tmp_path, lost="path,label\ngone/a.png,sad\n") / "lost.csv"
     broken = archive(tmp_path / "broken.zip")
     broken.write_bytes(broken.read_bytes()[:-30])
     cases = [
@@ -223,7 +227,10 @@ def test_mistakes_are_told_before_any_work(album: Path, bright_bundle: Path, tmp
         (album, tmp_path, SETTINGS, "is a folder"),
         (album, out, SETTINGS._replace(batch_size=0), "--batch-size"),
         (album, out, SETTINGS._replace(workers=0), "--workers"),
-        (album, album / "notes.txt" / "s.parquet", SETTINGS, "cannot be written"),
+        (album, album / "notes.txt" / "s.parquet", SETTINGS, "there is no folder .*notes.txt"),
+        (album, tmp_path / "new" / "s.parquet", SETTINGS, "there is no folder .*new"),
+        (album, tmp_path / "s.csv", SETTINGS, r"s\.csv: Parquet is what is written. Give .*s\.parquet"),
+        (lost, out, SETTINGS, "no path in its column 'path' .*, such as 'gone/a.png'"),
     ]
     for source, target, settings, text in cases:
         with pytest.raises(UserError, match=text) as error:
@@ -289,6 +296,7 @@ def test_the_command_says_how_it_went(album: Path, bright_bundle: Path, tmp_path
     bad.mkdir()
     (bad / "x.png").write_bytes(b"x")
     assert run(bad, "--out", tmp_path / "bad.parquet") == 1
+    assert "  1 x not a picture" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -74,6 +74,9 @@ def test_mistakes_are_told_before_any_work(album: Path, bright_bundle: Path, tmp
         files.predict_paths([album, tmp_path / "nowhere"], bright_bundle)
     with pytest.raises(UserError, match="empty holds no pictures"):
         files.predict_paths([tmp_path / "empty"], bright_bundle)
+    (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04 and no end")
+    with pytest.raises(UserError, match=r"torn\.zip is damaged"):
+        files.predict_paths([tmp_path / "torn.zip"], bright_bundle)
     with pytest.raises(UserError, match="dvc repro"):
         files.predict_paths([album], tmp_path / "empty")
 
@@ -124,4 +127,5 @@ print(score_pictures({str(album)!r}, {str(tmp_path / "s.parquet")!r}, {str(brigh
 print([name for name in ("torch", "mlflow") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout.splitlines(), done.stderr) == (["6 []", "6", "[]"], "")
+    said = f"{album}: 1 files passed over that are no pictures by suffix\n"
+    assert (done.stdout.splitlines(), done.stderr) == (["6 []", "6", "[]"], said)

@@ -5,6 +5,7 @@ may be deleted at any time.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import sqlite3
 import struct
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 
 from pipeline.core.code_hash import hash_code
 from pipeline.core.errors import UserError
@@ -113,13 +113,21 @@ def open_cache(shape: tuple[int, int, int], face_settings: Mapping[str, Any] | N
     except UserError:
         folder = None
     code = hash_code([Path(__file__).parent, Path(images.__file__), Path(faces.__file__)])
-    settings = [code, PIL.__version__, np.__version__]
+    settings = [code, *map(_version, ("pillow", "numpy", "pillow-heif"))]
     if face_settings:
         try:
             settings += [json.dumps(face_settings), faces.detector_digest()]
         except ModuleNotFoundError as error:
             raise UserError(f"prepare.faces: {error}") from None
     return Cache(folder, settings, shape)
+
+
+def _version(package: str) -> str:
+    """Of a package; empty if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _open(folder: Path, path: Path) -> sqlite3.Connection:

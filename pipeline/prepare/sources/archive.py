@@ -38,14 +38,18 @@ DAMAGED = (
     NotImplementedError,
 )
 
-_JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "@eaDir"}
+# In lower case: what macOS, Windows and network drives leave behind.
+_JUNK = {
+    "__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
+    "@eadir", "#recycle", "lost+found",
+}  # fmt: skip
 
 Parts = tuple[str, ...]
 
 
 def is_junk(name: str) -> bool:
     """Hidden, or left behind by an operating system."""
-    return name.startswith(".") or name in _JUNK
+    return name.startswith(".") or name.lower() in _JUNK
 
 
 class Member(NamedTuple):

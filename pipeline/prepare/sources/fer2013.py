@@ -3,6 +3,7 @@
     emotion,pixels,Usage            fer2013.csv
     emotion, Usage, pixels          icml_face_data.csv, blanks included
     emotion,pixels                  the challenge's train.csv
+    emotion,pixels,Usage            ckextended.csv, CK+ with contempt as 7
 
 Pixels stand as grey values with blanks between; a row becomes a PGM picture. FER+ (Barsoum et al., "Training
 deep networks for facial expression recognition with crowd-sourced label distribution", ICMI 2016) has ten
@@ -12,23 +13,23 @@ people's votes for each row of FER2013, in the same order, in ``fer2013new.csv``
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
-from pipeline.prepare.sources.form import Place, Reading, register
+from pipeline.prepare.sources.form import Place, refuse_packed, register
 from pipeline.prepare.sources.labels import FER_NAMES, FERPLUS_NAMES
-from pipeline.prepare.sources.source import Item, Source, read_split
-from pipeline.prepare.sources.table import MAX_LINE, CsvTable, Table, read_label
+from pipeline.prepare.sources.source import Faults, Item, Source, read_split
+from pipeline.prepare.sources.table import Table, read_label
+from pipeline.prepare.sources.text_table import MAX_LINE, CsvTable
 
 _PIXELS = "pixels"
 _NO_FACE = ("unknown", "NF")
 
 
-def _holds_pixels(table: Table) -> bool:
+def holds_pixels(table: Table) -> bool:
     """Whether a table is a CSV with pictures as text."""
     return isinstance(table, CsvTable) and _PIXELS in table.columns
 
@@ -39,18 +40,25 @@ def _holds_votes(table: Table) -> bool:
 
 
 class FerCsv(Source):
-    """A CSV of pixels, with FER+'s table for it if there is one; lines are read where they stand, not all at once."""
+    """A CSV of pixels, with FER+'s table for it if there is one; lines are read where they stand, not all at once.
+
+    If it need not be ``labelled``, there may be no more than ``pictures``, and no items.
+    """
 
     numbers_are_names = False
 
-    def __init__(self, path: Path, table: Table, votes: Table | None, reading: Reading) -> None:
-        super().__init__(path)
+    def __init__(self, place: Place, table: Table, votes: Table | None, labelled: bool = True) -> None:
+        super().__init__(place.path)
+        reading = place.reading
         given, soft = reading.columns, reading.soft
+        # The class map may say otherwise, unless its numbers may be those of another data set beside this one.
+        taken = () if place.inside else reading.class_map
+        self._names = {str(i): name for i, name in enumerate(FER_NAMES) if str(i) not in taken}
         self.form = "FER2013's CSV" + (f" with FER+'s votes, {'soft' if soft else 'majority'} labels" if votes else "")
         self._table, self._votes, self._soft = table, votes, soft
         self.vote_labels = FERPLUS_NAMES.values() if votes and soft else ()
         roles = table.roles({role: given[role] for role in ("label", "split") if role in given}, None)
-        if "label" not in roles:
+        if labelled and "label" not in roles:
             raise UserError(
                 f"{table.path} has pixels but no emotions, as the challenge's test.csv: there is nothing to learn "
                 "from it. Give fer2013.csv, icml_face_data.csv or train.csv; pictures without labels are for "
@@ -60,26 +68,21 @@ class FerCsv(Source):
         self._at[_PIXELS] = table.columns.index(_PIXELS)
         self._file = table.path.open("rb")
 
+    def pictures(self) -> Iterator[tuple[str, list[int]]]:
+        """Name and place of every picture, whatever its label."""
+        return ((_name_row(index), place) for index, (place, _) in enumerate(self._lines()))
+
     def items(self) -> Iterator[Item]:
         votes = self._read_votes() if self._votes else None
-        for index, (place, cells) in enumerate(self._rows()):
-            where = f"{self._table.path}, line {place[2]}"
-            label = read_label(cells[self._at["label"]], FER_NAMES, where)
-            split = read_split(cells[self._at["split"]], where) if "split" in self._at else None
-            shares = None
-            if votes:
-                voted_split, counts = next(votes, (None, {}))
-                if not counts or voted_split != split:
-                    raise UserError(
-                        f"{where}: the row of {self._votes.path.name} for it is missing or of another split. Both "
-                        "files must hold the same rows in the same order: fetch them again."
-                    )
-                found, shares = count_votes(counts, self._soft)
-                if found is None:
-                    self.left_out["FER+: unknown, no face, or no majority"] += 1
-                    continue
-                label = found
-            yield Item(f"fer{index:07d}.pgm", label, split, place, votes=shares if self._soft else None)
+        faults = Faults()
+        for index, (place, line) in enumerate(self._lines()):
+            voted = next(votes, (None, {})) if votes else None
+            item = None
+            with faults.gathered():
+                item = self._read(_name_row(index), place, line, voted)
+            if item:
+                yield item
+        faults.raise_all()
         if votes and next(votes, None):
             raise UserError(f"{self._votes.path}: more rows than {self._table.path.name} has. Fetch both again.")
 
@@ -90,18 +93,41 @@ class FerCsv(Source):
 
     def close(self) -> None:
         self._file.close()
+        super().close()
 
-    def _rows(self) -> Iterator[tuple[list[int], list[str]]]:
-        """Offset, length and number of every line after the first, and its cells but for the pixels."""
+    def _lines(self) -> Iterator[tuple[list[int], bytes]]:
+        """Every line after the first that has something in it: its offset, length and number, and its bytes."""
         self._file.seek(0)
         offset = number = 0
         while line := self._file.readline(MAX_LINE):
             place = [offset, len(line), number := number + 1]
             offset += len(line)
             if number > 1 and line.strip():
-                cells = self._cells(line, number)
-                cells[self._at[_PIXELS]] = b""
-                yield place, [cell.decode("utf-8", "replace") for cell in cells]
+                yield place, line
+
+    def _read(
+        self, file: str, place: list[int], line: bytes, voted: tuple[str | None, dict[str, float]] | None
+    ) -> Item | None:
+        """The item in a line, None if its votes leave it out."""
+        where = f"{self._table.path}, line {place[2]}"
+        cells = self._cells(line, place[2])
+        text = {role: cells[at].decode("utf-8", "replace") for role, at in self._at.items() if role != _PIXELS}
+        label = read_label(text["label"], None, where)
+        label = self._names.get(label, label)
+        split = read_split(text.get("split", ""), where)
+        if voted is None:
+            return Item(file, label, split, place)
+        voted_split, counts = voted
+        if not counts or voted_split != split:
+            raise UserError(
+                f"{where}: the row of {self._votes.path.name} for it is missing or of another split. Both "
+                "files must hold the same rows in the same order: fetch them again."
+            )
+        found, shares = count_votes(counts, self._soft)
+        if found is None:
+            self.left_out["FER+: unknown, no face, or no majority"] += 1
+            return None
+        return Item(file, found, split, place, votes=shares if self._soft else None)
 
     def _cells(self, line: bytes, number: int) -> list[bytes]:
         """The cells of a line; in this format no cell has a delimiter in it."""
@@ -137,6 +163,10 @@ class FerCsv(Source):
             yield split, dict(zip(names, map(int, counts)))
 
 
+def _name_row(index: int) -> str:
+    return f"fer{index:07d}.pgm"
+
+
 def count_votes(counts: Mapping[str, float], soft: bool) -> tuple[str | None, dict[str, float]]:
     """What people's votes on a picture come to.
 
@@ -155,16 +185,17 @@ def count_votes(counts: Mapping[str, float], soft: bool) -> tuple[str | None, di
 
 def recognises(place: Place) -> bool:
     """Whether there are pixels or votes."""
-    return any(_holds_pixels(table) or _holds_votes(table) for table in place.tables)
+    return any(holds_pixels(table) or _holds_votes(table) for table in place.tables)
 
 
 def open_fer(place: Place) -> FerCsv:
     """Open the CSV, with the votes on it if they lie beside it; raises ``UserError``."""
-    pixels = [table for table in place.tables if _holds_pixels(table)]
+    pixels = [table for table in place.tables if holds_pixels(table)]
     votes = [table for table in place.tables if _holds_votes(table)]
+    refuse_packed(place, (pixels or votes)[0])
     if not pixels:
         lack = " and no pictures. Put it into one folder with fer2013.csv, and give the folder."
-        if place.path.is_dir():
+        if place.holds_files:
             lack = ", but no CSV with FER2013's pixels lies beside it. Put fer2013.csv into the folder."
         raise UserError(f"prepare.source: {votes[0].path} has the votes of FER+{lack}")
     labelled = [table for table in pixels if "label" in table.roles({}, None)] or pixels[:1]
@@ -174,7 +205,7 @@ def open_fer(place: Place) -> FerCsv:
             raise UserError(
                 f"prepare.source: {place.path} has several tables of the same kind ({names}). Leave one there."
             )
-    return FerCsv(place.path, labelled[0], votes[0] if votes else None, place.reading)
+    return FerCsv(place, labelled[0], votes[0] if votes else None)
 
 
 register(

@@ -4,20 +4,19 @@ A form is a module that calls ``register``, and a line in ``open.py`` that impor
 and the documentation's table name the forms that are registered.
 """
 
-import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.core.errors import UserError
-from pipeline.prepare.sources.archive import is_junk
+from pipeline.core.params import PrepareParams
+from pipeline.prepare.sources.archive import Parts
 from pipeline.prepare.sources.members import find_archive_kind
+from pipeline.prepare.sources.parquet_table import ParquetTable
 from pipeline.prepare.sources.source import Source
-from pipeline.prepare.sources.table import ParquetTable, Table, open_table
-
-_TABLES = (".csv", ".tsv", ".parquet")
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+from pipeline.prepare.sources.table import Table
+from pipeline.prepare.sources.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -27,61 +26,82 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)  # of tables by role (path, label, ...), if not usual names
     person: str | None = "auto"  # a column, a pattern (which tables pass over), auto for a usual name, or None
     soft: bool = False  # whether votes are passed on, or only what most of them say
-    known: Collection[str] = ()  # names of class folders besides those of expressions
+    class_map: Mapping[str, str | None] = field(default_factory=dict)  # by labels; they are known to be no people
+    label: str = "auto"  # from tables, else class folders; folders: from these alone; or a pattern in file names
+    conflicts: str = "majority"  # of rows that give a file different labels: majority, drop, or keep for an error
+    max_missing: float = 0.01  # part of a table's rows whose file may be missing
+
+    @classmethod
+    def of(cls, params: PrepareParams) -> "Reading":
+        """What the parameters say of it."""
+        columns, soft = {str(role): name for role, name in params.columns.items()}, params.labels == "soft"
+        rules = params.label, params.conflicts, params.max_bad_fraction
+        return cls(columns, params.person, soft, params.class_map, *rules)
+
+    @property
+    def pattern(self) -> str | None:
+        """The pattern of labels in file names, if they stand there."""
+        return None if self.label in ("auto", "folders") else self.label
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder that may be a source; what lies in it is looked at once, when it is asked for."""
+    """A file or folder that may be a source: a tree, or a folder in one."""
 
-    path: Path
+    tree: Tree
     reading: Reading = Reading()
+    inside: Parts = ()
+
+    @property
+    def path(self) -> Path:
+        """Where it is; inside an archive no such folder exists."""
+        return self.tree.path.joinpath(*self.inside)
+
+    @property
+    def holds_files(self) -> bool:
+        """Whether it is a folder or an archive."""
+        return self.tree.holds_files
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether files in it or below may be pictures, tables or archives."""
+        depth = len(self.inside)
+        return any(folder[:depth] == self.inside for folder in self.tree.useful)
 
     @cached_property
     def folders(self) -> list["Place"]:
-        """Folders in the folder, sorted."""
-        return [Place(path, self.reading) for path in self._children[0]]
+        """Folders in it, sorted."""
+        return [replace(self, inside=(*self.inside, name)) for name in sorted(self.tree.folders.get(self.inside, ()))]
 
     @cached_property
-    def archives(self) -> list["Place"]:
+    def archives(self) -> list[Path]:
         """Zip and tar archives in the folder, sorted."""
-        named = (path for path in self._children[1] if path.name.lower().endswith(_ARCHIVES))
-        return [Place(path, self.reading) for path in named if find_archive_kind(path)]
+        paths = sorted(parts for parts in self.tree.archives if parts[:-1] == self.inside)
+        return [path for parts in paths if find_archive_kind(path := self.tree.path.joinpath(*parts))]
 
     @cached_property
     def tables(self) -> list[Table]:
         """The table that the file is, or those directly in the folder; without those that hold pictures."""
-        return [table for table in self._tables if table not in self.picture_tables]
+        return [table for parts, table in self.tables_below.items() if parts[:-1] == self.inside]
+
+    @cached_property
+    def tables_below(self) -> dict[Parts, Table]:
+        """Likewise those in the folder or below it, by their paths in the tree."""
+        return {parts: table for parts, table in self._tables.items() if table not in self.picture_tables}
 
     @cached_property
     def picture_tables(self) -> list[ParquetTable]:
-        """Likewise the tables that hold pictures."""
-        given = {} if self.path.is_dir() else self.reading.columns
-        return [t for t in self._tables if isinstance(t, ParquetTable) and t.find_pictures(given)]
+        """The tables directly in the folder that hold pictures."""
+        given = {} if self.holds_files else self.reading.columns
+        own = (table for parts, table in self._tables.items() if parts[:-1] == self.inside)
+        return [table for table in own if isinstance(table, ParquetTable) and table.find_pictures(given)]
 
     @cached_property
-    def _tables(self) -> list[Table]:
-        files = [path for path in self._children[1] if path.name.lower().endswith(_TABLES)]
-        return [table for file in files if (table := open_table(file))]
-
-    @cached_property
-    def _children(self) -> tuple[list[Path], list[Path]]:
-        """Folders, and files whose suffix says what they are: there may be a million pictures besides."""
-        if not self.path.is_dir():
-            return [], [self.path]
-        folders, files = [], []
-        try:
-            with os.scandir(self.path) as children:
-                for child in children:
-                    if is_junk(child.name):
-                        continue
-                    if child.is_dir():
-                        folders.append(Path(child.path))
-                    elif child.name.lower().endswith(_TABLES + _ARCHIVES):
-                        files.append(Path(child.path))
-        except OSError as error:
-            raise UserError(f"prepare.source: {self.path} cannot be read ({error.strerror}).") from error
-        return sorted(folders), sorted(files)
+    def _tables(self) -> dict[Parts, Table]:
+        if self.reading.label != "auto":
+            return {}
+        depth = len(self.inside)
+        return {parts: table for parts, table in self.tree.tables.items() if parts[:depth] == self.inside}
 
 
 @dataclass(frozen=True)
@@ -111,10 +131,23 @@ def find_form(place: Place, below: float = float("inf")) -> Form | None:
 
 
 def open_place(place: Place) -> Source:
-    """Open a place by its form; raises ``UserError``."""
-    if form := find_form(place):
-        return form.open(place)
-    raise UserError(f"prepare.source: {place.path} is of no known form. {list_forms()}")
+    """Open a place by its form, with its tree, which is closed with the source; raises ``UserError``."""
+    try:
+        if form := find_form(place):
+            source = form.open(place)
+            source.tree = place.tree
+            return source
+        raise UserError(f"prepare.source: {place.path} is of no known form. {list_forms()}")
+    except BaseException:
+        place.tree.close()
+        raise
+
+
+def refuse_packed(place: Place, table: Table) -> None:
+    """Raise ``UserError`` for a table in an archive whose pictures are read here and there in it."""
+    if place.holds_files and not place.tree.path.is_dir():
+        inner = table.path.relative_to(place.tree.path).as_posix()
+        raise UserError(f"prepare.source: {place.tree.path} holds {inner}: unpack it, and give that.")
 
 
 def list_forms() -> str:

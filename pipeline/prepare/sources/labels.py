@@ -2,8 +2,8 @@
 
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 
 from pipeline.core.errors import UserError, suggest
 
@@ -23,6 +23,16 @@ EXPRESSIONS = frozenset(
     }
 )  # fmt: skip
 MAX_CLASSES = 1000
+# Labels in names of files, as data sets have them: JAFFE's KA.AN1.39.tiff, KDEF's AF01AFS.JPG.
+_PATTERNS = (r"\.(AN|DI|FE|HA|NE|SA|SU)\d", r"^[AB][FM]\d\d(AF|AN|DI|HA|NE|SA|SU)")
+# More expressions than this nobody tells apart; names of another kind: numbers behind letters or with leading zeros.
+_MOST_EXPRESSIONS = 30
+_NUMBERED = re.compile(r"([^\W\d_]*)[ _.-]*(\d+)[a-z]?")
+_CLASS_WORDS = {"", "au", "c", "class", "cls", "emo", "emotion", "expr", "expression", "label", "y"}
+_ARRANGEMENT = re.compile(
+    "(align|annot|batch|colou?r|crop|face|fold|gr[ae]y|image|img|label|landmark|mask|meta|orig|part|picture|raw|sample)"
+    "\\w*"
+)
 CLASS_FOLDERS = (
     "Class folders go one a class (happy/a.png, sad/b.png, ...), either directly or inside split folders "
     "(train/happy/a.png, val/happy/b.png, test/happy/c.png)."
@@ -94,3 +104,48 @@ def name_classes(
             "Name the right column in prepare.columns, or give a folder for each class."
         )
     return classes
+
+
+def check_kind(labels: Collection[str], known: Collection[str], source: object, names: Iterable[str]) -> None:
+    """Raise ``UserError`` for labels that look like people or parts of a data set, and not like expressions.
+
+    Args:
+        labels: Those of the images of a source.
+        known: Those that are known to be classes, besides ``EXPRESSIONS``.
+        source: For the message.
+        names: Of some of its files, likewise.
+    """
+    folded = set(map(fold, labels))
+    if folded & (EXPRESSIONS | set(map(fold, known))):
+        return
+    numbered = [_NUMBERED.fullmatch(label) for label in folded]
+    words = {found[1] for found in numbered if found}
+    if all(numbered) and not words <= _CLASS_WORDS:
+        kind = "numbered people or parts"
+    elif all(numbered) and any(re.fullmatch(r"0\d\d+", label) for label in folded):
+        kind = "numbers of people"
+    elif len(folded) > _MOST_EXPRESSIONS:
+        kind = "people or other ids"
+    elif len(folded) > 1 and all(map(_ARRANGEMENT.fullmatch, folded)):
+        kind = "parts of a data set"
+    else:
+        return
+    shown, pattern = sorted(labels), suggest_pattern(names) or r"_([a-z]+)\."
+    first = f"{', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''}"
+    raise UserError(
+        f"prepare.source: the {len(shown)} labels of {source} look like {kind} ({first}), not like expressions. If the "
+        f"files' names have the labels in them, say where: prepare.label='{pattern}'; if these are people, "
+        "prepare.person takes such a pattern. If they are the classes, say so of one: "
+        f"prepare.class_map={{{shown[0]}: {shown[0]}}}."
+    )
+
+
+def suggest_pattern(names: Iterable[str]) -> str | None:
+    """A pattern of labels in the names of most of some files, if they have them in a usual way."""
+    names = [name.rpartition("/")[2] for name in names]
+    words = Counter(word for name in names for word in set(re.findall("[a-z]+", name.casefold())) & EXPRESSIONS)
+    for pattern in (*_PATTERNS, f"(?i)({'|'.join(sorted(words, key=lambda word: (-len(word), word)))})"):
+        found = [match[1].casefold() for name in names if (match := re.search(pattern, name))]
+        if len(set(found)) > 1 and len(found) > 0.9 * len(names):
+            return pattern
+    return None

@@ -1,9 +1,11 @@
 """What holds files and lists them, all in one way: a folder, or a zip or tar archive read in place."""
 
 import os
+import shlex
 import stat
 import tarfile
 from collections.abc import Iterator
+from itertools import filterfalse
 from pathlib import Path
 
 from pipeline.core.errors import UserError
@@ -86,3 +88,19 @@ def open_members(path: Path) -> Folder | Archive:
     kind = find_archive_kind(path)
     assert kind
     return kind(path)
+
+
+def refuse_linked_folders(source: Path) -> None:
+    """Raise ``UserError`` for links to folders in a folder: DVC does not look behind them, as it does behind others."""
+    links = []
+    for folder, names, _ in os.walk(source):
+        names[:] = sorted(filterfalse(is_junk, names))
+        links += [Path(folder, name) for name in names if os.path.islink(os.path.join(folder, name))]
+    if links:
+        shown = ", ".join(map(str, links[:3])) + ", ..." * (len(links) > 3)
+        link, target = (shlex.quote(str(path)) for path in (links[0], links[0].resolve()))
+        raise UserError(
+            f"prepare.source: {source} has links to folders in it ({shown}). DVC does not look behind them, so that a "
+            f"change there would go unnoticed. Copy each folder into its place: rm {link} && cp -rL {target} {link} "
+            "(cp -rs links its files, which is fine too). Several data sets may lie side by side in one folder."
+        )

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pipeline.prepare.sources.class_folders
 import pipeline.prepare.sources.fer2013
+import pipeline.prepare.sources.file_names
 import pipeline.prepare.sources.merged
 import pipeline.prepare.sources.parquet_pictures
 import pipeline.prepare.sources.table_of_files
 from pipeline.core.errors import UserError
 from pipeline.prepare.sources.form import Place, Reading, list_forms, open_place
+from pipeline.prepare.sources.members import refuse_linked_folders
 from pipeline.prepare.sources.source import Source
+from pipeline.prepare.sources.tree import Tree
 
 
 def open_source(path: Path | str, reading: Reading | None = None) -> Source:
@@ -21,4 +24,13 @@ def open_source(path: Path | str, reading: Reading | None = None) -> Source:
     path = Path(path)
     if not path.exists():
         raise UserError(f"prepare.source: {path} does not exist. {list_forms()}")
-    return open_place(Place(path, reading or Reading()))
+    refuse_linked_folders(path)
+    reading = reading or Reading()
+    source = open_place(Place(Tree(path), reading))
+    if reading.columns and not source.has_columns:
+        source.close()
+        raise UserError(
+            f"prepare.columns: {path} is read as {source.form}, which have no columns, for no table in it names its "
+            "files in the column of paths. Mend that, or take prepare.columns away."
+        )
+    return source

@@ -15,9 +15,10 @@ from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
-from pipeline.prepare.sources.form import Place, Reading, register
-from pipeline.prepare.sources.source import Item, Source, printable, read_split, split_name
-from pipeline.prepare.sources.table import ROLES, ParquetTable, read_label, read_weight
+from pipeline.prepare.sources.form import Place, Reading, refuse_packed, register
+from pipeline.prepare.sources.parquet_table import ParquetTable
+from pipeline.prepare.sources.source import Faults, Item, Source, printable, read_split, split_name, split_of
+from pipeline.prepare.sources.table import ROLES, read_label, read_weight
 
 _AROUND_PARQUET = ("data", "default")
 
@@ -46,6 +47,7 @@ class ParquetPictures(Source):
                 roles["path"] = f"{picture}.path"
 
     def items(self) -> Iterator[Item]:
+        faults = Faults()
         for number, (table, roles) in enumerate(zip(self._tables, self._roles)):
             name = name_table(table, self.path)
             own_split = _split_of(PurePosixPath(name))
@@ -56,12 +58,17 @@ class ParquetPictures(Source):
             rows = table.rows(list(roles.values()))
             for i, ((where, cells), place) in enumerate(zip(rows, places)):
                 cell = dict(zip(roles, cells))
-                yield Item(
-                    name_row(name, i, cell.get("path")),
-                    read_label(cell["label"], labels, where),
-                    read_split(cell.get("split", ""), where) or own_split,
-                    place, person=cell.get("person") or None, weight=read_weight(cell.get("weight", ""), where),
-                )  # fmt: skip
+                item = None
+                with faults.gathered():
+                    item = Item(
+                        name_row(name, i, cell.get("path")),
+                        read_label(cell["label"], labels, where),
+                        read_split(cell.get("split", ""), where) or own_split,
+                        place, person=cell.get("person") or None, weight=read_weight(cell.get("weight", ""), where),
+                    )  # fmt: skip
+                if item:
+                    yield item
+        faults.raise_all()
 
     def fetch(self, places: Iterable[Any]) -> Iterator[Callable[[], bytes]]:
         for (number, row_group), run in groupby(places, key=lambda place: tuple(place[:2])):
@@ -95,16 +102,23 @@ def check_bytes(data: bytes | None) -> bytes:
 def _split_of(name: PurePosixPath) -> str | None:
     """The split that a file is named after (``train-00000-of-00002``), or the nearest folder around it."""
     own = split_name(re.split(r"[-.]", name.name)[0])
-    return own or next(filter(None, map(split_name, reversed(name.parts[:-1]))), None)
+    return own or split_of(name.parts[:-1])
 
 
 def _find_tables(place: Place, depth: int = 2) -> list[ParquetTable]:
     """The file, or those in a folder and in its folders of splits."""
     found = list(place.picture_tables)
     for folder in place.folders if depth else []:
-        if split_name(folder.path.name) or folder.path.name in _AROUND_PARQUET:
+        if split_name(folder.inside[-1]) or folder.inside[-1] in _AROUND_PARQUET:
             found += _find_tables(folder, depth - 1)
     return found
+
+
+def open_pictures(place: Place) -> ParquetPictures:
+    """Open the Parquet files; raises ``UserError``."""
+    tables = _find_tables(place)
+    refuse_packed(place, tables[0])
+    return ParquetPictures(place.path, tables, place.reading)
 
 
 register(
@@ -115,5 +129,5 @@ register(
         "name, or a column"
     },
     lambda place: bool(_find_tables(place)),
-    lambda place: ParquetPictures(place.path, _find_tables(place), place.reading),
+    open_pictures,
 )

@@ -1,10 +1,12 @@
-"""Pictures without labels, however many: in a folder, a zip or tar archive, or a table, in an order that stays.
+"""Pictures whose labels don't matter, however many: in a folder, an archive, or a table, in an order that stays.
 
     faces/a.png, faces/b/c.jpg        faces.zip, faces.tar.gz
     photos.parquet, shards/*.parquet  with the pictures in them, or with a column of paths, as .csv and .tsv may have
+    fer2013.csv, test.csv             with pixels in them
 
-Files are picked by their suffix and come in order of name, members of an archive as the archive has them, and rows
-as the table has them. What is listed stands in a SQLite file, so that memory does not grow with the source.
+They are walked, read and named as ``prepare`` does it, but files of other suffixes are passed over, and links to
+folders are followed: DVC tracks none of this. Files come in order of name, members of an archive as the archive has
+them, and rows as the table has them. The list stands in a SQLite file, so that memory does not grow with the source.
 """
 
 import hashlib
@@ -16,26 +18,33 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.core.errors import UserError
-from pipeline.inference.images import ImageError, suffixes
+from pipeline.inference.images import ImageError
 from pipeline.prepare.sources.archive import Archive
+from pipeline.prepare.sources.fer2013 import FerCsv, holds_pixels
+from pipeline.prepare.sources.form import Place
 from pipeline.prepare.sources.members import Folder, find_archive_kind, open_members
 from pipeline.prepare.sources.parquet_pictures import check_bytes, name_row, name_table
+from pipeline.prepare.sources.parquet_table import ParquetTable
 from pipeline.prepare.sources.source import Opened, printable
-from pipeline.prepare.sources.table import ParquetTable, Table, open_table
+from pipeline.prepare.sources.table import Table
+from pipeline.prepare.sources.table_paths import TablePaths
+from pipeline.prepare.sources.tables import open_table
+from pipeline.prepare.sources.tree import Tree, may_be_picture
 
 Fetch = Callable[[], bytes]
 FORMS = (
     "Give a folder of pictures, a zip or tar archive of them, Parquet (a file or a folder of these) with pictures in "
-    "it, or a table (.parquet, .csv, .tsv) with a column of paths."
+    "it, or a table (.parquet, .csv, .tsv) with a column of paths or, as FER2013 has it, of pixels."
 )
 
 
 class Pictures(Opened, ABC):
     """An opened source of pictures."""
 
+    root: Path  # where their names count from
     count: int
     digest: str  # SHA-256 of what is listed; another one means other pictures, or another order
     passed_over = 0  # files that are no pictures by their suffix
@@ -68,9 +77,14 @@ def open_pictures(path: Path | str, column: str | None = None) -> Pictures:
             raise UserError(f"{path} is of no known form. {FORMS}")
     except UserError as error:  # the readers were made for the prepare stage
         raise UserError(str(error).removeprefix("prepare.source: ")) from error
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path} wants {error.name}, which is not installed: pip install 'hyojo[serve]'.") from None
     if not found.count:
         found.close()
-        raise UserError(f"{path} holds no pictures (files with a suffix such as .jpg, .png or .webp, or rows). {FORMS}")
+        others = f", only {found.passed_over} other files" if found.passed_over else ""
+        raise UserError(
+            f"{path} holds no pictures (files with a suffix such as .jpg, or without any, or rows){others}. {FORMS}"
+        )
     return found
 
 
@@ -78,16 +92,23 @@ class Listed(Pictures):
     """Pictures each at a place of its own.
 
     Args:
+        root: Where their names count from.
         members: What holds them; closed with this.
-        read: Reads one at its place, in any thread; raises ``ImageError``.
         files: Name and place, of the types that JSON has, of each.
-        ordered: Whether their order stays; else they are sorted by name.
+        order: How they come: ``by name``, ``as listed``, or ``later counts``: as listed, but of those with one name
+            only the last, as when unpacking.
     """
 
+    _QUERIES: ClassVar[dict[str, str]] = {
+        "by name": "SELECT file, place FROM found ORDER BY file, place",
+        "as listed": "SELECT file, place FROM found ORDER BY rowid",
+        "later counts": "SELECT file, place FROM (SELECT *, MAX(rowid) AS last FROM found GROUP BY file) ORDER BY last",
+    }
+
     def __init__(
-        self, members: Folder | Archive, read: Callable[[Any], bytes], files: Iterable[tuple[str, Any]], ordered: bool
+        self, root: Path, members: Folder | Archive, files: Iterable[tuple[str, Any]], order: str = "as listed"
     ) -> None:
-        self._members, self._read = members, read
+        self.root, self._members = root, members
         self._folder = tempfile.TemporaryDirectory(prefix="hyojo-pictures-")
         self._base = sqlite3.connect(Path(self._folder.name) / "listing.db", isolation_level=None)
         try:
@@ -100,10 +121,7 @@ class Listed(Pictures):
                 self._base.execute("BEGIN")
                 rows = ((file, json.dumps(place)) for file, place in files)
                 self._base.executemany("INSERT INTO found VALUES (?, ?)", rows)
-            order = "rowid" if ordered else "file, place"
-            self._base.executescript(
-                f"CREATE TABLE pictures AS SELECT file, place FROM found ORDER BY {order}; DROP TABLE found;"
-            )
+            self._base.executescript(f"CREATE TABLE pictures AS {self._QUERIES[order]}; DROP TABLE found;")
             self.count = self._base.execute("SELECT COUNT(*) FROM pictures").fetchone()[0]
             digest = hashlib.sha256()
             for file, place in self._base.execute("SELECT file, place FROM pictures ORDER BY rowid"):
@@ -116,6 +134,17 @@ class Listed(Pictures):
     def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
         rows = self._base.execute("SELECT file, place FROM pictures WHERE rowid > ? ORDER BY rowid", (start,))
         return ((file, partial(self._read, json.loads(place))) for file, place in rows)
+
+    def _read(self, place: Any) -> bytes:
+        """One picture; one that lies about its size in an archive spoils only its own row."""
+        if not place:
+            raise ImageError("no path in its row")
+        if isinstance(place, dict):
+            raise ImageError(place["error"])
+        try:
+            return self._members.read(place)
+        except UserError:
+            raise ImageError("unpacks to more than its archive says") from None
 
     def close(self) -> None:
         self._base.close()
@@ -130,6 +159,7 @@ class Shards(Pictures):
     """
 
     def __init__(self, root: Path, tables: list[ParquetTable], columns: list[str]) -> None:
+        self.root = root if root.is_dir() else root.parent
         self._shards = list(zip([name_table(table, root) for table in tables], tables, columns))
         self.count = sum(sum(table.row_groups) for table in tables)
         listed = [(name, column, table.path.stat().st_size, table.row_groups) for name, table, column in self._shards]
@@ -147,38 +177,45 @@ class Shards(Pictures):
                 start, row = max(0, start - rows), row + rows
 
 
-def _read_beside(folder: Folder, place: str) -> bytes:
-    """A file by the path that a table has, from its folder on or absolute."""
-    if not place:
-        raise ImageError("no path in its row")
-    return folder.read(place)
+class Pixels(Pictures):
+    """FER2013's CSV, also that without labels; pictures have the names of the prepared manifest."""
 
+    def __init__(self, path: Path, table: Table) -> None:
+        self.root = path
+        self._source = FerCsv(Place(Tree(path)), table, None, labelled=False)
+        digest = hashlib.sha256()
+        self.count = 0
+        for file, place in self._source.pictures():
+            digest.update(f"{file}\0{place}\n".encode())
+            self.count += 1
+        self.digest = digest.hexdigest()
 
-def _read_member(members: Folder | Archive, place: Any) -> bytes:
-    """A file in a folder or archive; one that lies about its size spoils only its own row."""
-    try:
-        return members.read(place)
-    except UserError:
-        raise ImageError("unpacks to more than its archive says") from None
+    def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
+        for file, place in islice(self._source.pictures(), start, None):
+            yield file, next(self._source.fetch([place]))
+
+    def close(self) -> None:
+        self._source.close()
 
 
 def _list_members(path: Path) -> tuple[Listed, list[Path]]:
     """The pictures in a folder or an archive, and where its Parquet files are."""
-    known, others, shards = suffixes(), 0, []
+    others, shards = 0, []
     members = open_members(path)
 
     def files() -> Iterator[tuple[str, Any]]:
         nonlocal others
         for parts, place in members.members():
-            suffix = Path(parts[-1]).suffix.lower() if place is not None else ""
-            if suffix in known:
+            if place is None:
+                continue
+            if may_be_picture(parts[-1]):
                 yield printable(parts), place
-            elif place is not None:
-                others += 1
-                if suffix == ".parquet":
-                    shards.append(path.joinpath(*parts))
+                continue
+            others += 1
+            if parts[-1].lower().endswith(".parquet"):
+                shards.append(path.joinpath(*parts))
 
-    found = Listed(members, partial(_read_member, members), files(), ordered=not path.is_dir())
+    found = Listed(path, members, files(), "by name" if path.is_dir() else "later counts")
     found.passed_over = others
     return found, shards
 
@@ -203,18 +240,13 @@ def _open_folder(path: Path, column: str | None) -> Pictures:
 def _open_table(path: Path, table: Table, column: str | None) -> Pictures:
     """Pictures in a table, or those whose paths it has."""
     if column is not None and column not in table.columns:
-        raise UserError(f"--column: {path} has no column {column!r}: it has {', '.join(table.columns[:20])}.")
+        raise UserError(f"--column: {path} has no column {column!r}: it has {table.named}.")
     if isinstance(table, ParquetTable) and (inside := _embedded_in(table, column)):
         return Shards(path, [table], [inside])
-    paths = column or table.roles({}, None).get("path")
-    if paths is None:
-        raise UserError(
-            f"{path} has neither pictures in it nor a column of paths by a usual name, among "
-            f"{', '.join(table.columns[:20])}. Name it by --column."
-        )
-    files = ((printable([cell]), cell) for _, (cell,) in table.rows([paths]))
-    folder = Folder(path.parent)
-    return Listed(folder, partial(_read_beside, folder), files, ordered=True)
+    if column is None and holds_pixels(table):
+        return Pixels(path, table)
+    with TablePaths(table, column) as paths:
+        return Listed(path.parent, Folder(path.parent), paths.find_all())
 
 
 def _embedded_in(table: ParquetTable, column: str | None) -> str | None:

@@ -188,21 +188,6 @@ def test_a_name_that_is_not_utf8_can_be_listed_and_read(tmp_path: Path) -> None:
         assert read(source, odd) == b"odd"
 
 
-def test_links_in_a_folder_are_followed_and_circles_end(tmp_path: Path) -> None:
-    path = as_folder(tmp_path, {"happy/a.png": b"A", "sad/b.png": b"B"})
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "c.png").write_bytes(b"C")
-    (path / "calm").symlink_to(elsewhere)
-    (path / "sad" / "up").symlink_to(path)
-    (path / "sad" / "gone.png").symlink_to(tmp_path / "nowhere")
-    with open_source(path) as source:
-        assert {item.file for item in source.items()} == {"calm/c.png", "happy/a.png", "sad/b.png", "sad/gone.png"}
-        assert read(source, "calm/c.png") == b"C"
-        with pytest.raises(ImageError, match="cannot be read"):
-            read(source, "sad/gone.png")
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     path = as_folder(tmp_path, PLAIN)

@@ -72,6 +72,6 @@ def test_render_forms_is_a_table_of_all_forms() -> None:
     lines = form.render_forms().splitlines()
     assert lines[:2] == ["| form | labels and splits |", "|---|---|"]
     assert [line.split("|")[1].split()[0] for line in lines[2:]] == [
-        "class", "several", "Parquet", "a", "FER2013's", "FER+:",
+        "class", "several", "Parquet", "pictures", "a", "FER2013's", "FER+:",
     ]  # fmt: skip
     assert all(line.count("|") == 3 for line in lines)

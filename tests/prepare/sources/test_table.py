@@ -18,9 +18,10 @@ from pipeline.core.errors import UserError
 from pipeline.inference.images import ImageError
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.fer2013 import count_votes
-from pipeline.prepare.sources.open import open_source
+from pipeline.prepare.sources.open import Reading, open_source
+from pipeline.prepare.sources.parquet_table import ParquetTable
 from pipeline.prepare.sources.source import Item
-from pipeline.prepare.sources.table import CsvTable, ParquetTable
+from pipeline.prepare.sources.text_table import CsvTable
 
 # Columns
 
@@ -79,25 +80,16 @@ def test_paths_lead_to_files_in_every_usual_way(tmp_path: Path) -> None:
         assert read_contents(folder) == {file: file.encode()}, name
 
 
-def test_names_alone_in_a_folder_a_class(tmp_path: Path) -> None:
-    """As RAF-DB has it: the table adds nothing to the folders, but its paths do not lead from one place."""
-    files = [f"train/{i % 7 + 1}/{i}.jpg" for i in range(30)]
-    rows = "".join(f"{i}.jpg,{i % 7 + 1}\n" for i in range(30))
-    write_files(tmp_path, *files, labels=f"image,label\n{rows}")
-    with pytest.raises(UserError, match=r"no file '0.jpg' .*take the table away if class folders say it all"):
-        list_items(tmp_path)
-    (tmp_path / "labels.csv").unlink()
-    assert len(list_items(tmp_path)) == 30
-
-
 def test_a_few_missing_files_are_for_the_stage_to_count(tmp_path: Path) -> None:
     rows = "".join(f"{i}.png,happy\n" for i in range(6))
     write_files(tmp_path, *(f"pictures/{i}.png" for i in range(2, 6)), table=f"path,label\n{rows}")
-    with open_source(tmp_path) as source:
+    with pytest.raises(UserError, match=r"(?s)lacks .* of 2 rows.*max_bad_fraction .0.01.*line 2: '0.png'.*line 3"):
+        list_items(tmp_path)
+    with open_source(tmp_path, Reading(max_missing=0.5)) as source:
         found = list(source.items())
-        assert [item.file for item in found] == [f"pictures/{i}.png" for i in range(6)]
+        assert [item.file for item in found] == ["0.png", "1.png", *(f"pictures/{i}.png" for i in range(2, 6))]
         fetches = list(source.fetch(item.place for item in found))
-        with pytest.raises(ImageError, match="cannot be read"):
+        with pytest.raises(ImageError, match="no such file"):
             fetches[0]()
         assert fetches[2]() == b"pictures/2.png"
 
@@ -108,7 +100,10 @@ FILES, FER = "path,label\na.png,happy\n", "emotion,pixels,Usage\n0,1 2 3 4,Train
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("path,label\ngone.png,happy", r"line 2: there is no file 'gone.png' in .*prepare.columns.path .now 'path'"),
+        (
+            "path,label\ngone.png,happy",
+            r"lacks the files of 1 rows.*prepare.columns.path .now 'path'(?s:.*)line 2: 'gone.png'",
+        ),
         ("path,label\na.png,", "line 2: no label.*hyojo predict"),
         ("path,label\na.png,happy,more", "line 2: 3 cells, but the first line has 2"),
         ("path,label\n", "has no rows"),
@@ -121,7 +116,6 @@ FILES, FER = "path,label\na.png,happy\n", "emotion,pixels,Usage\n0,1 2 3 4,Train
         ("path,label,weight\na.png,happy,\na.png,happy,-1", "line 3: weight '-1' is not a number from 0"),
         ("path,label,weight\na.png,happy,\na.png,happy,nan", "line 3: weight 'nan'"),
         ("path,label,weight\na.png,happy,\na.png,happy,heavy", "line 3: weight 'heavy'"),
-        (f"{FER}7,1 2 3 4,Training", "line 3: label 7 has no name; there are names for 0 to 6"),
         (f"{FER},1 2 3 4,Training", "line 3: no label"),
         (f"{FER}1,1 2 3 4,Later", "line 3: 'Later' is no split"),
         (f"{FER}1,1 2 3 4", "line 3: 2 cells, but the first line has 3"),
@@ -164,6 +158,31 @@ def test_numbers_want_a_map(tmp_path: Path) -> None:
 
 
 # FER2013's CSV
+
+
+@pytest.mark.parametrize(
+    "numbers, class_map, expected",
+    [
+        ("3 6 7", {}, "labels of .* are numbers .7."),
+        ("3 6 7.0", {"7": "contempt"}, "happy neutral contempt"),
+        ("0 1 2", {"0": "x", "1": "y", "2": "z"}, "x y z"),
+        ("0 3 6", {"0": "contempt"}, "contempt happy neutral"),
+        ("0 3 6", {"angry": "contempt"}, "contempt happy neutral"),
+        ("0 3 -1", {}, "labels of .* are numbers .-1."),
+    ],
+)
+def test_numbers_go_by_the_map_before_their_usual_names(
+    tmp_path: Path, numbers: str, class_map: dict[str, str], expected: str
+) -> None:
+    rows = "".join(f"{number},1 2 3 {i}\n" for i, number in enumerate(numbers.split()))
+    write_files(tmp_path, fer2013=f"emotion,pixels\n{rows}")
+    with open_source(tmp_path, Reading(class_map=class_map)) as source:
+        if "numbers" in expected:
+            with pytest.raises(UserError, match=expected):
+                Listing(tmp_path, source, class_map, None)
+            return
+        with closing(Listing(tmp_path, source, class_map, None)) as listing:
+            assert [listing.class_names[i] for i in listing.numbers("class", np.int16)] == expected.split()
 
 
 def test_other_delimiters(tmp_path: Path) -> None:
