@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "sample.zip"
 FOREIGN = (
-    "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_ROOT",
-    "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV",
+    "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV",
 )  # fmt: skip
 
 # Small enough that a training takes a second: what differs from the default.
@@ -278,6 +278,7 @@ def forget_store() -> None:
     store = sys.modules.get("pipeline.tracking.store")
     if store is not None:
         store.connect.cache_clear()
+        store.project_name.cache_clear()
 
 
 def make_project(root: Path, database: Path) -> Path:

@@ -1,8 +1,9 @@
 """Promotion through a real store: what the gate finds is recorded, overruling is accounted for, and one of two wins."""
 
-import json
+import getpass
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from builders import write_exported, write_predictions
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import promotion
-from pipeline.tracking import bundles, registry
+from pipeline.tracking import bundles, decisions, registry
+from pipeline.tracking.decisions import Decision
 from pipeline.tracking.evaluations import EVALUATION_TAG
 from pipeline.tracking.store import connect, experiment_id
 
@@ -48,7 +50,12 @@ def tags(number: int) -> dict[str, str]:
 
 
 def champion() -> int | None:
-    return registry.champion_number(connect())
+    return decisions.champion_number(connect())
+
+
+def last(version: int) -> Decision:
+    """The last decision about a version."""
+    return [each for each in decisions.read_history(connect()).decisions if each.version == version][-1]
 
 
 @pytest.fixture
@@ -64,17 +71,21 @@ def test_from_registering_to_rolling_back(project: Path, bright_bundle: Path) ->
     outcome = promotion.promote()
     assert (outcome.version, outcome.changed, outcome.refused) == (2, True, False)
     assert champion() == 2
-    found = tags(2)
-    assert float(found["gate.difference"]) == pytest.approx(0.1)
-    assert (found["gate.gained"], found["gate.lost"], found["gate.champion"]) == ("30", "0", "1")
-    assert float(found["gate.p_value"]) == pytest.approx(2**-30, rel=1e-4)
-    assert found["gate.costs"] == "measured"
-    assert 0.2 < float(found["gate.latency_ratio"]) < 5
-    assert found["gate.by"]
-    assert found["hyojo.decision"].startswith("champion: test accuracy 0.8000 against 0.7000")
+    made = last(2)
+    found = made.figures
+    assert float(found["difference"]) == pytest.approx(0.1)
+    assert (found["gained"], found["lost"], made.former) == ("30", "0", 1)
+    assert float(found["p_value"]) == pytest.approx(2**-30, rel=1e-4)
+    assert found["costs"] == "measured"
+    assert 0.2 < float(found["latency_ratio"]) < 5
+    assert made.by == getpass.getuser()
+    assert abs(made.at.timestamp() - time.time()) < 60
+    assert made.reason.startswith("test accuracy 0.8000 against 0.7000")
+    assert tags(2)[f"hyojo.decision.{made.number}"] == f"promoted: {made.reason}"
     assert "already" in promotion.promote(2).message
     assert registry.rollback().version == 1
     assert champion() == 1
+    assert (last(1).kind, last(1).former, last(1).by) == ("rolled back", 2, getpass.getuser())
 
 
 @pytest.mark.usefixtures("_champion")
@@ -84,13 +95,17 @@ def test_a_refusal_is_recorded_with_its_reasons() -> None:
     assert (outcome.changed, outcome.refused) == (False, True)
     assert outcome.message.startswith("Refused: version 2 is not better beyond chance")
     assert champion() == 1
-    assert tags(2)["hyojo.decision"].startswith("refused: ")
-    assert tags(2)["gate.costs"] == "recorded"
-    assert float(tags(2)["gate.latency_ratio"]) == 1.0
+    refused = last(2)
+    assert refused.kind == "refused"
+    assert refused.figures["costs"] == "recorded"
+    assert float(refused.figures["latency_ratio"]) == 1.0
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("rule: better", "rule: not_worse"))
     assert promotion.promote().changed
-    assert "gate.reasons" not in tags(2)  # of the earlier decision
+    both = [each for each in decisions.read_history(connect()).decisions if each.version == 2]
+    assert [each.kind for each in both] == ["refused", "promoted"]
+    assert both[0] == refused  # the earlier one stays what it was
+    assert len([key for key in tags(2) if key.startswith("hyojo.decision.")]) == 2
 
 
 @pytest.mark.usefixtures("_champion")
@@ -110,10 +125,8 @@ def test_overruling_wants_a_reason_and_leaves_a_trace() -> None:
     outcome = promotion.promote(2, force=True, reason="the demo")
     assert outcome.changed
     assert champion() == 2
-    assert tags(2)["gate.forced"] == "the demo"
-    assert "the demo" in tags(2)["hyojo.decision"]
-    assert "not better" in tags(2)["hyojo.decision"]
-    assert tags(2)["gate.by"] in tags(2)["hyojo.decision"]
+    assert last(2).kind == "forced"
+    assert last(2).reason.startswith("forced: the demo (against: version 2 is not better")
 
 
 @pytest.mark.usefixtures("_champion")
@@ -140,15 +153,16 @@ def test_a_champion_that_changed_meanwhile_voids_the_decision(monkeypatch: pytes
     add_version(80, "second")
     add_version(90, "third")
 
-    def move(client: object, versions: object) -> None:  # while it is measured, on another machine
+    def move(client: object, versions: object) -> str:  # while it is measured, on another machine
         connect().set_registered_model_alias("hyojo", "champion", "3")
+        return "it was not loaded"
 
     monkeypatch.setattr(promotion, "measure", move)
     outcome = promotion.promote(2)
     assert (outcome.changed, outcome.refused) == (False, True)
     assert "version 3 became champion while version 2 was held against 1" in outcome.message
     assert champion() == 3
-    assert tags(2)["hyojo.decision"].startswith("void: ")
+    assert (last(2).kind, last(2).void) == ("promoted", True)
 
 
 @pytest.mark.slow
@@ -169,5 +183,5 @@ def test_of_two_promotions_at_once_one_wins() -> None:
     assert f"Version {winner} is champion" in said[winner - 2]
     # Judged against the winner, to which it is equal.
     assert f"Refused: version {loser} is not better beyond chance: +0.00 points" in said[loser - 2]
-    assert tags(loser)["gate.champion"] == str(winner)
-    assert json.loads(connect().get_registered_model("hyojo").tags["hyojo.champions"]) == [1, winner]
+    assert last(loser).former == winner
+    assert decisions.read_history(connect()).line == [1, winner]

@@ -7,7 +7,8 @@ import pytest
 from builders import write_exported
 
 from pipeline.core.errors import UserError
-from pipeline.tracking import bundles, registry
+from pipeline.tracking import bundles, decisions, registry
+from pipeline.tracking.decisions import PROMOTED, Decision, MovedError
 from pipeline.tracking.store import connect, experiment_id
 
 
@@ -33,7 +34,8 @@ def versions() -> list[int]:
 
 def promote(number: int) -> None:
     """Crown a version; what the gate says is tested elsewhere."""
-    registry.crown(connect(), number, champion())
+    decisions.settle(connect())
+    decisions.move(connect(), Decision(PROMOTED, number, champion(), "it is better"))
 
 
 def roll_back() -> int:
@@ -120,33 +122,38 @@ def test_rollback_after_the_alias_was_moved_by_hand_or_a_version_was_deleted() -
 @pytest.mark.usefixtures("_three")
 @pytest.mark.parametrize("after", [False, True])
 def test_an_alias_that_moved_meanwhile_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
-    """Moved before the champion is looked at, or just after."""
+    """Moved by hand, before the champion is looked at, or just after."""
     client = connect()
-    tag = client.set_registered_model_tag
+    alias = client.set_registered_model_alias
 
-    def tag_and_lose(name: str, key: str, value: str) -> None:
-        tag(name, key, value)
-        client.set_registered_model_alias("hyojo", "champion", "3")
+    def move_and_lose(name: str, key: str, value: str) -> None:
+        alias(name, key, value)
+        alias(name, key, "3")
 
-    monkeypatch.setattr(client, "set_registered_model_tag", tag_and_lose) if after else promote(3)
-    with pytest.raises(registry.MovedError) as caught:
-        registry.crown(client, 2, expected=1)
+    if after:
+        monkeypatch.setattr(client, "set_registered_model_alias", move_and_lose)
+    else:
+        alias("hyojo", "champion", "3")
+    with pytest.raises(MovedError) as caught:
+        decisions.move(client, Decision(PROMOTED, 2, 1, "it is better"))
     assert caught.value.champion == champion() == 3
+    history, finished = decisions.settle(client)
+    assert (history.champion, finished) == (3, None)
+    assert history.ever == ([1, 2, 3] if after else [1, 3])
+    assert history.decisions[-1].kind == "outside the gate"
 
 
 @pytest.mark.usefixtures("_three")
-def test_on_a_server_one_client_at_a_time_moves_the_alias(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_decisions_about_one_champion_the_first_counts() -> None:
+    """Also if the author of the first is slow: whoever comes next has the alias follow it."""
     client = connect()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
-    monkeypatch.setattr(registry, "LOCK_WAIT_S", 0.5)
-    client.create_registered_model("hyojo.promotion")  # another machine is at it
-    with pytest.raises(Exception, match="already exists"):
-        registry.crown(client, 2, expected=1)
-    assert champion() == 1
-    monkeypatch.setattr(registry, "LOCK_STALE_S", 0.2)  # it was killed
-    registry.crown(client, 2, expected=1)
-    assert champion() == 2
-    assert not client.search_registered_models("name = 'hyojo.promotion'")
+    decisions.record(client, Decision(PROMOTED, 2, 1, "it is better"))
+    with pytest.raises(MovedError) as caught:
+        decisions.move(client, Decision(PROMOTED, 3, 1, "it is better too"))
+    assert caught.value.champion == 2
+    history, finished = decisions.settle(client)
+    assert finished.version == champion() == history.champion == 2
+    assert [(each.version, each.void) for each in history.decisions] == [(1, False), (2, False), (3, True)]
 
 
 @pytest.mark.usefixtures("_registered")
