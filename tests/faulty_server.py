@@ -53,6 +53,9 @@ def serve_mlflow(database: Path, artifacts: Path) -> Iterator[Faulty]:
         patch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(artifacts))
         patch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        # A server of its own process would tell the whole process where its store is.
+        patch.setattr("mlflow.tracking._tracking_service.utils.set_tracking_uri", lambda uri: None)
+        patch.setattr("mlflow.tracking._model_registry.utils.set_registry_uri", lambda uri: None)
         patch.setattr(handlers, "_tracking_store", None)
         patch.setattr(handlers, "_model_registry_store", None)
         patch.setattr(handlers, "_artifact_repo", None)

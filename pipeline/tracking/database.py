@@ -6,6 +6,7 @@ mlflow is imported inside functions: it is slow.
 import contextlib
 import sqlite3
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from pipeline.core.files import replacing
@@ -31,10 +32,15 @@ def prepare_database(path: Path) -> None:
         revision = next((version for (version,) in found), None)
         if revision is None and tables - {"alembic_version"}:
             raise TrackingError(f"{path} is no database of MLflow's; set MLFLOW_TRACKING_URI to another file.")
-        if revision is None or revision == (scripts := _schema_scripts()).get_current_head():
+        if revision is None:
             return
         import mlflow
+        from alembic.script import ScriptDirectory
 
+        tools = import_module("mlflow.store.db.utils")  # which says nothing of types
+        scripts = ScriptDirectory.from_config(tools._get_alembic_config(""))
+        if revision == scripts.get_current_head():
+            return
         if revision not in {script.revision for script in scripts.walk_revisions()}:
             raise TrackingError(
                 f"{path} has schema {revision}, which MLflow {mlflow.__version__} does not know; use the newer MLflow "
@@ -49,16 +55,6 @@ def prepare_database(path: Path) -> None:
         f"{copy.name}.",
         file=sys.stderr,
     )
-    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine
-
-    engine = create_sqlalchemy_engine(f"sqlite:///{path}")
-    _upgrade_db(engine)
+    engine = tools.create_sqlalchemy_engine(f"sqlite:///{path}")
+    tools._upgrade_db(engine)
     engine.dispose()
-
-
-def _schema_scripts():  # type: ignore[no-untyped-def]
-    """All schemas that the installed MLflow knows."""
-    from alembic.script import ScriptDirectory
-    from mlflow.store.db.utils import _get_alembic_config
-
-    return ScriptDirectory.from_config(_get_alembic_config(""))

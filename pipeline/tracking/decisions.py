@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from pipeline.tracking.origin import find_user
@@ -20,6 +21,7 @@ from pipeline.tracking.trouble import TrackingError, told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHAMPION = "champion"
 # Kinds of decisions; all but the last move the alias.
@@ -31,7 +33,7 @@ DECISION_TAG = "hyojo.decision"
 # On the registered model, by versions of this program without a record: former champions, oldest first.
 FORMER_TAG = "hyojo.champions"
 _OWN = "hyojo."  # begins the tags of a decision that are no figures
-_SOURCE = "hyojo:decision"  # a version must come from somewhere; this one is no model
+_SOURCE = "hyojo:/decision"  # a version must come from somewhere; this one is no model
 
 
 @dataclass(frozen=True)
@@ -202,25 +204,25 @@ def describe_move(decision: Decision) -> str:
 def find_author() -> str:
     """Say who the server takes this for; where it knows no users, whom the system does."""
     import mlflow
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-    uri = mlflow.get_registry_uri()
+    rest, uri = import_module("mlflow.utils.rest_utils"), mlflow.get_registry_uri()  # rest says nothing of types
     if not uri.startswith("http"):
         return find_user()
     with told(uri):
-        creds, endpoint = get_default_host_creds(uri), "/api/2.0/mlflow/users/current"
-        answer = http_request(creds, endpoint, "GET")
+        creds = import_module("mlflow.utils.credentials").get_default_host_creds(uri)
+        endpoint = "/api/2.0/mlflow/users/current"
+        answer = rest.http_request(creds, endpoint, "GET")
         if answer.status_code == 404:  # no users, or a server too old to tell
             return creds.username or find_user()
-        user: str = verify_rest_response(answer, endpoint).json()["user"]["username"]
-        return user
+        return str(rest.verify_rest_response(answer, endpoint).json()["user"]["username"])
 
 
 def _follow(client: "MlflowClient", number: int) -> None:
     """Have the alias follow a decision, if that counts; can be cut short and done again at any point."""
     model, history = project_name(), read_history(client)
-    decision = next(each for each in history.decisions if each.number == number)
+    decision = next((each for each in history.decisions if each.number == number), None)
+    if decision is None:  # a replica that is behind, or a proxy
+        raise TrackingError(f"{_record_name()} does not show decision {number}, which was just added; try again.")
     if decision.void:
         raise MovedError(history.champion)
     assert decision.version is not None
@@ -253,7 +255,7 @@ def _tag_version(client: "MlflowClient", decision: Decision) -> None:
     client.set_model_version_tag(project_name(), str(decision.version), key, text)
 
 
-def _find_model(client: "MlflowClient", name: str):  # type: ignore[no-untyped-def]
+def _find_model(client: "MlflowClient", name: str) -> "RegisteredModel | None":
     """The registered model of a name; None if MLflow says that there is none."""
     try:
         found = client.get_registered_model(name)
@@ -270,7 +272,7 @@ def _record_name() -> str:
     return f"{project_name()}.decisions"
 
 
-def _parse(version) -> Decision:  # type: ignore[no-untyped-def]
+def _parse(version: "ModelVersion") -> Decision:
     """A decision as it was recorded."""
     own = {key.removeprefix(_OWN): value for key, value in version.tags.items() if key.startswith(_OWN)}
     return Decision(

@@ -6,51 +6,18 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from builders import write_exported, write_predictions
+from builders import add_version, read_champion
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import promotion
-from pipeline.tracking import bundles, decisions, registry
+from pipeline.tracking import decisions, registry
 from pipeline.tracking.decisions import Decision
-from pipeline.tracking.evaluations import EVALUATION_TAG
-from pipeline.tracking.store import connect, experiment_id
-
-TARGETS = np.repeat([0, 1, 2], 100)
-
-
-def answers(right: int) -> np.ndarray:
-    """Predictions with that many right answers of 100 in each class, the same ones first."""
-    wrong = np.tile(np.arange(100) >= right, 3)
-    return np.where(wrong, (TARGETS + 1) % 3, TARGETS)
-
-
-def add_version(right: int, digest: str, graph: Path | None = None) -> int:
-    """Register a version with such answers, as evaluate, export and register would."""
-    client = connect()
-    run_id = client.create_run(experiment_id(client)).info.run_id
-    preds = answers(right)
-    probs = np.full((300, 3), (1 - right / 100) / 2)
-    probs[np.arange(300), preds] = right / 100
-    table = write_predictions(Path("scratch/predictions.csv"), TARGETS, preds, probs)
-    client.log_artifact(run_id, str(table), "evaluation")
-    client.set_tag(run_id, EVALUATION_TAG, "k")
-    scores = {"accuracy": right / 100, "macro_f1": right / 100}
-    about = {"parity": {"formats": ["onnx"]}, "cost": {"parameters": 5, "size_bytes": 1000}}
-    folder = write_exported(Path("models") / digest, digest=digest, run_id=run_id, metrics={"test": scores}, **about)
-    if graph:
-        (folder / "pyfunc/artifacts/bundle/model.onnx").write_bytes(graph.read_bytes())
-    bundles.log_bundle(folder, folder / "pyfunc", {"cost/latency_ms": 2.0})
-    return registry.register(folder).version
+from pipeline.tracking.store import connect
 
 
 def tags(number: int) -> dict[str, str]:
     return connect().get_model_version("hyojo", str(number)).tags
-
-
-def champion() -> int | None:
-    return decisions.champion_number(connect())
 
 
 def last(version: int) -> Decision:
@@ -70,7 +37,7 @@ def test_from_registering_to_rolling_back(project: Path, bright_bundle: Path) ->
     add_version(80, "second", graph=graph)
     outcome = promotion.promote()
     assert (outcome.version, outcome.changed, outcome.refused) == (2, True, False)
-    assert champion() == 2
+    assert read_champion() == 2
     made = last(2)
     found = made.figures
     assert float(found["difference"]) == pytest.approx(0.1)
@@ -84,7 +51,7 @@ def test_from_registering_to_rolling_back(project: Path, bright_bundle: Path) ->
     assert tags(2)[f"hyojo.decision.{made.number}"] == f"promoted: {made.reason}"
     assert "already" in promotion.promote(2).message
     assert registry.rollback().version == 1
-    assert champion() == 1
+    assert read_champion() == 1
     assert (last(1).kind, last(1).former, last(1).by) == ("rolled back", 2, getpass.getuser())
 
 
@@ -94,7 +61,7 @@ def test_a_refusal_is_recorded_with_its_reasons() -> None:
     outcome = promotion.promote()
     assert (outcome.changed, outcome.refused) == (False, True)
     assert outcome.message.startswith("Refused: version 2 is not better beyond chance")
-    assert champion() == 1
+    assert read_champion() == 1
     refused = last(2)
     assert refused.kind == "refused"
     assert refused.figures["costs"] == "recorded"
@@ -113,7 +80,7 @@ def test_three_times_as_slow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     add_version(80, "second")
     monkeypatch.setattr(promotion, "measure", lambda *_: [(6.0, 1.0), (2.0, 1.0)])
     assert "3.00 times as slow" in promotion.promote().message
-    assert champion() == 1
+    assert read_champion() == 1
 
 
 @pytest.mark.usefixtures("_champion")
@@ -124,7 +91,7 @@ def test_overruling_wants_a_reason_and_leaves_a_trace() -> None:
             promotion.promote(2, **given)
     outcome = promotion.promote(2, force=True, reason="the demo")
     assert outcome.changed
-    assert champion() == 2
+    assert read_champion() == 2
     assert last(2).kind == "forced"
     assert last(2).reason.startswith("forced: the demo (against: version 2 is not better")
 
@@ -136,7 +103,7 @@ def test_lost_predictions_and_a_deleted_champion() -> None:
     assert "cannot be compared: version 1" in promotion.promote().message
     connect().delete_model_version("hyojo", "1")
     assert promotion.promote().changed
-    assert champion() == 2
+    assert read_champion() == 2
 
 
 @pytest.mark.usefixtures("project")
@@ -161,7 +128,7 @@ def test_a_champion_that_changed_meanwhile_voids_the_decision(monkeypatch: pytes
     outcome = promotion.promote(2)
     assert (outcome.changed, outcome.refused) == (False, True)
     assert "version 3 became champion while version 2 was held against 1" in outcome.message
-    assert champion() == 3
+    assert read_champion() == 3
     assert (last(2).kind, last(2).void) == ("promoted", True)
 
 
@@ -179,7 +146,7 @@ def test_of_two_promotions_at_once_one_wins() -> None:
     assert sorted(process.returncode for process in both) == [0, 1]
     winner = 2 if both[0].returncode == 0 else 3
     loser = 5 - winner
-    assert champion() == winner
+    assert read_champion() == winner
     assert f"Version {winner} is champion" in said[winner - 2]
     # Judged against the winner, to which it is equal.
     assert f"Refused: version {loser} is not better beyond chance: +0.00 points" in said[loser - 2]
