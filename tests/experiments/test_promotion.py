@@ -97,6 +97,44 @@ def test_overruling_wants_a_reason_and_leaves_a_trace() -> None:
 
 
 @pytest.mark.usefixtures("_champion")
+@pytest.mark.parametrize("foreign", ["project", "classes", "test data", "test data, predictions gone"])
+def test_what_is_of_another_project_passes_only_if_that_is_named(foreign: str) -> None:
+    """And if its classes or test data are others: ``--force`` alone does not do."""
+    add_version(90, "second")
+    client = connect()
+    said = {"project": "of another project, cats, than hyojo", "classes": "knows other classes"}
+    if foreign == "project":
+        client.set_model_version_tag("hyojo", "2", "hyojo.project", "cats")
+    elif foreign == "classes":
+        path = Path("scratch/predictions.csv")
+        path.write_text(path.read_text().replace("sad", "calm"))
+        client.log_artifact(client.get_model_version("hyojo", "2").run_id, str(path), "evaluation")
+    else:
+        client.set_model_version_tag("hyojo", "2", "hyojo.test_digest", "t" * 64)
+    if "gone" in foreign:
+        client.set_model_version_tag("hyojo", "1", "hyojo.test_digest", "u" * 64)
+        client.delete_run(client.get_model_version("hyojo", "1").run_id)
+        said[foreign] = "the two cannot be compared"
+    own = "cats" if foreign == "project" else "hyojo"
+    for given in ({}, {"force": True, "reason": "new data"}, {"force": True, "reason": "new data", "project": "dogs"}):
+        outcome = promotion.promote(2, **given)
+        assert outcome.refused
+        assert said.get(foreign, "tested on other data") in outcome.message
+        assert (f"--project {own}" in outcome.message) == bool(given)
+        assert read_champion() == 1
+    assert promotion.promote(2, force=True, reason="new data", project=own).changed
+    assert read_champion() == 2
+
+
+def test_a_version_of_another_project_is_no_first_champion(project: Path) -> None:
+    add_version(70, "first")
+    connect().set_model_version_tag("hyojo", "1", "hyojo.project", "cats")
+    connect().delete_registered_model_alias("hyojo", "champion")
+    assert "of another project, cats" in promotion.promote(1).message
+    assert read_champion() is None
+
+
+@pytest.mark.usefixtures("_champion")
 def test_lost_predictions_and_a_deleted_champion() -> None:
     add_version(80, "second")
     connect().delete_run(connect().get_model_version("hyojo", "1").run_id)
