@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from builders import add_version, log_version, read_champion, run_hyojo
 from faulty_server import Faulty, serve_mlflow
+from killing import Killed, kill_after
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import promotion
@@ -108,27 +109,6 @@ def test_history_tells_who_when_and_what_was_moved_by_hand(server: Faulty, capsy
     assert (found["decisions"][-1]["kind"], found["decisions"][-1]["by"]) == ("outside the gate", "anna")
     assert float(found["decisions"][2]["figures"]["difference"]) == pytest.approx(-0.4)
     assert connect().get_model_version("hyojo", "1").tags["hyojo.by"]
-
-
-class Killed(BaseException):
-    """The process ends."""
-
-
-def kill_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
-    """End what runs once so many calls to MLflow were made that write; between these nothing changes."""
-    ask, made = store._Told.__getattr__, [0]
-
-    def ask_and_count(self: object, name: str) -> Callable[..., object]:
-        def call(*args: object, **kwargs: object) -> object:
-            answer = ask(self, name)(*args, **kwargs)
-            made[0] += name.startswith(("create", "set", "delete", "update", "log"))
-            if made[0] == calls:
-                raise Killed
-            return answer
-
-        return call
-
-    monkeypatch.setattr(store._Told, "__getattr__", ask_and_count)
 
 
 def name_project(name: str) -> None:
