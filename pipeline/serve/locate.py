@@ -137,7 +137,7 @@ def _folder(model: str) -> Located:
     if not (path / "bundle.json").exists():
         raise UserError(
             f"{model} is no bundle: bundle.json is missing. `dvc repro` makes one in models/bundle; a registered "
-            "version is given by its number or as models:/hyojo@champion."
+            "version is given by its number or as @champion."
         )
     return Located(path.resolve().name, path, path)
 
@@ -176,7 +176,7 @@ def _registered(model: str) -> Located:
             raise UserError(
                 f"{model}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
             )
-        if model == f"{store.PREFIX}{project}@{decisions.CHAMPION}":
+        if model.removeprefix(f"{store.PREFIX}{project}").removeprefix("@") == decisions.CHAMPION:
             raise UserError(f"{project} has no champion. `hyojo promote` makes one of version {there}.")
         raise UserError(f"{model}: there is no such version; {project} has {there}.")
     aliases = decisions.read_aliases(client, version.name) or {}

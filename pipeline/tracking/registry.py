@@ -87,6 +87,9 @@ def register(bundle_dir: Path | None = None) -> Outcome:
             said += f". Version {first}, the first, is champion; that had been cut short"
         elif not same:
             said += f". `hyojo promote {number}` makes it champion"
+        others = {version.tags[CLASSES_TAG] for version in registered if CLASSES_TAG in version.tags}
+        if others and json.dumps(bundle.class_names) not in others:
+            said += ". Its classes are others than those of all earlier versions; of another project set project.name"
         return Outcome(number, made or not same, f"{said}.")
 
 

@@ -7,7 +7,7 @@ import pytest
 from builders import write_exported
 
 from pipeline.core.errors import UserError
-from pipeline.tracking import bundles, decisions, registry
+from pipeline.tracking import bundles, decisions, registry, store
 from pipeline.tracking.decisions import PROMOTED, Decision, MovedError
 from pipeline.tracking.store import connect, experiment_id
 
@@ -154,6 +154,18 @@ def test_of_two_decisions_about_one_champion_the_first_counts() -> None:
     history, finished = decisions.settle(client)
     assert finished.version == champion() == history.champion == 2
     assert [(each.version, each.void) for each in history.decisions] == [(1, False), (2, False), (3, True)]
+
+
+@pytest.mark.usefixtures("_registered")
+def test_another_project_of_the_same_name_is_told(project: Path) -> None:
+    path = make_bundle("second", 0.9) / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["cat", "dog"]}))
+    assert "project.name" in registry.register(path.parent).message
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("name: hyojo ", "name: cats "))
+    store.project_name.cache_clear()
+    assert registry.register(path.parent).message == "Registered version 1 of cats; the first, so it is champion."
+    assert champion() == 1
 
 
 @pytest.mark.usefixtures("_registered")
