@@ -102,7 +102,7 @@ def measure(client: "MlflowClient", versions: "list[ModelVersion]") -> list[tupl
                 raise
             return str(error)
         except Exception as error:  # a runtime that is not installed, an operator it lacks, half a file
-            return str(error)
+            return str(error).replace(f"{scratch}/", "version ")
 
 
 def _judge(

@@ -172,17 +172,18 @@ def settle(client: "MlflowClient") -> tuple[History, Decision | None]:
         The history, whose champion is the alias's; and the move that was finished, if one was.
     """
     history = read_history(client)
-    pending = history.pending
+    pending, finished = history.pending, None
     if pending:
         with suppress(MovedError):
             _follow(client, pending.number)
-        print(f"Finished what had been cut short: {describe_move(pending)}, by {pending.by}.", file=sys.stderr)
+            finished = pending
+            print(f"Finished what had been cut short: {describe_move(pending)}, by {pending.by}.", file=sys.stderr)
         history = read_history(client)
     if (present := champion_number(client)) != history.champion:
         reason = "found so; the alias was moved outside the gate"
         record(client, Decision(OUTSIDE, present, history.champion, reason, followed="yes"))
         history = read_history(client)
-    return history, pending
+    return history, finished
 
 
 def create_model(client: "MlflowClient", name: str, description: str) -> None:
@@ -234,9 +235,10 @@ def _follow(client: "MlflowClient", number: int) -> None:
         try:
             client.set_registered_model_alias(model, CHAMPION, str(target))
         except TrackingError as error:
-            if error.is_missing:  # the version was deleted
-                client.set_model_version_tag(_record_name(), str(number), f"{_OWN}followed", "no")
-            raise
+            if not error.is_missing:
+                raise
+            client.set_model_version_tag(_record_name(), str(number), f"{_OWN}followed", "no")
+            raise MovedError(present) from None  # the version was deleted
         # Whoever was slow may have moved it back: of all who moved it the last looks once more.
         if (history := read_history(client)).champion in (target, None):
             break

@@ -120,6 +120,27 @@ def test_rollback_after_the_alias_was_moved_by_hand_or_a_version_was_deleted() -
 
 
 @pytest.mark.usefixtures("_three")
+def test_champions_from_before_there_was_a_record_can_be_gone_back_to() -> None:
+    client = connect()
+    client.delete_registered_model("hyojo.decisions")
+    client.set_registered_model_tag("hyojo", "hyojo.champions", "[1, 3, 2]")
+    client.set_registered_model_alias("hyojo", "champion", "2")
+    assert decisions.read_history(client).ever == [1, 3, 2]
+    assert [roll_back(), roll_back()] == [3, 1]
+    assert [each.kind for each in decisions.read_history(client).decisions] == ["rolled back"] * 2
+
+
+@pytest.mark.usefixtures("_three")
+def test_a_decision_whose_version_was_deleted_blocks_nothing() -> None:
+    client = connect()
+    decisions.record(client, Decision(PROMOTED, 2, 1, "its author was killed here"))
+    client.delete_model_version("hyojo", "2")
+    promote(3)
+    assert champion() == 3
+    assert [each.void for each in decisions.read_history(client).decisions] == [False, True, False]
+
+
+@pytest.mark.usefixtures("_three")
 @pytest.mark.parametrize("after", [False, True])
 def test_an_alias_that_moved_meanwhile_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
     """Moved by hand, before the champion is looked at, or just after."""
