@@ -159,17 +159,22 @@ def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
 
 
 def moved_from(root: Path) -> str | None:
-    """The former root's URI if the default store's artifacts are recorded under another root, else None."""
+    """The former root's URI if the default store's artifacts are recorded under another root, else None.
+
+    Raises:
+        TrackingError: The database cannot be read.
+    """
     database = root / "mlflow.db"
     if not database.exists():
         return None
-    with contextlib.closing(sqlite3.connect(database)) as connection, contextlib.suppress(sqlite3.Error):
-        name = experiment_name()
-        row = connection.execute("select artifact_location from experiments where name = ?", (name,)).fetchone()
-        suffix = f"/mlruns/{name}"
-        if row and row[0].endswith(suffix) and row[0] != root.as_uri() + suffix:
-            return str(row[0].removesuffix(suffix))
-    return None
+    suffix, own = f"/mlruns/{experiment_name()}", root.as_uri()
+    with told(f"{SQLITE}{database}"), contextlib.closing(sqlite3.connect(database)) as connection:
+        if "experiments" not in _tables(connection):
+            return None
+        asked = "select artifact_location from experiments where name = ?"
+        row = connection.execute(asked, (experiment_name(),)).fetchone()
+    former = str(row[0]) if row else ""
+    return former.removesuffix(suffix) if former.endswith(suffix) and former != own + suffix else None
 
 
 def relocate(root: Path) -> int:
@@ -182,8 +187,9 @@ def relocate(root: Path) -> int:
     if former is None:
         return 0
     changed = 0
-    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as connection, connection:
-        tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    database = root / "mlflow.db"
+    with told(f"{SQLITE}{database}"), contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        tables = _tables(connection)
         for table, column in LOCATIONS:
             if table not in tables:
                 continue
@@ -194,6 +200,11 @@ def relocate(root: Path) -> int:
                     (new, len(old) + 1, _like(old + "/mlruns/")),
                 ).rowcount
     return changed
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    """Names of a database's tables."""
+    return {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
 
 
 def _plain(uri: str) -> str:

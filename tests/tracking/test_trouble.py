@@ -86,7 +86,10 @@ def test_a_store_that_cannot_be_opened(
         content = (project / "mlflow.db").read_bytes()
         assert run_hyojo("history") == 1
         assert (project / "mlflow.db").read_bytes() == content
-    expect_sentence(capfd, said.format(root=project), remedy)
+        expect_sentence(capfd, said.format(root=project), remedy)
+        if state is damaged:
+            assert run_hyojo("sync", "--relocate") == 1
+            expect_sentence(capfd, said.format(root=project), remedy)
     assert sorted(path.name for path in project.glob("mlflow.db*")) == ["mlflow.db"]
 
 
