@@ -59,15 +59,15 @@ def configure_mlflow() -> None:
 class _Told:
     """MLflow's client, whose every trouble is a ``TrackingError``."""
 
-    def __init__(self, client: "MlflowClient", uri: str) -> None:
-        self._client, self._uri = client, uri
+    def __init__(self, client: "MlflowClient", uri: str, registry_uri: str) -> None:
+        self._client, self._uri, self._registry_uri = client, uri, registry_uri
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
+        method, uri = getattr(self._client, name), self._registry_uri if "model" in name else self._uri
 
         @functools.wraps(method)
         def ask(*args: Any, **kwargs: Any) -> Any:
-            with told(self._uri):
+            with told(uri):
                 return method(*args, **kwargs)
 
         return ask
@@ -83,7 +83,7 @@ def open_client(uri: str) -> "MlflowClient":
         mlflow.set_tracking_uri(uri)
         # Not even its errors: they are raised too, and told once.
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-        return cast("MlflowClient", _Told(mlflow.MlflowClient(), uri))
+        return cast("MlflowClient", _Told(mlflow.MlflowClient(), uri, mlflow.get_registry_uri()))
 
 
 @cache
