@@ -1,6 +1,7 @@
 """The project's root is found from wherever DVC runs a stage."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -58,9 +59,14 @@ def test_who_waits_for_a_lock_is_told(
     with project_lock("registry"):
         pass
     assert capsys.readouterr().err == ""
-    held = FileLock(project / ".hyojo" / "registry.lock", thread_local=False)
-    held.acquire()
-    threading.Timer(0.5, held.release).start()
+    held = threading.Event()
+
+    def hold() -> None:
+        with FileLock(project / ".hyojo" / "registry.lock"):
+            held.set()
+            time.sleep(0.5)
+
+    threading.Thread(target=hold).start()
+    held.wait()
     with project_lock("registry"):
-        assert not held.is_locked
-    assert "Waiting for another process" in capsys.readouterr().err
+        assert "Waiting for another process" in capsys.readouterr().err
