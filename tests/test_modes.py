@@ -8,6 +8,7 @@ import contextlib
 import csv
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -478,6 +479,31 @@ def test_a_family_of_seeds(project: Project) -> None:
     said = project.hyojo("compare", "pair", "other")
     assert "3 seeds" in said
     assert "2 seeds" in said
+
+
+@pytest.mark.slow
+def test_seeds_that_are_killed_at_random_go_on(project: Project) -> None:
+    (first,) = project.runs()
+    draw = random.Random(0)
+    command = [sys.executable, "-m", "pipeline.cli", "seeds", "2", "--name", "pair"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for _ in range(6):
+        process = subprocess.Popen(command, cwd=project.root, env=environment(), **quiet)
+        time.sleep(draw.uniform(3, 60))
+        process.kill()
+        process.wait()
+    project.hyojo("seeds", "2", "--name", "pair")
+    (parent,) = [run for run in project.runs() if run.data.tags.get("hyojo.kind") == "seeds"]
+    children = [run for run in project.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.data.params["train.seed"] for run in children) == ["0", "1"]
+    assert first.info.run_id in [run.info.run_id for run in children]
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert parent.data.params["train.lr"] == children[0].data.params["train.lr"]
+    for run in children:
+        assert [step for step, _ in project.points(run, "train/loss")] == list(range(1, EPOCHS + 1))
+    assert len(project.runs()) == 3
+    assert sorted(project.dvc("exp", "list", "--name-only").split()) == ["pair-0", "pair-1"]
+    assert not [one for one in psutil.process_iter(["cwd"]) if str(project.root) in str(one.info["cwd"])]
 
 
 @pytest.mark.slow

@@ -2,12 +2,12 @@
 
 import argparse
 
-CHAMPION_URI = "models:/hyojo@champion"
+CHAMPION = "@champion"  # of the project's registered model, whatever its name
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
     """The option of which model answers."""
-    about = f"a bundle folder or a model URI such as {CHAMPION_URI} (%(default)s)"
+    about = f"a bundle folder, a version's number, {CHAMPION}, or a model URI (%(default)s)"
     command.add_argument("--model", default="models/bundle", help=about)
 
 

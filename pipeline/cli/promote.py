@@ -6,12 +6,17 @@ import argparse
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("version", nargs="?", type=int, metavar="VERSION", help="the latest if left out")
     command.add_argument("--force", action="store_true", help="whatever the gate says; needs --reason")
-    command.add_argument("--reason", metavar="TEXT", help="why the gate is overruled; recorded on the version")
+    command.add_argument("--reason", metavar="TEXT", help="why the gate is overruled; recorded with the decision")
+    command.add_argument(
+        "--project",
+        metavar="NAME",
+        help="the version's project: lets --force pass a version of another project, other classes or other test data",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.experiments import promotion
 
-    outcome = promotion.promote(arguments.version, arguments.force, arguments.reason)
+    outcome = promotion.promote(arguments.version, arguments.force, arguments.reason, arguments.project)
     print(outcome.message)
     return int(outcome.refused)

@@ -22,6 +22,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+class ProjectParams(Section):
+    """What the project is called in MLflow; no result hangs on it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+
+
 class PrepareParams(Section):
     """Source images -> packed uint8 arrays."""
 
@@ -229,6 +235,7 @@ class PromoteParams(Section):
 class Params(Section):
     """The whole file."""
 
+    project: ProjectParams
     prepare: PrepareParams
     train: TrainParams
     evaluate: EvaluateParams

@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.core import paths
 from pipeline.core.errors import UserError, suggest
 from pipeline.core.files import write_text
-from pipeline.core.params import Params
+from pipeline.core.params import Params, ProjectParams
 
 RENAMED = {"prepare.group": "prepare.person", "prepare.columns.group": "prepare.columns.person"}
 
@@ -35,6 +35,24 @@ def load_params(path: Path | str = paths.PARAMS) -> Params:
             message has a line for each, with the nearest valid name.
     """
     return parse_params(read_text(path), str(path))
+
+
+def read_project_name(root: Path | None) -> str:
+    """Name of the project with this root; the default's outside of any, or in a file that is older than the key.
+
+    Raises:
+        UserError: It is no name.
+    """
+    default = YAML(typ="safe", pure=True).load(read_default())["project"]
+    path = root / paths.PARAMS if root else None
+    if path is None or not path.exists():
+        return str(default["name"])
+    values = _load_document(read_text(path), str(path))
+    section = values.get("project") if isinstance(values, dict) else None
+    try:
+        return ProjectParams.model_validate(default if section is None else dict(section)).name
+    except (ValidationError, TypeError, ValueError):
+        raise UserError(f"{path}: project.name must be letters, digits, - and _, such as hyojo") from None
 
 
 def read_text(path: Path | str) -> str:

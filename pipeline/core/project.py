@@ -1,13 +1,16 @@
 """The project around the working folder: its root, its locks, and the folders below ``.hyojo`` that outlive a stage."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pipeline.core.errors import UserError
+
+TOLD_AFTER_S = 2.0
 
 
 def project_root() -> Path:
@@ -28,11 +31,22 @@ def project_root() -> Path:
 
 @contextmanager
 def project_lock(name: str) -> Iterator[None]:
-    """Hold a lock that all processes of the project share, wherever DVC runs them."""
+    """Hold a lock that all processes of the project share, wherever DVC runs them; whom it keeps waiting is told.
+
+    The system drops the lock of a process that ends, however it ends.
+    """
     folder = project_root() / ".hyojo"
     folder.mkdir(exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=TOLD_AFTER_S)
+    except Timeout:
+        print(f"Waiting for another process of this project, which holds {lock.lock_file}.", file=sys.stderr)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def find_checkpoint(root: Path, key: str) -> Path:

@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline.core.errors import UserError
 from pipeline.core.paths import REPORTS, TRAINED
 from pipeline.core.stage_files import BundleFile, MetricsFile, WeightsFile
-from pipeline.tracking import families, registry
+from pipeline.tracking import families
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
 from pipeline.tracking.runs import read_artifact
 from pipeline.tracking.store import connect, experiment_id, find_run
@@ -114,7 +114,7 @@ def read_version(client: "MlflowClient", version: "ModelVersion") -> Contender:
     run = find_run(client, version.run_id)
     if run is None:
         raise UserError(
-            f"version {version.version} of {registry.MODEL} belongs to run {version.run_id}, which was deleted."
+            f"version {version.version} of {version.name} belongs to run {version.run_id}, which was deleted."
         )
     found = read_run(client, run, f"version {version.version}")
     digest = version.tags.get(TEST_DIGEST_TAG) or found.test_digest

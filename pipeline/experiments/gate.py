@@ -56,12 +56,14 @@ class Evidence:
 class Verdict:
     """What the gate decides: refused for ``reasons``, if there are any.
 
-    ``figures`` is all that it looked at, by short names; ``notes`` say what was left undecided.
+    ``figures`` is all that it looked at, by short names; ``notes`` say what was left undecided. ``foreign``: it
+    is of another project or of other classes, or was tested on other data.
     """
 
     reasons: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     figures: dict[str, float | int | str] = field(default_factory=dict)
+    foreign: bool = False
 
     @property
     def passed(self) -> bool:
@@ -79,6 +81,7 @@ def judge(candidate: Evidence, champion: Evidence, params: PromoteParams) -> Ver
         )
     if mismatch := _mismatch(candidate, champion):
         verdict.reasons.insert(0, mismatch)
+        verdict.foreign = True
         return verdict
     _judge_accuracy(verdict, candidate, champion, params)
     _judge_recall(verdict, candidate, champion, params)

@@ -9,7 +9,7 @@ from pipeline.core.project import project_root
 from pipeline.experiments.contenders import Contender, read_run, read_version, read_workspace
 from pipeline.tracking import dvc_experiments, registry
 from pipeline.tracking.evaluations import EVALUATION_TAG
-from pipeline.tracking.store import PREFIX, connect, experiment_id, find_run
+from pipeline.tracking.store import PREFIX, connect, experiment_id, find_run, project_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +46,7 @@ def find_contender(name: str) -> Contender:
 
 def _find_version(client: "MlflowClient", name: str) -> "ModelVersion | None":
     """The registered version that a number, alias or URI stands for; what can be nothing else has to be there."""
-    found, model = registry.find_version(client, name), registry.MODEL
+    found, model = registry.find_version(client, name), project_name()
     if name.startswith(PREFIX) and not re.fullmatch(f"{PREFIX}{model}[@/].+", name):
         raise UserError(f"{name} is none of models:/{model}@ALIAS and models:/{model}/VERSION")
     if found is None and re.match(rf"@|v\d+$|{PREFIX}", name):

@@ -17,6 +17,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.inference.requests import COLUMN
 from pipeline.serve.answers import Predict
 from pipeline.tracking import store
+from pipeline.tracking.trouble import TrackingError, told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -126,38 +127,48 @@ def _folder(model: str) -> Located:
     """A bundle's folder, or that of a model as MLflow keeps it; fetched if a URI says where it is."""
     path = Path(model)
     if ":/" in model and not path.exists():
-        path = _fetch(model)
+        fetched = _fetch(model)
+        if fetched is None:
+            raise UserError(f"{model} can't be fetched: there is nothing. `hyojo register` makes a version.")
+        path = fetched
     inside = path / "artifacts" / "bundle"
     if (path / "MLmodel").exists() and (inside / "bundle.json").exists():
         return Located(path.resolve().name, path, inside)
     if not (path / "bundle.json").exists():
         raise UserError(
             f"{model} is no bundle: bundle.json is missing. `dvc repro` makes one in models/bundle; a registered "
-            "version is given by its number or as models:/hyojo@champion."
+            "version is given by its number or as @champion."
         )
     return Located(path.resolve().name, path, path)
 
 
-def _fetch(uri: str) -> Path:
-    """The files behind a URI of MLflow's, in a folder that goes with this process."""
+def _fetch(uri: str) -> Path | None:
+    """The files behind a URI of MLflow's, in a folder that goes with this process; None if it answers of none.
+
+    Raises:
+        TrackingError: The store, or that of the files, does not answer.
+    """
     _client()
-    folder = tempfile.mkdtemp(prefix="hyojo-model-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     import mlflow.artifacts
-    from mlflow.exceptions import MlflowException
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{uri} can't be fetched: {reason} `hyojo register` makes a version.") from None
+        with told(uri):
+            if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
+                return None
+            folder = tempfile.mkdtemp(prefix="hyojo-model-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+    except TrackingError as error:
+        if error.is_missing:
+            return None
+        raise
 
 
 def _registered(model: str) -> Located:
     """A version in the registry, downloaded if it isn't on this machine."""
-    from pipeline.tracking import registry  # pandas comes with it, which a bundle's answers need not wait for
+    from pipeline.tracking import decisions, registry  # pandas comes with it, which a bundle need not wait for
 
-    client = _client()
+    client, project = _client(), store.project_name()
     version = registry.find_version(client, model)
     if version is None:
         there = ", ".join(map(str, sorted(int(each.version) for each in registry.versions(client))))
@@ -165,16 +176,14 @@ def _registered(model: str) -> Located:
             raise UserError(
                 f"{model}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
             )
-        if model == f"{store.PREFIX}{registry.MODEL}@{registry.CHAMPION}":
-            raise UserError(f"{registry.MODEL} has no champion. `hyojo promote` makes one of version {there}.")
-        raise UserError(f"{model}: there is no such version; {registry.MODEL} has {there}.")
-    champion = client.get_registered_model(version.name).aliases.get(registry.CHAMPION) == version.version
+        if model.removeprefix(f"{store.PREFIX}{project}").removeprefix("@") == decisions.CHAMPION:
+            raise UserError(f"{project} has no champion. `hyojo promote` makes one of version {there}.")
+        raise UserError(f"{model}: there is no such version; {project} has {there}.")
+    aliases = decisions.read_aliases(client, version.name) or {}
+    champion = aliases.get(decisions.CHAMPION) == int(version.version)
     title = f"{version.name} version {version.version}{' (champion)' if champion else ''}"
-    try:
-        path = _fetch(f"{store.PREFIX}{version.name}/{version.version}")
-    except UserError:
-        path = Path("missing")
-    if not (path / "artifacts" / "bundle" / "bundle.json").exists():
+    path = _fetch(f"{store.PREFIX}{version.name}/{version.version}")
+    if path is None or not (path / "artifacts" / "bundle" / "bundle.json").exists():
         raise UserError(
             f"the files of {title} are not where the registry says. If the project was moved, `hyojo sync --relocate` "
             "mends that; after a clone and `dvc pull`, `hyojo sync` does."
@@ -185,9 +194,4 @@ def _registered(model: str) -> Located:
 def _client() -> "MlflowClient":
     """A client of the project's store; a tracking server that is named needs no project around."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if "://" in uri and not uri.startswith(store.SQLITE):
-        store.configure_mlflow()
-        import mlflow
-
-        return mlflow.MlflowClient()
-    return store.connect()
+    return store.open_client(uri) if "://" in uri and not uri.startswith(store.SQLITE) else store.connect()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from pipeline.tracking.store import connect, experiment_id
@@ -15,6 +16,19 @@ from pipeline.tracking.store import connect, experiment_id
 # For connecting and for each answer: twice this is the most that a server costs an epoch.
 HURRIED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 1800.0
+
+
+_EXACTING: ContextVar[bool] = ContextVar("exacting", default=False)
+
+
+@contextmanager
+def exacting() -> Iterator[None]:
+    """Let trouble end what runs in this block: a command that mirrors, and does nothing else, has failed then."""
+    former = _EXACTING.set(True)
+    try:
+        yield
+    finally:
+        _EXACTING.reset(former)
 
 
 @contextmanager
@@ -31,6 +45,8 @@ def hurried() -> Iterator[None]:
 
 def attempt(action: Callable[[], Any], what: str, remedy: str = "`hyojo sync`") -> Any:
     """Do something with MLflow, if it answers; on any trouble say so on stderr, with the remedy, and return None."""
+    if _EXACTING.get():
+        return action()
     try:
         with hurried():
             experiment_id(connect())
@@ -63,5 +79,5 @@ class Patience:
 
 
 def _tell(error: Exception, what: str, remedy: str = "`hyojo sync`") -> None:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
     print(f"warning: MLflow: {what} failed ({reason}). {remedy} makes up for it later.", file=sys.stderr)

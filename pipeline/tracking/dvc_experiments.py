@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_text
-from pipeline.core.signals import StopRequest
+from pipeline.core.signals import StopRequest, die_with_parent
 from pipeline.tracking.origin import git
 
 # Longest wait, after Ctrl-C, for DVC and the stage to end by themselves: a checkpoint is written meanwhile.
@@ -105,7 +105,9 @@ def run_experiment(root: Path, name: str, overrides: list[str], variables: dict[
     environment = os.environ | variables
     # Stages are started by name: `python` must be this one.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    process, waited_s = subprocess.Popen(command, cwd=root, env=environment), 0.0
+    # If this process is killed, DVC ends too, and its stage with it: the next one would run beside them.
+    process = subprocess.Popen(command, cwd=root, env=environment, preexec_fn=die_with_parent)
+    waited_s = 0.0
     while True:
         try:
             return process.wait(0.5)

@@ -14,7 +14,7 @@ from pipeline.core.stage_files import MetricsFile, RunFile
 from pipeline.metrics.table import HEADLINES
 from pipeline.tracking import families
 from pipeline.tracking.attempts import attempt
-from pipeline.tracking.runs import find_or_rebuild, log_files, log_metrics, rebuild_run
+from pipeline.tracking.runs import complete_run, find_or_rebuild, log_files, log_metrics, rebuild_run
 from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
 
 EVALUATION_TAG = "hyojo.evaluation"
@@ -71,6 +71,7 @@ def claim_run(key: str) -> str:
                 max_results=1,
             )
             if children:
+                complete_run(client, children[0])
                 return children[0].data.tags.get(RUN_ID_TAG, children[0].info.run_id)
             child = rebuild_run(client, {families.PARENT_TAG: run.info.run_id, EVALUATION_TAG: key})
             return child.info.run_id

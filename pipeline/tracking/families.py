@@ -72,19 +72,18 @@ def open_family(client: "MlflowClient", name: str, key: str, params: dict[str, s
     from mlflow.entities import Param
 
     with project_lock("seeds"):
-        for parent in _families(client):
-            if parent.data.tags.get(NAME_TAG) == name:
-                if parent.data.tags.get(KEY_TAG) != key:
-                    raise UserError(
-                        f"--name {name}: seeds of that name were trained with other params. Choose another name."
-                    )
-                client.update_run(parent.info.run_id, "RUNNING")
-                return parent
-        tags = {KIND_TAG: "seeds", NAME_TAG: name, KEY_TAG: key}
-        tags |= {"mlflow.source.name": "hyojo seeds", "mlflow.source.type": "PROJECT"}
-        parent = client.create_run(experiment_id(client), tags=tags, run_name=f"{params['train.backbone']} {name}")
+        parent = next((each for each in _families(client) if each.data.tags.get(NAME_TAG) == name), None)
+        if parent is None:
+            tags = {KIND_TAG: "seeds", NAME_TAG: name, KEY_TAG: key}
+            tags |= {"mlflow.source.name": "hyojo seeds", "mlflow.source.type": "PROJECT"}
+            parent = client.create_run(experiment_id(client), tags=tags, run_name=f"{params['train.backbone']} {name}")
+        elif parent.data.tags.get(KEY_TAG) != key:
+            raise UserError(f"--name {name}: seeds of that name were trained with other params. Choose another name.")
+        # Also of one that was cut short.
+        client.update_run(parent.info.run_id, "RUNNING")
         client.set_tag(parent.info.run_id, RUN_ID_TAG, parent.info.run_id)
-        client.log_batch(parent.info.run_id, params=[Param(key, value) for key, value in params.items()])
+        lacking = [Param(name, value) for name, value in params.items() if name not in parent.data.params]
+        client.log_batch(parent.info.run_id, params=lacking)
         return client.get_run(parent.info.run_id)
 
 

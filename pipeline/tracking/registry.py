@@ -1,14 +1,11 @@
 """The model registry: versions of the bundle, and which of them is ``champion``.
 
 A version is a bundle by its digest: registering the same bundle again makes no other. The alias ``champion`` moves
-only through the gate of ``promotion``, and back. mlflow is imported inside functions: it is slow.
+only through the gate of ``promotion``, and back; ``decisions`` keeps the record. mlflow is imported inside functions:
+it is slow.
 """
 
 import json
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,25 +14,23 @@ from pipeline.core.errors import UserError
 from pipeline.core.project import project_lock
 from pipeline.core.stage_files import BundleFile
 from pipeline.metrics.table import HEADLINES
+from pipeline.tracking import decisions
 from pipeline.tracking.bundles import bundle_costs, find_model
+from pipeline.tracking.decisions import FIRST, ROLLED_BACK, Decision, MovedError
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
 from pipeline.tracking.runs import fetch
-from pipeline.tracking.store import PREFIX, SQLITE, connect, find_run
+from pipeline.tracking.store import PREFIX, connect, find_run, project_name
+from pipeline.tracking.trouble import TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-MODEL = "hyojo"
-CHAMPION = "champion"
-# On the registered model: the versions that were champion, oldest first, the present one last.
-FORMER_TAG = "hyojo.champions"
-DECISION_TAG = "hyojo.decision"
 PARITY_TAG = "hyojo.parity"
-# The name of a registered model that stands for the right to move the alias, where a store serves several machines.
-LOCK = "hyojo.promotion"
-LOCK_STALE_S, LOCK_WAIT_S = 60.0, 90.0
+PROJECT_TAG = "hyojo.project"
+CLASSES_TAG = "hyojo.classes"
+AUTHOR_TAG = "hyojo.by"
 
 
 @dataclass(frozen=True)
@@ -46,14 +41,6 @@ class Outcome:
     changed: bool
     message: str
     refused: bool = False
-
-
-class MovedError(Exception):
-    """The alias is not where it was when a decision was made; ``champion`` is the version that has it now."""
-
-    def __init__(self, champion: int | None) -> None:
-        super().__init__(champion)
-        self.champion = champion
 
 
 def has_model(bundle_dir: Path | None = None) -> bool:
@@ -68,7 +55,7 @@ def register(bundle_dir: Path | None = None) -> Outcome:
         UserError: No bundle, or its run has no model (``hyojo sync`` puts it there).
     """
     bundle = BundleFile.load(bundle_dir)
-    client = connect()
+    client, model = connect(), project_name()
     with project_lock("registry"):
         registered, run = versions(client), _run_with_model(client, bundle)
         same = [version for version in registered if version.tags.get("hyojo.digest") == bundle.digest]
@@ -77,112 +64,71 @@ def register(bundle_dir: Path | None = None) -> Outcome:
             # What an older version of this program did not record yet.
             for name, value in _tags(bundle, run).items():
                 if name not in known.tags:
-                    client.set_model_version_tag(MODEL, known.version, name, value)
-            return Outcome(int(known.version), False, f"This bundle is version {known.version} of {MODEL} already.")
-        if run is None:
+                    client.set_model_version_tag(model, known.version, name, value)
+            number, said = int(known.version), f"This bundle is version {known.version} of {model} already"
+        elif run is None:
             raise UserError("the bundle's MLflow run is not in this store, or lacks the model. Run `hyojo sync` first.")
-        if not registered:
-            _create_model(client)
-        created = client.create_model_version(
-            MODEL,
-            source=f"{run.info.artifact_uri}/{find_model(run, bundle.digest)}",
-            run_id=run.info.run_id,
-            tags=_tags(bundle, run),
-            description=f"{bundle.backbone}, test accuracy {bundle.metrics['test']['accuracy']:.4f}",
-        )
-        number = int(created.version)
-        said = f"Registered version {number} of {MODEL}"
-        if version_with_alias(client, CHAMPION) is not None:
-            return Outcome(number, True, f"{said}. `hyojo promote {number}` makes it champion.")
-        crown(client, number, None)
-        client.set_model_version_tag(MODEL, str(number), DECISION_TAG, "champion: the first version")
-        return Outcome(number, True, f"{said}; the first, so it is champion.")
+        else:
+            if not registered:
+                decisions.create_model(client, model, "Facial expressions: see each version's MODEL_CARD.md")
+            created = client.create_model_version(
+                model,
+                source=f"{run.info.artifact_uri}/{find_model(run, bundle.digest)}",
+                run_id=run.info.run_id,
+                tags=_tags(bundle, run) | {AUTHOR_TAG: decisions.find_author()},
+                description=f"{bundle.backbone}, test accuracy {bundle.metrics['test']['accuracy']:.4f}",
+            )
+            number, said = int(created.version), f"Registered version {created.version} of {model}"
+        first = min([number, *(int(version.version) for version in registered)])
+        made = _crown_first(client, first)
+        if made and first == number:
+            said += "; the first, so it is champion"
+        elif made:
+            said += f". Version {first}, the first, is champion; that had been cut short"
+        elif not same:
+            said += f". `hyojo promote {number}` makes it champion"
+        others = {version.tags[CLASSES_TAG] for version in registered if CLASSES_TAG in version.tags}
+        if others and json.dumps(bundle.class_names) not in others:
+            said += ". Its classes are others than those of all earlier versions; of another project set project.name"
+        return Outcome(number, made or not same, f"{said}.")
+
+
+def _crown_first(client: "MlflowClient", number: int) -> bool:
+    """Make the first version champion, if none has ever been; whether that was done, now or by settling it."""
+    history, finished = decisions.settle(client)
+    if history.ever:
+        return finished is not None and finished.kind == FIRST
+    try:
+        decisions.move(client, Decision(FIRST, number, None, "the first version"))
+    except MovedError:
+        return False
+    return True
 
 
 def rollback() -> Outcome:
-    """Make the former champion champion again.
+    """Make the former champion champion again; one that was cut short is finished and none other begun.
 
     Raises:
         UserError: There was none before.
     """
     client = connect()
     with project_lock("registry"):
-        existing = {int(item.version) for item in versions(client)}
-        present = champion_number(client) if existing else None
-        history = _history(client) if existing else []
-        if present in history:
-            history = history[: len(history) - 1 - history[::-1].index(present)]
-        former = [number for number in history if number in existing and number != present]
-        if not former:
-            raise UserError("there is no former champion to go back to.")
-        try:
-            crown(client, former[-1], present, former[:-1])
-        except MovedError as moved:
-            raise UserError(f"version {moved.champion} became champion meanwhile; nothing was changed.") from None
-        message = f"Version {former[-1]} is champion again, in place of {present}. Restart servers to load it."
-        return Outcome(former[-1], True, message)
-
-
-def champion_number(client: "MlflowClient") -> int | None:
-    """Which version is champion."""
-    version = version_with_alias(client, CHAMPION)
-    return None if version is None else int(version.version)
-
-
-def crown(client: "MlflowClient", number: int, expected: int | None, history: list[int] | None = None) -> None:
-    """Move the alias, if it is where it was when that was decided, and remember who had it.
-
-    Args:
-        client: Of the store; the caller holds the project's lock.
-        number: The new champion.
-        expected: The version that has the alias, as far as the caller knows.
-        history: The champions before ``number``, oldest first; None: those there were, and ``expected``.
-
-    Raises:
-        MovedError: Another version has it, before or after; the alias is left as it is.
-    """
-    with _alone(client):
-        if (present := champion_number(client)) != expected:
-            raise MovedError(present)
-        if history is None:
-            history = _history(client)
-            history += [expected] if expected is not None and history[-1:] != [expected] else []
-        client.set_registered_model_alias(MODEL, CHAMPION, str(number))
-        client.set_registered_model_tag(MODEL, FORMER_TAG, json.dumps([*history, number]))
-        if (present := champion_number(client)) != number:  # moved by hand, or by who knows no lock
-            raise MovedError(present)
-
-
-@contextmanager
-def _alone(client: "MlflowClient") -> Iterator[None]:
-    """Exclude other machines from moving the alias; a store in a file needs no more than the project's lock.
-
-    MLflow has no compare-and-set, but of two clients that make a model of one name only one succeeds.
-    """
-    if os.environ.get("MLFLOW_TRACKING_URI", SQLITE).startswith(SQLITE):
-        yield
-        return
-    from mlflow.exceptions import MlflowException
-
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            client.create_registered_model(LOCK, description="Somebody promotes a version; gone in a moment.")
-            break
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or time.monotonic() > deadline:
-                raise
-        try:
-            held_s = time.time() - client.get_registered_model(LOCK).creation_timestamp / 1000
-            if held_s > LOCK_STALE_S:  # whoever held it was killed
-                client.delete_registered_model(LOCK)
-        except MlflowException:  # released meanwhile
-            continue
-        time.sleep(0.2)
-    try:
-        yield
-    finally:
-        client.delete_registered_model(LOCK)
+        history, decision = decisions.settle(client)
+        if decision is None or decision.kind != ROLLED_BACK:
+            existing = {int(item.version) for item in versions(client)}
+            present, line = history.champion, history.line
+            if present in line:
+                line = line[: len(line) - 1 - line[::-1].index(present)]
+            former = [number for number in line if number in existing and number != present]
+            if not former:
+                raise UserError("there is no former champion to go back to.")
+            decision = Decision(ROLLED_BACK, former[-1], present, "the former champion")
+            try:
+                decisions.move(client, decision)
+            except MovedError as moved:
+                raise UserError(f"version {moved.champion} became champion meanwhile; nothing was changed.") from None
+        text = f"Version {decision.version} is champion again, in place of {decision.former}."
+        return Outcome(int(decision.version or 0), True, f"{text} Restart servers to load it.")
 
 
 def _tags(bundle: BundleFile, run: "Run | None") -> dict[str, str]:
@@ -193,6 +139,8 @@ def _tags(bundle: BundleFile, run: "Run | None") -> dict[str, str]:
         "hyojo.data_digest": bundle.data_digest,
         "hyojo.weights_sha256": bundle.weights_sha256,
         "hyojo.backbone": bundle.backbone,
+        CLASSES_TAG: json.dumps(bundle.class_names),
+        PROJECT_TAG: project_name(),
     }
     tags |= {f"test.{name}": repr(test[name]) for name in HEADLINES}
     if bundle.test_digest:
@@ -221,43 +169,30 @@ def find_version(client: "MlflowClient", name: str) -> "ModelVersion | None":
 
     A number (``3``, ``v3``), an alias (``champion``, ``@champion``), or a URI (``models:/hyojo/3``,
     ``models:/hyojo@champion``), which may be of another model.
-    """
-    from mlflow.exceptions import MlflowException
 
-    model, at = MODEL, ""
+    Raises:
+        TrackingError: The store does not answer.
+    """
+    model, at = project_name(), ""
     if name.startswith(PREFIX):
         path = name.removeprefix(PREFIX)
         model, at, name = path.partition("@") if "@" in path else path.partition("/")
-    number = name.removeprefix("v")
-    try:
-        if number.isdecimal() and at != "@":
-            # A long one begins the id of a run.
-            return client.get_model_version(model, str(int(number))) if len(number) < 8 else None
-        return client.get_model_version_by_alias(model, name.removeprefix("@"))
-    except MlflowException:
+    number: str | int | None = name.removeprefix("v")
+    if not str(number).isdecimal() or at == "@":
+        alias = name.removeprefix("@")
+        number = (decisions.read_aliases(client, model) or {}).get(alias)
+        if alias == "latest":  # MLflow's own
+            number = max((int(version.version) for version in versions(client, model)), default=None)
+    if number is None or len(str(number)) >= 8:  # a long one begins the id of a run
         return None
-
-
-def versions(client: "MlflowClient") -> "list[ModelVersion]":
-    """List all versions that there are."""
-    return list(client.search_model_versions(f"name = '{MODEL}'"))
-
-
-def version_with_alias(client: "MlflowClient", alias: str) -> "ModelVersion | None":
-    """The version that has an alias, if one has."""
-    return find_version(client, f"{PREFIX}{MODEL}@{alias}")
-
-
-def _create_model(client: "MlflowClient") -> None:
-    """Make the registered model, unless an earlier one has lost all its versions."""
-    from mlflow.exceptions import MlflowException
-
     try:
-        client.create_registered_model(MODEL, description="Facial expressions: see each version's MODEL_CARD.md")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+        return client.get_model_version(model, str(int(number)))
+    except TrackingError as error:
+        if error.is_missing:
+            return None
+        raise
 
 
-def _history(client: "MlflowClient") -> list[int]:
-    return list(json.loads(client.get_registered_model(MODEL).tags.get(FORMER_TAG, "[]")))
+def versions(client: "MlflowClient", model: str | None = None) -> "list[ModelVersion]":
+    """List all versions that there are of a registered model; None: the project's."""
+    return list(client.search_model_versions(f"name = '{model or project_name()}'"))

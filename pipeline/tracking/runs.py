@@ -128,24 +128,28 @@ def create_run(
 
     It began at ``started_s``, seconds since 1970; None: now.
     """
-    from mlflow.entities import Param
-
     name = " ".join(filter(None, (params.get("train.backbone"), os.environ.get("DVC_EXP_NAME"))))
     tags = {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | families.environment_tags() | tags
+    if logical_id:  # at once: a run that was cut short is found again by it
+        tags |= {RUN_ID_TAG: logical_id}
     run = client.create_run(experiment_id(client), _to_ms(started_s), tags, name)
-    run_id = run.info.run_id
-    client.set_tag(run_id, RUN_ID_TAG, logical_id or run_id)
-    client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
-    _log_dataset(client, run_id, params["prepare.source"], tags["hyojo.data_digest"])
-    return client.get_run(run_id)
+    if not logical_id:
+        client.set_tag(run.info.run_id, RUN_ID_TAG, run.info.run_id)
+    _log_params(client, run, params, tags["hyojo.data_digest"])
+    return client.get_run(run.info.run_id)
 
 
-def _log_dataset(client: "MlflowClient", run_id: str, source: str, digest: str) -> None:
-    """Name the data in the UI's column for them; MLflow wants a digest of at most 36 characters."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
+def _log_params(client: "MlflowClient", run: "Run", params: dict[str, str], digest: str) -> None:
+    """Log the params that a run lacks, and name its data, in the UI's column for them."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-    dataset = Dataset(Path(source).name, digest[:32], "local", json.dumps({"uri": source}))
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    if lacking := [Param(key, value) for key, value in params.items() if key not in run.data.params]:
+        client.log_batch(run.info.run_id, params=lacking)
+    if not run.inputs or not run.inputs.dataset_inputs:
+        source = params["prepare.source"]
+        # MLflow wants a digest of at most 36 characters.
+        dataset = Dataset(Path(source).name, digest[:32], "local", json.dumps({"uri": source}))
+        client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def log_epochs(
@@ -198,8 +202,12 @@ def fetch(client: "MlflowClient", run_id: str, path: str, dest: Path) -> Path:
 def find_or_rebuild(client: "MlflowClient") -> "Run":
     """Find the run of the training, or make it from the files that train wrote if this store does not know it."""
     own = RunFile.load()
-    tags = {REBUILT_TAG: "true"}
-    return find_run(client, own.run_id) or rebuild_run(client, tags | families.parent_tags(client, own.run_id), own)
+    found = find_run(client, own.run_id)
+    if found is None:
+        return rebuild_run(client, {REBUILT_TAG: "true"} | families.parent_tags(client, own.run_id), own)
+    if REBUILT_TAG in found.data.tags:  # which may have been cut short
+        complete_run(client, found)
+    return found
 
 
 def read_history() -> list[dict[str, float]]:
@@ -217,19 +225,38 @@ def rebuild_run(
     files know it by that.
     """
     origin = (own.origin if own else {}) or origin_tags()
-    began, ended = (own.started_s, own.ended_s) if own else (None, None)
     run = create_run(
-        client, WeightsFile.load().params, origin | tags | _file_tags(), own.run_id if own else logical_id, began
+        client,
+        WeightsFile.load().params,
+        origin | tags | _file_tags(),
+        own.run_id if own else logical_id,
+        own.started_s if own else None,
     )
-    log_files(client, run.info.run_id, {"": INPUTS})
     complete_run(client, run)
-    client.set_terminated(run.info.run_id, "FINISHED", _to_ms(ended))
+    finish_run(client, run)
     return run
 
 
+def finish_run(client: "MlflowClient", run: "Run") -> None:
+    """Mark a run as finished; the training's own, by the id that its file gives, when that ended."""
+    own = RunFile.load()
+    is_own = own.run_id in (run.info.run_id, run.data.tags.get(RUN_ID_TAG))
+    client.set_terminated(run.info.run_id, "FINISHED", _to_ms(own.ended_s) if is_own else None)
+
+
 def complete_run(client: "MlflowClient", run: "Run") -> None:
-    """Log what a training leaves and the run lacks: files, epochs, figures, digests."""
-    if not client.list_artifacts(run.info.run_id, "train"):
+    """Log what a training starts from and leaves and the run lacks: params, files, epochs, figures, digests.
+
+    Whatever was cut short, here or in the training, is made whole; doing it twice changes nothing.
+    """
+    sidecar = WeightsFile.load()
+    _log_params(client, run, sidecar.params, sidecar.data_digest)
+    there = {item.path: item.file_size for item in client.list_artifacts(run.info.run_id)}
+    # What is there counts: params.yaml may have been edited since.
+    log_files(client, run.info.run_id, {"": [path for path in INPUTS if path.name not in there]})
+    there = {item.path: item.file_size for item in client.list_artifacts(run.info.run_id, "train")}
+    left = {f"train/{path.name}": path.stat().st_size for path in TRAINED.iterdir() if path.is_file()}
+    if not left.items() <= there.items():
         client.log_artifacts(run.info.run_id, str(TRAINED), "train")
     log_epochs(client, run.info.run_id, read_history())
     log_metrics(client, run.info.run_id, RunFile.load().figures)

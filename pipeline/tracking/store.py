@@ -5,22 +5,26 @@ root, also for experiments that DVC runs in a temporary copy. mlflow is imported
 """
 
 import contextlib
+import functools
 import logging
 import os
 import sqlite3
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
+from pipeline.core.errors import UserError
+from pipeline.core.params_file import read_project_name
 from pipeline.core.project import project_lock, project_root
+from pipeline.tracking.database import prepare_database
+from pipeline.tracking.trouble import TrackingError, told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-EXPERIMENT = "hyojo"
 RUN_ID_TAG = "hyojo.run_id"
 SQLITE = "sqlite:///"
 PREFIX = "models:/"  # begins the URI of a registered model
@@ -52,32 +56,65 @@ def configure_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-@cache
-def connect() -> "MlflowClient":
-    """Open the store, made on first use under a lock: two processes that make it at once would crash.
+class _Told:
+    """MLflow's client, whose every trouble is a ``TrackingError``."""
 
-    Returns:
-        A client of it; mlflow's own functions use the same store from here on.
-    """
+    def __init__(self, client: "MlflowClient", uri: str, registry_uri: str) -> None:
+        self._client, self._uri, self._registry_uri = client, uri, registry_uri
+
+    def __getattr__(self, name: str) -> Any:
+        method, uri = getattr(self._client, name), self._registry_uri if "model" in name else self._uri
+
+        @functools.wraps(method)
+        def ask(*args: Any, **kwargs: Any) -> Any:
+            with told(uri):
+                return method(*args, **kwargs)
+
+        return ask
+
+
+def open_client(uri: str) -> "MlflowClient":
+    """A client of a store; mlflow's own functions use the same store from here on."""
     configure_mlflow()
-    root = project_root()
-    uri = tracking_uri(root)
-    # mlflow makes ./mlruns beside a new sqlite store, hence the change of folder.
-    with project_lock("mlflow"), contextlib.chdir(root):
+    with told(uri):
         import mlflow
 
         os.environ["MLFLOW_TRACKING_URI"] = uri  # for mlflow's threads and for servers that are started from here
         mlflow.set_tracking_uri(uri)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(EXPERIMENT)
+        # Not even its errors: they are raised too, and told once.
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+        return cast("MlflowClient", _Told(mlflow.MlflowClient(), uri, mlflow.get_registry_uri()))
+
+
+@cache
+def connect() -> "MlflowClient":
+    """Open the project's store, made on first use under a lock: two processes that make it at once would crash.
+
+    Returns:
+        A client of it, every trouble of which is a ``TrackingError``.
+
+    Raises:
+        TrackingError: It cannot be opened.
+    """
+    root = project_root()
+    uri = tracking_uri(root)
+    database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    # mlflow makes ./mlruns beside a new sqlite store, hence the change of folder.
+    with project_lock("mlflow"), contextlib.chdir(root):
+        if database:
+            configure_mlflow()
+            with told(uri):
+                prepare_database(database)
+        client, name = open_client(uri), experiment_name()
+        experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            # An absolute place, or runs that start in a temporary copy would keep their artifacts there.
-            place = (root / "mlruns" / EXPERIMENT).as_uri() if uri.startswith(SQLITE) else None
-            client.create_experiment(EXPERIMENT, artifact_location=place)
+            # An absolute place, or runs that start in a temporary copy would keep their artifacts there; and one beside
+            # the database, which several projects may share.
+            place = (database.parent / "mlruns" / name.replace("/", "_")).as_uri() if database else None
+            client.create_experiment(name, artifact_location=place)
         elif experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
-    if uri == f"{SQLITE}{root / 'mlflow.db'}" and moved_from(root):
+    if database == root / "mlflow.db" and moved_from(root):
         print(
             "warning: the project was moved, so MLflow looks for artifacts where it used to be; "
             "`hyojo sync --relocate` mends that.",
@@ -86,34 +123,58 @@ def connect() -> "MlflowClient":
     return client
 
 
+def experiment_name() -> str:
+    """Name of the project's experiment: ``MLFLOW_EXPERIMENT_NAME`` if that is set, else the project's."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or project_name()
+
+
+@cache
+def project_name() -> str:
+    """Name of the project around the working folder, and so of its registered model; the default's outside of any."""
+    try:
+        root = project_root()
+    except UserError:
+        return read_project_name(None)
+    return read_project_name(root)
+
+
 def experiment_id(client: "MlflowClient") -> str:
     """Id of the project's experiment."""
-    return client.get_experiment_by_name(EXPERIMENT).experiment_id
+    return client.get_experiment_by_name(experiment_name()).experiment_id
 
 
 def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
     """The run with this id, or the one rebuilt in its stead; deleted runs don't count."""
-    from mlflow.exceptions import MlflowException
-
-    with contextlib.suppress(MlflowException):
+    if not run_id:
+        return None
+    try:
         run = client.get_run(run_id)
         if run.info.lifecycle_stage == "active":
             return run
+    except TrackingError as error:
+        if not error.is_missing:
+            raise
     found = client.search_runs([experiment_id(client)], f"tags.`{RUN_ID_TAG}` = '{run_id}'", max_results=1)
     return found[0] if found else None
 
 
 def moved_from(root: Path) -> str | None:
-    """The former root's URI if the default store's artifacts are recorded under another root, else None."""
+    """The former root's URI if the default store's artifacts are recorded under another root, else None.
+
+    Raises:
+        TrackingError: The database cannot be read.
+    """
     database = root / "mlflow.db"
     if not database.exists():
         return None
-    with contextlib.closing(sqlite3.connect(database)) as connection, contextlib.suppress(sqlite3.Error):
-        row = connection.execute("select artifact_location from experiments where name = ?", (EXPERIMENT,)).fetchone()
-        suffix = f"/mlruns/{EXPERIMENT}"
-        if row and row[0].endswith(suffix) and row[0] != root.as_uri() + suffix:
-            return row[0].removesuffix(suffix)
-    return None
+    suffix, own = f"/mlruns/{experiment_name()}", root.as_uri()
+    with told(f"{SQLITE}{database}"), contextlib.closing(sqlite3.connect(database)) as connection:
+        if "experiments" not in _tables(connection):
+            return None
+        asked = "select artifact_location from experiments where name = ?"
+        row = connection.execute(asked, (experiment_name(),)).fetchone()
+    former = str(row[0]) if row else ""
+    return former.removesuffix(suffix) if former.endswith(suffix) and former != own + suffix else None
 
 
 def relocate(root: Path) -> int:
@@ -126,8 +187,9 @@ def relocate(root: Path) -> int:
     if former is None:
         return 0
     changed = 0
-    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as connection, connection:
-        tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    database = root / "mlflow.db"
+    with told(f"{SQLITE}{database}"), contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        tables = _tables(connection)
         for table, column in LOCATIONS:
             if table not in tables:
                 continue
@@ -138,6 +200,11 @@ def relocate(root: Path) -> int:
                     (new, len(old) + 1, _like(old + "/mlruns/")),
                 ).rowcount
     return changed
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    """Names of a database's tables."""
+    return {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
 
 
 def _plain(uri: str) -> str:

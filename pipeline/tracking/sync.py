@@ -18,6 +18,7 @@ from pipeline.core.params_file import load_params
 from pipeline.core.paths import BUNDLE, PARAMS, REPORTS, TRAINED
 from pipeline.core.stage_files import BundleFile, DatasetFile, MetricsFile, RunFile, StageFile, WeightsFile
 from pipeline.tracking import bundles, evaluations, runs, suspects
+from pipeline.tracking.attempts import exacting
 from pipeline.tracking.pyfunc import build_pyfunc
 from pipeline.tracking.store import connect, find_run
 
@@ -32,11 +33,16 @@ def sync() -> list[str]:
         A sentence for each thing that was looked after.
 
     Raises:
-        UserError: There is nothing to go by.
+        UserError: There is nothing to go by, or files that belong to a run that this store lacks.
+        TrackingError: MLflow's store does not take it.
     """
     if not _is_there(RunFile):
         raise UserError(f"{TRAINED / RunFile.FILE} not found. Run `dvc repro`, or `dvc pull` or `dvc checkout`, first.")
-    client = connect()
+    with exacting():
+        return _sync(connect())
+
+
+def _sync(client: "MlflowClient") -> list[str]:
     done = [_sync_training(client)]
     if _is_there(MetricsFile):
         metrics, outs = MetricsFile.load(), find_stage_outs("evaluate")
@@ -44,10 +50,11 @@ def sync() -> list[str]:
         evaluations.log_reports(metrics, there, _evaluation_key(), _test_digest())
         done.append(f"evaluation on run {_run_of(client, metrics.run_id, MetricsFile)}")
     if _is_there(BundleFile):
+        run_id = _run_of(client, BundleFile.load().run_id, BundleFile)
         with tempfile.TemporaryDirectory(prefix="hyojo-sync-") as scratch:
             build_pyfunc(BUNDLE, Path(scratch) / "model")
             bundles.log_bundle(BUNDLE, Path(scratch) / "model")
-        done.append(f"bundle on run {_run_of(client, BundleFile.load().run_id, BundleFile)}")
+        done.append(f"bundle on run {run_id}")
     if suspects.SUMMARY.exists():
         suspects.log_suspects()
         done.append(f"suspects among training labels of {suspects.SUMMARY}")
@@ -103,5 +110,5 @@ def _sync_training(client: "MlflowClient") -> str:
         return f"training rebuilt as run {run.info.run_id}"
     runs.complete_run(client, run)
     if run.info.status != "FINISHED":
-        client.set_terminated(run.info.run_id, "FINISHED")
+        runs.finish_run(client, run)
     return f"training on run {run.info.run_id}"

@@ -119,8 +119,8 @@ def test_promote_tells_by_its_status(
     outcome = registry.Outcome(2, changed, "How it went.", refused=status == 1)
     monkeypatch.setattr(promotion, "promote", lambda *given: asked.append(given) or outcome)
     assert hyojo("promote", "2") == status
-    assert hyojo("promote", "--force", "--reason", "the demo") == status
-    assert asked == [(2, False, None), (None, True, "the demo")]
+    assert hyojo("promote", "--force", "--reason", "the demo", "--project", "cats") == status
+    assert asked == [(2, False, None, None), (None, True, "the demo", "cats")]
     assert capsys.readouterr().out.splitlines() == [outcome.message] * 2
 
 

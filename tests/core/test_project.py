@@ -1,11 +1,15 @@
 """The project's root is found from wherever DVC runs a stage."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from pipeline.core import project as core_project
 from pipeline.core.errors import UserError
-from pipeline.core.project import project_root
+from pipeline.core.project import project_lock, project_root
 from pipeline.tracking import store
 
 
@@ -46,3 +50,23 @@ def test_outside_any_project_it_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no \.dvc folder"):
         project_root()
+
+
+def test_who_waits_for_a_lock_is_told(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(core_project, "TOLD_AFTER_S", 0.05)
+    with project_lock("registry"):
+        pass
+    assert capsys.readouterr().err == ""
+    held = threading.Event()
+
+    def hold() -> None:
+        with FileLock(project / ".hyojo" / "registry.lock"):
+            held.set()
+            time.sleep(0.5)
+
+    threading.Thread(target=hold).start()
+    held.wait()
+    with project_lock("registry"):
+        assert "Waiting for another process" in capsys.readouterr().err

@@ -7,7 +7,8 @@ import pytest
 from builders import write_exported
 
 from pipeline.core.errors import UserError
-from pipeline.tracking import bundles, registry
+from pipeline.tracking import bundles, decisions, registry, store
+from pipeline.tracking.decisions import PROMOTED, Decision, MovedError
 from pipeline.tracking.store import connect, experiment_id
 
 
@@ -33,7 +34,8 @@ def versions() -> list[int]:
 
 def promote(number: int) -> None:
     """Crown a version; what the gate says is tested elsewhere."""
-    registry.crown(connect(), number, champion())
+    decisions.settle(connect())
+    decisions.move(connect(), Decision(PROMOTED, number, champion(), "it is better"))
 
 
 def roll_back() -> int:
@@ -118,35 +120,73 @@ def test_rollback_after_the_alias_was_moved_by_hand_or_a_version_was_deleted() -
 
 
 @pytest.mark.usefixtures("_three")
-@pytest.mark.parametrize("after", [False, True])
-def test_an_alias_that_moved_meanwhile_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
-    """Moved before the champion is looked at, or just after."""
+def test_champions_from_before_there_was_a_record_can_be_gone_back_to() -> None:
     client = connect()
-    tag = client.set_registered_model_tag
-
-    def tag_and_lose(name: str, key: str, value: str) -> None:
-        tag(name, key, value)
-        client.set_registered_model_alias("hyojo", "champion", "3")
-
-    monkeypatch.setattr(client, "set_registered_model_tag", tag_and_lose) if after else promote(3)
-    with pytest.raises(registry.MovedError) as caught:
-        registry.crown(client, 2, expected=1)
-    assert caught.value.champion == champion() == 3
+    client.delete_registered_model("hyojo.decisions")
+    client.set_registered_model_tag("hyojo", "hyojo.champions", "[1, 3, 2]")
+    client.set_registered_model_alias("hyojo", "champion", "2")
+    assert decisions.read_history(client).ever == [1, 3, 2]
+    assert [roll_back(), roll_back()] == [3, 1]
+    assert [each.kind for each in decisions.read_history(client).decisions] == ["rolled back"] * 2
 
 
 @pytest.mark.usefixtures("_three")
-def test_on_a_server_one_client_at_a_time_moves_the_alias(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_whose_version_was_deleted_blocks_nothing() -> None:
     client = connect()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
-    monkeypatch.setattr(registry, "LOCK_WAIT_S", 0.5)
-    client.create_registered_model("hyojo.promotion")  # another machine is at it
-    with pytest.raises(Exception, match="already exists"):
-        registry.crown(client, 2, expected=1)
+    decisions.record(client, Decision(PROMOTED, 2, 1, "its author was killed here"))
+    client.delete_model_version("hyojo", "2")
+    promote(3)
+    assert champion() == 3
+    assert [each.void for each in decisions.read_history(client).decisions] == [False, True, False]
+
+
+@pytest.mark.usefixtures("_three")
+@pytest.mark.parametrize("after", [False, True])
+def test_an_alias_that_moved_meanwhile_is_left_where_it_is(monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
+    """Moved by hand, before the champion is looked at, or just after."""
+    client = connect()
+    alias = client.set_registered_model_alias
+
+    def move_and_lose(name: str, key: str, value: str) -> None:
+        alias(name, key, value)
+        alias(name, key, "3")
+
+    if after:
+        monkeypatch.setattr(client, "set_registered_model_alias", move_and_lose)
+    else:
+        alias("hyojo", "champion", "3")
+    with pytest.raises(MovedError) as caught:
+        decisions.move(client, Decision(PROMOTED, 2, 1, "it is better"))
+    assert caught.value.champion == champion() == 3
+    history, finished = decisions.settle(client)
+    assert (history.champion, finished) == (3, None)
+    assert history.ever == ([1, 2, 3] if after else [1, 3])
+    assert history.decisions[-1].kind == "outside the gate"
+
+
+@pytest.mark.usefixtures("_three")
+def test_of_two_decisions_about_one_champion_the_first_counts() -> None:
+    """Also if the author of the first is slow: whoever comes next has the alias follow it."""
+    client = connect()
+    decisions.record(client, Decision(PROMOTED, 2, 1, "it is better"))
+    with pytest.raises(MovedError) as caught:
+        decisions.move(client, Decision(PROMOTED, 3, 1, "it is better too"))
+    assert caught.value.champion == 2
+    history, finished = decisions.settle(client)
+    assert finished.version == champion() == history.champion == 2
+    assert [(each.version, each.void) for each in history.decisions] == [(1, False), (2, False), (3, True)]
+
+
+@pytest.mark.usefixtures("_registered")
+def test_another_project_of_the_same_name_is_told(project: Path) -> None:
+    path = make_bundle("second", 0.9) / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["cat", "dog"]}))
+    assert "project.name" in registry.register(path.parent).message
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("name: hyojo ", "name: cats "))
+    store.project_name.cache_clear()
+    assert registry.register(path.parent).message == "Registered version 1 of cats; the first, so it is champion."
     assert champion() == 1
-    monkeypatch.setattr(registry, "LOCK_STALE_S", 0.2)  # it was killed
-    registry.crown(client, 2, expected=1)
-    assert champion() == 2
-    assert not client.search_registered_models("name = 'hyojo.promotion'")
 
 
 @pytest.mark.usefixtures("_registered")

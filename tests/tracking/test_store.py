@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from builders import forget_store
 
+from pipeline.core.errors import UserError
 from pipeline.core.project import project_root
 from pipeline.tracking import store
 
@@ -45,6 +46,47 @@ def test_from_a_temporary_copy_everything_goes_into_the_project(
     (note,) = (project / "mlruns").rglob("note.txt")
     assert note.read_text() == "hello"
     assert [path.name for path in temporary_copy.iterdir()] == [".dvc"]
+
+
+def test_a_shared_database_keeps_artifacts_beside_itself(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the first clone's folder; and each project has an experiment and a model of its own name."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shutil.copy(project / "mlflow.db", shared / "x.db")
+    other = shutil.copytree(project, tmp_path / "other")
+    (other / "params.yaml").write_text((project / "params.yaml").read_text().replace("name: hyojo", "name: cats"))
+    for root, name, variable in ((project, "hyojo", ""), (other, "cats", ""), (other, "team/dogs", "team/dogs")):
+        forget_store()
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shared / 'x.db'}")
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", variable)
+        client = store.connect()
+        place = (shared / "mlruns" / name.replace("/", "_")).as_uri()
+        assert client.get_experiment(store.experiment_id(client)).name == name
+        assert client.get_experiment_by_name(name).artifact_location == place
+        assert store.project_name() == ("hyojo" if root == project else "cats")
+        run_id = client.create_run(store.experiment_id(client)).info.run_id
+        client.log_text(run_id, "hello", "note.txt")
+    assert len(list(shared.rglob("note.txt"))) == 3
+    assert not (project / "mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [(None, "hyojo"), ("train: {}\n", "hyojo"), ("project: {name: cats}\n", "cats"), ("project: {name: a b}\n", None)],
+)
+def test_a_project_s_name(project: Path, text: str | None, found: str | None) -> None:
+    """The default's where the file is older than the key, or missing."""
+    path = project / "params.yaml"
+    path.unlink() if text is None else path.write_text(text)
+    store.project_name.cache_clear()
+    if found is None:
+        with pytest.raises(UserError, match="must be letters, digits"):
+            store.project_name()
+    else:
+        assert store.project_name() == found
 
 
 def test_a_deleted_experiment_is_taken_back(project: Path) -> None:
