@@ -8,10 +8,13 @@ import numpy as np
 
 from pipeline.prepare.catalogue import SPLITS, Listing
 from pipeline.prepare.columns import Records, sets_of
+from pipeline.prepare.people import People
 from pipeline.prepare.pixels.picture import LOOKS
 from pipeline.prepare.sources.source import Source
+from pipeline.prepare.twins.mark import CONFLICT, TWIN
 
 LEAKS = ("test_in_train", "val_in_train", "test_in_val")
+_DROPS = {"twins": TWIN, "conflicts": CONFLICT}
 
 
 def build_audit(
@@ -19,24 +22,30 @@ def build_audit(
     faces: bool = False,
     left_out: Mapping[str, int] | None = None,
     notes: Mapping[str, int] | None = None,
+    people: People | None = None,
 ) -> dict[str, Any]:
     """Count what ``reports/audit.json`` holds of all images, with their final splits, twins and drops.
 
     ``left_out`` are items of the source that are no images of the data, counted by the reason; ``notes`` say what was
-    settled when the source was read, counted likewise.
+    settled when the source was read, counted likewise; ``people`` are as far as anything tells whom images show.
 
     Returns:
-        ``images`` (all files in class folders), ``splits.<split>.<class>`` (those in the arrays), ``corrupt`` and
-        ``dropped`` (left out), ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` (kept), ``sizes``
-        (the ten most common, as ``<width>x<height>``), ``imbalance`` (the largest class of train over the
-        smallest), ``exact``, ``leaks`` and ``near`` (see below), ``bad_files`` with name and reason, and of photos
-        ``faces``: how many show none, and several.
+        ``images`` (all files in class folders), ``splits.<split>.<class>`` (those in the arrays), ``corrupt`` (left
+        out), ``dropped`` (left out of training: ``twins`` of val or test images, and ``conflicts``, twins with another
+        label), ``blank``, ``dark``, ``bright``, ``enlarged`` and ``stretched`` (kept), ``sizes`` (the ten most common,
+        as ``<width>x<height>``), ``imbalance`` (the largest class of train over the smallest), ``exact``, ``leaks`` and
+        ``near`` (see below), ``bad_files`` with name and reason, and of photos ``faces``: how many show none, and
+        several.
 
         ``exact`` is about images with equal pixels: ``groups`` of them, ``redundant`` images beyond the first of
         each, ``conflicting_groups`` with more than one label. ``leaks.<a>_in_<b>`` counts images of split a
         with an exact twin in split b, as the source has them: what is dropped counts too. ``near`` has the same
         for near twins, and counts only what the exact ones leave: groups of different pictures, pictures beyond
         the first, images without an exact twin over there.
+
+        ``people``, where they are known: how many (``count``) in how many ``images``, by which ``pattern`` in file
+        names (null where source or params say it), whether they are ``kept_apart`` and the source has ``own_splits``,
+        and ``leaks``: images in the arrays of split a that show somebody who is in that of split b.
     """
     exact, twins = list(sets_of(records.copies)), list(sets_of(records.twins))
     near = [members for members in twins if _different(records, members) > 1]
@@ -48,7 +57,7 @@ def build_audit(
         "images": len(records),
         "splits": counts,
         "corrupt": int(np.count_nonzero(records.have("corrupt"))),
-        "dropped": len(records.drops),
+        "dropped": {name: list(records.drops.values()).count(why) for name, why in _DROPS.items()},
         **{name: int(np.count_nonzero(records.have(name))) for name in LOOKS},
         "sizes": _common_sizes(records),
         "conflicting_groups": sum(_conflicting(records, members) for members in twins),
@@ -73,6 +82,8 @@ def build_audit(
     for name, counted in {"left_out": left_out, "notes": notes}.items():
         if counted:
             audit[name] = dict(sorted(counted.items()))
+    if people:
+        audit["people"] = _count_people(records, people)
     return audit
 
 
@@ -110,15 +121,16 @@ def print_summary(audit: dict[str, Any], source: Source, listing: Listing, reuse
             f"  {name} copies {kind['redundant']} in {kind['groups']} sets, {kind['conflicting_groups']} with "
             f"several labels; of {leaks['test_in_train']} test and {leaks['val_in_train']} val images in train"
         )
-    if audit["dropped"]:
-        print(f"  {audit['dropped']} training images left out for their twins")
+    for name, count in audit["dropped"].items():
+        if count:
+            print(f"  left out of training {count}: {_DROPS[name]}")
     print(f"  see {page}")
     for reason, count in audit.get("left_out", {}).items():
         print(f"  left out {count}: {reason}")
     for note, count in audit.get("notes", {}).items():
         print(f"  noted {count}: {note}")
-    if listing.person_count:
-        print(f"  {listing.person_count} people by prepare.person, none of them in two splits")
+    if "people" in audit:
+        print(f"  {describe_people(audit)}")
     if source.ignored_count:
         print(f"  {source.ignored_count} files without a label passed over, such as {source.ignored[0]}")
     if reused:
@@ -137,6 +149,39 @@ def doubt_exposure(audit: Mapping[str, Any]) -> list[str]:
         for name in ("blank", "dark", "bright")
         if 2 * audit[name] > readable
     ]
+
+
+def describe_people(audit: dict[str, Any]) -> str:
+    """Say in a few sentences how many people there are, who of them is in two splits, and what keeps them apart."""
+    people, leaks = audit["people"], audit["people"]["leaks"]
+    if people["kept_apart"]:
+        unknown = audit["images"] - people["images"]
+        rest = f"; whom {unknown} images show is not known" if unknown else ""
+        return f"{people['count']} people by prepare.person, none of them in two splits{rest}"
+    value = "auto" if people["pattern"] is None else f"'{people['pattern']}'"
+    who = "The source" if people["pattern"] is None else "File names"
+    counts = (f"{leaks[f'{s}_in_train']} of {sum(audit['splits'][s].values())} {s}" for s in ("test", "val"))
+    remedy = " and take the source's own splits away, so that others are cut" if people["own_splits"] else ""
+    return (
+        f"{who} may tell who is who: {people['count']} people in {people['images']} of {audit['images']} images. "
+        f"{' and '.join(counts)} images show somebody who is in train. To keep people apart, set "
+        f"prepare.person: {value}{remedy}."
+    )
+
+
+def _count_people(records: Records, people: People) -> dict[str, Any]:
+    """What the audit says of people."""
+    known = (people.numbers >= 0) & records.used
+    groups = {split: people.numbers[known & (records.splits == i)] for i, split in enumerate(SPLITS)}
+    pairs = {name: name.split("_in_") for name in LEAKS}
+    return {
+        "count": len(np.unique(people.numbers[people.numbers >= 0])),
+        "images": int(np.count_nonzero(people.numbers >= 0)),
+        "pattern": people.pattern,
+        "kept_apart": people.kept_apart,
+        "own_splits": people.own_splits,
+        "leaks": {name: int(np.isin(groups[a], groups[b]).sum()) for name, (a, b) in pairs.items()},
+    }
 
 
 def _conflicting(records: Records, members: np.ndarray) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.core.errors import UserError
 from pipeline.prepare.label_checks import check_labels
 from pipeline.prepare.sources.labels import fold, name_classes
-from pipeline.prepare.sources.source import NAMED, Item, Source, search_name
+from pipeline.prepare.sources.source import NAMED, Source, search_name
 
 SPLITS = ("train", "val", "test")
 # Nobody else reads the file, and nobody needs it after a crash.
@@ -67,7 +67,8 @@ class Listing:
         self._name(source, class_map)
         self._base.executescript(_NUMBER)
         self.count: int = self._one("SELECT COUNT(*) FROM images")  # N
-        self.person_count: int = self._one("SELECT COUNT(DISTINCT person) FROM images")  # 0 if they are not known
+        # People who are kept apart; 0 if nothing tells who they are, or nobody minds.
+        self.person_count: int = self._one("SELECT COUNT(DISTINCT person) FROM images") if person else 0
         self.merged = bool(self._one("SELECT COUNT(root) FROM images"))  # whether the source is several ones
         self.soft = bool(self._one("SELECT COUNT(votes) FROM images"))  # whether there are votes
         # Splits that the source has; what it gives none is of train.
@@ -99,6 +100,10 @@ class Listing:
         """Which of several merged sources each item comes from; all None if there is only one."""
         return self._column("root", None)
 
+    def unnamed(self) -> Iterator[tuple[str, int, str | None]]:
+        """Name, number of the class, and root of each item of which nothing says whom it shows."""
+        return iter(self._base.execute("SELECT file, class, root FROM images WHERE person IS NULL ORDER BY number"))
+
     def people(self) -> Iterator[str | None]:
         """Whom each item shows, None if that is not known."""
         query = "SELECT name FROM images LEFT JOIN people ON rank = person ORDER BY images.number"
@@ -126,7 +131,7 @@ class Listing:
 
     def _add(self, source: Source, person: str | None, mapped: Collection[str]) -> None:
         """Write down all items as the source has them; a label that is mapped with its root has it before it."""
-        find = _person_finder(person)
+        find = person_finder(person)
         insert = f"INSERT {'OR REPLACE ' if source.later_wins else ''}INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         listed, twice = 0, []
         with self._base:
@@ -135,10 +140,11 @@ class Listing:
                 own = f"{item.root}/{item.label}"
                 label = _composed(own if item.root and fold(own) in mapped else item.label)
                 row = (item.file, label, SPLITS.index(item.split or "train"), json.dumps(item.place))
+                who = f"{item.root}/{item.person}" if item.person and item.root else item.person
                 votes = json.dumps(item.votes) if item.votes else None
                 listed += 1
                 try:
-                    self._base.execute(insert, (*row, find(item), item.weight, votes, item.root))
+                    self._base.execute(insert, (*row, who or find(item.file, item.root), item.weight, votes, item.root))
                 except sqlite3.IntegrityError:
                     twice.append(item.file)
         if twice:
@@ -185,7 +191,9 @@ class Listing:
 
     def _check_people(self, person: str | None) -> None:
         """Refuse a person in two of the source's own splits, and a way to find people that finds none."""
-        if person not in (None, "auto") and not self.person_count:
+        if person is None:
+            return
+        if person != "auto" and not self.person_count:
             raise UserError(
                 f"prepare.person: {person!r} is no column of a table in {self.path}, nor a pattern in any file's "
                 f"name, such as {next(self.files())!r}."
@@ -205,17 +213,17 @@ def _composed(label: str) -> str:
     return unicodedata.normalize("NFC", label)
 
 
-def _person_finder(person: str | None) -> Callable[[Item], str | None]:
-    """Who is in an item: by its column, or by a pattern in its name."""
+def person_finder(person: str | None) -> Callable[[str, str | None], str | None]:
+    """Who is in a file by a pattern, given its name and which of several data sets it is of; None if nobody is."""
     try:
         pattern = None if person in (None, "auto") else re.compile(person)
     except re.error:
         pattern = None  # a column may have such a name
+    if pattern is None:
+        return lambda file, root: None
 
-    def find(item: Item) -> str | None:
-        found = item.person
-        if found is None and pattern:
-            found = search_name(pattern, item.file)
-        return f"{item.root}/{found}" if found and item.root else found or None
+    def find(file: str, root: str | None) -> str | None:
+        found = search_name(pattern, file)
+        return f"{root}/{found}" if found and root else found or None
 
-    return find if person else lambda _: None
+    return find

@@ -54,7 +54,10 @@ class Records:
         """Records of all that is listed, of which nothing has been seen yet."""
         columns = {"class": np.int16, "split": np.int8, "person": np.int32, "weight": np.float32}
         found = (listing.numbers(*column) for column in columns.items())
-        return cls(listing.files, listing.class_names, *found, source=str(listing.path))
+        records = cls(listing.files, listing.class_names, *found, source=str(listing.path))
+        if not listing.person_count:
+            records.people = None
+        return records
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.prepare.array_file import ArrayFile
+from pipeline.prepare.audit import describe_people
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import FLAGS, Records, sets_of
 from pipeline.prepare.pixels.picture import LOOKS, SEEN
@@ -64,6 +65,7 @@ def render_page(audit: dict[str, Any], records: Records, pixels: ArrayFile | np.
         "audit.html",
         title="Data audit",
         audit=audit,
+        people=describe_people(audit) if "people" in audit else "",
         splits=SPLITS,
         largest=max(1, *(count for counts in audit["splits"].values() for count in counts.values())),
         class_names=class_names,

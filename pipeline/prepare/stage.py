@@ -31,6 +31,7 @@ from pipeline.prepare.columns import Records
 from pipeline.prepare.decoding import decode_all
 from pipeline.prepare.outputs import write_arrays, write_manifest, write_parity_pictures
 from pipeline.prepare.page import render_page
+from pipeline.prepare.people import find_people
 from pipeline.prepare.pixels.cache import open_cache
 from pipeline.prepare.sources.form import Reading
 from pipeline.prepare.sources.open import open_source
@@ -73,13 +74,14 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             closing(Listing(Path(scratch), source, params.class_map, params.person)) as listing,
             closing(_allocate(Path(scratch) / "pixels", listing.count, params)) as pixels,
         ):
+            people = find_people(listing, params.person)
             records, reused = _decode(source, listing, pixels, params)
             find_twins(records, pixels, Path(scratch))
             cut_missing(records, listing.given, {"test": params.test_fraction, "val": params.val_fraction}, params.seed)
             drop_twins(records, params.duplicates, params.conflicts)
             check_counts(records, {"train"}, _ONLY_TWINS)
             digests = write_arrays(folder, records, listing, pixels)
-            audit = build_audit(records, params.faces is not None, listing.left_out, listing.notes)
+            audit = build_audit(records, params.faces is not None, listing.left_out, listing.notes, people)
             page_file.write_text(render_page(audit, records, pixels), encoding="utf-8")
             write_manifest(folder / "manifest.csv", records, listing)
             write_parity_pictures(folder / "parity.zip", records, listing, source)

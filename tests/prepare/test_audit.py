@@ -12,6 +12,7 @@ from pipeline.prepare.audit import build_audit, headline
 from pipeline.prepare.columns import FLAGS, Records, bits, flags, sets_of
 from pipeline.prepare.ordering import count_values, number_distinct, repeated, rows_by_value
 from pipeline.prepare.pixels.picture import look_at, pixel_digest
+from pipeline.prepare.twins.mark import TWIN
 
 RNG = np.random.default_rng(3)
 FACE = RNG.integers(40, 220, (48, 48, 1), dtype=np.uint8)
@@ -81,7 +82,7 @@ def records() -> Records:
     return records_of(
         [
             row("1", "happy", "train", "a", "a"),
-            row("2", "sad", "train", "a", "a", dropped="twin of a test image"),
+            row("2", "sad", "train", "a", "a", dropped=TWIN),
             row("3", "sad", "test", "a", "a"),
             row("4", "sad", "val", "b", "b", marks={"blank", "dark"}),
             row("5", "sad", "val", "b", "b", marks={"blank", "dark"}),
@@ -123,7 +124,7 @@ def test_audit_by_hand() -> None:
         "images": 11,
         "splits": {"train": {"happy": 3, "sad": 0}, "val": {"happy": 1, "sad": 2}, "test": {"happy": 1, "sad": 1}},
         "corrupt": 2,
-        "dropped": 1,
+        "dropped": {"twins": 1, "conflicts": 0},
         "blank": 2,
         "dark": 2,
         "bright": 0,

@@ -188,7 +188,12 @@ def faces_with_twins() -> Tree:
     ],
 )
 def test_training_twins_are_left_out(
-    home: Path, tmp_path: Path, changes: dict[str, str], gone: set[str], leaks: set[str]
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    gone: set[str],
+    leaks: set[str],
 ) -> None:
     tree = faces_with_twins()
     options = {"img_size": 48, "duplicates": "drop_from_train", "conflicts": "majority"} | changes
@@ -197,7 +202,11 @@ def test_training_twins_are_left_out(
     left_out = table[table["row"] < 0]
     assert set(left_out["file"]) == {f"train/{name}.png" for name in gone}
     assert left_out["flags"].str.endswith("dropped").all()
-    assert audit["dropped"] == len(gone)
+    twins, conflicts = gone & {"happy/of test", "sad/of val"}, gone & {"sad/of happy", "happy/03"}
+    assert audit["dropped"] == {"twins": len(twins), "conflicts": len(conflicts)}
+    said = capsys.readouterr().out
+    assert (f"left out of training {len(twins)}: twin of a val or test image" in said) == bool(twins)
+    assert (f"left out of training {len(conflicts)}: twin with another label" in said) == bool(conflicts)
     assert np.load("data/prepared/train.npy").shape[0] == 28 - len(gone)
     assert sum(audit["splits"]["train"].values()) == 28 - len(gone)
     for split in ("val", "test"):

@@ -36,7 +36,8 @@ class Reading:
         """What the parameters say of it."""
         columns, soft = {str(role): name for role, name in params.columns.items()}, params.labels == "soft"
         rules = params.label, params.conflicts, params.max_bad_fraction
-        return cls(columns, params.person, soft, params.class_map, *rules)
+        # People who are not kept apart are counted nevertheless.
+        return cls(columns, params.person or "auto", soft, params.class_map, *rules)
 
     @property
     def pattern(self) -> str | None:

@@ -11,6 +11,8 @@ from pipeline.prepare.columns import TRAIN, Records, sets_of
 from pipeline.prepare.ordering import count_values, repeated
 from pipeline.prepare.twins.search import connect, near_pairs
 
+# Why an image is left out of training.
+TWIN, CONFLICT = "twin of a val or test image", "twin with another label"
 _BLOCK = 2**16
 
 
@@ -85,7 +87,7 @@ def drop_twins(records: Records, duplicates: str, conflicts: str) -> None:
     if duplicates != "keep":
         near = duplicates == "drop_from_train"
         keys = twins if near else records.copies[twinned]
-        _drop(records, twinned[train & np.isin(keys, keys[~train])], "twin of a val or test image")
+        _drop(records, twinned[train & np.isin(keys, keys[~train])], TWIN)
     if conflicts != "keep":
         training = twinned[train & records.used[twinned]]
         training = training[in_conflict(records.twins[training], records.labels[training])]
@@ -94,7 +96,7 @@ def drop_twins(records: Records, duplicates: str, conflicts: str) -> None:
             votes = np.bincount(records.labels[members])
             agreed = conflicts == "majority" and 2 * votes.max() > len(members)
             wrong = members[records.labels[members] != votes.argmax()] if agreed else members
-            _drop(records, wrong, "twin with another label")
+            _drop(records, wrong, CONFLICT)
     trained_on = twins[train & records.used[twinned]]
     records.mark(twinned[~train & np.isin(twins, trained_on)], "leak")
 
