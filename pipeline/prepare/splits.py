@@ -11,6 +11,43 @@ from pipeline.prepare.columns import TRAIN, Records
 from pipeline.prepare.twins.search import connect
 
 
+def check_cut(records: Records, given: Collection[str], fractions: Mapping[str, float]) -> None:
+    """Refuse, before anything is decoded, to cut what cannot be cut; arguments are as in ``cut_missing``.
+
+    Raises:
+        UserError: A fraction is 0 or too large, or a class has fewer images, or fewer people where they are kept apart,
+            than there are splits to share them.
+    """
+    splits = ["train", *_list_missing(records, given, fractions)]
+    if len(splits) == 1:
+        return
+    train = records.splits == TRAIN
+    people = np.full(len(records), -1) if records.people is None else records.people
+    known, names = train & (people >= 0), records.class_names
+    pairs = np.unique(np.stack([records.labels[known], people[known]]), axis=1)
+    shown = np.bincount(pairs[0], minlength=len(names))
+    alone = np.bincount(records.labels[train & (people < 0)], minlength=len(names))
+    for label in np.flatnonzero(shown + alone < len(splits)):
+        who = "people" if shown[label] else "images"
+        remedy = " Or set prepare.person to null: then one person may be in several splits." if shown[label] else ""
+        raise UserError(
+            f"{records.source}: class {names[label]!r} has {shown[label] + alone[label]} {who} to share, and "
+            f"{', '.join(splits)} need one each. Add some, leave the class out by prepare.class_map, or give the "
+            f"source its own splits.{remedy}"
+        )
+
+
+def _list_missing(records: Records, given: Collection[str], fractions: Mapping[str, float]) -> dict[str, float]:
+    """The splits to cut, with their fractions; raises ``UserError`` for fractions that cannot be."""
+    missing = {split: fraction for split, fraction in fractions.items() if split not in given}
+    for split, fraction in missing.items():
+        if fraction == 0:
+            raise UserError(f"{records.source} has no {split} split: set prepare.{split}_fraction above 0, to 0.1 say.")
+    if sum(missing.values()) >= 1:
+        raise UserError("prepare.val_fraction and prepare.test_fraction leave nothing to train on: lower them.")
+    return missing
+
+
 def cut_missing(records: Records, given: Collection[str], fractions: Mapping[str, float], seed: int) -> None:
     """Cut the splits that the source lacks, in place; those ``given`` are never touched. See ``cut_split``.
 
@@ -19,12 +56,7 @@ def cut_missing(records: Records, given: Collection[str], fractions: Mapping[str
     Raises:
         UserError: A fraction is 0 or too large, or a class has too few images to share.
     """
-    missing = {split: fraction for split, fraction in fractions.items() if split not in given}
-    for split, fraction in missing.items():
-        if fraction == 0:
-            raise UserError(f"{records.source} has no {split} split: set prepare.{split}_fraction above 0, to 0.1 say.")
-    if sum(missing.values()) >= 1:
-        raise UserError("prepare.val_fraction and prepare.test_fraction leave nothing to train on: lower them.")
+    missing = _list_missing(records, given, fractions)
     sizes = records.counts()["train"]
     for split, fraction in missing.items():
         cut_split(records, split, {name: max(1, round(fraction * size)) for name, size in sizes.items()}, seed)

@@ -28,7 +28,7 @@ from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.audit import build_audit, headline, print_summary
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.columns import Records
-from pipeline.prepare.decoding import decode_all
+from pipeline.prepare.decoding import check_classes, decode_all
 from pipeline.prepare.outputs import write_arrays, write_manifest, write_parity_pictures
 from pipeline.prepare.page import render_page
 from pipeline.prepare.people import find_people
@@ -36,7 +36,7 @@ from pipeline.prepare.pixels.cache import open_cache
 from pipeline.prepare.sources.form import Reading
 from pipeline.prepare.sources.open import open_source
 from pipeline.prepare.sources.source import Source
-from pipeline.prepare.splits import check_counts, cut_missing
+from pipeline.prepare.splits import check_counts, check_cut, cut_missing
 from pipeline.prepare.twins.mark import drop_twins, find_twins
 
 AUDIT = paths.REPORTS / "audit.json"
@@ -74,10 +74,13 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             closing(Listing(Path(scratch), source, params.class_map, params.person)) as listing,
             closing(_allocate(Path(scratch) / "pixels", listing.count, params)) as pixels,
         ):
-            people = find_people(listing, params.person)
-            records, reused = _decode(source, listing, pixels, params)
+            records, people = Records.of(listing), find_people(listing, params.person)
+            fractions = {"test": params.test_fraction, "val": params.val_fraction}
+            check_cut(records, listing.given, fractions)
+            check_classes(source.fetch, listing.places, records)
+            reused = _decode(source, listing, records, pixels, params)
             find_twins(records, pixels, Path(scratch))
-            cut_missing(records, listing.given, {"test": params.test_fraction, "val": params.val_fraction}, params.seed)
+            cut_missing(records, listing.given, fractions, params.seed)
             drop_twins(records, params.duplicates, params.conflicts)
             check_counts(records, {"train"}, _ONLY_TWINS)
             digests = write_arrays(folder, records, listing, pixels)
@@ -112,21 +115,13 @@ def _allocate(path: Path, count: int, params: PrepareParams) -> ArrayFile:
     return ArrayFile(path, shape)
 
 
-def _decode(source: Source, listing: Listing, pixels: ArrayFile, params: PrepareParams) -> tuple[Records, int]:
-    """All images in ``pixels`` and what was seen in them; and how many had been decoded before.
+def _decode(source: Source, listing: Listing, records: Records, pixels: ArrayFile, params: PrepareParams) -> int:
+    """Put all images into ``pixels`` and what was seen in them into ``records``; returns how many were known before.
 
     Too many that cannot be read, or a class without any in a split, are a ``UserError``.
     """
-    records = Records.of(listing)
-    with closing(open_cache(pixels.shape[1:], params.face_settings)) as cache:
-        reused = decode_all(source.fetch(listing.places()), records, pixels, cache, params.face_settings)
-    bad = np.flatnonzero(records.have("corrupt")).tolist()
-    if len(bad) > params.max_bad_fraction * len(records):
-        shown = "\n".join(f"  {file}: {records.problems[i]}" for i, file in zip(bad, records.files(bad[:10])))
-        raise UserError(
-            f"{records.source}: {len(bad)} of {len(records)} files cannot be read, more than "
-            f"prepare.max_bad_fraction ({params.max_bad_fraction:g}) allows. Mend or remove them, or raise the limit. "
-            f"The first:\n{shown}"
-        )
+    fetches, faces = source.fetch(listing.places()), params.face_settings
+    with closing(open_cache(pixels.shape[1:], faces)) as cache:
+        reused = decode_all(fetches, records, pixels, cache, faces=faces, max_bad_fraction=params.max_bad_fraction)
     check_counts(records, listing.given, _NO_FACES if params.faces else "")
-    return records, reused
+    return reused

@@ -285,7 +285,11 @@ def test_seed_chooses_and_names_and_order_do_not(home: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "counts, changes, message",
     [
-        (SPLITS | {"val/sad": 0}, {}, "'sad' has no images for split 'val'"),
+        (
+            SPLITS | {"val/sad": 0},
+            {},
+            "none of the 1 files of class 'sad' in split 'val' is a picture.*val/sad/broken.png",
+        ),
         ({"a": 20, "b": 2}, {}, "'b' has no images for split"),
         ({"a": 20, "b": 20}, {"val_fraction": 0.0}, "prepare.val_fraction above 0"),
         ({"a": 20, "b": 20}, {"val_fraction": 0.95}, "nothing to train on"),
@@ -299,6 +303,37 @@ def test_prepare_refuses_splits_that_cannot_be(
     with pytest.raises(UserError, match=message):
         prepare(prepare_params(source, **changes))
     assert written(home) == {}
+
+
+def people_of(counts: dict[str, int]) -> Tree:
+    """Two pictures of each of ``counts`` people a class."""
+    names = [f"{label}/S{i}_{k}.png" for label, count in counts.items() for i in range(count) for k in range(2)]
+    return {name: draw_noise(number) for number, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    "tree, changes, message",
+    [
+        (tree_of(SPLITS) | dict.fromkeys([f"test/happy/{i:03}.png" for i in range(9)], b"<html>"), {}, "none of the 9"),
+        ({f"{label}/{i}.txt": b"text" for label in "ab" for i in range(30)}, {}, "none of the 30 files of class 'a'"),
+        (tree_of({"a": 20, "b": 2}), {}, "'b' has 2 images to share, and train, test, val need one each"),
+        (people_of({"a": 9, "b": 2}), {"person": r"S\d+"}, "'b' has 2 people to share.*person to null"),
+        (tree_of({"a": 20, "b": 20}), {"test_fraction": 0.0}, "prepare.test_fraction above 0"),
+        (tree_of({"a": 20, "b": 20}), {"val_fraction": 0.95}, "nothing to train on"),
+    ],
+)
+def test_prepare_finds_out_before_it_decodes(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Tree, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(stage, "decode_all", lambda *_, **__: pytest.fail("decodes"))
+    with pytest.raises(UserError, match=message):
+        prepare(prepare_params(write_zip(tmp_path / "s.zip", tree), **changes))
+    assert written(home) == {}
+
+
+def test_the_first_of_a_class_may_be_no_picture(home: Path, tmp_path: Path) -> None:
+    tree = tree_of(SPLITS) | {"train/happy/000.png": b"", "train/happy/001.png": b"text"}
+    assert prepare(prepare_params(write_zip(tmp_path / "s.zip", tree)))["corrupt"] == 2
 
 
 # The same bytes from the same pictures; nothing from a failure
@@ -340,7 +375,7 @@ def test_a_failure_leaves_what_was_there(
         prepare(prepare_params(write_zip(tmp_path / "s.zip", tree_of(SPLITS))))
     there = written(home)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt if name == "write_arrays" else OSError("disk full")
 
     monkeypatch.setattr(stage, name, fail)
