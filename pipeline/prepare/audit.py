@@ -1,6 +1,7 @@
 """What is wrong with the source, image by image, and the counts of it all, also in a few lines for whoever runs it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,11 @@ def build_audit(
         "dropped": {name: list(records.drops.values()).count(why) for name, why in _DROPS.items()},
         **{name: int(np.count_nonzero(records.have(name))) for name in LOOKS},
         "sizes": _common_sizes(records),
-        "conflicting_groups": sum(_conflicting(records, members) for members in twins),
+        "conflicting_groups": _count_sets(records, twins, len)["conflicting_groups"],
         "imbalance": round(max(in_train) / max(1, min(in_train)), 1),
-        "exact": {
-            "groups": len(exact),
-            "redundant": sum(map(len, exact)) - len(exact),
-            "conflicting_groups": sum(_conflicting(records, members) for members in exact),
-        },
+        "exact": _count_sets(records, exact, len),
         "leaks": exact_leaks,
-        "near": {
-            "groups": len(near),
-            "redundant": sum(_different(records, members) for members in near) - len(near),
-            "conflicting_groups": sum(_conflicting(records, members) for members in near),
-            "leaks": near_leaks,
-        },
+        "near": _count_sets(records, near, partial(_different, records)) | {"leaks": near_leaks},
         "bad_files": [{"file": file, "reason": records.problems[i]} for i, file in zip(bad, records.files(bad))],
     }
     if faces:
@@ -184,9 +176,13 @@ def _count_people(records: Records, people: People) -> dict[str, Any]:
     }
 
 
-def _conflicting(records: Records, members: np.ndarray) -> bool:
-    """Whether twins have different labels."""
-    return len(np.unique(records.labels[members])) > 1
+def _count_sets(records: Records, sets: Sequence[np.ndarray], count: Callable[[np.ndarray], int]) -> dict[str, int]:
+    """How many sets there are, images in them beyond the first, as ``count`` has it, and sets with several labels."""
+    return {
+        "groups": len(sets),
+        "redundant": sum(map(count, sets)) - len(sets),
+        "conflicting_groups": sum(len(np.unique(records.labels[members])) > 1 for members in sets),
+    }
 
 
 def _different(records: Records, members: np.ndarray) -> int:

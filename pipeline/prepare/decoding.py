@@ -76,9 +76,9 @@ def decode_all(
     faces: Mapping[str, Any] | None = None,
     max_bad_fraction: float = 1.0,
 ) -> int:
-    """Decode all pictures into ``pixels``, and write down in ``records`` what is seen; shows progress.
+    """Decode all pictures into ``pixels``, and write down in ``records`` what is seen.
 
-    Where faces are looked for, which takes long, it says after the first photos how long.
+    Shows progress, and says after the first photos in which faces are looked for how long all will take.
 
     Threads and not processes: Pillow decodes, and hashlib hashes, without Python's lock. Only a few tasks are
     under way at a time, and their results are taken in order, so memory does not grow with the source.
@@ -89,7 +89,7 @@ def decode_all(
         pixels: Filled in; the shape of an image in it says what it is made to.
         cache: Of decoded pictures.
         faces: As of ``decode_picture``.
-        max_bad_fraction: How many files may be bad.
+        max_bad_fraction: As of ``prepare``.
 
     Returns:
         How many did not have to be decoded, thanks to the cache.
@@ -99,7 +99,6 @@ def decode_all(
     """
     fetches = iter(fetches)
     done = reused = bad = 0
-    told = not faces
     stop, start = threading.Event(), time.perf_counter()
     chunk = max(1, min(_PHOTOS if faces else _CHUNK, _CHUNK_BYTES // int(np.prod(pixels.shape[1:]))))
     work = partial(_decode_task, shape=pixels.shape[1:], faces=faces, cache=cache, stop=stop)
@@ -123,10 +122,8 @@ def decode_all(
                 bad += sum(isinstance(image, ImageError) and not isinstance(image, NoFace) for image in found)
                 if bad > max_bad_fraction * len(records):
                     raise _too_many_bad(records, done, max_bad_fraction)
-                if not told and done - reused >= 2 * threads * chunk:
-                    told = True
-                    rate = (done - reused) / (time.perf_counter() - start)
-                    bar.write(_estimate(len(records) - done, rate), sys.stderr)
+                if faces and 0 <= done - reused - 2 * threads * chunk < len(found) - hits:  # now, and only now
+                    bar.write(_estimate(len(records) - done, done - reused, time.perf_counter() - start), sys.stderr)
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -134,8 +131,9 @@ def decode_all(
     return reused
 
 
-def _estimate(left: int, rate: float) -> str:
-    """Say how long it takes to look for faces in the photos that are left, at so many a second."""
+def _estimate(left: int, done: int, seconds: float) -> str:
+    """Say how long it takes to look for faces in the photos that are left, if those that are done took some seconds."""
+    rate = done / seconds
     seconds = left / rate
     time_left = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     return f"MTCNN looks for faces in {left} more photos, at {rate:.0f} a second: about {time_left}"

@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.core import paths
 from pipeline.core.errors import UserError
 from pipeline.core.files import replacing, write_json
+from pipeline.core.library_names import check_names
 from pipeline.core.params import PrepareParams
 from pipeline.core.params_file import load_params
 from pipeline.core.stage_files import DatasetFile
@@ -53,7 +54,9 @@ def main() -> None:
     """Run the stage with the parameters of the working folder."""
     # As an exception, so that a stopped run clears up after itself.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    prepare(load_params().prepare)
+    params = load_params()
+    check_names(params.train)  # before pictures are decoded for a net that there is not
+    prepare(params.prepare)
 
 
 def prepare(params: PrepareParams) -> dict[str, Any]:
