@@ -69,7 +69,7 @@ def _find_problem(fetch: Fetch) -> str:
 
 
 def decode_all(
-    fetches: Iterator[Callable[[], bytes]],
+    fetches: Iterator[Fetch],
     records: Records,
     pixels: ArrayFile,
     cache: Cache,
@@ -78,10 +78,9 @@ def decode_all(
 ) -> int:
     """Decode all pictures into ``pixels``, and write down in ``records`` what is seen.
 
-    Shows progress, and says after the first photos in which faces are looked for how long all will take.
-
-    Threads and not processes: Pillow decodes, and hashlib hashes, without Python's lock. Only a few tasks are
-    under way at a time, and their results are taken in order, so memory does not grow with the source.
+    Shows progress; where faces are looked for, it says after the first photos how long all will take. Threads and not
+    processes: Pillow decodes, and hashlib hashes, without Python's lock. Only a few tasks are under way at a time, and
+    their results are taken in order, so memory does not grow with the source.
 
     Args:
         fetches: Give the bytes of all their files, in the order of ``records``.
@@ -151,7 +150,7 @@ def _too_many_bad(records: Records, done: int, allowed: float) -> UserError:
 
 
 def _decode_task(
-    task: Sequence[Callable[[], bytes]],
+    task: Sequence[Fetch],
     shape: tuple[int, int, int],
     faces: Mapping[str, Any] | None,
     cache: Cache,
