@@ -6,14 +6,19 @@ Test faces of prepared data, blown up to 40 to 240 px, are laid into the two pho
 six a picture, none over another. A face counts as found where a box has its middle in the face's middle half and a
 quarter to twice its area; every other box is a false one, as are all in parts of the photographs without faces. With a
 bundle, its accuracy on the faces as they are is compared with that on what the detector cuts out, at several margins.
-The peer is OpenCV's Haar cascade, where it is installed: pip install "opencv-python-headless<5".
+What a photo takes is measured on such photos with 250 to 1,000 px on the longer side, each finder in turn on each
+photo, in time of the processor, so that other work on the machine does not count; and from JPEG to pixels, as prepare
+does it. Peers, where they are installed: OpenCV's Haar cascade, pip install "opencv-python-headless<5"; and another
+MTCNN, pip install --no-deps facenet-pytorch.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,13 +26,16 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from pipeline.core.cores import available
 from pipeline.core.dataset import PREPARED, load_prepared
-from pipeline.inference.faces import DEFAULTS, Face, cut_out, detect, to_channels
+from pipeline.inference.faces import DEFAULTS, THRESHOLDS, Face, NoFace, cut_out, detect, to_channels
 from pipeline.inference.images import resize
 from pipeline.inference.predictor import Predictor
 from pipeline.metrics.intervals import accuracy_interval
+from pipeline.prepare.pixels.picture import decode_picture
 
 SIDES = (40, 64, 110, 240)  # px of a pasted face; bounds of the three groups that are told apart
+LONGEST = (250, 1000)  # px of the longer side of photos whose time is taken
 MARGINS = (-0.05, 0.0, 0.05, 0.1, 0.2)
 Detect = Callable[[np.ndarray, int], list[Face]]
 
@@ -42,6 +50,22 @@ def haar() -> Detect:
         grey = to_channels(image, 1)[..., 0]
         boxes = cascade.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5, minSize=(min_size, min_size))
         return [Face(tuple(int(side) for side in box), 1.0) for box in boxes]
+
+    return find
+
+
+def facenet() -> Detect:
+    """The MTCNN of facenet-pytorch, on one thread."""
+    import torch
+    from facenet_pytorch import MTCNN
+
+    torch.set_num_threads(1)
+    nets = MTCNN(min_face_size=DEFAULTS["min_size"], thresholds=list(THRESHOLDS), keep_all=True)
+
+    def find(image: np.ndarray, min_size: int) -> list[Face]:
+        boxes, probs = nets.detect(Image.fromarray(image))
+        corners = [] if boxes is None else np.rint(boxes.astype(float)).astype(int).tolist()
+        return [Face((x, y, right - x, low - y), float(prob)) for (x, y, right, low), prob in zip(corners, probs)]
 
     return find
 
@@ -103,10 +127,49 @@ def measure(name: str, find: Detect, photos: list, empty: list[np.ndarray]) -> N
     )
 
 
-def png(image: np.ndarray) -> bytes:
+def resize_longest(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A photo with a side of ``LONGEST``."""
+    ratio = rng.uniform(*LONGEST) / max(photo.shape)
+    size = (round(photo.shape[1] * ratio), round(photo.shape[0] * ratio))
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC))
+
+
+def compare_times(photos: list[np.ndarray], finders: dict[str, Detect]) -> None:
+    """Print what a photo takes with each, and how many times that of the first it is; then photos a second."""
+    times = np.empty((len(finders), len(photos)))
+    for column, photo in enumerate(photos):
+        for row, find in enumerate(finders.values()):
+            start = time.process_time()
+            find(photo, DEFAULTS["min_size"])
+            times[row, column] = time.process_time() - start
+    for name, own in zip(finders, times[:, 1:]):
+        low, high = np.quantile(own, (0.05, 0.95)) * 1e3
+        ratio = np.quantile(own / times[0, 1:], (0.5, 0.05, 0.95))
+        print(
+            f"{name}: {own.mean() * 1e3:.0f} ms of processor time a photo ({low:.0f} to {high:.0f} for nine of ten), "
+            f"{ratio[0]:.2f} times the first ({ratio[1]:.2f} to {ratio[2]:.2f})"
+        )
+    files = [encode(photo, "JPEG") for photo in photos]
+    with ThreadPoolExecutor(threads := available()) as pool:
+        start, used = time.perf_counter(), time.process_time()
+        list(pool.map(prepare, files))
+        wall, used = time.perf_counter() - start, (time.process_time() - used) / len(files)
+    print(
+        f"prepare, JPEG to pixels on {threads} threads: {len(files) / wall:.1f} photos a second; {used * 1e3:.0f} ms "
+        f"of processor time each, so {threads / used:.1f} a second on {threads} cores with nothing else to do"
+    )
+
+
+def prepare(data: bytes) -> None:
+    """What the prepare stage does with a photo."""
+    with contextlib.suppress(NoFace):
+        decode_picture(data, (48, 48, 1), DEFAULTS)
+
+
+def encode(image: np.ndarray, kind: str) -> bytes:
     """A file's bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(image.squeeze()).save(buffer, "PNG")
+    Image.fromarray(image.squeeze()).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -121,7 +184,7 @@ def compare_accuracy(photos: list, faces: np.ndarray, labels: list[str], bundle:
     truth = [labels[number] for number, _, _ in pairs]
 
     def accuracy(images: list[np.ndarray]) -> float:
-        answers = predictor.predict_bytes([png(image) for image in images], faces=False)
+        answers = predictor.predict_bytes([encode(image, "PNG") for image in images], faces=False)
         return sum(answer["label"] == label for answer, label in zip(answers, truth)) / len(truth)
 
     size, channels = predictor.img_size, predictor.channels
@@ -144,9 +207,12 @@ def main() -> None:
     test = prepared.split("test")
     photos = [paste(test.images, rng) for _ in range(arguments.photos)]
     empty = [background(rng) for _ in range(arguments.photos // 4)]
-    measure("MTCNN, ours", detect, photos, empty)
-    if importlib.util.find_spec("cv2"):
-        measure("Haar cascade", haar(), photos, empty)
+    finders = {"MTCNN, ours": detect}
+    finders |= {"MTCNN, facenet-pytorch": facenet()} if importlib.util.find_spec("facenet_pytorch") else {}
+    finders |= {"Haar cascade": haar()} if importlib.util.find_spec("cv2") else {}
+    for name, find in finders.items():
+        measure(name, find, photos, empty)
+    compare_times([resize_longest(photo, rng) for photo, _ in photos], finders)
     if arguments.bundle:
         labels = [prepared.class_names[target] for target in test.targets]
         compare_accuracy(photos, test.images, labels, arguments.bundle)

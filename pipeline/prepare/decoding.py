@@ -27,7 +27,8 @@ from pipeline.prepare.pixels.picture import Decoded, decode_picture
 
 # Pictures a task, and bytes of them: small enough for a live progress bar, large enough that tasks cost nothing.
 _CHUNK, _CHUNK_BYTES = 32, 2**22
-_PHOTOS = 4  # a task, where faces are looked for in them
+# Photos a task, where faces are looked for in them; and after how many the time of all is told.
+_PHOTOS, _TOLD = 4, 64
 
 Fetch = Callable[[], bytes]
 
@@ -121,7 +122,7 @@ def decode_all(
                 bad += sum(isinstance(image, ImageError) and not isinstance(image, NoFace) for image in found)
                 if bad > max_bad_fraction * len(records):
                     raise _too_many_bad(records, done, max_bad_fraction)
-                if faces and 0 <= done - reused - 2 * threads * chunk < len(found) - hits:  # now, and only now
+                if faces and 0 <= done - reused - _TOLD < len(found) - hits:  # now, and only now
                     bar.write(_estimate(len(records) - done, done - reused, time.perf_counter() - start), sys.stderr)
         except BaseException:
             stop.set()

@@ -54,10 +54,10 @@ def test_too_many_bad_files_end_it_at_once(tmp_path: Path, monkeypatch: pytest.M
 def test_the_time_that_photos_take_is_told_after_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], faces: dict[str, float] | None
 ) -> None:
-    times = iter([100.0, 102.0])
+    times = iter([100.0, 108.0])
     monkeypatch.setattr(decoding, "available", lambda: 2)
     monkeypatch.setattr(decoding.time, "perf_counter", lambda: next(times))
     monkeypatch.setattr(decoding, "_decode_task", lambda task, **_: ([decoding.ImageError("none")] * len(task), 0))
-    decode(tmp_path, [b""] * 3216, [], faces=faces)
+    decode(tmp_path, [b""] * 3264, [], faces=faces)
     told = "MTCNN looks for faces in 3200 more photos, at 8 a second: about 7 min"
     assert (told in capsys.readouterr().err) == bool(faces)
