@@ -21,7 +21,7 @@ _PEOPLE, _PICTURES = 8, 3  # at least so many people, and pictures of each on av
 _LARGEST = 0.25  # of the files are of one person at most
 _SEVERAL = 0.5  # of the people show several classes at least
 _ALL = 0.9  # of numbers: all people show all classes, and the rest of a name tells the class, nearly
-_KEPT = 2**17  # more different things are no people, and would fill memory
+_KEPT = 2**15  # more different things are no people, and would fill memory
 
 
 class _Pattern(NamedTuple):
@@ -118,7 +118,7 @@ class _Tally:
         self.pattern = pattern
         self._files = 0
         self._people: Counter[str] = Counter()  # how many files show each
-        self._classes: defaultdict[str, set[int]] = defaultdict(set)
+        self._classes: Counter[str] = Counter()  # and which classes, as bits
         self._rests: Counter[tuple[str, int]] = Counter()  # what else names have, by class
 
     def add(self, who: str, rest: str, label: int) -> None:
@@ -126,7 +126,7 @@ class _Tally:
         self._files += 1
         if who and max(len(self._people), len(self._rests)) < _KEPT:
             self._people[who] += 1
-            self._classes[who].add(label)
+            self._classes[who] |= 1 << label
             if self.pattern.number:
                 self._rests[rest, label] += 1
 
@@ -137,7 +137,7 @@ class _Tally:
             return False
         if max(self._people.values()) > _LARGEST * total:
             return False
-        if sum(len(classes) > 1 for classes in self._classes.values()) < _SEVERAL * number:
+        if sum(classes.bit_count() > 1 for classes in self._classes.values()) < _SEVERAL * number:
             return False
         return not self.pattern.number or self._tells_classes(class_count)
 
@@ -146,7 +146,7 @@ class _Tally:
         numbers = [int(who.rpartition("/")[2]) for who in self._people]
         if max(numbers) - min(numbers) < len(numbers):
             return False
-        shown = sum(map(len, self._classes.values()))
+        shown = sum(map(int.bit_count, self._classes.values()))
         largest: dict[str, int] = {}
         for (rest, _), count in self._rests.items():
             largest[rest] = max(count, largest.get(rest, 0))
