@@ -87,10 +87,10 @@ def find_pattern(named: Iterable[tuple[str, int, str | None]], class_names: Coll
                 tally.add(f"{root}/{who}" if who else "", rest, label)
     if whole := _find_best(tallies.pop(None, []), len(class_names)):
         return whole
-    several = {text: None for tally in tallies.values() if (text := _find_best(tally, len(class_names)))}
-    joined = "|".join(several)
-    # With a slash in it a pattern is about paths, and a name may begin after any slash.
-    return (re.sub(r"(^|\|)\^", r"\1(?<![^/])", joined) if "/" in joined else joined) or None
+    several = list(dict.fromkeys(filter(None, (_find_best(tally, len(class_names)) for tally in tallies.values()))))
+    if any("/" in text for text in several):  # then all is about paths, and a name is what stands after the last slash
+        several = [text if "/" in text else f"{text.replace('^', '(?<![^/])', 1)}(?=[^/]*$)" for text in several]
+    return "|".join(several) or None
 
 
 def _find_best(tallies: Iterable["_Tally"], class_count: int) -> str | None:

@@ -93,12 +93,26 @@ def test_counters_copies_and_hashes_are_nobody(style: str) -> None:
     assert find_pattern(read(name_files(style, random.Random(0))), CLASSES) is None
 
 
-def test_of_several_data_sets_each_has_its_pattern(listing_of: Callable[..., Listing]) -> None:
-    named = [file for s in ("CK+48", "Oulu-CASIA", "FER2013") for file in read(name_files(s, random.Random(0)), s)]
-    listing = listing_of([Item(file, CLASSES[label], None, [], root=root) for file, label, root in named])
-    found = find_people(listing, "auto")
-    assert found.pattern == r"S\d+|(?<![^/])[SP]\d+(?=/)"
-    assert len(np.unique(found.numbers)) == 39 + 39 + 1  # nobody is known in the third
+@pytest.mark.parametrize(
+    "styles, person, people",
+    [
+        (["CK+48", "JAFFE", "FER2013"], r"S\d+|^[A-Z]{2,3}(?=[._-])", 39 + 8),
+        # With folders in it a pattern is about paths: then neither CK-48 nor S1 is anybody.
+        (
+            ["CK+48", "FER2013", "JAFFE", "Oulu-CASIA"],
+            r"S\d+(?=[^/]*$)|(?<![^/])[A-Z]{2,3}(?=[._-])(?=[^/]*$)|(?<![^/])[SP]\d+(?=/)",
+            39 + 8 + 39,
+        ),
+    ],
+)
+def test_of_several_data_sets_each_has_its_pattern(
+    listing_of: Callable[..., Listing], styles: list[str], person: str, people: int
+) -> None:
+    roots = {"CK+48": "CK-48", "JAFFE": "JA/S1x"}
+    named = [file for s in styles for file in read(name_files(s, random.Random(0)), roots.get(s, s))]
+    found = find_people(listing_of([Item(file, CLASSES[i], None, [], root=root) for file, i, root in named]), "auto")
+    assert found.pattern == person
+    assert len(np.unique(found.numbers)) == people + 1  # of one data set nobody is known
 
 
 def test_one_class_a_person_is_a_copy_and_few_are_no_people() -> None:
