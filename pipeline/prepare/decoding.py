@@ -53,8 +53,8 @@ def check_classes(
                 raise UserError(
                     f"{records.source}: none of the {len(others)} files of class "
                     f"{records.class_names[records.labels[number]]!r} in split {SPLITS[records.splits[number]]!r} is a "
-                    f"picture that can be read, such as {file}: {problem}. Put pictures there, or remove the class "
-                    "everywhere, as prepare.class_map can."
+                    f"picture that can be read, such as {file}: {problem}. Mend them, or remove the class everywhere, "
+                    "as prepare.class_map can."
                 )
 
 
