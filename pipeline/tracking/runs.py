@@ -145,8 +145,8 @@ def _log_params(client: "MlflowClient", run: "Run", params: dict[str, str], dige
 
     if lacking := [Param(key, value) for key, value in params.items() if key not in run.data.params]:
         client.log_batch(run.info.run_id, params=lacking)
-    if not run.inputs or not run.inputs.dataset_inputs:
-        source = params["prepare.source"]
+    source = params.get("prepare.source")  # sidecars of old lack it
+    if source and not (run.inputs and run.inputs.dataset_inputs):
         # MLflow wants a digest of at most 36 characters.
         dataset = Dataset(Path(source).name, digest[:32], "local", json.dumps({"uri": source}))
         client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
