@@ -12,12 +12,11 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pipeline.tracking.origin import find_user
+from pipeline.tracking.origin import find_author
 from pipeline.tracking.store import project_name
-from pipeline.tracking.trouble import TrackingError, told
+from pipeline.tracking.trouble import TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,6 +48,7 @@ class Decision:
         by: Who, as the server knows him, or the system.
         at: When, by the server's clock.
         number: In the record.
+        made: When the version was registered, by the server: a deleted model's numbers go to other versions.
         followed: Whether the alias followed: ``yes``, ``no`` (it was elsewhere by then), or nothing yet.
         void: Whether it counts for nothing, since another version was champion by then.
     """
@@ -61,6 +61,7 @@ class Decision:
     by: str = ""
     at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
     number: int = 0
+    made: int | None = None
     followed: str = ""
     void: bool = False
 
@@ -120,8 +121,9 @@ def read_history(client: "MlflowClient") -> History:
     champion = line[-1] if line else None
     ever = list(dict.fromkeys(line))
     decisions = []
-    found = client.search_model_versions(f"name = '{_record_name()}' and tags.`{_OWN}kind` != ''")
-    for each in sorted(map(_parse, found), key=lambda decision: decision.number):
+    found = client.search_model_versions(f"name = '{_record_name()}'")
+    mine = [_parse(version) for version in found if f"{_OWN}kind" in version.tags]
+    for each in sorted(mine, key=lambda decision: decision.number):
         void = each.kind != REFUSED and (each.former != champion or each.followed == "no")
         decisions.append(replace(each, void=void))
         if void or each.kind == REFUSED:
@@ -141,6 +143,8 @@ def record(client: "MlflowClient", decision: Decision) -> int:
     """Append a decision of the one who asks; returns its number."""
     given = {"kind": decision.kind, "reason": decision.reason, "by": find_author(), "followed": decision.followed}
     given |= {"version": _text(decision.version), "former": _text(decision.former)}
+    if decision.version is not None:
+        given["made"] = _text(client.get_model_version(project_name(), given["version"]).creation_timestamp)
     tags = {f"{_OWN}{name}": value for name, value in given.items() if value} | decision.figures
     name, about = _record_name(), f"{describe_move(decision)}: {decision.reason}"
     try:
@@ -200,22 +204,6 @@ def describe_move(decision: Decision) -> str:
     version = f"version {decision.version}" if decision.version else "no version"
     instead = f" in place of {decision.former}" if decision.former else ""
     return f"{version} {'refused' if decision.kind == REFUSED else f'champion ({decision.kind})'}{instead}"
-
-
-def find_author() -> str:
-    """Say who the server takes this for; where it knows no users, whom the system does."""
-    import mlflow
-
-    rest, uri = import_module("mlflow.utils.rest_utils"), mlflow.get_registry_uri()  # rest says nothing of types
-    if not uri.startswith("http"):
-        return find_user()
-    with told(uri):
-        creds = import_module("mlflow.utils.credentials").get_default_host_creds(uri)
-        endpoint = "/api/2.0/mlflow/users/current"
-        answer = rest.http_request(creds, endpoint, "GET")
-        if answer.status_code == 404:  # no users, or a server too old to tell
-            return creds.username or find_user()
-        return str(rest.verify_rest_response(answer, endpoint).json()["user"]["username"])
 
 
 def _follow(client: "MlflowClient", number: int) -> None:
@@ -286,6 +274,7 @@ def _parse(version: "ModelVersion") -> Decision:
         by=own.get("by", ""),
         at=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
         number=int(version.version),
+        made=_number(own.get("made")),
         followed=own.get("followed", ""),
     )
 

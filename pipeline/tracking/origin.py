@@ -3,7 +3,10 @@
 import getpass
 import os
 import subprocess
+from importlib import import_module
 from pathlib import Path
+
+from pipeline.tracking.trouble import told
 
 PATCH_LIMIT_BYTES = 1_000_000
 
@@ -44,3 +47,19 @@ def find_user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
+
+
+def find_author() -> str:
+    """Say who the server takes this for; where it knows no users, whom the system does."""
+    import mlflow
+
+    rest, uri = import_module("mlflow.utils.rest_utils"), mlflow.get_registry_uri()  # rest says nothing of types
+    if not uri.startswith("http"):
+        return find_user()
+    with told(uri):
+        creds = import_module("mlflow.utils.credentials").get_default_host_creds(uri)
+        endpoint = "/api/2.0/mlflow/users/current"
+        answer = rest.http_request(creds, endpoint, "GET")
+        if answer.status_code == 404:  # no users, or a server too old to tell
+            return creds.username or find_user()
+        return str(rest.verify_rest_response(answer, endpoint).json()["user"]["username"])

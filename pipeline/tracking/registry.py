@@ -18,6 +18,7 @@ from pipeline.tracking import decisions
 from pipeline.tracking.bundles import bundle_costs, find_model
 from pipeline.tracking.decisions import FIRST, ROLLED_BACK, Decision, MovedError
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
+from pipeline.tracking.origin import find_author
 from pipeline.tracking.runs import fetch
 from pipeline.tracking.store import PREFIX, connect, find_run, project_name
 from pipeline.tracking.trouble import TrackingError
@@ -75,7 +76,7 @@ def register(bundle_dir: Path | None = None) -> Outcome:
                 model,
                 source=f"{run.info.artifact_uri}/{find_model(run, bundle.digest)}",
                 run_id=run.info.run_id,
-                tags=_tags(bundle, run) | {AUTHOR_TAG: decisions.find_author()},
+                tags=_tags(bundle, run) | {AUTHOR_TAG: find_author()},
                 description=f"{bundle.backbone}, test accuracy {bundle.metrics['test']['accuracy']:.4f}",
             )
             number, said = int(created.version), f"Registered version {created.version} of {model}"
@@ -115,11 +116,14 @@ def rollback() -> Outcome:
     with project_lock("registry"):
         history, decision = decisions.settle(client)
         if decision is None or decision.kind != ROLLED_BACK:
-            existing = {int(item.version) for item in versions(client)}
+            existing = {int(item.version): item.creation_timestamp for item in versions(client)}
+            known = {each.version: each.made for each in history.decisions if each.made}
             present, line = history.champion, history.line
             if present in line:
                 line = line[: len(line) - 1 - line[::-1].index(present)]
-            former = [number for number in line if number in existing and number != present]
+            # A registered model that was deleted left its numbers to other versions, which were never champion.
+            there = [number for number in line if number in existing and known.get(number) in (None, existing[number])]
+            former = [number for number in there if number != present]
             if not former:
                 raise UserError("there is no former champion to go back to.")
             decision = Decision(ROLLED_BACK, former[-1], present, "the former champion")

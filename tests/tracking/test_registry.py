@@ -131,6 +131,21 @@ def test_champions_from_before_there_was_a_record_can_be_gone_back_to() -> None:
 
 
 @pytest.mark.usefixtures("_three")
+def test_versions_of_a_registered_model_that_was_deleted_are_not_gone_back_to() -> None:
+    """Their numbers belong to others now, which were never champion."""
+    promote(2)
+    connect().delete_registered_model("hyojo")
+    for name in ("first", "second", "third"):
+        assert registry.register(Path("models") / name).changed
+    assert versions() == [1, 2, 3]
+    decisions.move(connect(), Decision(PROMOTED, 3, None, "there is none"))
+    with pytest.raises(UserError, match="no former champion"):
+        registry.rollback()
+    promote(1)
+    assert roll_back() == 3
+
+
+@pytest.mark.usefixtures("_three")
 def test_a_decision_whose_version_was_deleted_blocks_nothing() -> None:
     client = connect()
     decisions.record(client, Decision(PROMOTED, 2, 1, "its author was killed here"))
