@@ -112,8 +112,8 @@ def _pictures(found: Comparison) -> tuple[Any, str]:
     try:
         prepared = load_prepared()
         split = prepared.split("test")
-    except UserError:
-        return None, f"{PREPARED} is not there"
+    except UserError as error:
+        return None, str(error).splitlines()[0].rstrip(".")
     digest = found.a.test_digest or found.b.test_digest
     if split.files != found.a.files or (digest and digest != prepared.split_digests["test"]):
         return None, f"{PREPARED} holds another test split now"

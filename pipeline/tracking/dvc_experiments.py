@@ -44,8 +44,15 @@ class Experiment:
         return dict((YAML(typ="safe").load(self.text("dvc.lock")) or {}).get("stages", {}))
 
     def matches(self, paths: list[str]) -> bool:
-        """Whether these are in its commit what they are in the work tree, untracked files aside."""
-        return git(self.root, *("diff", "--quiet", self.commit, "--"), *paths) is not None
+        """Whether these are in its commit what they are in the work tree, untracked files aside.
+
+        Raises:
+            UserError: Git does not say; a result that might be current must not be thrown away for that.
+        """
+        changed = git(self.root, *("diff", "--name-only", self.commit, "--"), *paths)
+        if changed is None:
+            raise UserError(f"git cannot compare {self.name} with the work tree: `git diff {self.commit}` tells why.")
+        return not changed
 
     def source_digest(self, source: str) -> str | None:
         """The digest by which DVC knows what it was prepared from."""
@@ -67,10 +74,16 @@ def check_repository(root: Path) -> None:
 
 
 def find_experiments(root: Path) -> dict[str, Experiment]:
-    """All experiments of the repository by name, oldest first; of two of one name the one on the current commit."""
+    """All experiments of the repository by name, oldest first; of two of one name the one on the current commit.
+
+    Raises:
+        UserError: Git does not list them, though this is a repository.
+    """
     head = (git(root, "rev-parse", "HEAD") or "").strip()
     found: dict[str, Experiment] = {}
     listed = git(root, "for-each-ref", "--sort=committerdate", "--format=%(objectname) %(refname)", "refs/exps")
+    if head and listed is None:
+        raise UserError(f"git cannot list the experiments of {root}: `git for-each-ref refs/exps` tells why.")
     for line in (listed or "").splitlines():
         commit, ref = line.split(" ", 1)
         parts = ref.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>

@@ -115,6 +115,21 @@ def test_data_that_git_lacks_are_left_to_dvc(runner: Runner, tmp_path: Path) -> 
     assert parents()[0].data.metrics["seeds/n"] == 1
 
 
+@pytest.mark.parametrize("failing", ["for-each-ref", "diff"])
+def test_git_that_gives_no_answer_costs_no_result(
+    runner: Runner, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not be taken for no: what was trained would be thrown away."""
+    assert seeds.train_seeds(1, name="fam") == 0
+    git = dvc_experiments.git
+    with monkeypatch.context() as patch:
+        patch.setattr(dvc_experiments, "git", lambda root, *given: None if given[0] == failing else git(root, *given))
+        with pytest.raises(UserError, match="git cannot"):
+            seeds.train_seeds(1, name="fam")
+    assert runner.asked == ["fam-0"]
+    assert list(dvc_experiments.find_experiments(Path.cwd())) == ["fam-0"]
+
+
 def test_a_name_stands_for_one_setting(runner: Runner) -> None:
     seeds.train_seeds(1, name="fam")
     with pytest.raises(UserError, match="other params"):

@@ -107,7 +107,7 @@ def test_the_page_has_pictures_only_of_the_data_that_were_compared(pair: tuple[C
     assert "data:image/jpeg" not in html
     assert "another test split" in html
     shutil.rmtree("data")
-    assert "is not there" in page.page(found)
+    assert "classes.json not found" in page.page(found)
 
 
 def test_the_command(
