@@ -85,6 +85,33 @@ def test_the_first_look_ups_fail(server: Faulty) -> None:
         assert alias(server) == 1
 
 
+@pytest.mark.parametrize("asked", ["get_registered_model", "search_model_versions", "get_run", "search_runs"])
+@pytest.mark.parametrize("command", ["promote", "register", "rollback"])
+def test_a_database_that_fails_at_a_look_up_moves_nothing(
+    project: Path, command: str, asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+
+    monkeypatch.setattr(promotion, "measure", lambda *_: "it was not loaded")
+    add_version(70, "first")
+    add_version(30, "second")
+    log_version(40, "third").rename("models/bundle")
+    calls = []
+
+    def fail(*given: object, **named: object) -> None:
+        calls.append(given)
+        raise MlflowException("(sqlite3.OperationalError) database is locked", TEMPORARILY_UNAVAILABLE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, asked, fail)
+        status = run_hyojo(*{"promote": ["promote", "2"]}.get(command, [command]))
+    assert status == 1 or not calls
+    assert bool(calls) == ("another process holds the database" in capsys.readouterr().err)
+    assert read_champion() == 1
+
+
 @pytest.mark.usefixtures("_two")
 def test_history_tells_who_when_and_what_was_moved_by_hand(server: Faulty, capsys: pytest.CaptureFixture[str]) -> None:
     server.fault = lambda method, path: (
