@@ -85,7 +85,7 @@ def find_paths(place: Place, table: Table, folder: Parts) -> LabelTable | None:
     if other and any(find_files(place, split_path(name), folder) for name in table.columns):
         table = other
     given = given if given in table.columns else ""
-    usual = given or by_name.pop("path", "1" if table is other else None)
+    usual = given or by_name.pop("path", "") or ("1" if table is other else None)
     found = {}
     for name, cells in zip(table.columns, zip(*_sample(table, table.columns))):
         # Any number may by chance be the name of a file.

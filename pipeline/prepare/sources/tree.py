@@ -155,7 +155,7 @@ class Tree(Opened):
         if place is None:
             self.counts[parts] += 0
             return
-        folder, suffix = parts[:-1], Path(parts[-1]).suffix.lower()
+        folder, suffix = parts[:-1], suffix_of(parts[-1])
         self.counts[folder] += 1
         if suffix in (*KINDS, *ARCHIVES) or may_be_picture(parts[-1]):
             self.useful.add(folder)
@@ -182,14 +182,21 @@ class Tree(Opened):
 _known = cache(suffixes)
 
 
+def suffix_of(file: str) -> str:
+    """The suffix of a file's name or path, such as ``.jpg``, in lower case."""
+    stem, dot, suffix = file.rpartition(".")
+    return f".{suffix.lower()}" if stem and dot and "/" not in suffix else ""
+
+
 def has_suffix(file: str) -> bool:
     """Whether a file's suffix is that of a picture, such as ``.jpg``."""
-    return Path(file).suffix.lower() in _known()
+    return suffix_of(file) in _known()
 
 
 def may_be_picture(file: str) -> bool:
     """Whether that is so, or it has no suffix."""
-    return has_suffix(file) or not re.fullmatch(r".*\.[a-z][a-z0-9]*", file.lower())
+    suffix = suffix_of(file)
+    return suffix in _known() or not suffix[1:].isalnum() or suffix[1].isdecimal()
 
 
 def _fold(text: str) -> str:
@@ -199,7 +206,5 @@ def _fold(text: str) -> str:
 
 def _split(name: str) -> tuple[str, str]:
     """A folded name without a picture's suffix and what data sets add; and that suffix, if it has one."""
-    stem, dot, suffix = name.rpartition(".")
-    if not dot or f".{suffix}" not in _known():
-        stem, suffix = name, ""
-    return _ADDED.sub("", stem), suffix
+    suffix = suffix_of(name) if has_suffix(name) else ""
+    return _ADDED.sub("", name.removesuffix(suffix)), suffix
