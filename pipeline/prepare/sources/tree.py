@@ -21,6 +21,7 @@ from pipeline.prepare.sources.table import Table
 from pipeline.prepare.sources.tables import KINDS, SURE, open_table
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+_SHEETS = (".xlsx", ".xls", ".ods")
 MOST_TABLES = 50  # of one kind in one folder; of more, which are likely notes on a picture each, some are looked at
 # What data sets add to the names of the pictures that their tables have.
 _ADDED = re.compile("_(aligned|cropped|crop|face)$")
@@ -35,6 +36,7 @@ class Tree(Opened):
         useful: Folders with files that may be pictures, tables or archives.
         folders: The names of the folders in each.
         archives: Archives in a folder.
+        sheets: Spreadsheets, which are not read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,6 +48,7 @@ class Tree(Opened):
         self.useful: set[Parts] = set()
         self.folders: defaultdict[Parts, set[str]] = defaultdict(set)
         self.archives: list[Parts] = []
+        self.sheets: list[Parts] = []
         self._tables: defaultdict[tuple[Parts, str], list[tuple[Parts, Any]]] = defaultdict(list)
         try:
             for parts, place in self._members.members() if self._members else ():
@@ -161,6 +164,8 @@ class Tree(Opened):
             self.useful.add(folder)
         if suffix in ARCHIVES and isinstance(self._members, Folder):
             self.archives.append(parts)
+        if suffix in _SHEETS:
+            self.sheets.append(parts)
         if suffix in KINDS and not self.is_crowded(folder, suffix):
             self._tables[folder, suffix].append((parts, place))
 
