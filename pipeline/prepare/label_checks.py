@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError
 from pipeline.prepare.sources.labels import check_kind, fold
-from pipeline.prepare.sources.tree import may_be_picture
+from pipeline.prepare.sources.tree import ARCHIVES, may_be_picture, suffix_of
 
 _SOME = 1000  # files by whose names a pattern is suggested
 
@@ -22,7 +22,6 @@ def check_labels(base: sqlite3.Connection, path: Path, class_map: Mapping[str, s
         names: Whether a number may stay the name of its class.
     """
     mapped = {fold(key): value for key, value in class_map.items()}
-    _check_files(base, path, {label for label, value in mapped.items() if value is None})
     numbered = []
     for (root,) in base.execute("SELECT DISTINCT root FROM items").fetchall():
         labels = list(_column(base, "SELECT DISTINCT label FROM items WHERE root IS ?", root))
@@ -30,6 +29,7 @@ def check_labels(base: sqlite3.Connection, path: Path, class_map: Mapping[str, s
         check_kind(labels, class_map, f"{path}/{root}" if root else path, files)
         numbers = {label for label in labels if re.fullmatch("-?[0-9]+", label)}
         numbered += [root] * any(label in mapped or not names for label in numbers)
+    _check_files(base, path, {label for label, value in mapped.items() if value is None})
     if len(numbered) > 1:
         raise UserError(
             f"prepare.source: the labels of {' and '.join(numbered)} in {path} are numbers, which need not mean the "
@@ -48,7 +48,8 @@ def _check_files(base: sqlite3.Connection, path: Path, left_out: set[str]) -> No
             return
         if label in without and may_be_picture(file):
             del without[label]
-    for label, file in without.items():
+    if without:
+        label, file = min(without.items(), key=lambda pair: suffix_of(pair[1]) not in ARCHIVES)
         raise UserError(
             f"prepare.source: no file of class {label!r} in {path} is a picture by its suffix, such as {file!r}. "
             f"Unpack archives; take other files out, or leave the class out: prepare.class_map={{{label}: null}}."

@@ -19,7 +19,7 @@ from pipeline.prepare.sources.folder_classes import find_classes
 from pipeline.prepare.sources.form import Place, list_forms, register
 from pipeline.prepare.sources.label_tables import find_unused
 from pipeline.prepare.sources.labels import EXPRESSIONS, fold, suggest_pattern
-from pipeline.prepare.sources.source import Item, Source, printable
+from pipeline.prepare.sources.source import NAMED, Item, Source, printable
 from pipeline.prepare.sources.tree import has_suffix
 
 
@@ -38,7 +38,11 @@ class ClassFolders(Source):
         super().__init__(place.path)
         self._place, counts = place, place.tree.counts_in(place.inside)
         self._classes = find_classes(place.path, counts, EXPRESSIONS | set(map(fold, place.reading.class_map)))
-        if not any(counts[folder] for folder in self._classes):
+        if sheets := place.sheets:
+            shown = ", ".join(map(printable, sheets[:NAMED]))
+            self.notes[f"spreadsheets are not read; if they have labels, save them as CSV: {shown}"] = len(sheets)
+        labels = {found.label for folder, found in self._classes.items() if counts[folder]}
+        if len(labels) < 1 + bool(sheets):
             raise UserError(f"prepare.source: {place.path} has no class folders with files in them. {_hint(place)}")
         if table := find_unused(place):
             raise UserError(
@@ -64,6 +68,8 @@ def _hint(place: Place) -> str:
     names = (parts[-1] for parts, _ in place.tree.files(place.inside) if has_suffix(parts[-1]))
     if pattern := suggest_pattern(islice(names, 1000)):
         return f"The files' names seem to have the labels in them; say so by prepare.label='{pattern}'."
+    if place.sheets:
+        return f"It holds {printable(place.sheets[0])}: save that as CSV if it has the labels. {list_forms()}"
     found = [*(table.path for table in place.tables_below.values()), *place.archives]
     there = f"It holds {found[0]}, but no pictures that go with it. " if found else ""
     return (

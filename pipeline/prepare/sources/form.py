@@ -80,6 +80,12 @@ class Place:
         paths = sorted(parts for parts in self.tree.archives if parts[:-1] == self.inside)
         return [path for parts in paths if find_archive_kind(path := self.tree.path.joinpath(*parts))]
 
+    @property
+    def sheets(self) -> list[Parts]:
+        """Spreadsheets in it or below, which are not read."""
+        depth = len(self.inside)
+        return [parts for parts in self.tree.sheets if parts[:depth] == self.inside]
+
     @cached_property
     def tables(self) -> list[Table]:
         """The table that the file is, or those directly in the folder; without those that hold pictures."""

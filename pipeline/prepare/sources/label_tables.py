@@ -10,7 +10,7 @@ from pipeline.core.errors import UserError
 from pipeline.prepare.sources.archive import Parts
 from pipeline.prepare.sources.form import Place
 from pipeline.prepare.sources.source import NAMED, split_name, split_of
-from pipeline.prepare.sources.table import ROLES, Table, whole
+from pipeline.prepare.sources.table import Table, whole
 from pipeline.prepare.sources.tables import SURE
 from pipeline.prepare.sources.tree import MOST_TABLES
 
@@ -85,7 +85,7 @@ def find_paths(place: Place, table: Table, folder: Parts) -> LabelTable | None:
     if other and any(find_files(place, split_path(name), folder) for name in table.columns):
         table = other
     given = given if given in table.columns else ""
-    usual = given or by_name.pop("path", "1" if table is other else None)
+    usual = given or by_name.pop("path", "") or ("1" if table is other else None)
     found = {}
     for name, cells in zip(table.columns, zip(*_sample(table, table.columns))):
         # Any number may by chance be the name of a file.
@@ -114,8 +114,8 @@ def find_columns(place: Place, found: LabelTable) -> LabelTable:
         shown = f"; its first row is {', '.join(next(iter(_sample(table, table.columns)), []))}" if headless else ""
         raise UserError(
             f"{table.path} names pictures in its column {path!r}, but none of its columns ({table.named}{shown}) is "
-            f"known to have their labels (looked for {', '.join(ROLES['label'])}). Name it in prepare.columns.label; "
-            "set prepare.label to folders if class folders say it all."
+            "known to have their labels, as label, emotion or facial_expression. Name it in prepare.columns.label; set "
+            "prepare.label to folders if class folders say it all."
         )
     return found._replace(roles=roles)
 

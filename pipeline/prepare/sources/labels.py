@@ -35,7 +35,7 @@ _ARRANGEMENT = re.compile(
 )
 CLASS_FOLDERS = (
     "Class folders go one a class (happy/a.png, sad/b.png, ...), either directly or inside split folders "
-    "(train/happy/a.png, val/happy/b.png, test/happy/c.png)."
+    "(train/happy/a.png, val/happy/b.png, test/happy/c.png). Labels in the names of files are found by prepare.label."
 )
 
 

@@ -25,12 +25,14 @@ def open_source(path: Path | str, reading: Reading | None = None) -> Source:
     if not path.exists():
         raise UserError(f"prepare.source: {path} does not exist. {list_forms()}")
     refuse_linked_folders(path)
-    reading = reading or Reading()
-    source = open_place(Place(Tree(path), reading))
-    if reading.columns and not source.has_columns:
+    place = Place(Tree(path), reading or Reading())
+    source = open_place(place)
+    if place.reading.columns and not source.has_columns:
         source.close()
+        tables = ", ".join(table.path.name for table in place.tables_below.values())
+        there = f"none of its tables ({tables}) names" if tables else "it has no table that names"
         raise UserError(
-            f"prepare.columns: {path} is read as {source.form}, which have no columns, for no table in it names its "
-            "files in the column of paths. Mend that, or take prepare.columns away."
+            f"prepare.columns: {path} is read as {source.form}, which have no columns, for {there} its files in the "
+            "column of paths. Mend that, or take prepare.columns away."
         )
     return source

@@ -30,4 +30,4 @@ def open_table(path: Path, opener: Opener | None = None) -> Table | None:
     with opener() if opener else path.open("rb") as file:
         start = file.read(4)
     kind = ParquetTable if start == b"PAR1" else KINDS.get(path.suffix.lower())
-    return None if kind is None or (kind is ParquetTable and start != b"PAR1") else kind(path, opener)
+    return kind(path, opener) if kind else None

@@ -21,6 +21,7 @@ from pipeline.prepare.sources.table import Table
 from pipeline.prepare.sources.tables import KINDS, SURE, open_table
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+_SHEETS = (".xlsx", ".xls", ".ods")
 MOST_TABLES = 50  # of one kind in one folder; of more, which are likely notes on a picture each, some are looked at
 # What data sets add to the names of the pictures that their tables have.
 _ADDED = re.compile("_(aligned|cropped|crop|face)$")
@@ -35,6 +36,7 @@ class Tree(Opened):
         useful: Folders with files that may be pictures, tables or archives.
         folders: The names of the folders in each.
         archives: Archives in a folder.
+        sheets: Spreadsheets, which are not read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,6 +48,7 @@ class Tree(Opened):
         self.useful: set[Parts] = set()
         self.folders: defaultdict[Parts, set[str]] = defaultdict(set)
         self.archives: list[Parts] = []
+        self.sheets: list[Parts] = []
         self._tables: defaultdict[tuple[Parts, str], list[tuple[Parts, Any]]] = defaultdict(list)
         try:
             for parts, place in self._members.members() if self._members else ():
@@ -155,12 +158,14 @@ class Tree(Opened):
         if place is None:
             self.counts[parts] += 0
             return
-        folder, suffix = parts[:-1], Path(parts[-1]).suffix.lower()
+        folder, suffix = parts[:-1], suffix_of(parts[-1])
         self.counts[folder] += 1
         if suffix in (*KINDS, *ARCHIVES) or may_be_picture(parts[-1]):
             self.useful.add(folder)
         if suffix in ARCHIVES and isinstance(self._members, Folder):
             self.archives.append(parts)
+        if suffix in _SHEETS:
+            self.sheets.append(parts)
         if suffix in KINDS and not self.is_crowded(folder, suffix):
             self._tables[folder, suffix].append((parts, place))
 
@@ -182,14 +187,21 @@ class Tree(Opened):
 _known = cache(suffixes)
 
 
+def suffix_of(file: str) -> str:
+    """The suffix of a file's name or path, such as ``.jpg``, in lower case."""
+    stem, dot, suffix = file.rpartition(".")
+    return f".{suffix.lower()}" if stem and dot and "/" not in suffix else ""
+
+
 def has_suffix(file: str) -> bool:
     """Whether a file's suffix is that of a picture, such as ``.jpg``."""
-    return Path(file).suffix.lower() in _known()
+    return suffix_of(file) in _known()
 
 
 def may_be_picture(file: str) -> bool:
     """Whether that is so, or it has no suffix."""
-    return has_suffix(file) or not re.fullmatch(r".*\.[a-z][a-z0-9]*", file.lower())
+    suffix = suffix_of(file)
+    return suffix in _known() or not suffix[1:].isalnum() or suffix[1].isdecimal()
 
 
 def _fold(text: str) -> str:
@@ -199,7 +211,5 @@ def _fold(text: str) -> str:
 
 def _split(name: str) -> tuple[str, str]:
     """A folded name without a picture's suffix and what data sets add; and that suffix, if it has one."""
-    stem, dot, suffix = name.rpartition(".")
-    if not dot or f".{suffix}" not in _known():
-        stem, suffix = name, ""
-    return _ADDED.sub("", stem), suffix
+    suffix = suffix_of(name) if has_suffix(name) else ""
+    return _ADDED.sub("", name.removesuffix(suffix)), suffix

@@ -154,6 +154,7 @@ def test_folders_that_do_not_fit(tmp_path: Path, texts: dict[str, str], message:
         ("test.csv", b"pixels\n0 0 0 0\n", "no emotions.*hyojo predict"),
         ("fer2013new.csv", ",".join(forms.FERPLUS_COLUMNS).encode(), "one folder with fer2013.csv"),
         ("a.parquet", b"PAR1 and then nothing", "damaged or no Parquet"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "damaged or no Parquet"),
         ("a.csv", b"\xff\xfe\x00\x01", "not UTF-8"),
         ("a.xlsx", b"PK\x05\x06" + bytes(18), "no class folders"),
         ("a.npy", b"\x93NUMPY", "of no known form.*Looked for"),

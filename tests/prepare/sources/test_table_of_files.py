@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import list_items, write_files, write_tar, write_zip
+from builders import draw_noise, list_items, prepare_params, write_files, write_tar, write_zip
 
 from pipeline.core.errors import UserError
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.open import Reading, open_source
+from pipeline.prepare.stage import prepare
 
 Labelled = list[tuple[str, str, str | None]]
 
@@ -163,6 +164,16 @@ def test_what_belongs_to_no_data_set_is_counted(tmp_path: Path) -> None:
         with open_source(path) as source:
             assert len(list(source.items())) == 2
             assert sorted(source.ignored) == ["3.png", "doc/a.pdf"]
+
+
+def test_spreadsheets_are_not_passed_over_without_a_word(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "f", "faces/1.png", "faces/2.png", "labels.xlsx")
+    for path in packed(folder):
+        with pytest.raises(UserError, match=r"It holds labels.xlsx: save that as CSV if it has the labels"):
+            labelled(path)
+    write_files(folder, "happy/3.png")
+    with open_source(folder) as source:
+        assert list(source.notes) == ["spreadsheets are not read; if they have labels, save them as CSV: labels.xlsx"]
 
 
 def test_many_tables_in_one_folder(tmp_path: Path) -> None:
@@ -407,3 +418,19 @@ def test_class_folders_without_pictures(tmp_path: Path) -> None:
         check(folder, tmp_path)
     (tmp_path / "listing.db").unlink()
     assert check(folder, tmp_path, sad=None) == ["fear", "happy"]
+
+
+def test_what_was_settled_is_told(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the summary, in audit.json and on the page."""
+    names = [f"{label}/{i}.png" for label in ("happy", "sad") for i in range(10)]
+    rows = "".join(f"{name},{name.split('/')[0]}\n" for name in [*names[1:], names[-1]])
+    texts = {"labels.csv": f"file,label\nhappy/0.png,sad\n{rows}".encode(), "sad/gone.png": b""}
+    pictures = {name: draw_noise(i) for i, name in enumerate(names)}
+    audit = prepare(prepare_params(write_zip(home.parent / "work" / "a.zip", pictures | texts)))
+    astray = "files lie in the folder of another class than the table says, which counts (see prepare.label)"
+    assert audit["notes"] == {f"{astray}: happy/0.png (sad)": 1, "rows name a file again, with the same label": 1}
+    told, page = capsys.readouterr().out, Path("reports/audit.html").read_text()
+    for note in audit["notes"]:
+        assert f"noted 1: {note}" in told
+        assert note in page
+    assert "1 files without a label passed over, such as sad/gone.png" in told
