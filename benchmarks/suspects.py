@@ -47,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     prepared, params = load_prepared(), load_params(arguments.params).train
     epochs = arguments.epochs or params.epochs
-    params, split = suspects.shorten(params, epochs), prepared.split("train")
+    params, split = params.model_copy(update={"epochs": epochs}), prepared.split("train")
     rng = np.random.default_rng(arguments.seed)
     changed = replace(split, targets=flip(split.targets, len(prepared.class_names), arguments.share, rng))
     planted = changed.targets != split.targets

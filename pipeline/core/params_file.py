@@ -24,7 +24,16 @@ from pipeline.core.errors import UserError, suggest
 from pipeline.core.files import write_text
 from pipeline.core.params import Params, ProjectParams
 
-RENAMED = {"prepare.group": "prepare.person", "prepare.columns.group": "prepare.columns.person"}
+RENAMED = {
+    "prepare.group": "prepare.person",
+    "prepare.columns.group": "prepare.columns.person",
+    "train.schedule.warmup_epochs": "train.schedule.warmup",
+    "train.schedule.decay_epochs": "train.schedule.decay",
+    "train.mixing.off_epoch": "train.mixing.off",
+    "train.progressive.epoch": "train.progressive.from",
+}
+# Of these that counted in epochs, and are parts of the training now: how many epochs come before.
+EPOCHS_BEFORE = {"warmup_epochs": 0, "decay_epochs": 0, "off_epoch": 1, "epoch": 1}
 
 
 def load_params(path: Path | str = paths.PARAMS) -> Params:
@@ -83,7 +92,7 @@ def parse_params(text: str, name: str = str(paths.PARAMS)) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_explain(item) for item in error.errors()))
+        lines = list(dict.fromkeys(_explain(item, values) for item in error.errors()))
         if all(item["type"] == "missing" for item in error.errors()):
             lines.append(f"`hyojo use {name}` adds what is missing, with its default.")
         raise UserError(f"{name} is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
@@ -206,25 +215,40 @@ def _fill(document: Any, default: CommentedMap, model: type[BaseModel], prefix: 
             yield from _fill(document[key], value, section, f"{prefix}{key}.")
 
 
-def _explain(item: Any) -> str:
-    """One validation error as a sentence, with the nearest valid name for an unknown key."""
-    written = ".".join(str(part) for part in item["loc"] if part != "[key]")
+def _explain(item: Any, values: dict[str, Any]) -> str:
+    """One validation error in the file's values as a sentence, with the nearest valid name for an unknown key."""
+    written = ".".join(part for part in item["loc"] if isinstance(part, str) and part != "[key]")
     if written in RENAMED:
-        return f"unknown key {written!r}; it is called {RENAMED[written]!r} now"
+        return f"unknown key {written!r}; it is called {RENAMED[written]!r} now{_convert(item, values)}"
     location, valid = _read_location(item["loc"])
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
         hint = suggest(location[-1], valid, f"valid keys: {', '.join(valid)}", cutoff=0.5)
         return f"unknown key {name!r}; {hint}"
     if item["type"] == "missing":
-        return f"missing key {name!r} (default: {_default_of(location)})"
+        return f"missing key {name!r}" + (f" (default: {default})" if (default := _default_of(location)) else "")
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" + ("" if item["type"] == "value_error" else f" (got {item['input']!r})")
+    if item["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    works = f"; {default} works" if (default := _default_of(location)).strip("[{}]") else ""
+    return f"{name}: {message} (got {item['input']!r}{works})"
+
+
+def _convert(item: Any, values: dict[str, Any]) -> str:
+    """The value of a renamed key as the new one has it: a part of the training in place of epochs."""
+    try:
+        part = (item["input"] - EPOCHS_BEFORE[item["loc"][-1]]) / values["train"]["epochs"]
+    except (KeyError, TypeError, ZeroDivisionError):
+        return ""
+    return f", a part of the training: {part:.4g}"
 
 
 def _default_of(location: list[str]) -> str:
-    """A key's default, or a section's, on one line."""
-    value = reduce(operator.getitem, location, YAML(typ="safe", pure=True).load(read_default()))
+    """A key's default, or a section's, on one line; empty where there is none."""
+    try:
+        value = reduce(operator.getitem, location, YAML(typ="safe", pure=True).load(read_default()))
+    except (KeyError, TypeError):
+        return ""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -234,18 +258,18 @@ def _read_location(location: tuple[int | str, ...]) -> tuple[list[str], list[str
     valid: list[str] = []
     model: Any = Params
     for part in location:
-        if model:
-            valid = sorted(model.model_fields)
-            field = model.model_fields.get(str(part))
+        if model and isinstance(part, str):
+            valid = sorted(field.alias or name for name, field in model.model_fields.items())
+            field = model.model_fields.get(part)
             model = _section_class(field.annotation) if field else None
-        elif not isinstance(part, int):
+        elif isinstance(part, str):
             continue
         clean.append(str(part))
     return clean, valid
 
 
 def _section_class(annotation: Any) -> Any:
-    """The section class in an annotation, if it has one."""
-    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+    """The section class in an annotation, or that of a list's items, if it has one."""
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list):
         return next((found for arg in get_args(annotation) if (found := _section_class(arg))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -58,23 +58,6 @@ def test_twins_by_the_manifest(prepared: Prepared) -> None:
     assert len(np.unique(groups)) == len(training) - 1
 
 
-def test_a_shorter_training_keeps_its_shape() -> None:
-    changes = [
-        "train.epochs=12",
-        "train.schedule={name: step, warmup_epochs: 3, min_lr: 0.0, decay_epochs: 6, decay_rate: 0.1}",
-        "train.progressive=[{epoch: 1, size: 12}, {epoch: 7, size: null}]", "train.mixing.off_epoch=10",
-    ]  # fmt: skip
-    params = parse_params(apply_overrides(TINY_PARAMS, changes)).train
-    short = suspects.shorten(params, 4)
-    assert (short.epochs, short.schedule.warmup_epochs, short.schedule.decay_epochs) == (4, 1, 2)
-    assert [stretch.epoch for stretch in short.progressive] == [1, 3]
-    assert short.mixing.off_epoch == 4
-    assert suspects.shorten(params, 12) == params
-    assert [stretch.size for stretch in suspects.shorten(params, 1).progressive] == [None]
-    with pytest.raises(UserError, match="one at least"):
-        suspects.shorten(params, 0)
-
-
 def test_no_net_sees_what_it_judges(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     params, split = parse_params(TINY_PARAMS).train, prepared.split("train")
     seen, judged = [], []
