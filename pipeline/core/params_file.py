@@ -8,7 +8,6 @@ import io
 import json
 import operator
 import types
-from collections.abc import Iterator
 from functools import reduce
 from importlib import resources
 from pathlib import Path
@@ -19,10 +18,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from pipeline.core import paths
+from pipeline.core import paths, yaml_text
 from pipeline.core.errors import UserError, suggest
 from pipeline.core.files import write_text
-from pipeline.core.params import Params, ProjectParams
+from pipeline.core.params import Params, ProjectParams, flatten
 
 RENAMED = {
     "prepare.group": "prepare.person",
@@ -67,7 +66,8 @@ def read_project_name(root: Path | None) -> str:
 def read_text(path: Path | str) -> str:
     """Text of a parameter file; a missing one is a ``UserError`` that names the remedy."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8", newline="") as file:  # line ends as they are
+            return file.read()
     except FileNotFoundError:
         raise UserError(
             f"{path} not found. Run from the project's root, or write one with `hyojo use recipes/sample.yaml`."
@@ -99,30 +99,30 @@ def parse_params(text: str, name: str = str(paths.PARAMS)) -> Params:
 
 
 def apply_overrides(text: str, overrides: list[str]) -> str:
-    """Set ``key=value`` pairs (dotted keys, YAML values) in a parameter file's text, keeping its comments.
+    """Set ``key=value`` pairs (dotted keys, YAML values) in a parameter file's text; no other line changes.
 
     Raises:
         UserError: A pair without ``=``, a value that is not YAML, or a key whose section does not exist.
             Whether the key itself is known is for ``parse_params`` to say.
     """
-    if not overrides:
-        return text
-    document = _load_document(text, "the text to change")
     for override in overrides:
         key, equals, value = override.partition("=")
-        *sections, leaf = key.strip().split(".")
-        if not equals or not sections:
-            raise UserError(f"{override!r} is not of the form section.key=value, such as train.epochs=10")
-        node = document
-        for section in sections:
-            node = node.get(section) if isinstance(node, dict) else None
-            if not isinstance(node, dict):
-                raise UserError(f"{override!r}: there is no section {section!r}")
+        keys = key.strip().split(".")
         try:
-            _set_value(node, leaf, _yaml().load(value))
+            if not equals or len(keys) < 2:
+                raise UserError(f"{override!r} is not of the form section.key=value; {_suggest_key(key)}")
+            text = yaml_text.set_value(text, keys, value)
+        except KeyError as error:
+            raise UserError(f"{override!r}: there is no section {error.args[0]!r}; {_suggest_key(key)}") from None
         except YAMLError as error:
-            raise UserError(f"{override!r}: the value is not valid YAML: {error}") from None
-    return _dump_document(document)
+            raise UserError(f"{override!r}: not valid YAML: {error}") from None
+    return text
+
+
+def _suggest_key(key: str) -> str:
+    """Hint at the parameter that was meant."""
+    known = [name[1:] for name in flatten(parse_params(read_default()), "")]
+    return suggest(key, known, "an example: train.epochs=10")
 
 
 def apply_recipe(recipe: str, name: str) -> str:
@@ -143,9 +143,8 @@ def add_missing(text: str, name: str) -> tuple[str, list[str]]:
     Returns:
         The text, and the dotted names of the keys that were added.
     """
-    document = _load_document(text, name)
-    added = list(_fill(document, _load_document(read_default(), "the default"), Params, ""))
-    return (_dump_document(document) if added else text), added
+    _load_document(text, name)
+    return yaml_text.add_missing(text, read_default())
 
 
 def write_params(text: str) -> None:
@@ -153,22 +152,10 @@ def write_params(text: str) -> None:
     write_text(paths.PARAMS, text)
 
 
-def _yaml() -> YAML:
-    """A reader and writer that keeps comments and the style of values."""
-    yaml = YAML()
-    yaml.width = 120
-    yaml.preserve_quotes = True
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    return yaml
-
-
 def _load_document(text: str, name: str) -> Any:
     """A YAML document that keeps its comments."""
     try:
-        return _yaml().load(text)
+        return yaml_text.edit_yaml().load(text)
     except YAMLError as error:
         raise UserError(f"{name} is not valid YAML: {error}") from None
 
@@ -176,7 +163,7 @@ def _load_document(text: str, name: str) -> Any:
 def _dump_document(document: Any) -> str:
     """A document's text."""
     out = io.StringIO()
-    _yaml().dump(document, out)
+    yaml_text.edit_yaml().dump(document, out)
     return out.getvalue()
 
 
@@ -198,21 +185,6 @@ def _overlay(document: CommentedMap, changes: Any, model: type[BaseModel], name:
             _overlay(document[key], value, section, name)
         else:
             _set_value(document, key, value)
-
-
-def _fill(document: Any, default: CommentedMap, model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Put what a document lacks of the default's keys where the default has it; yields their dotted names."""
-    for place, (key, value) in enumerate(default.items()):
-        if key not in document:
-            document.insert(place, key, value)
-            if key in default.ca.items:
-                document.ca.items[key] = default.ca.items[key]
-            last = document.ca.items.get(list(document)[place - 1]) if 0 < place == len(document) - 1 else None
-            if last and last[2]:  # the blank lines behind a section now come with the new key
-                last[2].value = last[2].value.rstrip("\n") + "\n"
-            yield f"{prefix}{key}"
-        elif (section := _section_class(model.model_fields[key].annotation)) and isinstance(document[key], dict):
-            yield from _fill(document[key], value, section, f"{prefix}{key}.")
 
 
 def _explain(item: Any, values: dict[str, Any]) -> str:

@@ -306,6 +306,21 @@ def test_an_override_that_makes_no_sense_is_refused(tiny_params: str, override: 
     assert override in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("trian.epochs=3", "no section 'trian'; did you mean 'train.epochs'?"),
+        ("train.schedul.name=step", "no section 'schedul'; did you mean 'train.schedule.name'?"),
+        ("epochs=3", "did you mean 'train.epochs'?"),
+        ("train.epochs", "did you mean 'train.epochs'?"),
+        ("zzz=3", "an example: train.epochs=10"),
+    ],
+)
+def test_an_override_of_no_key_is_refused_with_the_nearest(tiny_params: str, override: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        apply_overrides(tiny_params, [override])
+
+
 @pytest.mark.parametrize("text", ["a: [", ""])
 def test_overrides_of_broken_text_are_refused(text: str) -> None:
     with pytest.raises(UserError):
