@@ -99,7 +99,7 @@ class Mixing(Section):
     cutmix_alpha: NonNegative
     prob: Annotated[float, Field(ge=0, le=1)]
     switch_prob: Annotated[float, Field(ge=0, le=1)]
-    off: Fraction | None
+    end: Fraction | None
 
 
 class Imbalance(Section):

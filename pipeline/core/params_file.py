@@ -28,7 +28,7 @@ RENAMED = {
     "prepare.columns.group": "prepare.columns.person",
     "train.schedule.warmup_epochs": "train.schedule.warmup",
     "train.schedule.decay_epochs": "train.schedule.decay",
-    "train.mixing.off_epoch": "train.mixing.off",
+    "train.mixing.off_epoch": "train.mixing.end",
     "train.progressive.epoch": "train.progressive.from",
 }
 # Of these that counted in epochs, and are parts of the training now: how many epochs come before.

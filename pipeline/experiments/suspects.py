@@ -35,7 +35,7 @@ def find_label_suspects(folds: int, epochs: int | None) -> str:
     came of it, in words.
 
     Raises:
-        UserError: Nothing is prepared, or folds or epochs that cannot be.
+        UserError: Nothing is prepared, folds or epochs that cannot be, or nets that are no better than chance.
     """
     if epochs is not None and epochs < 1:
         raise UserError(f"--epochs {epochs}: a net wants one at least")
@@ -46,6 +46,12 @@ def find_label_suspects(folds: int, epochs: int | None) -> str:
     probs = held_out_probs(params, prepared, split, twin_groups(prepared), folds)
     table = tabulate({"train": split}, {"train": probs}, prepared.class_names)
     accuracy = float((probs.argmax(axis=1) == split.targets).mean())
+    if table is None:
+        raise UserError(
+            f"the nets are too weak to tell which labels are wrong: of images that they were not trained on, they are "
+            f"right on {accuracy:.3f}, as chance could be. Train them longer, such as --epochs {2 * params.epochs}, or "
+            "find params that learn. Nothing was written."
+        )
     write_csv(TABLE, table)
     write_text(PAGE, render(table, {"train": split}, TABLE.name))
     summary = {"data_digest": prepared.digest, "images": len(split), "doubted": len(table), "accuracy": accuracy}

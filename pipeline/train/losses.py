@@ -61,7 +61,7 @@ class Mixer:
     def __init__(self, params: TrainParams, num_classes: int) -> None:
         self.mixing, self.num_classes, self.seed = params.mixing, num_classes, params.seed
         self.alphas = {"mixup_alpha": self.mixing.mixup_alpha, "cutmix_alpha": self.mixing.cutmix_alpha}
-        self.end = params.epochs if self.mixing.off is None else params.find_epoch(self.mixing.off)
+        self.end = params.epochs if self.mixing.end is None else params.find_epoch(self.mixing.end)
 
     def active(self, epoch: int) -> bool:
         """Whether a zero-based epoch is mixed."""

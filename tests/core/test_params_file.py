@@ -111,7 +111,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(
         ("columns: {}", "columns: {group: who}", "'prepare.columns.group'; it is called 'prepare.columns.person'"),
         ("warmup: 0.33", "warmup_epochs: 1", "called 'train.schedule.warmup' now, a part of the training: 0.3333"),
         ("decay: 0.67", "decay_epochs: 2", "called 'train.schedule.decay' now, a part of the training: 0.6667"),
-        ("off: null", "off_epoch: 3", "called 'train.mixing.off' now, a part of the training: 0.6667"),
+        ("    end: null", "    off_epoch: 3", "called 'train.mixing.end' now, a part of the training: 0.6667"),
         (
             "progressive: []",
             "progressive: [{epoch: 2, size: 8}]",
@@ -157,7 +157,7 @@ IMPOSSIBLE = {
     "train.freeze": ["stem"],
     "train.mixing.mixup_alpha": ["-0.1"],
     "train.mixing.prob": ["1.5"],
-    "train.mixing.off": ["1", "-0.1"],
+    "train.mixing.end": ["1", "-0.1"],
     "train.schedule.warmup": ["1"],
     "train.schedule.decay": ["0", "30"],
     "train.imbalance.method": ["focal"],

@@ -1,6 +1,7 @@
 """Doubting training labels: folds, what each net sees, and the command."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def test_wrong_labels_are_found_by_real_training(prepared: Prepared) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.metrics.suspects.LEVEL", 1.0)  # after one epoch nets know nothing
     assert run_hyojo("suspects", "--folds", "2", "--epochs", "1") == 0
     table = pd.read_csv("reports/label_suspects_train.csv")
     assert set(table["split"]) <= {"train"}
@@ -103,6 +105,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["suspects/doubted"] == len(table)
     assert figures["suspects/images"] == len(load_prepared().split("train"))
     assert files == FILES
+
+
+@pytest.mark.usefixtures("project")
+def test_the_command_writes_nothing_where_nets_know_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("params.yaml").write_text(apply_overrides(Path("params.yaml").read_text(), ["train.lr=1e-9"]))
+    assert run_hyojo("suspects", "--folds", "2", "--epochs", "1") == 1
+    assert re.search(r"too weak to tell .* right on 0\.\d+, as chance .* --epochs 2", capsys.readouterr().err)
+    assert not list(Path("reports").glob("label_suspects_train.*"))
+    assert run_hyojo("suspects", "--epochs", "0") == 1
+    assert "one at least" in capsys.readouterr().err
 
 
 # MLflow

@@ -444,7 +444,7 @@ def test_train_one_epoch_same_and_other_seeds(prepared: Prepared, build: Build, 
 
 
 def test_train_one_epoch_mixing_ends(prepared: Prepared, build: Build) -> None:
-    mixed, _ = build(*PLAIN, *MIXED, "train.mixing.off=0.5", "train.epochs=4")
+    mixed, _ = build(*PLAIN, *MIXED, "train.mixing.end=0.5", "train.epochs=4")
     plain, _ = build(*PLAIN)
     one, two = inputs(mixed), inputs(plain)
     split = subset(prepared.split("train"), 16)

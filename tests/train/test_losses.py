@@ -24,7 +24,7 @@ def imbalance(method: str = "none", beta: float = 0.9, tau: float = 1.5) -> Imba
 
 def mixer_of(num_classes: int, seed: int = 0, **changes: float | None) -> Mixer:
     """The mixer of a training of six epochs."""
-    values = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "prob": 1.0, "switch_prob": 0.5, "off": None} | changes
+    values = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "prob": 1.0, "switch_prob": 0.5, "end": None} | changes
     update = {"mixing": Mixing(**values), "seed": seed, "epochs": 6}
     return Mixer(parse_params(TINY_PARAMS).train.model_copy(update=update), num_classes)
 
@@ -148,7 +148,7 @@ def test_a_ranks_share_is_mixed_as_in_the_whole_batch(world: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, epochs", [({}, [0, 1, 2, 5]), ({"off": 0.33}, [0, 1]), ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, [])]
+    "changes, epochs", [({}, [0, 1, 2, 5]), ({"end": 0.33}, [0, 1]), ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, [])]
 )
 def test_mixing_is_on_where_params_say(changes: dict[str, float], epochs: list[int]) -> None:
     mixer = mixer_of(3, **changes)
