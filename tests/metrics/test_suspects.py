@@ -60,7 +60,7 @@ def answers(targets: np.ndarray, right: float, guess: int | None, rng: np.random
 
 @pytest.mark.parametrize("shares", [[0.25, 0.25, 0.25, 0.25], [0.85, 0.05, 0.05, 0.05]])
 def test_beats_chance_is_rarely_wrong(shares: list[float]) -> None:
-    """Nets that learnt nothing pass once in a hundred times; those that learnt a little do, however rare classes are."""
+    """Nets that learnt nothing pass once in a hundred times; those that learnt a little do, whatever the shares."""
     rng = np.random.default_rng(0)
     passed = {"nothing": 0, "one class": 0, "something": 0}
     for _ in range(40):
