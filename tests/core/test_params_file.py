@@ -339,6 +339,18 @@ def test_flatten_names_every_value_once(tiny_params: str) -> None:
     assert not math.isnan(float(flat["train.momentum"]))
 
 
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("train.epochs=0", "(got 0; 12 works)"),
+        ("train.amp=off", "(got 'off'; none works)"),
+        ("train.lr=0", "0.003 w"),
+    ],
+)
+def test_a_refused_value_is_answered_with_one_that_works(tiny_params: str, override: str, said: str) -> None:
+    assert said in refusal(apply_overrides(tiny_params, [override]))
+
+
 def test_class_map_takes_numbers_and_any_name(tiny_params: str) -> None:
     text = apply_overrides(tiny_params, ["prepare.class_map={0: angry, 'happy (1)': joy, 2: null}"])
     prepare = parse_params(text).prepare
