@@ -100,11 +100,11 @@ def _list_missing(
 
 
 def _replace(text: str, key: Node, value: Node, written: str) -> str:
-    """Write a value where another stands; one on lines of its own becomes one behind its key."""
+    """Write a value where another stands; a block, which has lines of its own, becomes one behind its key."""
     begin, end, colon = value.start_mark.index, _find_end(text, value), text.index(":", key.end_mark.index) + 1
     if begin == end:  # nothing stands there
         return text[:colon] + _align(f" {written}", "", text[colon:])
-    if "\n" not in text[colon:begin]:
+    if not isinstance(value, CollectionNode) or value.flow_style:
         return text[:begin] + _align(written, text[begin:end], text[end:])
     behind_key, behind = text[colon:begin].splitlines(keepends=True)[0], text[end:].splitlines(keepends=True)
     return text[:colon] + _align(f" {written}", "", behind_key) + "".join(behind[1:])

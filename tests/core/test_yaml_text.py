@@ -53,7 +53,8 @@ def test_set_value_changes_one_line_of_the_default(key: str, value: str, line_en
 MESSY = """\
 # mine
 prepare: {a: 1,  b: [x,
-    y],   "c": 'it''s'}   # all
+    y],   "c": 'it''s', e:
+    5}   # all
 
 train:    # why
     # first
@@ -80,10 +81,11 @@ last: 0"""
     "key, gone, came",
     [
         ("prepare.a", "prepare: {a: 1,  b: [x,\n", "prepare: {a: NEW,  b: [x,\n"),
-        ("prepare.b", "prepare: {a: 1,  b: [x,\n    y],   \"c\": 'it''s'}   # all\n",
-         "prepare: {a: 1,  b: NEW,   \"c\": 'it''s'}   # all\n"),
-        ("prepare.c", "    y],   \"c\": 'it''s'}   # all\n", '    y],   "c": NEW}   # all\n'),
-        ("prepare.d", "    y],   \"c\": 'it''s'}   # all\n", "    y],   \"c\": 'it''s', d: NEW} # all\n"),
+        ("prepare.b", "prepare: {a: 1,  b: [x,\n    y],   \"c\": 'it''s', e:\n",
+         "prepare: {a: 1,  b: NEW,   \"c\": 'it''s', e:\n"),
+        ("prepare.c", "    y],   \"c\": 'it''s', e:\n", '    y],   "c": NEW, e:\n'),
+        ("prepare.d", "    5}   # all\n", "    5, d: NEW} # all\n"),
+        ("prepare.e", "    5}   # all\n", "    NEW}   # all\n"),
         ("train.one", "    one:    1# no comment\n", "    one:    NEW\n"),
         ("train.two", "    two:\n", "    two: NEW\n"),
         ("train.three", "    three:   # empty\n", "    three: NEW # empty\n"),
