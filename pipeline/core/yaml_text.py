@@ -60,6 +60,8 @@ def add_missing(text: str, default: str) -> tuple[str, list[str]]:
             begin, end = key.start_mark.index, _find_end(default, value)
             first, *others = default[begin : default.find("\n", end)].split("\n")
             entry = [first, *(line[key.start_mark.column :] for line in others)]
+        if node.start_mark.column == 0:  # a section: a blank line between it and the next
+            entry = ["", *entry] if before else [*entry, ""]
         text = _insert(text, node, before, entry)
         added.append(".".join(keys))
     return text, added
@@ -117,13 +119,13 @@ def _insert(text: str, node: MappingNode, before: Node | None, entry: list[str])
         braces = text[begin : end - 1].rstrip() + (", " if node.value else "") + entry[0] + "}"
         return text[:begin] + _align(braces, text[begin:end], text[end:])
     line_end = "\r\n" if "\r\n" in text else "\n"
-    lines = "".join(" " * column + line + line_end for line in entry)
+    lines = "".join((" " * column + line).rstrip() + line_end for line in entry)
     if before is None:
         return text[: begin - column] + lines + text[begin - column :]
     place = text.find("\n", _find_end(text, before)) + 1
     if not place:
         return _insert(text + line_end, node, before, entry)
-    return text[:place] + (line_end if column == 0 else "") + lines + text[place:]
+    return text[:place] + lines + text[place:]
 
 
 def _align(new: str, old: str, tail: str) -> str:
