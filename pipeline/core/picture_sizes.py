@@ -5,7 +5,7 @@ from typing import Any
 
 # Less than this part of evaluation's side, or of what it sees of a picture, is no augmentation any more.
 LEAST = 0.75
-CUTS = ("RandomCrop", "CenterCrop")
+CUTS, RESIZINGS = ("RandomCrop", "CenterCrop"), ("Resize", "RandomResizedCrop")
 
 
 def find_fault(train: list[Any], evaluation: list[Any], img_size: int, input_size: int) -> str | None:
@@ -33,8 +33,9 @@ def find_fault(train: list[Any], evaluation: list[Any], img_size: int, input_siz
         remedy = f"put `Resize: {{size: {side}}}` in front of it" if side > before else "set its size to auto"
         return f"{name} cannot cut {after} px out of {before}: {remedy}"
     if after < LEAST * side and all(step[0] != "Resize" for step in steps):
-        resizes = name and name not in CUTS
-        remedy = f"set the size of {name} to auto" if resizes else f"put `Resize: {{size: {side}}}` at its end"
+        remedy = (
+            f"set the size of {name} to auto" if name in RESIZINGS else f"put `Resize: {{size: {side}}}` at its end"
+        )
         return f"training would see pictures of {after} px, and evaluation of {side} px: {remedy}"
     return None
 
@@ -45,6 +46,6 @@ def _follow_sizes(specs: list[Any], side: int, auto: int) -> Iterator[tuple[str,
         for name, args in spec.items() if isinstance(spec, dict) else ():
             size = (args or {}).get("size")
             size = size[0] if isinstance(size, list) and size else auto if size == "auto" else size
-            if type(size) is int:
+            if name in CUTS + RESIZINGS and type(size) is int:
                 yield name, side, size
                 side = size

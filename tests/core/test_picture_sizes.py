@@ -49,6 +49,7 @@ def test_find_fault_names_a_value_that_works(
         (48, CUT % "auto", "", {"input_size": 224}),
         (48, CUT % "auto", "", {"progressive": "[{from: 0.0, size: 16}, {from: 0.5, size: null}]"}),
         (48, "RandomHorizontalFlip, Pad: null, Resize: {size: large}", "", {}),  # torchvision says what is wrong
+        (48, "RandomCorp: {size: 8}", "", {}),  # likewise, with the nearest name
     ],
 )
 def test_find_fault_lets_through_what_is_said(img_size: int, train: str, evaluation: str, given: dict) -> None:
