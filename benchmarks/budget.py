@@ -63,12 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser, minutes: float) -> None:
 
 def settings(arguments: argparse.Namespace, prepared: Prepared) -> TrainParams:
     """The train section of ``params.yaml`` with the arguments, light augmentation and settings that suit any net."""
-    size = prepared.img_size
+    crop = f"{{RandomCrop: {{size: auto, padding: {prepared.img_size // 12}}}}}"
     changes: dict[str, Any] = {
         "optimizer": arguments.optimizer, "lr": arguments.lr, "weight_decay": arguments.weight_decay,
         "batch_size": arguments.batch_size, "amp": "none" if arguments.amp == "quicker" else arguments.amp,
         "progressive": "[]", "backbone_args": "{}", "freeze": "[]",
-        "transforms.train": f"[{{RandomCrop: {{size: {size}, padding: {size // 12}}}}}, RandomHorizontalFlip]",
+        "transforms.train": f"[{crop}, RandomHorizontalFlip]",
         "transforms.eval": "[]", "schedule.name": "onecycle", "label_smoothing": 0.1, "ema_decay": 0.99,
         "grad_clip_norm": 1.0, "mixing.mixup_alpha": 0.0, "mixing.cutmix_alpha": 0.0, "accumulate": 1,
         "layer_decay": 1.0, "imbalance.method": "none", "pretrained": "false", "weights": "null",
@@ -114,7 +114,7 @@ def train(params: TrainParams, prepared: Prepared, minutes: float, marks: Sequen
     device = resolve_device(params.device)
     spec = plan(params, prepared)
     trainer = build_trainer(params, prepared, spec, device)
-    cycle = params.schedule.model_copy(update={"warmup_epochs": WARMUP})
+    cycle = params.schedule.model_copy(update={"warmup": WARMUP})
     trainer.schedule = LRSchedule(trainer.optimizer, cycle, params.lr, 1, TICKS, "max")
     loader = Loader(prepared.split("train"), params.batch_size, params.seed, device)
     batches, budget = _endless(loader), 60 * minutes

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.core.dataset import load_prepared
-from pipeline.core.params_file import load_params
+from pipeline.core.params_file import apply_recipe, parse_params, read_text
 from pipeline.experiments import suspects
 from pipeline.metrics.intervals import accuracy_interval
 from pipeline.metrics.suspects import find_suspects
@@ -45,9 +45,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="as of hyojo suspects")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (%(default)s)")
     arguments = parser.parse_args()
-    prepared, params = load_prepared(), load_params(arguments.params).train
+    recipe = apply_recipe(read_text(arguments.params), arguments.params)
+    prepared, params = load_prepared(), parse_params(recipe, arguments.params).train
     epochs = arguments.epochs or params.epochs
-    params, split = suspects.shorten(params, epochs), prepared.split("train")
+    params, split = params.model_copy(update={"epochs": epochs}), prepared.split("train")
     rng = np.random.default_rng(arguments.seed)
     changed = replace(split, targets=flip(split.targets, len(prepared.class_names), arguments.share, rng))
     planted = changed.targets != split.targets

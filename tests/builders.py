@@ -58,14 +58,14 @@ train:
   stem: keep
   transforms:
     train:
-      - RandomCrop: {size: 16, padding: 2}
+      - RandomCrop: {size: auto, padding: 2}
       - RandomHorizontalFlip
   batch_size: 16
   epochs: 3
   optimizer: sgd
   lr: 0.4
   weight_decay: 0.0005
-  schedule: {warmup_epochs: 1, decay_epochs: 2, decay_rate: 0.5}
+  schedule: {warmup: 0.33, decay: 0.67, decay_rate: 0.5}
   ema_decay: 0.9
   grad_clip_norm: 5.0
   device: cpu

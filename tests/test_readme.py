@@ -76,5 +76,13 @@ def test_overrides_name_real_params() -> None:
         parse_params(apply_overrides(text, [override.split(",")[0]]))
 
 
+@pytest.mark.parametrize("path", [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), ROOT / "recipes/README.md"], ids=str)
+def test_no_example_leaves_its_values_to_the_next(path: Path) -> None:
+    """``dvc exp run -S`` leaves them in params.yaml, unless it runs in a copy."""
+    runs = re.findall(r"^dvc exp run .* -S .*$", path.read_text(encoding="utf-8").replace("\\\n", " "), re.MULTILINE)
+    assert [run for run in runs if not re.search(r" --(temp|queue) ", run)] == []
+    assert runs or path.name != "README.md" or path.parent != ROOT
+
+
 def test_nothing_is_left_to_fill_in() -> None:
     assert not re.findall(r"@[A-Z_]+@", README)

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.core.picture_sizes import find_fault
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -19,7 +21,9 @@ TransformSpec = str | Annotated[dict[str, dict[str, Any] | None], Field(min_leng
 class Section(BaseModel):
     """A part of the file: frozen, strictly typed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), serialize_by_alias=True
+    )
 
 
 class ProjectParams(Section):
@@ -69,30 +73,33 @@ class Transforms(Section):
 
 
 class Schedule(Section):
-    """Learning rate over the run; ``decay_*`` and ``min_lr`` serve the schedules that have them."""
+    """Learning rate over the run; ``decay*`` and ``min_lr`` serve the schedules that have them.
+
+    ``warmup`` and ``decay`` are parts of the training.
+    """
 
     name: Literal["cosine", "onecycle", "step", "plateau"]
-    warmup_epochs: NonNegative
+    warmup: Fraction
     min_lr: NonNegative
-    decay_epochs: Positive
+    decay: Annotated[float, Field(gt=0, le=1)]
     decay_rate: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Stretch(Section):
-    """From ``epoch`` (1 is the first) on, images are trained on at ``size`` px; null: the net's input size."""
+    """From that part of the training on, images have ``size`` px; null: what the transforms give."""
 
-    epoch: Count
+    start: Annotated[float, Field(ge=0, lt=1, alias="from")]
     size: Annotated[int, Field(ge=8, le=1024)] | None
 
 
 class Mixing(Section):
-    """timm's mixup and cutmix: alphas of the beta distributions (0: none), and how often which."""
+    """timm's mixup and cutmix: alphas of the beta distributions (0: none), how often which, and until when."""
 
     mixup_alpha: NonNegative
     cutmix_alpha: NonNegative
     prob: Annotated[float, Field(ge=0, le=1)]
     switch_prob: Annotated[float, Field(ge=0, le=1)]
-    off_epoch: Count | None
+    end: Fraction | None
 
 
 class Imbalance(Section):
@@ -168,10 +175,6 @@ class TrainParams(Section):
             )
         if self.weights and self.pretrained:
             raise ValueError("weights and pretrained exclude each other: set pretrained to false")
-        if self.schedule.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be less than epochs ({self.epochs})"
-            )
         if self.devices > 1 and ":" in self.device:
             raise ValueError(f"device {self.device} is one device and devices says {self.devices}: set device to cuda")
         if self.batch_size % (2 * self.devices if self.devices > 1 else 1):
@@ -183,12 +186,16 @@ class TrainParams(Section):
             )
         if (self.mixing.mixup_alpha or self.mixing.cutmix_alpha) and self.batch_size % 2:
             raise ValueError(f"mixing pairs the samples of a batch: batch_size ({self.batch_size}) must be even")
-        starts = [stretch.epoch for stretch in self.progressive]
-        if starts != sorted(set(starts)) or (starts and starts[0] != 1):
-            raise ValueError("progressive must begin with epoch 1, and its epochs must rise")
-        if self.schedule.name == "onecycle" and self.schedule.warmup_epochs == 0:
-            raise ValueError("schedule onecycle rises during schedule.warmup_epochs, which must be more than 0")
+        starts = [stretch.start for stretch in self.progressive]
+        if starts != sorted(set(starts)) or (starts and starts[0] != 0):
+            raise ValueError("progressive must begin with {from: 0.0, ...}, and its parts must rise")
+        if self.schedule.name == "onecycle" and self.schedule.warmup == 0:
+            raise ValueError("schedule onecycle rises during schedule.warmup, which must be more than 0, such as 0.25")
         return self
+
+    def find_epoch(self, part: float) -> int:
+        """The epoch, from 0, with which that part of the training ends; the last one is never of what comes before."""
+        return min(round(part * self.epochs), self.epochs - 1)
 
 
 class EvaluateParams(Section):
@@ -241,6 +248,13 @@ class Params(Section):
     evaluate: EvaluateParams
     export: ExportParams
     promote: PromoteParams
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "Params":
+        lists, size, given = self.train.transforms, self.prepare.img_size, self.train.input_size
+        if fault := find_fault(lists.train, lists.eval, size, size if given == "auto" else given):
+            raise ValueError(f"train.transforms.train: {fault}")
+        return self
 
 
 def flatten(section: Section, prefix: str) -> dict[str, str]:

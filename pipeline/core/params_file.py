@@ -8,7 +8,6 @@ import io
 import json
 import operator
 import types
-from collections.abc import Iterator
 from functools import reduce
 from importlib import resources
 from pathlib import Path
@@ -19,12 +18,21 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from pipeline.core import paths
+from pipeline.core import paths, yaml_text
 from pipeline.core.errors import UserError, suggest
 from pipeline.core.files import write_text
-from pipeline.core.params import Params, ProjectParams
+from pipeline.core.params import Params, ProjectParams, flatten
 
-RENAMED = {"prepare.group": "prepare.person", "prepare.columns.group": "prepare.columns.person"}
+RENAMED = {
+    "prepare.group": "prepare.person",
+    "prepare.columns.group": "prepare.columns.person",
+    "train.schedule.warmup_epochs": "train.schedule.warmup",
+    "train.schedule.decay_epochs": "train.schedule.decay",
+    "train.mixing.off_epoch": "train.mixing.end",
+    "train.progressive.epoch": "train.progressive.from",
+}
+# Of these that counted in epochs, and are parts of the training now: how many epochs come before.
+EPOCHS_BEFORE = {"warmup_epochs": 0, "decay_epochs": 0, "off_epoch": 1, "epoch": 1}
 
 
 def load_params(path: Path | str = paths.PARAMS) -> Params:
@@ -58,7 +66,8 @@ def read_project_name(root: Path | None) -> str:
 def read_text(path: Path | str) -> str:
     """Text of a parameter file; a missing one is a ``UserError`` that names the remedy."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8", newline="") as file:  # line ends as they are
+            return file.read()
     except FileNotFoundError:
         raise UserError(
             f"{path} not found. Run from the project's root, or write one with `hyojo use recipes/sample.yaml`."
@@ -83,37 +92,37 @@ def parse_params(text: str, name: str = str(paths.PARAMS)) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_explain(item) for item in error.errors()))
+        lines = list(dict.fromkeys(_explain(item, values) for item in error.errors()))
         if all(item["type"] == "missing" for item in error.errors()):
             lines.append(f"`hyojo use {name}` adds what is missing, with its default.")
         raise UserError(f"{name} is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def apply_overrides(text: str, overrides: list[str]) -> str:
-    """Set ``key=value`` pairs (dotted keys, YAML values) in a parameter file's text, keeping its comments.
+    """Set ``key=value`` pairs (dotted keys, YAML values) in a parameter file's text; no other line changes.
 
     Raises:
         UserError: A pair without ``=``, a value that is not YAML, or a key whose section does not exist.
             Whether the key itself is known is for ``parse_params`` to say.
     """
-    if not overrides:
-        return text
-    document = _load_document(text, "the text to change")
     for override in overrides:
         key, equals, value = override.partition("=")
-        *sections, leaf = key.strip().split(".")
-        if not equals or not sections:
-            raise UserError(f"{override!r} is not of the form section.key=value, such as train.epochs=10")
-        node = document
-        for section in sections:
-            node = node.get(section) if isinstance(node, dict) else None
-            if not isinstance(node, dict):
-                raise UserError(f"{override!r}: there is no section {section!r}")
+        keys = key.strip().split(".")
         try:
-            _set_value(node, leaf, _yaml().load(value))
+            if not equals or len(keys) < 2:
+                raise UserError(f"{override!r} is not of the form section.key=value; {_suggest_key(key)}")
+            text = yaml_text.set_value(text, keys, value)
+        except KeyError as error:
+            raise UserError(f"{override!r}: there is no section {error.args[0]!r}; {_suggest_key(key)}") from None
         except YAMLError as error:
-            raise UserError(f"{override!r}: the value is not valid YAML: {error}") from None
-    return _dump_document(document)
+            raise UserError(f"{override!r}: not valid YAML: {error}") from None
+    return text
+
+
+def _suggest_key(key: str) -> str:
+    """Hint at the parameter that was meant."""
+    known = [name[1:] for name in flatten(parse_params(read_default()), "")]
+    return suggest(key, known, "an example: train.epochs=10")
 
 
 def apply_recipe(recipe: str, name: str) -> str:
@@ -134,9 +143,8 @@ def add_missing(text: str, name: str) -> tuple[str, list[str]]:
     Returns:
         The text, and the dotted names of the keys that were added.
     """
-    document = _load_document(text, name)
-    added = list(_fill(document, _load_document(read_default(), "the default"), Params, ""))
-    return (_dump_document(document) if added else text), added
+    _load_document(text, name)
+    return yaml_text.add_missing(text, read_default())
 
 
 def write_params(text: str) -> None:
@@ -144,22 +152,10 @@ def write_params(text: str) -> None:
     write_text(paths.PARAMS, text)
 
 
-def _yaml() -> YAML:
-    """A reader and writer that keeps comments and the style of values."""
-    yaml = YAML()
-    yaml.width = 120
-    yaml.preserve_quotes = True
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    return yaml
-
-
 def _load_document(text: str, name: str) -> Any:
     """A YAML document that keeps its comments."""
     try:
-        return _yaml().load(text)
+        return yaml_text.edit_yaml().load(text)
     except YAMLError as error:
         raise UserError(f"{name} is not valid YAML: {error}") from None
 
@@ -167,7 +163,7 @@ def _load_document(text: str, name: str) -> Any:
 def _dump_document(document: Any) -> str:
     """A document's text."""
     out = io.StringIO()
-    _yaml().dump(document, out)
+    yaml_text.edit_yaml().dump(document, out)
     return out.getvalue()
 
 
@@ -191,40 +187,40 @@ def _overlay(document: CommentedMap, changes: Any, model: type[BaseModel], name:
             _set_value(document, key, value)
 
 
-def _fill(document: Any, default: CommentedMap, model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Put what a document lacks of the default's keys where the default has it; yields their dotted names."""
-    for place, (key, value) in enumerate(default.items()):
-        if key not in document:
-            document.insert(place, key, value)
-            if key in default.ca.items:
-                document.ca.items[key] = default.ca.items[key]
-            last = document.ca.items.get(list(document)[place - 1]) if 0 < place == len(document) - 1 else None
-            if last and last[2]:  # the blank lines behind a section now come with the new key
-                last[2].value = last[2].value.rstrip("\n") + "\n"
-            yield f"{prefix}{key}"
-        elif (section := _section_class(model.model_fields[key].annotation)) and isinstance(document[key], dict):
-            yield from _fill(document[key], value, section, f"{prefix}{key}.")
-
-
-def _explain(item: Any) -> str:
-    """One validation error as a sentence, with the nearest valid name for an unknown key."""
-    written = ".".join(str(part) for part in item["loc"] if part != "[key]")
+def _explain(item: Any, values: dict[str, Any]) -> str:
+    """One validation error in the file's values as a sentence, with the nearest valid name for an unknown key."""
+    written = ".".join(part for part in item["loc"] if isinstance(part, str) and part != "[key]")
     if written in RENAMED:
-        return f"unknown key {written!r}; it is called {RENAMED[written]!r} now"
+        return f"unknown key {written!r}; it is called {RENAMED[written]!r} now{_convert(item, values)}"
     location, valid = _read_location(item["loc"])
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
         hint = suggest(location[-1], valid, f"valid keys: {', '.join(valid)}", cutoff=0.5)
         return f"unknown key {name!r}; {hint}"
     if item["type"] == "missing":
-        return f"missing key {name!r} (default: {_default_of(location)})"
+        return f"missing key {name!r}" + (f" (default: {default})" if (default := _default_of(location)) else "")
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" + ("" if item["type"] == "value_error" else f" (got {item['input']!r})")
+    if item["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    works = f"; {default} works" if (default := _default_of(location)).strip("[{}]") else ""
+    return f"{name}: {message} (got {item['input']!r}{works})"
+
+
+def _convert(item: Any, values: dict[str, Any]) -> str:
+    """The value of a renamed key as the new one has it: a part of the training in place of epochs."""
+    try:
+        part = (item["input"] - EPOCHS_BEFORE[item["loc"][-1]]) / values["train"]["epochs"]
+    except (KeyError, TypeError, ZeroDivisionError):
+        return ""
+    return f", a part of the training: {part:.4g}"
 
 
 def _default_of(location: list[str]) -> str:
-    """A key's default, or a section's, on one line."""
-    value = reduce(operator.getitem, location, YAML(typ="safe", pure=True).load(read_default()))
+    """A key's default, or a section's, on one line; empty where there is none."""
+    try:
+        value = reduce(operator.getitem, location, YAML(typ="safe", pure=True).load(read_default()))
+    except (KeyError, TypeError):
+        return ""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -234,18 +230,18 @@ def _read_location(location: tuple[int | str, ...]) -> tuple[list[str], list[str
     valid: list[str] = []
     model: Any = Params
     for part in location:
-        if model:
-            valid = sorted(model.model_fields)
-            field = model.model_fields.get(str(part))
+        if model and isinstance(part, str):
+            valid = sorted(field.alias or name for name, field in model.model_fields.items())
+            field = model.model_fields.get(part)
             model = _section_class(field.annotation) if field else None
-        elif not isinstance(part, int):
+        elif isinstance(part, str):
             continue
         clean.append(str(part))
     return clean, valid
 
 
 def _section_class(annotation: Any) -> Any:
-    """The section class in an annotation, if it has one."""
-    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+    """The section class in an annotation, or that of a list's items, if it has one."""
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list):
         return next((found for arg in get_args(annotation) if (found := _section_class(arg))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

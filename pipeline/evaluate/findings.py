@@ -62,7 +62,7 @@ class Findings:
     slices: pd.DataFrame
     method: str
     explanations: list[Explanation]
-    suspects: pd.DataFrame
+    suspects: pd.DataFrame | None
     worst: int
     views_ms: float
 

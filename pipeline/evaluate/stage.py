@@ -119,7 +119,8 @@ def _write_reports(found: Findings, key: str) -> tuple[MetricsFile, list[Path]]:
         tables.write_tables(folder, found)
         tables.draw_figures(folder / "figures", found)
         write_text(folder / "label_suspects.html", suspects_page.render(found.suspects, found.answers.splits))
-        write_csv(folder / "label_suspects.csv", found.suspects)
+        doubted = pd.DataFrame(columns=suspects.COLUMNS) if found.suspects is None else found.suspects
+        write_csv(folder / "label_suspects.csv", doubted)
         write_csv(folder / "robustness.csv", found.robust)
         write_csv(folder / "slices.csv", found.slices)
         write_json(folder / "intervals.json", found.intervals)

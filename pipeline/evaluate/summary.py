@@ -67,5 +67,8 @@ def _rest(found: Findings) -> Iterator[str]:
         yield robustness.robustness_text(found.robust)
     for line in slices.worse_slices(found.slices):
         yield f"worse than the rest, {line}"
-    yield f"{len(found.suspects)} of the val and test labels are in doubt, see {REPORTS / 'label_suspects.html'}"
+    if found.suspects is None:
+        yield "too weak to tell which labels are wrong: it is right no more often than chance could be"
+    else:
+        yield f"{len(found.suspects)} of the val and test labels are in doubt, see {REPORTS / 'label_suspects.html'}"
     yield f"all of it on one page: {REPORTS / 'report.html'}"

@@ -35,15 +35,23 @@ def find_label_suspects(folds: int, epochs: int | None) -> str:
     came of it, in words.
 
     Raises:
-        UserError: Nothing is prepared, or folds or epochs that cannot be.
+        UserError: Nothing is prepared, folds or epochs that cannot be, or nets that are no better than chance.
     """
+    if epochs is not None and epochs < 1:
+        raise UserError(f"--epochs {epochs}: a net wants one at least")
     params, prepared = load_params().train, load_prepared()
-    params = shorten(params, params.epochs if epochs is None else epochs)
+    params = params.model_copy(update={"epochs": epochs or params.epochs})
     split = prepared.split("train")
     print(f"{folds} nets, {params.epochs} epochs each, on {len(split):,} training images", flush=True)
     probs = held_out_probs(params, prepared, split, twin_groups(prepared), folds)
     table = tabulate({"train": split}, {"train": probs}, prepared.class_names)
     accuracy = float((probs.argmax(axis=1) == split.targets).mean())
+    if table is None:
+        raise UserError(
+            f"the nets are too weak to tell which labels are wrong: of images that they were not trained on, they are "
+            f"right on {accuracy:.3f}, as chance could be. Train them longer, such as --epochs {2 * params.epochs}, or "
+            "find params that learn. Nothing was written."
+        )
     write_csv(TABLE, table)
     write_text(PAGE, render(table, {"train": split}, TABLE.name))
     summary = {"data_digest": prepared.digest, "images": len(split), "doubted": len(table), "accuracy": accuracy}
@@ -64,31 +72,6 @@ class _Part(Prepared):
     def split(self, name: str) -> Split:
         assert name == "train"
         return self.part
-
-
-def shorten(params: TrainParams, epochs: int) -> TrainParams:
-    """The same training in other many epochs: what is set by epoch moves along.
-
-    Raises:
-        UserError: Not even one epoch.
-    """
-    if epochs < 1:
-        raise UserError(f"--epochs {epochs}: a net wants one at least")
-    ratio = epochs / params.epochs
-
-    def moved(epoch: int) -> int:
-        return 1 + round((epoch - 1) * ratio)
-
-    schedule, mixing = params.schedule, params.mixing
-    stretches = {moved(stretch.epoch): stretch for stretch in params.progressive}
-    lengths = {name: getattr(schedule, name) * ratio for name in ("warmup_epochs", "decay_epochs")}
-    changes = {
-        "epochs": epochs,
-        "schedule": schedule.model_copy(update=lengths),
-        "mixing": mixing.model_copy(update={"off_epoch": mixing.off_epoch and moved(mixing.off_epoch)}),
-        "progressive": [stretch.model_copy(update={"epoch": epoch}) for epoch, stretch in stretches.items()],
-    }
-    return params.model_copy(update=changes)
 
 
 def twin_groups(prepared: Prepared) -> np.ndarray:

@@ -5,6 +5,9 @@ import pandas as pd
 
 from pipeline.core.dataset import Split
 
+COLUMNS = ["file", "split", "row", "label", "suggested", "prob_label", "prob_suggested"]
+PERMUTATIONS, LEVEL = 999, 0.01
+
 
 def find_suspects(targets: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the samples whose label is probably wrong.
@@ -35,7 +38,23 @@ def find_suspects(targets: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, n
     return order, suggested[order]
 
 
-def tabulate(splits: dict[str, Split], probs: dict[str, np.ndarray], class_names: list[str]) -> pd.DataFrame:
+def beats_chance(targets: np.ndarray, probs: np.ndarray) -> bool:
+    """Whether a model is right more often than its answers, dealt out anew, would be.
+
+    The permutation test of Ojala and Garriga ("Permutation tests for studying classifier performance", JMLR 11, 2010).
+    Saying the commonest class of all samples is no better than chance, however common it is.
+
+    Args:
+        targets: Class indices, integers (N,).
+        probs: Class probabilities, floats (N, K).
+    """
+    rng, answers = np.random.default_rng(0), probs.argmax(axis=1)
+    right = (answers == targets).sum()
+    by_chance = sum((answers == rng.permutation(targets)).sum() >= right for _ in range(PERMUTATIONS))
+    return bool((1 + by_chance) / (1 + PERMUTATIONS) <= LEVEL)
+
+
+def tabulate(splits: dict[str, Split], probs: dict[str, np.ndarray], class_names: list[str]) -> pd.DataFrame | None:
     """List the suspects of several splits, judged together.
 
     Args:
@@ -44,12 +63,13 @@ def tabulate(splits: dict[str, Split], probs: dict[str, np.ndarray], class_names
         class_names: The K class names.
 
     Returns:
-        Columns ``file``, ``split``, ``row`` (in the split), ``label``, ``suggested``, ``prob_label`` and
-        ``prob_suggested``.
+        The columns ``COLUMNS``, ``row`` being that in the split; None where the model is no better than chance.
     """
     targets = np.concatenate([split.targets for split in splits.values()])
     together = np.concatenate([probs[name] for name in splits])
     names = np.array(class_names, dtype=object)
+    if not beats_chance(targets, together):
+        return None
     found, suggested = find_suspects(targets, together)
     everything = pd.DataFrame(
         {

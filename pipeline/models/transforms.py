@@ -40,6 +40,18 @@ def list_names() -> list[str]:
     )
 
 
+def fill_auto(specs: list[TransformSpec], size: int) -> list[TransformSpec]:
+    """Put a size, px, in place of each ``size: auto`` in a list."""
+    return [
+        spec if isinstance(spec, str) else {name: _fill_size(args or {}, size) for name, args in spec.items()}
+        for spec in specs
+    ]
+
+
+def _fill_size(args: dict[str, Any], size: int) -> dict[str, Any]:
+    return args | {"size": size} if args.get("size") == "auto" else args
+
+
 def resolve(specs: list[TransformSpec], mean: list[float], std: list[float], where: str) -> list[TransformArgs]:
     """Complete a list of names or one-key mappings: each with its arguments, one conversion to float, one Normalize.
 

@@ -8,8 +8,9 @@ from pipeline.reporting import html
 SHOWN_FACES, SHOWN_PAIRS = 96, 10
 
 
-def render(table: pd.DataFrame, splits: dict[str, Split], file: str = "label_suspects.csv") -> str:
+def render(found: pd.DataFrame | None, splits: dict[str, Split], file: str = "label_suspects.csv") -> str:
     """Return the page of what ``metrics.suspects.tabulate`` returns, HTML; ``file`` has all of it."""
+    table = pd.DataFrame(columns=["label", "suggested"]) if found is None else found
     pairs = table.groupby(["label", "suggested"]).size().sort_values(ascending=False, kind="stable")
     faces = table.head(SHOWN_FACES).to_dict("records")
     for face in faces:
@@ -17,6 +18,7 @@ def render(table: pd.DataFrame, splits: dict[str, Split], file: str = "label_sus
     return html.render(
         "label_suspects.html",
         title="Labels in doubt",
+        too_weak=found is None,
         images=sum(map(len, splits.values())),
         total=len(table),
         where=" and ".join("training" if name == "train" else name for name in splits),

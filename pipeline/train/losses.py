@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from pipeline.core.params import Imbalance, Mixing
+from pipeline.core.params import Imbalance, TrainParams
 from pipeline.train.augment.counter_rng import derive_seed
 
 
@@ -58,13 +58,14 @@ class Mixer:
     A batch is mixed with itself turned round, so the sample at place ``p`` with the one at ``B - 1 - p``.
     """
 
-    def __init__(self, mixing: Mixing, num_classes: int, seed: int) -> None:
-        self.mixing, self.num_classes, self.seed = mixing, num_classes, seed
-        self.alphas = {"mixup_alpha": mixing.mixup_alpha, "cutmix_alpha": mixing.cutmix_alpha}
+    def __init__(self, params: TrainParams, num_classes: int) -> None:
+        self.mixing, self.num_classes, self.seed = params.mixing, num_classes, params.seed
+        self.alphas = {"mixup_alpha": self.mixing.mixup_alpha, "cutmix_alpha": self.mixing.cutmix_alpha}
+        self.end = params.epochs if self.mixing.end is None else params.find_epoch(self.mixing.end)
 
     def active(self, epoch: int) -> bool:
         """Whether a zero-based epoch is mixed."""
-        return any(self.alphas.values()) and (self.mixing.off_epoch is None or epoch + 1 < self.mixing.off_epoch)
+        return any(self.alphas.values()) and epoch < self.end
 
     def __call__(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Mix images (B, C, H, W), in place, and targets float (B, K); B is even."""

@@ -42,19 +42,20 @@ def plan(params: TrainParams, class_names: list[str], img_size: int, channels: i
     transform, a size that the backbone cannot take, or one of which it leaves a map of one cell.
     """
     check_backbone(params.backbone)
-    specs = params.transforms
+    given = None if params.input_size == "auto" else params.input_size
+    specs = {"eval": transforms.fill_auto(params.transforms.eval, given or img_size)}
     # Channels may change on the way (Grayscale to 3); a first pass with stand-in statistics tells how many come.
-    in_chans, eval_size = _shape_after(specs.eval, img_size, channels, "train.transforms.eval")
-    train_chans, train_size = _shape_after(specs.train, img_size, channels, "train.transforms.train")
+    in_chans, eval_size = _shape_after(specs["eval"], img_size, channels, "train.transforms.eval")
+    if eval_size is None:
+        raise UserError("train.transforms.eval: the size of its images varies; evaluation must not be random")
+    specs["train"] = transforms.fill_auto(params.transforms.train, eval_size)
+    train_chans, train_size = _shape_after(specs["train"], img_size, channels, "train.transforms.train")
     if train_chans != in_chans:
         raise UserError(
             f"train.transforms: train gives {train_chans} channel(s) and eval {in_chans}; they must be the same"
         )
-    if eval_size is None:
-        raise UserError("train.transforms.eval: the size of its images varies; evaluation must not be random")
-    free = params.input_size == "auto"
-    wanted = eval_size if free else params.input_size
-    sizes = _candidate_sizes(params.backbone, wanted) if free else [wanted]
+    wanted = given or eval_size
+    sizes = [given] if given else _candidate_sizes(params.backbone, wanted)
     model_args = dict(params.backbone_args) | {"num_classes": len(class_names), "in_chans": in_chans}
     size, fitted = _first_that_fits(params, model_args, sizes)
     notes = [f"{params.backbone} {fitted.note}"] if fitted.note else []
@@ -65,8 +66,8 @@ def plan(params: TrainParams, class_names: list[str], img_size: int, channels: i
     resolved = {}
     for split, own_size in (("train", train_size), ("eval", eval_size)):
         where = f"train.transforms.{split}"
-        resolved[split] = transforms.resolve(getattr(specs, split), mean, std, where)
-        suits = own_size and free and size == wanted and not find_run_failure(fitted.model, own_size, in_chans)
+        resolved[split] = transforms.resolve(specs[split], mean, std, where)
+        suits = own_size and not given and size == wanted and not find_run_failure(fitted.model, own_size, in_chans)
         if own_size != size and not suits:
             resolved[split].append({"Resize": {"size": [size, size]}})
     _check_deterministic(transforms.build(resolved["eval"], "train.transforms.eval"), img_size, channels)

@@ -23,7 +23,8 @@ class LRSchedule:
         For plateau, ``mode`` (``max`` or ``min``) is the way in which the watched val metric is better.
         """
         self.name, self.optimizer, self.lr, self.updates = schedule.name, optimizer, lr, 0
-        self.total_updates, self.warmup_updates = epochs * steps, round(schedule.warmup_epochs * steps)
+        self.total_updates = epochs * steps
+        self.warmup_updates = round(schedule.warmup * self.total_updates)
         # A decay counts from the end of the warm-up.
         warmup: Any = {"warmup_t": self.warmup_updates, "warmup_lr_init": lr * WARMUP_START, "warmup_prefix": True}
         if self.name == "cosine":
@@ -32,10 +33,10 @@ class LRSchedule:
                 optimizer, t_initial=length, lr_min=schedule.min_lr, t_in_epochs=False, **warmup
             )
         elif self.name == "step":
-            interval, rate = schedule.decay_epochs * steps, schedule.decay_rate
+            interval, rate = max(1, round(schedule.decay * self.total_updates)), schedule.decay_rate
             self.scheduler = StepLRScheduler(optimizer, decay_t=interval, decay_rate=rate, t_in_epochs=False, **warmup)
         elif self.name == "plateau":
-            patience, rate = round(schedule.decay_epochs), schedule.decay_rate
+            patience, rate = round(schedule.decay * epochs), schedule.decay_rate
             self.scheduler = ReduceLROnPlateau(optimizer, mode, factor=rate, patience=patience, min_lr=schedule.min_lr)
             self._warm_up()
         else:

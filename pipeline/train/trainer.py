@@ -55,7 +55,8 @@ class Trainer:
 
     def size_in(self, epoch: int) -> int | None:
         """Side of the images in a zero-based epoch, px; None: as the transforms give them."""
-        sizes = [stretch.size for stretch in self.params.progressive if stretch.epoch <= epoch + 1]
+        begins = self.params.find_epoch
+        sizes = [stretch.size for stretch in self.params.progressive if begins(stretch.start) <= epoch]
         return sizes[-1] if sizes else None
 
 
@@ -117,7 +118,7 @@ def build_trainer(
         scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
         ema=ModelEmaV3(net, decay=params.ema_decay, use_warmup=True) if params.ema_decay else None,
         augmentation=Augmentation(preprocessing["train"], params.seed, size, channels),
-        mixer=Mixer(params.mixing, len(prepared.class_names), params.seed),
+        mixer=Mixer(params, len(prepared.class_names)),
         device=device,
         memory_format=memory_format,
         params=params,

@@ -65,15 +65,17 @@ def test_use_writes_the_default_with_the_recipe(workshop: Path, tiny_params: str
         assert (workshop / "params.yaml").read_text() == tiny_params
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_use_changes_params_in_place_and_adds_new_keys(
-    workshop: Path, tiny_params: str, capsys: pytest.CaptureFixture[str]
+    workshop: Path, tiny_params: str, capsys: pytest.CaptureFixture[str], line_end: str
 ) -> None:
-    older = "".join(line for line in tiny_params.splitlines(keepends=True) if not line.startswith("  risk:"))
-    (workshop / "params.yaml").write_text("# mine\n" + older)
+    mine = "# mine\n" + tiny_params.replace("  amp: none ", "  amp:   'none' ")
+    older = "".join(line for line in mine.splitlines(keepends=True) if not line.startswith("  risk:"))
+    (workshop / "params.yaml").write_bytes(older.replace("\n", line_end).encode())
     assert hyojo("use", "params.yaml", "train.epochs=7") == 0
     assert "New keys, with their defaults: evaluate.risk." in capsys.readouterr().out
-    written = (workshop / "params.yaml").read_text()
-    assert written == "# mine\n" + tiny_params.replace("epochs: 3", "epochs: 7")
+    written = (workshop / "params.yaml").read_bytes().decode()
+    assert written == mine.replace("epochs: 3", "epochs: 7").replace("\n", line_end)
 
 
 def test_use_takes_overrides(workshop: Path, tiny_params: str) -> None:

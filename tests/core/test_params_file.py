@@ -50,10 +50,10 @@ def test_the_committed_params_file_is_the_default() -> None:
 
 
 def test_apply_recipe_merges_sections_and_replaces_other_values() -> None:
-    recipe = "train: {backbone_args: {a: 1}, schedule: {min_lr: 0.1}, transforms: {eval: [Resize: {size: 3}]}}"
+    recipe = "train: {backbone_args: {a: 1}, schedule: {min_lr: 0.1}, transforms: {eval: [Resize: {size: 50}]}}"
     train, default = parse_params(apply_recipe(recipe, "r")).train, parse_params(read_default()).train
     assert train.backbone_args == {"a": 1}
-    assert train.transforms.eval == [{"Resize": {"size": 3}}]
+    assert train.transforms.eval == [{"Resize": {"size": 50}}]
     assert train.transforms.train == default.transforms.train
     assert train.schedule.model_dump() == default.schedule.model_dump() | {"min_lr": 0.1}
 
@@ -87,7 +87,7 @@ def test_add_missing_completes_a_file_of_an_older_version() -> None:
         ("  img_size: 16", "  image_size: 16", "prepare.image_size", "img_size"),
         ("  epochs: 3", "  epoch: 3", "train.epoch", "epochs"),
         ("  batch_size: 16", "  batchsize: 16", "train.batchsize", "batch_size"),
-        ("    warmup_epochs: 1", "    warm_up_epochs: 1", "train.schedule.warm_up_epochs", "warmup_epochs"),
+        ("    warmup: 0.33", "    warm_up: 0.33", "train.schedule.warm_up", "warmup"),
         ("    patience: null", "    patence: null", "train.early_stopping.patence", "patience"),
         ("    eval: []", "    evl: []", "train.transforms.evl", "eval"),
         ("  worst: 4", "  worts: 4", "evaluate.worts", "worst"),
@@ -109,6 +109,14 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(
     [
         ("  person: auto", "  group: auto", "'prepare.group'; it is called 'prepare.person' now"),
         ("columns: {}", "columns: {group: who}", "'prepare.columns.group'; it is called 'prepare.columns.person'"),
+        ("warmup: 0.33", "warmup_epochs: 1", "called 'train.schedule.warmup' now, a part of the training: 0.3333"),
+        ("decay: 0.67", "decay_epochs: 2", "called 'train.schedule.decay' now, a part of the training: 0.6667"),
+        ("    end: null", "    off_epoch: 3", "called 'train.mixing.end' now, a part of the training: 0.6667"),
+        (
+            "progressive: []",
+            "progressive: [{epoch: 2, size: 8}]",
+            "'train.progressive.from' now, a part of the training: 0.3333",
+        ),
     ],
 )
 def test_parse_params_names_what_a_renamed_key_is_called(old: str, new: str, renamed: str, tiny_params: str) -> None:
@@ -149,11 +157,13 @@ IMPOSSIBLE = {
     "train.freeze": ["stem"],
     "train.mixing.mixup_alpha": ["-0.1"],
     "train.mixing.prob": ["1.5"],
-    "train.mixing.off_epoch": ["0"],
+    "train.mixing.end": ["1", "-0.1"],
+    "train.schedule.warmup": ["1"],
+    "train.schedule.decay": ["0", "30"],
     "train.imbalance.method": ["focal"],
     "train.imbalance.beta": ["1.0"],
     "train.imbalance.tau": ["-1"],
-    "train.progressive": ["[{epoch: 0, size: 16}]", "[{epoch: 1, size: 4}]"],
+    "train.progressive": ["[{from: 1, size: 16}]", "[{from: 0, size: 4}]"],
     "train.compile": ["1"],
     "train.weights_sha256": ["abc"],
     "evaluate.worst": ["101"],
@@ -177,15 +187,15 @@ def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(tiny_params: str
         ([f"train.weights_sha256={'a' * 64}"], "weights and weights_sha256 go together"),
         (["train.weights=w.pt", f"train.weights_sha256={'a' * 64}", "train.pretrained=true"], "exclude each other"),
         (["evaluate.tta=[]", "evaluate.serve_tta=true"], "serve_tta needs the views to serve"),
-        (["train.schedule.warmup_epochs=3"], "must be less than epochs (3)"),
-        (["train.schedule.warmup_epochs=0"], "must be more than 0"),
+        (["train.schedule.warmup=0"], "must be more than 0, such as 0.25"),
         (["train.devices=2", "train.device=cuda:1"], "cuda:1 is one device and devices says 2"),
         (["train.devices=3"], "batch_size (16) must be a multiple of twice devices (3)"),
         (["train.accumulate=3"], "batch_size (16) must be a multiple of accumulate (3)"),
         (["train.accumulate=16", "train.devices=2"], "batch_size (8) must be a multiple of accumulate (16)"),
         (["train.batch_size=15", "train.mixing.cutmix_alpha=1.0"], "batch_size (15) must be even"),
-        (["train.progressive=[{epoch: 2, size: 16}]"], "must begin with epoch 1"),
-        (["train.progressive=[{epoch: 1, size: 16}, {epoch: 1, size: 12}]"], "its epochs must rise"),
+        (["train.progressive=[{form: 0, size: 16}]"], "unknown key 'train.progressive.0.form'; did you mean 'from'?"),
+        (["train.progressive=[{from: 0.5, size: 16}]"], "must begin with {from: 0.0"),
+        (["train.progressive=[{from: 0, size: 16}, {from: 0, size: 12}]"], "its parts must rise"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(tiny_params: str, overrides: list[str], part: str) -> None:
@@ -296,6 +306,21 @@ def test_an_override_that_makes_no_sense_is_refused(tiny_params: str, override: 
     assert override in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("trian.epochs=3", "no section 'trian'; did you mean 'train.epochs'?"),
+        ("train.schedul.name=step", "no section 'schedul'; did you mean 'train.schedule.name'?"),
+        ("epochs=3", "did you mean 'train.epochs'?"),
+        ("train.epochs", "did you mean 'train.epochs'?"),
+        ("zzz=3", "an example: train.epochs=10"),
+    ],
+)
+def test_an_override_of_no_key_is_refused_with_the_nearest(tiny_params: str, override: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        apply_overrides(tiny_params, [override])
+
+
 @pytest.mark.parametrize("text", ["a: [", ""])
 def test_overrides_of_broken_text_are_refused(text: str) -> None:
     with pytest.raises(UserError):
@@ -312,6 +337,18 @@ def test_flatten_names_every_value_once(tiny_params: str) -> None:
     assert flat["train.transforms.eval"] == "[]"
     assert all(isinstance(value, str) for value in flat.values())
     assert not math.isnan(float(flat["train.momentum"]))
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("train.epochs=0", "(got 0; 12 works)"),
+        ("train.amp=off", "(got 'off'; none works)"),
+        ("train.lr=0", "0.003 w"),
+    ],
+)
+def test_a_refused_value_is_answered_with_one_that_works(tiny_params: str, override: str, said: str) -> None:
+    assert said in refusal(apply_overrides(tiny_params, [override]))
 
 
 def test_class_map_takes_numbers_and_any_name(tiny_params: str) -> None:

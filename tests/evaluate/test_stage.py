@@ -17,7 +17,7 @@ from pipeline.core.dvc_file import find_stage_outs
 from pipeline.core.errors import UserError
 from pipeline.core.stage_files import WeightsFile
 from pipeline.evaluate import net, stage
-from pipeline.metrics.suspects import tabulate
+from pipeline.metrics.suspects import COLUMNS, tabulate
 from pipeline.metrics.table import METRICS, score
 from pipeline.models.model import build_model
 from pipeline.models.weights import load_model, read_spec, save_weights
@@ -93,7 +93,8 @@ def test_clean_scores_are_those_without_the_twins(workspace: Workspace) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_labels_in_doubt_are_listed(workspace: Workspace) -> None:
+def test_labels_in_doubt_are_listed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.metrics.suspects.LEVEL", 1.0)  # weights drawn at random know nothing
     workspace.evaluate()
     text = dict.fromkeys(["file", "split", "label", "suggested"], str)
     table = pd.read_csv(workspace.reports / "label_suspects.csv", dtype=text, keep_default_na=False)
@@ -103,6 +104,17 @@ def test_labels_in_doubt_are_listed(workspace: Workspace) -> None:
     pd.testing.assert_frame_equal(table, expected, atol=1e-5, check_dtype=False)
     html = (workspace.reports / "label_suspects.html").read_text(encoding="utf-8")
     assert html.count("<img ") == len(table)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_no_label_is_in_doubt_by_a_model_that_knows_nothing(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.evaluate()
+    assert (workspace.reports / "label_suspects.csv").read_text().splitlines() == [",".join(COLUMNS)]
+    assert "too weak to tell which labels are wrong" in capsys.readouterr().out
+    for page in ("label_suspects.html", "report.html"):
+        assert "too weak to tell" in (workspace.reports / page).read_text(encoding="utf-8")
 
 
 def test_tables_and_pictures(workspace: Workspace) -> None:

@@ -1,6 +1,7 @@
 """Doubting training labels: folds, what each net sees, and the command."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,23 +59,6 @@ def test_twins_by_the_manifest(prepared: Prepared) -> None:
     assert len(np.unique(groups)) == len(training) - 1
 
 
-def test_a_shorter_training_keeps_its_shape() -> None:
-    changes = [
-        "train.epochs=12",
-        "train.schedule={name: step, warmup_epochs: 3, min_lr: 0.0, decay_epochs: 6, decay_rate: 0.1}",
-        "train.progressive=[{epoch: 1, size: 12}, {epoch: 7, size: null}]", "train.mixing.off_epoch=10",
-    ]  # fmt: skip
-    params = parse_params(apply_overrides(TINY_PARAMS, changes)).train
-    short = suspects.shorten(params, 4)
-    assert (short.epochs, short.schedule.warmup_epochs, short.schedule.decay_epochs) == (4, 1, 2)
-    assert [stretch.epoch for stretch in short.progressive] == [1, 3]
-    assert short.mixing.off_epoch == 4
-    assert suspects.shorten(params, 12) == params
-    assert [stretch.size for stretch in suspects.shorten(params, 1).progressive] == [None]
-    with pytest.raises(UserError, match="one at least"):
-        suspects.shorten(params, 0)
-
-
 def test_no_net_sees_what_it_judges(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     params, split = parse_params(TINY_PARAMS).train, prepared.split("train")
     seen, judged = [], []
@@ -108,7 +92,8 @@ def test_wrong_labels_are_found_by_real_training(prepared: Prepared) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.metrics.suspects.LEVEL", 1.0)  # after one epoch nets know nothing
     assert run_hyojo("suspects", "--folds", "2", "--epochs", "1") == 0
     table = pd.read_csv("reports/label_suspects_train.csv")
     assert set(table["split"]) <= {"train"}
@@ -120,6 +105,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["suspects/doubted"] == len(table)
     assert figures["suspects/images"] == len(load_prepared().split("train"))
     assert files == FILES
+
+
+@pytest.mark.usefixtures("project")
+def test_the_command_writes_nothing_where_nets_know_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("params.yaml").write_text(apply_overrides(Path("params.yaml").read_text(), ["train.lr=1e-9"]))
+    assert run_hyojo("suspects", "--folds", "2", "--epochs", "1") == 1
+    assert re.search(r"too weak to tell .* right on 0\.\d+, as chance .* --epochs 2", capsys.readouterr().err)
+    assert not list(Path("reports").glob("label_suspects_train.*"))
+    assert run_hyojo("suspects", "--epochs", "0") == 1
+    assert "one at least" in capsys.readouterr().err
 
 
 # MLflow

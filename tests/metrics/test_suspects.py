@@ -1,9 +1,11 @@
 """Labels in doubt, against the paper's definition written out."""
 
 import numpy as np
+import pytest
+from scipy.stats import binomtest
 
 from pipeline.core.dataset import Split
-from pipeline.metrics.suspects import find_suspects, tabulate
+from pipeline.metrics.suspects import beats_chance, find_suspects, tabulate
 
 
 def test_as_the_paper_defines_it() -> None:
@@ -34,6 +36,8 @@ def test_suspects_of_several_splits_are_judged_together() -> None:
         for name, count in (("val", 120), ("test", 80))
     }
     probs = {name: rng.dirichlet(np.ones(3), len(split)) for name, split in splits.items()}
+    for name, split in splits.items():  # right on half, and more
+        probs[name][::2] = 0.7 * np.eye(3)[split.targets[::2]] + 0.1
     table = tabulate(splits, probs, ["angry", "happy", "sad"])
     columns = ["file", "split", "row", "label", "suggested", "prob_label", "prob_suggested"]
     assert list(table.columns) == columns
@@ -44,3 +48,32 @@ def test_suspects_of_several_splits_are_judged_together() -> None:
     for place, names in ((targets[rows], "label"), (suggested, "suggested")):
         assert table[names].tolist() == [["angry", "happy", "sad"][k] for k in place]
         np.testing.assert_array_equal(table[f"prob_{names}"], every[rows, place])
+
+
+def answers(targets: np.ndarray, right: float, guess: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Probabilities, right on a part of the samples; else the guess, or any class."""
+    said = np.where(
+        rng.random(len(targets)) < right, targets, rng.integers(0, 4, len(targets)) if guess is None else guess
+    )
+    return np.eye(4)[said]
+
+
+@pytest.mark.parametrize("shares", [[0.25, 0.25, 0.25, 0.25], [0.85, 0.05, 0.05, 0.05]])
+def test_beats_chance_is_rarely_wrong(shares: list[float]) -> None:
+    """Nets that learnt nothing pass once in a hundred times; those that learnt a little do, whatever the shares."""
+    rng = np.random.default_rng(0)
+    passed = {"nothing": 0, "one class": 0, "something": 0}
+    for _ in range(40):
+        targets = rng.choice(4, 400, p=shares)
+        passed["nothing"] += beats_chance(targets, answers(targets, 0.0, None, rng))
+        passed["one class"] += beats_chance(targets, answers(targets, 0.0, 0, rng))
+        passed["something"] += beats_chance(targets, answers(targets, 0.3, None, rng))
+    assert passed["one class"] == 0
+    assert binomtest(passed["nothing"], 40, 0.01).pvalue > 0.01
+    assert passed["something"] == 40
+
+
+def test_tabulate_says_nothing_where_the_model_is_at_chance_level() -> None:
+    rng = np.random.default_rng(1)
+    split = Split(np.zeros((200, 2, 2, 1), np.uint8), rng.integers(0, 3, 200), ["a.png"] * 200)
+    assert tabulate({"test": split}, {"test": rng.dirichlet(np.ones(3), 200)}, ["a", "b", "c"]) is None

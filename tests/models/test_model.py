@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.core.errors import UserError
 from pipeline.models import model as hyojo
+from pipeline.models import transforms
 from pipeline.models.model import Classifier, ModelSpec
 from pipeline.models.weights import load_classifier, load_model, read_spec, save_weights
 from pipeline.train.planning import plan
@@ -94,6 +95,30 @@ def test_sizes_of_both_lists_are_brought_together() -> None:
     chosen, notes = planned(input_size=40)
     assert notes == []
     assert chosen.preprocessing["eval"][-1] == {"Resize": {"size": [40, 40]}}
+
+
+@pytest.mark.parametrize(
+    "img_size, backbone, changes, evaluation, cut, side",
+    [
+        (48, "test_resnet", {}, [], 48, 48),
+        (112, "test_resnet", {}, [], 112, 112),
+        (48, "test_resnet", {"input_size": 40}, [], 48, 40),
+        (48, "hrnet_w18_small", {}, [], 48, 64),
+        (64, "test_resnet", {"input_size": 56}, [{"CenterCrop": {"size": "auto"}}], 56, 56),
+        (48, "test_resnet", {"progressive": [{"from": 0.0, "size": 24}]}, [], 48, 48),
+    ],
+)
+def test_plan_fills_in_the_size_that_evaluation_sees(
+    img_size: int, backbone: str, changes: dict[str, Any], evaluation: list[Any], cut: int, side: int
+) -> None:
+    """What is saved has numbers, and training's pictures are as large as evaluation's."""
+    lists = {"train": [{"RandomCrop": {"size": "auto", "padding": 4}}, "RandomHorizontalFlip"], "eval": evaluation}
+    spec, _ = plan(train_params(backbone, transforms=lists, **changes), CLASS_NAMES, img_size, 1)
+    assert spec.preprocessing["train"][0] == {"RandomCrop": {"size": cut, "padding": 4}}
+    assert "auto" not in json.dumps(spec.preprocessing)
+    picture = torch.zeros(1, img_size, img_size, dtype=torch.uint8)
+    assert transforms.build_train(spec.preprocessing["train"])(picture).shape == (1, side, side)
+    assert transforms.build_eval(spec.preprocessing["eval"])(picture).shape == (1, side, side)
 
 
 @pytest.mark.parametrize(

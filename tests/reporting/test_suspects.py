@@ -21,3 +21,10 @@ def test_render_shows_every_suspect_and_takes_names_for_text() -> None:
     assert html.count("<img ") == 2
     assert "<happy>" not in html
     assert "0 of 200" in render(table.head(0), splits)
+
+
+def test_render_says_that_a_model_is_too_weak() -> None:
+    splits = {"test": Split(np.zeros((7, 2, 2, 1), np.uint8), np.zeros(7, int), [""] * 7)}
+    html = render(None, splits)
+    assert "too weak to tell which of 7 test images have a wrong label" in html
+    assert "in doubt" not in html.partition("<body")[2].partition("<p>")[2]

@@ -38,7 +38,7 @@ NET = (
     "train.imbalance.method=sampling",
 )  # fmt: skip
 STILL = (*NET, "train.lr=0.000000001", "train.epochs=6", "train.early_stopping.patience=2", "train.ema_decay=0.0")
-BATCH_NORM = ("train.epochs=2", "train.schedule.warmup_epochs=0.5")
+BATCH_NORM = ("train.epochs=2", "train.schedule.warmup=0.25")
 
 # Trainings, one after the other, in the processes that torchrun starts.
 DRIVER = """

@@ -387,8 +387,8 @@ def test_train_one_epoch_frozen_parts(prepared: Prepared, build: Build) -> None:
 
 
 def test_train_one_epoch_progressive(prepared: Prepared, build: Build) -> None:
-    sizes = "train.progressive=[{epoch: 1, size: 8}, {epoch: 3, size: 12}, {epoch: 4, size: null}]"
-    trainer, _ = build(*PLAIN, sizes)
+    sizes = "train.progressive=[{from: 0.0, size: 8}, {from: 0.4, size: 12}, {from: 0.6, size: null}]"
+    trainer, _ = build(*PLAIN, sizes, "train.epochs=5")
     plain, _ = build(*PLAIN)
     small, full = inputs(trainer), inputs(plain)
     split = subset(prepared.split("train"), 16)
@@ -414,7 +414,7 @@ def test_build_trainer_members_without_samples(build: Build) -> None:
 
 def test_build_trainer_size_not_taken(build: Build) -> None:
     with pytest.raises(UserError, match=r"train\.progressive\.1: .*12 px"):
-        build(*LAYER_NORM, "train.progressive=[{epoch: 1, size: 16}, {epoch: 2, size: 12}]")
+        build(*LAYER_NORM, "train.progressive=[{from: 0.0, size: 16}, {from: 0.5, size: 12}]")
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_train_one_epoch_same_and_other_seeds(prepared: Prepared, build: Build, 
 
 
 def test_train_one_epoch_mixing_ends(prepared: Prepared, build: Build) -> None:
-    mixed, _ = build(*PLAIN, *MIXED, "train.mixing.off_epoch=3")
+    mixed, _ = build(*PLAIN, *MIXED, "train.mixing.end=0.5", "train.epochs=4")
     plain, _ = build(*PLAIN)
     one, two = inputs(mixed), inputs(plain)
     split = subset(prepared.split("train"), 16)

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import TINY_PARAMS
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from training import rank_of
 
 from pipeline.core.params import Imbalance, Mixing
+from pipeline.core.params_file import parse_params
 from pipeline.train.augment.counter_rng import derive_seed
 from pipeline.train.losses import Mixer, TrainingLoss, weigh_classes
 
@@ -20,9 +22,11 @@ def imbalance(method: str = "none", beta: float = 0.9, tau: float = 1.5) -> Imba
     return Imbalance(method=method, beta=beta, tau=tau)
 
 
-def mixing(**changes: float | None) -> Mixing:
-    values = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "prob": 1.0, "switch_prob": 0.5, "off_epoch": None}
-    return Mixing(**(values | changes))
+def mixer_of(num_classes: int, seed: int = 0, **changes: float | None) -> Mixer:
+    """The mixer of a training of six epochs."""
+    values = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "prob": 1.0, "switch_prob": 0.5, "end": None} | changes
+    update = {"mixing": Mixing(**values), "seed": seed, "epochs": 6}
+    return Mixer(parse_params(TINY_PARAMS).train.model_copy(update=update), num_classes)
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def test_weights_of_samples_scale_their_losses(batch: tuple[torch.Tensor, torch.
 def test_mixing_is_timms(batch: tuple[torch.Tensor, torch.Tensor], prob: float) -> None:
     logits, targets = batch
     images = torch.rand(12, 1, 16, 16)
-    mixer = Mixer(mixing(prob=prob), 3, seed=9)
+    mixer = mixer_of(3, seed=9, prob=prob)
     one_hot = torch.nn.functional.one_hot(targets, 3).float()
     criterion = TrainingLoss(COUNTS, 0.1, imbalance())
     kinds = set()
@@ -118,10 +122,10 @@ def test_mixing_follows_from_seed_epoch_and_step_and_leaves_no_trace() -> None:
     for seed, epoch, step in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]:
         np.random.seed(4)
         before = np.random.get_state()
-        found[seed, epoch, step] = Mixer(mixing(), 8, seed)(images.clone(), targets, epoch, step)
+        found[seed, epoch, step] = mixer_of(8, seed)(images.clone(), targets, epoch, step)
         assert all(np.array_equal(one, two) for one, two in zip(before, np.random.get_state()))
         np.random.seed(5)  # what was drawn before does not matter
-        again = Mixer(mixing(), 8, seed)(images.clone(), targets, epoch, step)
+        again = mixer_of(8, seed)(images.clone(), targets, epoch, step)
         assert all(torch.equal(*pair) for pair in zip(found[seed, epoch, step], again))
     parts = [mixed.numpy().tobytes() for mixed, _ in found.values()]
     assert len(set(parts)) == len(parts)
@@ -130,7 +134,7 @@ def test_mixing_follows_from_seed_epoch_and_step_and_leaves_no_trace() -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_ranks_share_is_mixed_as_in_the_whole_batch(world: int) -> None:
     images, targets = torch.rand(16, 1, 16, 16), torch.eye(16)
-    mixer = Mixer(mixing(), 16, 0)
+    mixer = mixer_of(16)
     for step in range(6):
         whole, soft = mixer(images.clone(), targets, 0, step)
         taken = []
@@ -144,8 +148,8 @@ def test_a_ranks_share_is_mixed_as_in_the_whole_batch(world: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, epochs", [({}, [0, 1, 2, 5]), ({"off_epoch": 3}, [0, 1]), ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, [])]
+    "changes, epochs", [({}, [0, 1, 2, 5]), ({"end": 0.33}, [0, 1]), ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, [])]
 )
 def test_mixing_is_on_where_params_say(changes: dict[str, float], epochs: list[int]) -> None:
-    mixer = Mixer(mixing(**changes), 3, 0)
+    mixer = mixer_of(3, **changes)
     assert [epoch for epoch in (0, 1, 2, 5) if mixer.active(epoch)] == epochs

@@ -61,8 +61,8 @@ def test_our_own_nets_learn_layer_by_layer_too() -> None:
 def rates(decay: float, schedule: str, net: Callable[[], nn.Module] = vit) -> list[dict[float, float]]:
     """For each update, each part of the rate with the rate of the groups that have it."""
     section = params_with(
-        f"train.layer_decay={decay}", f"train.schedule.name={schedule}", "train.schedule.warmup_epochs=2",
-        f"train.epochs={EPOCHS}", "train.schedule.decay_epochs=1", "train.schedule.min_lr=0.0",
+        f"train.layer_decay={decay}", f"train.schedule.name={schedule}", f"train.schedule.warmup={2 / EPOCHS}",
+        f"train.epochs={EPOCHS}", f"train.schedule.decay={1 / EPOCHS}", "train.schedule.min_lr=0.0",
     ).train  # fmt: skip
     optimizer = optim.build_optimizer(net(), section)
     sched = LRSchedule(optimizer, section.schedule, lr=section.lr, epochs=EPOCHS, steps=UPDATES, mode="max")

@@ -44,8 +44,8 @@ UPDATES = 3 * (72 // 16)  # epochs x whole batches
 # All that draws or keeps a state, at once.
 EVERYTHING = (
     "train.backbone_args.drop_path_rate=0.2", "train.mixing.mixup_alpha=0.4", "train.mixing.cutmix_alpha=1.0",
-    "train.mixing.prob=0.8", "train.mixing.off_epoch=3", "train.imbalance.method=sampling", "train.accumulate=2",
-    "train.progressive=[{epoch: 1, size: 12}, {epoch: 2, size: null}]", "train.layer_decay=0.8",
+    "train.mixing.prob=0.8", "train.mixing.end=0.67", "train.imbalance.method=sampling", "train.accumulate=2",
+    "train.progressive=[{from: 0.0, size: 12}, {from: 0.33, size: null}]", "train.layer_decay=0.8",
     "train.freeze=[stem]", "train.optimizer=adamw", "train.lr=0.01",
     "train.transforms.train=[{RandomAffine: {degrees: 10, scale: [0.9, 1.1]}}, RandomErasing]",
 )  # fmt: skip
@@ -197,7 +197,7 @@ def test_train_after_many_stops(project: Path, uninterrupted: Digests) -> None:
         ("train.optimizer=adamw", "train.lr=0.001", "train.schedule.name=cosine", "train.ema_decay=0.0"),
         (
             "train.schedule.name=plateau",
-            "train.schedule.decay_epochs=1",
+            "train.schedule.decay=0.33",
             "train.early_stopping.metric=val/loss",
             "train.amp=bf16",
         ),
