@@ -1,6 +1,7 @@
 """What tests are made of: prepared data, params, bundles and graphs, all tiny."""
 
 import base64
+import csv
 import functools
 import hashlib
 import importlib.util
@@ -29,6 +30,8 @@ from PIL import Image
 
 from pipeline.core.params import PrepareParams
 from pipeline.core.params_file import apply_overrides, apply_recipe, parse_params, read_default
+from pipeline.core.stage_files import DatasetFile
+from pipeline.inference.bundle import seal
 from pipeline.prepare.catalogue import SPLITS
 from pipeline.prepare.columns import Records
 from pipeline.prepare.sources.open import Reading, open_source
@@ -96,12 +99,38 @@ def write_arrays(
         lines += [f"{split}/{i}.png,{class_names[target]},{split},{i},,," for i, target in enumerate(targets)]
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     _, img_size, _, channels = images.shape
-    meta = {
-        "class_names": class_names, "img_size": img_size, "channels": channels, "digest": "d" * 64,
-        "split_digests": {split: split[0] * 64 for split in splits}, "counts": {},
-    }  # fmt: skip
-    (folder / "classes.json").write_text(json.dumps(meta | about))
+    meta = {"class_names": class_names, "img_size": img_size, "channels": channels, "digest": "d" * 64, "counts": {}}
+    return seal_prepared(folder, **meta | about)
+
+
+def seal_prepared(folder: Path, **about: object) -> Path:
+    """Write the ``classes.json`` of what a folder holds; ``about`` are its keys, in place of those that it has."""
+    path = folder / "classes.json"
+    meta = (json.loads(path.read_text()) if path.exists() else {}) | about
+    with (folder / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["row"]))
+    shape = [meta["img_size"], meta["img_size"], meta["channels"]]
+    digests = {}
+    for split in SPLITS:
+        own = [row for row in rows if row["split"] == split and int(row["row"]) >= 0]
+        digest = hashlib.sha256(json.dumps([split, meta["class_names"], shape, [row["label"] for row in own]]).encode())
+        for name in (f"{split}.npy", f"{split}_soft.npy"):
+            if (folder / name).exists():
+                digest.update(np.load(folder / name).tobytes())
+        if own and "weight" in own[0]:
+            digest.update(np.float32([row["weight"] for row in own]).tobytes())
+        digests[split] = digest.hexdigest()
+    files = [folder / name for name in ("manifest.csv", "parity.zip") if (folder / name).exists()]
+    meta["files"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    DatasetFile(**meta | {"split_digests": digests} | about).save(folder)
     return folder
+
+
+def invert_block(path: Path) -> None:
+    """Invert the last bytes of a file, whose size and time stay as they were."""
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-4] + bytes(255 - byte for byte in content[-4:]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: int = 0) -> Path:
@@ -117,9 +146,7 @@ def write_prepared(folder: Path, channels: int = 1, img_size: int = 16, seed: in
             image += (stripes[:, None, None], stripes[None, :, None], np.uint8(35))[target]
         digest.update(images.tobytes())
         splits[split] = (images, targets)
-    digests = dict.fromkeys(SPLIT_SIZES, digest.hexdigest())
-    about = {"digest": digest.hexdigest(), "split_digests": digests, "audit": AUDIT}
-    return write_arrays(folder, splits, CLASS_NAMES, **about)
+    return write_arrays(folder, splits, CLASS_NAMES, digest=digest.hexdigest(), audit=AUDIT)
 
 
 def load_script(path: str) -> ModuleType:
@@ -374,19 +401,26 @@ def write_bundle(folder: Path, **changes: object) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(brightness_graph(), folder / "model.onnx")
-    (folder / "bundle.json").write_text(json.dumps(bundle_record(**changes)))
     (folder / "MODEL_CARD.md").write_text("card")
+    return seal_bundle(folder, **changes)
+
+
+def seal_bundle(folder: Path, **changes: object) -> Path:
+    """Write the ``bundle.json`` of what a folder holds; ``changes`` as in ``bundle_record``."""
+    (folder / "bundle.json").write_text(json.dumps(seal(folder, bundle_record(**changes))))
     return folder
 
 
-def write_exported(folder: Path, **changes: object) -> Path:
-    """Write a bundle without its graph, and what is served of it in ``pyfunc``; ``changes`` as in ``bundle_record``."""
+def write_exported(folder: Path, graph: Path | None = None, **changes: object) -> Path:
+    """Write a bundle and, in ``pyfunc``, what is served of it; ``changes`` as in ``bundle_record``."""
     inner = folder / "pyfunc" / "artifacts" / "bundle"
     inner.mkdir(parents=True)
-    for place in (folder, inner):
-        (place / "bundle.json").write_text(json.dumps(bundle_record(**changes)))
-    (folder / "MODEL_CARD.md").write_text("card")
     (folder / "pyfunc" / "MLmodel").write_text("flavors: {}")
+    for place in (inner, folder):  # the outer one has the inner one's files too
+        (place / "MODEL_CARD.md").write_text("card")
+        if graph is not None:
+            shutil.copy(graph, place / "model.onnx")
+        seal_bundle(place, **changes)
     return folder
 
 
@@ -454,9 +488,8 @@ def log_version(right: int, digest: str, graph: Path | None = None) -> Path:
     client.set_tag(run_id, EVALUATION_TAG, "k")
     scores = {"accuracy": right / 100, "macro_f1": right / 100}
     about = {"parity": {"formats": ["onnx"]}, "cost": {"parameters": 5, "size_bytes": 1000}}
-    folder = write_exported(Path("models") / digest, digest=digest, run_id=run_id, metrics={"test": scores}, **about)
-    if graph:
-        (folder / "pyfunc/artifacts/bundle/model.onnx").write_bytes(graph.read_bytes())
+    about |= {"digest": digest, "run_id": run_id, "metrics": {"test": scores}}
+    folder = write_exported(Path("models") / digest, graph, **about)
     bundles.log_bundle(folder, folder / "pyfunc", {"cost/latency_ms": 2.0})
     return folder
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from builders import TINY_PARAMS
+from builders import TINY_PARAMS, seal_prepared
 
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import parse_params
@@ -45,9 +45,7 @@ def make_prepared(folder: Path, labels: dict[str, list[int]]) -> Path:
     columns = ["file", "label", "split", "row", "sha256", "flags", "twins"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
     meta = {"class_names": CLASS_NAMES, "img_size": SIZE, "channels": 1, "digest": "d" * 64, "counts": {}}
-    meta |= {"audit": AUDIT, "split_digests": dict.fromkeys(labels, "d" * 64)}
-    (folder / "classes.json").write_text(json.dumps(meta))
-    return folder
+    return seal_prepared(folder, **meta, audit=AUDIT)
 
 
 def make_trained(folder: Path) -> Path:
@@ -92,8 +90,7 @@ class Workspace:
 
     def change_data(self, **changes: object) -> None:
         """Say other things of the data set."""
-        path = self.prepared / "classes.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        seal_prepared(self.prepared, **changes)
 
     def digests(self) -> dict[str, str]:
         """The sha256 of every report."""

@@ -13,7 +13,7 @@ from pipeline.core.errors import stage_main
 # In the order of the help; a module's name has an underscore where the command has a hyphen.
 COMMANDS = (
     "use", "seeds", "probe", "lr-range", "suspects", "predict", "batch", "register", "compare", "promote", "rollback",
-    "history", "serve", "ui", "sync",
+    "history", "sign", "verify", "serve", "ui", "sync",
 )  # fmt: skip
 
 

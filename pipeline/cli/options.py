@@ -5,10 +5,18 @@ import argparse
 CHAMPION = "@champion"  # of the project's registered model, whatever its name
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
-    """The option of which model answers."""
+def add_model(command: argparse.ArgumentParser, default: str = "models/bundle") -> None:
+    """The options of which model answers, and whether it may."""
     about = f"a bundle folder, a version's number, {CHAMPION}, or a model URI (%(default)s)"
-    command.add_argument("--model", default="models/bundle", help=about)
+    command.add_argument("--model", default=default, help=about)
+    command.add_argument("--trust", action="store_true", help="let a model's folder run code of its own")
+    add_signature(command)
+
+
+def add_signature(command: argparse.ArgumentParser) -> None:
+    """The option to take only what was signed."""
+    about = "refuse a model that is not signed by this public key (see `hyojo sign`)"
+    command.add_argument("--require-signature", metavar="KEY", help=about)
 
 
 def add_column(command: argparse.ArgumentParser) -> None:

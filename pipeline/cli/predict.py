@@ -23,7 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from pipeline.serve import files
 
-    rows = list(files.predict_paths(arguments.paths, arguments.model, arguments.faces, arguments.column))
+    given = arguments.trust, arguments.require_signature
+    rows = list(files.predict_paths(arguments.paths, arguments.model, arguments.faces, arguments.column, given))
     if arguments.form == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from pipeline.cli import options
+
 
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("version", nargs="?", type=int, metavar="VERSION", help="the latest if left out")
@@ -12,11 +14,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the version's project: lets --force pass a version of another project, other classes or other test data",
     )
+    options.add_signature(command)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from pipeline.experiments import promotion
 
-    outcome = promotion.promote(arguments.version, arguments.force, arguments.reason, arguments.project)
+    given = arguments.version, arguments.force, arguments.reason, arguments.project
+    outcome = promotion.promote(*given, arguments.require_signature)
     print(outcome.message)
     return int(outcome.refused)

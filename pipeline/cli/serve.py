@@ -9,8 +9,7 @@ from pipeline.cli import options
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    about = "@champion, a version's number, a model URI, or a bundle folder (%(default)s)"
-    command.add_argument("--model", default=options.CHAMPION, help=about)
+    options.add_model(command, options.CHAMPION)
     command.add_argument("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
     command.add_argument("--threads", type=int, metavar="N", help="of each (the cores that it has for itself)")
     command.add_argument("--max-mb", type=float, default=32, metavar="MB", help="largest request (%(default)s)")

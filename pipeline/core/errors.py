@@ -3,11 +3,21 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """A mistake the user can mend: the message names the file, key or row, and the remedy."""
+
+
+@contextmanager
+def telling(*kinds: type[Exception]) -> Iterator[None]:
+    """Have errors of other kinds, whose messages name file and remedy too, be ones that a user can mend."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(str(error)) from None
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str, *, most: int = 1, cutoff: float = 0.6) -> str:

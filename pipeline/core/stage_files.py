@@ -4,8 +4,11 @@ Reads and writes ``classes.json`` (prepare), ``run.json`` and ``weights.json`` (
 ``calibration.json`` (evaluate) and ``bundle.json`` (export). Keys of a newer version are passed over.
 """
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,7 +16,11 @@ from pipeline.core import paths
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Scores = dict[str, int | float]
+BLOCK = 1024  # images of which the bytes are read, written and summed at once
 
 
 class StageFile(BaseModel):
@@ -65,8 +72,41 @@ class StageFile(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
-class DatasetFile(StageFile):
-    """What the prepared arrays are: classes, sizes, digests, counts by split and class, and the audit's headline."""
+class SealedFile(StageFile):
+    """A file that decides results, with the SHA-256 of its own other entries; older versions wrote none."""
+
+    sha256: str = ""
+
+    @classmethod
+    def parse(cls, content: bytes | str, name: str) -> Self:
+        """As of ``StageFile``; a file that was changed since it was written is refused too."""
+        found = super().parse(content, name)
+        if found.sha256 and found.sha256 != _sum_entries(json.loads(content)):
+            stage = cls.STAGE
+            raise UserError(
+                f"{name} was changed since {stage} wrote it: its sum is another. Run `dvc repro -f {stage}`."
+            )
+        return found
+
+    def save(self, folder: Path | None = None) -> None:
+        """As of ``StageFile``, with the file's own sum."""
+        content = self.as_dict()
+        write_json(
+            (self.FOLDER if folder is None else Path(folder)) / self.FILE, content | {"sha256": _sum_entries(content)}
+        )
+
+
+def _sum_entries(content: dict[str, Any]) -> str:
+    """The SHA-256 of a file's entries, but for that sum itself."""
+    entries = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+class DatasetFile(SealedFile):
+    """What the prepared arrays are: classes, sizes, digests, counts by split and class, and the audit's headline.
+
+    ``files`` has the SHA-256 of ``manifest.csv`` and ``parity.zip``; the arrays are in ``split_digests``.
+    """
 
     FILE, FOLDER, STAGE = "classes.json", paths.PREPARED, "prepare"
 
@@ -78,6 +118,24 @@ class DatasetFile(StageFile):
     split_digests: dict[str, str]
     counts: dict[str, dict[str, int]] = {}
     audit: dict[str, int] = {}
+    files: dict[str, str] = {}
+
+
+def begin_digest(split: str, class_names: Sequence[str], shape: Sequence[int], targets: "np.ndarray") -> Any:
+    """Begin a split's digest; the bytes of its pixels, votes and weights follow, each where there are some.
+
+    Args:
+        split: Its name.
+        class_names: The K classes.
+        shape: Of an image, (H, W, C).
+        targets: Class indices, int (N,).
+    """
+    digest = hashlib.sha256(json.dumps([split, list(class_names), list(shape)]).encode()[:-1] + b", [")
+    for start in range(0, len(targets), BLOCK):
+        labels = json.dumps([class_names[target] for target in targets[start : start + BLOCK]])
+        digest.update((", " if start else "").encode() + labels.encode()[1:-1])
+    digest.update(b"]]")
+    return digest
 
 
 class NetFile(StageFile):
@@ -113,7 +171,7 @@ class RunFile(StageFile):
     figures: Scores = {}
 
 
-class WeightsFile(NetFile):
+class WeightsFile(NetFile, SealedFile):
     """The sidecar of ``weights.pt``: how to build the net, how to feed it, and what it learnt from."""
 
     FILE, FOLDER, STAGE = "weights.json", paths.TRAINED, "train"
@@ -138,7 +196,7 @@ class MetricsFile(StageFile):
     run_id: str
 
 
-class CalibrationFile(StageFile):
+class CalibrationFile(SealedFile):
     """The temperature, the errors of calibration, when to abstain, and the views that are averaged."""
 
     FILE, FOLDER, STAGE = "calibration.json", paths.REPORTS, "evaluate"
@@ -156,7 +214,7 @@ class CalibrationFile(StageFile):
 
 
 class BundleFile(NetFile):
-    """What is served, and where it came from."""
+    """What is served, and where it came from; ``inference.bundle`` makes and checks its sums."""
 
     FILE, FOLDER, STAGE = "bundle.json", paths.BUNDLE, "export"
 
@@ -175,3 +233,5 @@ class BundleFile(NetFile):
     versions: dict[str, str]
     parity: dict[str, Any] = {}
     cost: dict[str, int | float] = {}
+    files: dict[str, str] = {}
+    sha256: str = ""

@@ -15,7 +15,7 @@ from pipeline.core.params_file import load_params
 from pipeline.core.project import project_lock
 from pipeline.experiments import contenders, gate
 from pipeline.inference import graphs, latency
-from pipeline.tracking import decisions, registry
+from pipeline.tracking import decisions, registry, signing
 from pipeline.tracking.decisions import FORCED, PROMOTED, REFUSED, Decision, MovedError
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
 from pipeline.tracking.registry import CLASSES_TAG, PARITY_TAG, PROJECT_TAG, Outcome
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 
 def promote(
-    version: int | None = None, force: bool = False, reason: str | None = None, project: str | None = None
+    version: int | None = None,
+    force: bool = False,
+    reason: str | None = None,
+    project: str | None = None,
+    public_key: str | None = None,
 ) -> Outcome:
     """Make a version champion if the gate lets it through.
 
@@ -38,12 +42,14 @@ def promote(
         reason: Why; goes with ``force``.
         project: The version's; without it ``force`` does not overrule that the version is of another project, of other
             classes, or was tested on other data.
+        public_key: The file with the key by which the version has to be signed; None: by none.
 
     Returns:
         The outcome; ``refused`` if the gate said no, or another version became champion meanwhile.
 
     Raises:
-        UserError: No such version, or ``force`` and ``reason`` not given together.
+        UserError: No such version, one that is not as it was exported or not signed, or ``force`` and ``reason`` not
+            given together.
     """
     reason = (reason or "").strip()
     if force != bool(reason):
@@ -59,6 +65,7 @@ def promote(
         champion = decisions.settle(client)[0].champion
         if champion == number:
             return Outcome(number, False, f"Version {number} is champion already.")
+        signing.check_version(client, known[number], public_key)
         verdict = _judge(client, known[number], known[champion] if champion else None, load_params().promote)
         if not verdict.passed:
             own = known[number].tags.get(PROJECT_TAG, model)

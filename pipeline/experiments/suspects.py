@@ -4,6 +4,7 @@ A net that was trained on a wrong label may have learnt it by heart. So the trai
 together, and each fold is judged by a net trained on the others. ``hyojo suspects`` runs it.
 """
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
@@ -76,7 +77,7 @@ class _Part(Prepared):
 
 def twin_groups(prepared: Prepared) -> np.ndarray:
     """The set of twins that each training image is of, int64 (N,); images without twins are sets of their own."""
-    manifest = pd.read_csv(prepared.path / "manifest.csv", usecols=["split", "row", "twins"])
+    manifest = pd.read_csv(io.BytesIO(prepared.read("manifest.csv")), usecols=["split", "row", "twins"])
     rows = manifest[(manifest["split"] == "train") & (manifest["row"] >= 0)].sort_values("row")
     return rows["twins"].fillna(-1 - rows["row"]).to_numpy(np.int64)
 
@@ -124,7 +125,7 @@ def train_on(params: TrainParams, prepared: Prepared, split: Split, label: str =
         )
     device = resolve_device(params.device)
     set_determinism(params.deterministic, device)
-    shared = {item.name: getattr(prepared, item.name) for item in fields(Prepared)}
+    shared = {item.name: getattr(prepared, item.name) for item in fields(Prepared) if item.init}
     spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     trainer = build_trainer(params, _Part(**shared, part=split), spec, device)
     loader = build_loader(split, params, device)

@@ -29,7 +29,9 @@ from pipeline.core.stage_files import BundleFile, CalibrationFile, MetricsFile, 
 from pipeline.export.int8 import offer_int8
 from pipeline.export.parity import check_parity
 from pipeline.inference import latency
+from pipeline.inference.bundle import seal
 from pipeline.inference.graphs import served_file
+from pipeline.inference.torch_graph import find_code
 from pipeline.models import costs, formats, model
 from pipeline.models.weights import load_classifier
 from pipeline.reporting import card
@@ -71,7 +73,8 @@ def export(params: ExportParams) -> BundleFile:
         folder.mkdir()
         state = inputs.classifier.model.state_dict()
         state = {name: tensor.clone().contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(state, folder / "weights.safetensors", {"format": "pt"})
+        # Not by save_file, whose file none but its owner can read, so that nobody else could check the bundle.
+        (folder / "weights.safetensors").write_bytes(safetensors.torch.save(state, {"format": "pt"}))
         found = write_formats(inputs, params, folder)
         written = [name for name, why in found.items() if not why]
         checked = check_parity(inputs.classifier, inputs.prepared, folder, written, params.tolerance)
@@ -80,9 +83,10 @@ def export(params: ExportParams) -> BundleFile:
         cost = costs.count_costs(inputs.classifier, inputs.prepared.img_size, inputs.prepared.channels)
         cost["size_bytes"] = served_file(folder)[1].stat().st_size
         bundle = bundle_record(inputs, formats=found, parity=checked, int8=int8, cost=cost)
-        bundle.save(folder)
         text = card.render(bundle.as_dict(), inputs.prepared.counts, inputs.weights.params, inputs.per_class)
         write_text(folder / "MODEL_CARD.md", text)
+        bundle = BundleFile(**seal(folder, bundle.as_dict()))
+        bundle.save(folder)
     log_bundle()
     return bundle
 
@@ -121,6 +125,8 @@ def write_formats(inputs: Inputs, params: ExportParams, folder: Path) -> dict[st
         try:
             program = program or formats.trace(inputs.classifier, example)
             formats.write(program, path, params.opset)
+            if path.suffix == ".pt2" and (code := find_code(path.read_bytes())):
+                print(f"warning: model.pt2 is opened only with --trust, as it has {code}", file=sys.stderr)
         except Exception as error:  # exporters raise almost anything; another format may still work
             path.unlink(missing_ok=True)
             found[name] = formats.one_line(error)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .bundle import Bundle
 from .faces import DEFAULTS, Face, cut_faces
 from .graphs import load_graph, served_file
 from .images import ImageError, load, resize
@@ -28,24 +29,31 @@ class Predictor:
     """A bundle ready to classify pictures.
 
     Args:
-        bundle_dir: Holds ``bundle.json`` and ``model.onnx`` or ``model.pt2``.
+        bundle: The folder with ``bundle.json`` and ``model.onnx`` or ``model.pt2``, or what was read of it before: then
+            its files have to be those that belong to that.
         runtime: One of ``graphs.RUNTIMES``; None: the first whose file is there.
         threads: That compute one batch; None: as many as ONNX Runtime or torch takes by itself.
         seconds: After which a call gives the pictures that it has not come to an error; None: never.
+        trust: Whether ``model.pt2`` may run code of its own.
 
     Raises:
-        FileNotFoundError: If one of them is missing.
+        BundleError: The bundle is not as it was exported, or its graph would run code and is not trusted.
+        FileNotFoundError: It has no graph for that runtime.
     """
 
     def __init__(
         self,
-        bundle_dir: str | Path,
+        bundle: str | Path | Bundle,
         runtime: str | None = None,
         threads: int | None = None,
         seconds: float | None = None,
+        trust: bool = False,
     ) -> None:
-        folder = Path(bundle_dir)
-        self.bundle: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        path = served_file(bundle.folder, runtime)[1]
+        content = bundle.read(path.name)
+        bundle.check(path.name)
+        self.bundle = bundle.record
         self.class_names: list[str] = self.bundle["class_names"]
         self.img_size: int = self.bundle["preprocessing"]["img_size"]
         self.channels: int = self.bundle["preprocessing"]["channels"]
@@ -54,7 +62,7 @@ class Predictor:
         # Least top probability of an answer that counts; None: all do.
         self.threshold: float | None = self.bundle.get("abstain", {}).get("threshold")
         self._seconds = seconds
-        self._run = load_graph(served_file(folder, runtime)[1], threads)
+        self._run = load_graph(path, threads, content, trust)
 
     def predict_bytes(self, pictures: Sequence[bytes], faces: bool | None = None) -> list[dict[str, Any]]:
         """Classify encoded pictures (JPEG, PNG, WebP, ...) of any size and mode.

@@ -59,7 +59,10 @@ def write(program: torch.export.ExportedProgram, path: Path, opset: int, optimiz
     """
     with quiet(), torch.no_grad():
         if path.suffix == ".pt2":
-            torch.export.save(program, str(path))
+            # Examples would be pickled, and who serves the file would have to unpickle them.
+            bare = copy.copy(program)
+            bare.example_inputs = None
+            torch.export.save(bare, str(path))
             return
         names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: "batch"},)}
         settings: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": optimize, "opset_version": opset}

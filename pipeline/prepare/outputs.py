@@ -1,9 +1,7 @@
 """What the stage writes into ``data/prepared``: arrays, the manifest, and pictures for the check of parity."""
 
 import csv
-import hashlib
 import itertools
-import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -12,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
+from pipeline.core.stage_files import BLOCK, begin_digest
 from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.catalogue import SPLITS, Listing
 from pipeline.prepare.columns import Records, flags, sets_of
 from pipeline.prepare.sources.source import Source
 
 PARITY_PICTURES = 16
-_BLOCK = 1024  # images written at once
 
 
 def write_arrays(folder: Path, records: Records, listing: Listing, pixels: ArrayFile) -> dict[str, str]:
@@ -27,11 +25,7 @@ def write_arrays(folder: Path, records: Records, listing: Listing, pixels: Array
     names, shape = records.class_names, pixels.shape[1:]
     for split in SPLITS:
         chosen = records.members(split)
-        digest = hashlib.sha256(json.dumps([split, names, shape]).encode()[:-1] + b", [")
-        for start in range(0, len(chosen), _BLOCK):
-            labels = json.dumps([names[label] for label in records.labels[chosen[start : start + _BLOCK]]])
-            digest.update((", " if start else "").encode() + labels.encode()[1:-1])
-        digest.update(b"]]")
+        digest = begin_digest(split, names, shape, records.labels[chosen])
         pieces = {f"{split}.npy": (np.uint8, shape, pixels.__getitem__)}
         if listing.soft:
             pieces[f"{split}_soft.npy"] = (np.float32, (len(names),), listing.shares)
@@ -39,8 +33,8 @@ def write_arrays(folder: Path, records: Records, listing: Listing, pixels: Array
             with (folder / name).open("wb") as file:
                 header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(chosen), *inner)}
                 write_array_header_1_0(file, header)
-                for start in range(0, len(chosen), _BLOCK):
-                    content = read(chosen[start : start + _BLOCK])
+                for start in range(0, len(chosen), BLOCK):
+                    content = read(chosen[start : start + BLOCK])
                     file.write(content)
                     digest.update(content)
         if records.weights is not None:

@@ -72,6 +72,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
         replacing(paths.PREPARED) as folder,
     ):
         folder.mkdir()
+        manifest, pictures = folder / "manifest.csv", folder / "parity.zip"
         with (
             tempfile.TemporaryDirectory(dir=folder) as scratch,
             closing(Listing(Path(scratch), source, params.class_map, params.person)) as listing,
@@ -89,8 +90,8 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             digests = write_arrays(folder, records, listing, pixels)
             audit = build_audit(records, params.faces is not None, listing.left_out, listing.notes, people)
             page_file.write_text(render_page(audit, records, pixels), encoding="utf-8")
-            write_manifest(folder / "manifest.csv", records, listing)
-            write_parity_pictures(folder / "parity.zip", records, listing, source)
+            write_manifest(manifest, records, listing)
+            write_parity_pictures(pictures, records, listing, source)
         DatasetFile(
             class_names=listing.class_names,
             img_size=params.img_size,
@@ -100,6 +101,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             split_digests=digests,
             counts=audit["splits"],
             audit=headline(audit),
+            files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (manifest, pictures)},
         ).save(folder)
         write_json(audit_file, audit)
     print_summary(audit, source, listing, reused, AUDIT_PAGE)

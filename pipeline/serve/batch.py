@@ -5,7 +5,6 @@ memory grows with none of it, and what comes out does not depend on how many thr
 goes on behind the last finished part, to the same file.
 """
 
-import hashlib
 import importlib.metadata
 import threading
 import time
@@ -20,7 +19,6 @@ from tqdm import tqdm
 
 from pipeline.core import cores
 from pipeline.core.errors import UserError
-from pipeline.core.stage_files import BundleFile
 from pipeline.inference.graphs import served_file
 from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
 from pipeline.serve import locate
@@ -41,6 +39,8 @@ class Settings(NamedTuple):
     column: str | None = None
     restart: bool = False
     runtime: str | None = None
+    trust: bool = False
+    require_signature: str | None = None
 
 
 DEFAULTS = Settings()
@@ -78,15 +78,14 @@ def score_pictures(source: Path | str, out: Path | str, model: Path | str, setti
     workers = settings.workers or cores.available()
     with open_pictures(source, settings.column) as pictures:
         # The files are at hand from here on: an alias may move meanwhile.
-        found = locate.locate(str(model), settings.runtime)
+        found = locate.locate(str(model), settings.runtime, settings.trust, settings.require_signature)
         # Each worker runs a batch of its own; more threads inside the graph would only wait for each other.
         predict = locate.open_predictor(found, settings.faces, threads=1, runtime=settings.runtime)
-        bundle = BundleFile.load(found.bundle)
+        bundle = found.record
         faces = bool(bundle.preprocessing.get("faces")) if settings.faces is None else settings.faces
-        files = (found.bundle / BundleFile.FILE, served_file(found.bundle, settings.runtime)[1])
         made_of = {
             "source": pictures.digest,
-            "model": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
+            "model": f"{bundle.digest} {bundle.files[served_file(found.bundle, settings.runtime)[1].name]}",
             "faces": faces,
             "batch_size": settings.batch_size,
             "chunk": settings.chunk,

@@ -27,7 +27,11 @@ PROGRESS_FROM = 200  # files; fewer are done before a bar is worth looking at
 
 
 def predict_paths(
-    paths: Sequence[str | Path], model: str | Path, faces: bool | None = None, column: str | None = None
+    paths: Sequence[str | Path],
+    model: str | Path,
+    faces: bool | None = None,
+    column: str | None = None,
+    trust: tuple[bool, str | None] = (False, None),
 ) -> Iterator[Row]:
     """Classify files, and all pictures in folders, archives and tables.
 
@@ -39,6 +43,7 @@ def predict_paths(
         model: As in ``locate.locate``.
         faces: Whether to find faces in each picture and classify those; None: as the model was trained.
         column: Of tables, as of ``open_pictures``.
+        trust: As ``trust`` and ``public_key`` of ``locate.locate``.
 
     Returns:
         Rows of ``answers.answer_pictures``, one a picture and not one a mention.
@@ -51,7 +56,7 @@ def predict_paths(
         for path, source in zip(paths, sources):
             if source.passed_over:
                 print(f"{path}: {source.passed_over} files passed over that are no pictures by suffix", file=sys.stderr)
-        predict = locate.open_predictor(locate.locate(str(model)), faces)
+        predict = locate.open_predictor(locate.locate(str(model), None, *trust), faces)
         return _classify(sources, predict, stack.pop_all())
 
 

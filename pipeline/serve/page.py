@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from pipeline.core.stage_files import BundleFile
 from pipeline.reporting import html
 from pipeline.serve.locate import Located
 
@@ -11,13 +10,13 @@ _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=ut
 HTML = "text/html; charset=utf-8"
 
 
-def render_files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str, tuple[bytes, str]]:
+def render_files(found: Located, max_bytes: int) -> dict[str, tuple[bytes, str]]:
     """Render every file of the page for a server that takes requests of so many bytes.
 
     Returns:
         Content and media type by path; no script or style in the page itself, and nothing of other hosts.
     """
-    bundle, card = BundleFile.load(found.bundle), found.bundle / "MODEL_CARD.md"
+    bundle, card = found.record, found.bundle / "MODEL_CARD.md"
     page = html.render(
         "serve.html",
         title=found.title,
@@ -25,7 +24,6 @@ def render_files(found: Located, knows_faces: bool, max_bytes: int) -> dict[str,
         class_names=bundle.class_names,
         accuracy=bundle.metrics.get("test", {}).get("accuracy"),
         threshold=bundle.abstain.get("threshold"),
-        knows_faces=knows_faces,
         max_bytes=(max_bytes - 1024) * 3 // 4,  # base64 takes 4 bytes for 3, and the JSON around it a few
         card=html.from_markdown(card.read_text(encoding="utf-8") if card.exists() else "", level=1),
     )

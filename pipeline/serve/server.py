@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from pipeline.core import cores
 from pipeline.core.address import open_listener
 from pipeline.core.errors import UserError
-from pipeline.core.stage_files import BundleFile
 from pipeline.serve import locate
 from pipeline.serve.guard import MB, Guard, Limits
 
@@ -36,6 +35,8 @@ class Options(NamedTuple):
     runtime: str | None = None
     page: bool = True
     max_mb: float = 32
+    trust: bool = False
+    require_signature: str | None = None
 
 
 def serve(model: str, options: Options) -> None:
@@ -47,7 +48,7 @@ def serve(model: str, options: Options) -> None:
     if options.workers < 1 or (options.threads is not None and options.threads < 1) or options.max_mb <= 0:
         raise UserError("--workers and --threads have to be 1 or more, and --max-mb above 0")
     listener = open_listener(options.host, options.port)
-    found = locate.locate(model, options.runtime)
+    found = locate.locate(model, options.runtime, options.trust, options.require_signature)
     threads = options.threads or max(1, cores.available() // options.workers)
     options = options._replace(port=listener.getsockname()[1], threads=threads)
     if options.workers == 1:
@@ -69,15 +70,14 @@ def build_app(found: locate.Located, options: Options) -> Guard:
 
     tame_server()
     app = scoring_server.init(model)
-    knows_faces = locate.knows_faces(model)
-    picture = example_picture(BundleFile.load(found.bundle).preprocessing)
-    for faces in (False, True) if knows_faces else (None,):  # the nets that find faces are loaded too
-        model.predict({COLUMN: [picture]}, params=None if faces is None else {"faces": faces})
+    picture = example_picture(found.record.preprocessing)
+    for faces in (False, True):  # the nets that find faces are loaded too
+        model.predict({COLUMN: [picture]}, params={"faces": faces})
     files: Mapping[str, tuple[bytes, str]] = {}
     if options.page:
         from pipeline.serve.page import render_files
 
-        files = render_files(found, knows_faces, int(options.max_mb * MB))
+        files = render_files(found, int(options.max_mb * MB))
     # To look for garbage among all that was loaded would hold up requests for a tenth of a second.
     gc.collect()
     gc.freeze()

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.errors import telling
+from pipeline.core.paths import BUNDLE
 from pipeline.core.stage_files import BundleFile
+from pipeline.inference.bundle import Bundle, BundleError
 from pipeline.tracking.attempts import attempt
 from pipeline.tracking.runs import log_metrics
 from pipeline.tracking.store import connect, find_run
@@ -12,6 +15,21 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 BUNDLE_TAG = "hyojo.bundle"
+
+
+def read_bundle(folder: Path | None = None) -> BundleFile:
+    """Read the record of a bundle, every file of which is checked.
+
+    Args:
+        folder: Where it is; None: where export leaves it.
+
+    Raises:
+        UserError: It is not as it was exported.
+    """
+    with telling(BundleError):
+        bundle = Bundle(folder or BUNDLE)
+        bundle.check()
+    return BundleFile.parse(bundle.content, str(bundle.folder / BundleFile.FILE))
 
 
 def log_bundle(bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float] | None = None) -> None:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from pipeline import inference
 from pipeline.core.code_hash import hash_code
-from pipeline.core.stage_files import BundleFile
+from pipeline.core.files import write_json
+from pipeline.inference.bundle import RECORD, Bundle, seal
 from pipeline.inference.graphs import RUNTIMES, served_file
 from pipeline.inference.predictor import CONFIG, Predictor
 from pipeline.inference.requests import COLUMN
@@ -38,14 +39,17 @@ def hash_shipped_code() -> str:
 
 
 def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
-    """Save what MLflow serves: models-from-code, nothing pickled, one graph and the small int8 one if there is one."""
+    """Save what MLflow serves: models-from-code, nothing pickled, one graph and the small int8 one if there is one.
+
+    Raises:
+        BundleError: The bundle is not as it was exported.
+    """
     store.configure_mlflow()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow.pyfunc
     import pandas as pd
 
-    bundle = BundleFile.load(bundle_dir)
-    runtime, graph = served_file(bundle_dir)
+    bundle, (runtime, graph) = Bundle(bundle_dir), served_file(bundle_dir)
     versions = installed_versions(*dict.fromkeys((*SERVING_PACKAGES, PACKAGES[runtime])))
     with tempfile.TemporaryDirectory(prefix="hyojo-pyfunc-") as scratch, warnings.catch_warnings():
         # MLflow asks for type hints, which would make it refuse bad rows itself.
@@ -53,8 +57,9 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
         staging = Path(scratch)
         (staging / "bundle").mkdir()
         int8 = [RUNTIMES["int8"]] if (bundle_dir / RUNTIMES["int8"]).exists() else []
-        for name in (BundleFile.FILE, "MODEL_CARD.md", graph.name, *int8):
-            shutil.copy2(bundle_dir / name, staging / "bundle" / name)
+        for name in ("MODEL_CARD.md", graph.name, *int8):
+            (staging / "bundle" / name).write_bytes(bundle.read(name))
+        write_json(staging / "bundle" / RECORD, seal(staging / "bundle", bundle.record))
         # MLflow runs the model file while it saves it: here it has to find the code as it will once it is loaded.
         shutil.copy2(SHIPPED / _MODEL_FILE, staging / _MODEL_FILE)
         ignored = shutil.ignore_patterns("__pycache__", _MODEL_FILE)
@@ -64,14 +69,14 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
             python_model=str(staging / _MODEL_FILE),
             artifacts={"bundle": str(staging / "bundle")},
             code_paths=[str(staging / _CODE)],
-            signature=_signature(bundle.preprocessing),
+            signature=_signature(bundle.record["preprocessing"]),
             model_config=CONFIG,
-            input_example=pd.DataFrame({COLUMN: [example_picture(bundle.preprocessing)]}),
+            input_example=pd.DataFrame({COLUMN: [example_picture(bundle.record["preprocessing"])]}),
             pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
         )
 
 
-def open_bundle(bundle_dir: Path, **config: Any) -> "PyFuncModel":
+def open_bundle(bundle: Bundle, **config: Any) -> "PyFuncModel":
     """Open a bundle as the pyfunc that it would be once registered, without a copy of it being made.
 
     ``config`` is as in ``predictor.CONFIG``; errors are those of ``predictor.Predictor``.
@@ -80,7 +85,7 @@ def open_bundle(bundle_dir: Path, **config: Any) -> "PyFuncModel":
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    predictor = Predictor(bundle_dir, **config)
+    predictor = Predictor(bundle, **config)
     meta = Model(signature=_signature(predictor.bundle["preprocessing"]))
     meta.add_flavor("python_function", loader_module="mlflow.pyfunc.model")
     return mlflow.pyfunc.PyFuncModel(meta, _Opened(predictor))

@@ -15,7 +15,7 @@ from pipeline.core.project import project_lock
 from pipeline.core.stage_files import BundleFile
 from pipeline.metrics.table import HEADLINES
 from pipeline.tracking import decisions
-from pipeline.tracking.bundles import bundle_costs, find_model
+from pipeline.tracking.bundles import bundle_costs, find_model, read_bundle
 from pipeline.tracking.decisions import FIRST, ROLLED_BACK, Decision, MovedError
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
 from pipeline.tracking.origin import find_author
@@ -46,7 +46,7 @@ class Outcome:
 
 def has_model(bundle_dir: Path | None = None) -> bool:
     """Whether the bundle's MLflow run is in this store and holds the model; if not, ``hyojo sync`` puts it there."""
-    return _run_with_model(connect(), BundleFile.load(bundle_dir)) is not None
+    return _run_with_model(connect(), read_bundle(bundle_dir)) is not None
 
 
 def register(bundle_dir: Path | None = None) -> Outcome:
@@ -55,7 +55,7 @@ def register(bundle_dir: Path | None = None) -> Outcome:
     Raises:
         UserError: No bundle, or its run has no model (``hyojo sync`` puts it there).
     """
-    bundle = BundleFile.load(bundle_dir)
+    bundle = read_bundle(bundle_dir)
     client, model = connect(), project_name()
     with project_lock("registry"):
         registered, run = versions(client), _run_with_model(client, bundle)

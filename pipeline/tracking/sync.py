@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from ruamel.yaml import YAML
 
 from pipeline.core.dvc_file import find_stage_outs
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, telling
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import BUNDLE, PARAMS, REPORTS, TRAINED
 from pipeline.core.stage_files import BundleFile, DatasetFile, MetricsFile, RunFile, StageFile, WeightsFile
+from pipeline.inference.bundle import BundleError
 from pipeline.tracking import bundles, evaluations, runs, suspects
 from pipeline.tracking.attempts import exacting
 from pipeline.tracking.pyfunc import build_pyfunc
@@ -51,7 +52,7 @@ def _sync(client: "MlflowClient") -> list[str]:
         done.append(f"evaluation on run {_run_of(client, metrics.run_id, MetricsFile)}")
     if _is_there(BundleFile):
         run_id = _run_of(client, BundleFile.load().run_id, BundleFile)
-        with tempfile.TemporaryDirectory(prefix="hyojo-sync-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="hyojo-sync-") as scratch, telling(BundleError):
             build_pyfunc(BUNDLE, Path(scratch) / "model")
             bundles.log_bundle(BUNDLE, Path(scratch) / "model")
         done.append(f"bundle on run {run_id}")

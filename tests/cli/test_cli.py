@@ -122,7 +122,7 @@ def test_promote_tells_by_its_status(
     monkeypatch.setattr(promotion, "promote", lambda *given: asked.append(given) or outcome)
     assert hyojo("promote", "2") == status
     assert hyojo("promote", "--force", "--reason", "the demo", "--project", "cats") == status
-    assert asked == [(2, False, None, None), (None, True, "the demo", "cats")]
+    assert asked == [(2, False, None, None, None), (None, True, "the demo", "cats", None)]
     assert capsys.readouterr().out.splitlines() == [outcome.message] * 2
 
 

@@ -1,6 +1,6 @@
 """Prepared data: that images, targets and files belong together, and what is said where they do not."""
 
-import json
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from builders import invert_block, seal_prepared, write_zip
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
+from pipeline.core.stage_files import DatasetFile
 
 
 def write(folder: Path, manifest: str, class_names: list[str], **arrays: np.ndarray) -> Path:
@@ -20,9 +22,7 @@ def write(folder: Path, manifest: str, class_names: list[str], **arrays: np.ndar
         # Each image is of one value, by which a test recognises it.
         np.save(folder / f"{name}.npy", np.broadcast_to(values[:, None, None, None], (len(values), 2, 2, 1)))
     (folder / "manifest.csv").write_text(manifest, encoding="utf-8")
-    meta = {"class_names": class_names, "img_size": 2, "channels": 1, "digest": "d", "split_digests": {"train": "t"}}
-    (folder / "classes.json").write_text(json.dumps(meta))
-    return folder
+    return seal_prepared(folder, class_names=class_names, img_size=2, channels=1, digest="d")
 
 
 def test_rows_order_the_files_and_left_out_files_are_gone(tmp_path: Path) -> None:
@@ -46,7 +46,6 @@ def test_rows_order_the_files_and_left_out_files_are_gone(tmp_path: Path) -> Non
     assert len(train) == 3
     assert prepared.split("val").files == ["b.png"]
     assert (prepared.img_size, prepared.channels, prepared.digest) == (2, 1, "d")
-    assert prepared.split_digests == {"train": "t"}
 
 
 def test_leaks_are_the_images_with_that_flag(tmp_path: Path) -> None:
@@ -73,6 +72,7 @@ def test_soft_labels_and_weights_where_there_are_some(tmp_path: Path) -> None:
     path = write(tmp_path / "p", manifest, ["happy", "sad"], train=np.uint8([1, 2]), val=np.uint8([3]))
     shares = np.array([[0.75, 0.25], [0, 1]], np.float32)
     np.save(path / "train_soft.npy", shares)
+    seal_prepared(path)
     train, val = load_prepared(path).split("train"), load_prepared(path).split("val")
     np.testing.assert_array_equal(train.soft, shares)
     assert train.weights.tolist() == [2, 0.5]
@@ -96,7 +96,7 @@ def test_names_stay_text(tmp_path: Path) -> None:
 
 
 def test_pixels_stay_on_disk(prepared_dir: Path) -> None:
-    """A split is mapped, not read, and cannot be written to by mistake; it has no soft labels or weights by itself."""
+    """A split is mapped, and cannot be written to by mistake; it has no soft labels or weights by itself."""
     train = load_prepared(prepared_dir).split("train")
     assert (train.soft, train.weights) == (None, None)
     images = train.images
@@ -111,19 +111,25 @@ def edit_manifest(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[P
     def mutate(path: Path) -> None:
         file = path / "manifest.csv"
         change(pd.read_csv(file)).to_csv(file, index=False)
+        seal_prepared(path)
+
+    return mutate
+
+
+def write_manifest(content: bytes) -> Callable[[Path], None]:
+    """Write other bytes in place of the manifest, with their sum."""
+
+    def mutate(path: Path) -> None:
+        (path / "manifest.csv").write_bytes(content)
+        files = {"manifest.csv": hashlib.sha256(content).hexdigest()}
+        DatasetFile.load(path).model_copy(update={"files": files}).save(path)
 
     return mutate
 
 
 def edit_classes(**changes: object) -> Callable[[Path], None]:
-    """Set keys of classes.json; None takes one away."""
-
-    def mutate(path: Path) -> None:
-        file = path / "classes.json"
-        meta = json.loads(file.read_text()) | changes
-        file.write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
-
-    return mutate
+    """Set keys of classes.json, which stays of one piece."""
+    return lambda path: seal_prepared(path, **changes)
 
 
 def save_train(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
@@ -137,13 +143,13 @@ def save_train(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], N
         (lambda path: (path / "classes.json").unlink(), "classes.json"),
         (lambda path: (path / "classes.json").write_text('{"class_names"'), "classes.json"),
         (lambda path: (path / "classes.json").write_text("[]"), "classes.json"),
-        (edit_classes(digest=None), "digest"),
+        (lambda path: (path / "classes.json").write_text('{"class_names": []}'), "img_size"),
         (edit_classes(img_size=15), "train.npy"),
         (edit_classes(channels=3), "train.npy"),
         (edit_classes(class_names=["angry", "happy"]), "sad"),
         (lambda path: (path / "manifest.csv").unlink(), "manifest.csv"),
-        (lambda path: (path / "manifest.csv").write_text("file,label\na,b\n"), "manifest.csv"),
-        (lambda path: (path / "manifest.csv").write_bytes(b"\xff\xfe\x00"), "manifest.csv"),
+        (write_manifest(b"file,label\na,b\n"), "manifest.csv has no columns"),
+        (write_manifest(b"\xff\xfe\x00"), "manifest.csv cannot be read"),
         (edit_manifest(lambda rows: rows.drop(index=3)), "train.npy"),
         (edit_manifest(lambda rows: rows.assign(row=rows["row"].replace(5, 6))), "manifest.csv"),
         (edit_manifest(lambda rows: rows.assign(row=rows["row"] + 1)), "manifest.csv"),
@@ -165,3 +171,69 @@ def test_what_does_not_belong_together_is_refused(
         load_prepared(prepared_dir).split("train")
     assert file in str(caught.value)
     assert re.search("dvc repro (-f )?prepare", str(caught.value))
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """All that prepare may write: votes, weights, flags and pictures."""
+    manifest = (
+        "file,label,split,row,sha256,flags,twins,weight\n"
+        "a.png,sad,train,1,,,,0.5\n"
+        "b.png,happy,train,0,,,,2\n"
+        "c.png,happy,test,0,,duplicate;leak,1,1.0\n"
+    )
+    path = write(tmp_path / "p", manifest, ["happy", "sad"], train=np.uint8([1, 2]), test=np.uint8([3]))
+    np.save(path / "train_soft.npy", np.array([[0.75, 0.25], [0, 1]], np.float32))
+    write_zip(path / "parity.zip", {"000000.png": b"picture"})
+    return seal_prepared(path)
+
+
+def invert(file: str) -> Callable[[Path], None]:
+    """Invert the last bytes of a file."""
+    return lambda path: invert_block(path / file)
+
+
+def swap(file: str, old: str, new: str) -> Callable[[Path], None]:
+    """Put other words into a text file."""
+
+    def mutate(path: Path) -> None:
+        text = (path / file).read_text()
+        assert old in text
+        (path / file).write_text(text.replace(old, new))
+
+    return mutate
+
+
+@pytest.mark.parametrize(
+    "mutate, said",
+    [
+        (invert("train.npy"), "train.npy and the labels in manifest.csv are not what was prepared"),
+        (invert("train_soft.npy"), "train.npy and the labels"),
+        (lambda path: (path / "train_soft.npy").unlink(), "train.npy and the labels"),
+        (invert("test.npy"), "test.npy and the labels"),
+        (invert("parity.zip"), "parity.zip is not what was prepared"),
+        (lambda path: (path / "parity.zip").unlink(), "parity.zip cannot be read"),
+        (swap("manifest.csv", "a.png,sad", "a.png,happy"), "manifest.csv is not what was prepared"),
+        (swap("manifest.csv", ";leak", ""), "manifest.csv is not what was prepared"),
+        (swap("manifest.csv", ",0.5", ",0.4"), "manifest.csv is not what was prepared"),
+        (swap("classes.json", '"happy",\n    "sad"', '"sad",\n    "happy"'), "classes.json was changed"),
+        (swap("classes.json", '"faces": null', '"faces": {}'), "classes.json was changed"),
+        (edit_classes(digest="e", split_digests={"train": "t"}), "train.npy and the labels"),
+        (edit_classes(files={}), "classes.json is of an older version"),
+    ],
+)
+def test_what_is_not_what_was_prepared_is_refused(mutate: Callable[[Path], None], said: str, full: Path) -> None:
+    """Whatever its time says: all that results hang on is read and summed, each time."""
+
+    def read(path: Path) -> None:
+        prepared = load_prepared(path)
+        prepared.read("parity.zip")
+        for split in ("train", "test"):
+            prepared.split(split)
+
+    read(full)
+    seal_prepared(full, faces=None)
+    mutate(full)
+    with pytest.raises(UserError, match=said) as caught:
+        read(full)
+    assert "`dvc repro -f prepare`" in str(caught.value)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from builders import invert_block
 from evaluation import AUDIT, CLASS_NAMES, LEAKS, MEAN, PARAMS, SIZE, STD, WHOLE, Workspace, make_prepared
 from PIL import Image
 from sklearn import metrics as reference
@@ -261,6 +262,13 @@ def test_data_that_were_not_trained_on_are_pointed_out(
     workspace.change_data(digest="e" * 64)
     workspace.evaluate()
     assert "not the data that the model was trained on" in capsys.readouterr().err
+
+
+def test_pixels_that_were_not_prepared_are_refused(workspace: Workspace) -> None:
+    invert_block(workspace.prepared / "test.npy")
+    with pytest.raises(UserError, match=r"test\.npy .* not what was prepared"):
+        workspace.evaluate()
+    assert not workspace.reports.exists()
 
 
 def test_diverged_weights_are_explained(workspace: Workspace) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from builders import TINY_PARAMS, run_hyojo, write_sidecars
+from builders import TINY_PARAMS, run_hyojo, seal_prepared, write_sidecars
 
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
@@ -53,7 +53,7 @@ def test_twins_by_the_manifest(prepared: Prepared) -> None:
     training = manifest.index[manifest["split"] == "train"]
     manifest.loc[training[[2, 5]], "twins"] = "7"
     manifest.sample(frac=1, random_state=0).to_csv(path, index=False)
-    groups = suspects.twin_groups(prepared)
+    groups = suspects.twin_groups(load_prepared(seal_prepared(prepared.path)))
     rows = manifest.loc[training[[2, 5]], "row"].to_numpy()
     assert groups[rows].tolist() == [7, 7]
     assert len(np.unique(groups)) == len(training) - 1

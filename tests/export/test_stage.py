@@ -19,7 +19,7 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
-from builders import encode, make_project, write_arrays
+from builders import encode, make_project, seal_prepared, write_arrays
 from mlflow.artifacts import download_artifacts
 from PIL import Image
 
@@ -34,6 +34,7 @@ from pipeline.inference.graphs import Graph, load_graph
 from pipeline.inference.predictor import Predictor
 from pipeline.models import costs, formats, model, weights
 from pipeline.tracking import registry
+from pipeline.tracking.bundles import read_bundle
 from pipeline.tracking.pyfunc import hash_shipped_code
 from pipeline.tracking.store import connect, experiment_id
 
@@ -55,6 +56,7 @@ def write_prepared(folder: Path) -> None:
     with zipfile.ZipFile(folder / "parity.zip", "w") as archive:
         for name, data in files:
             archive.writestr(name, data)
+    seal_prepared(folder)
 
 
 def write_trained(folder: Path) -> None:
@@ -205,7 +207,9 @@ def test_what_the_bundle_holds(exported: Project) -> None:
     assert bundle["preprocessing"] == sidecar.preprocessing
     assert bundle["weights_sha256"] == hashlib.sha256((exported.trained / "weights.pt").read_bytes()).hexdigest()
     assert bundle["formats"] == {"pt2": None, "onnx": None}
-    assert (bundle["run_id"], bundle["data_digest"], bundle["test_digest"]) == ("r2", "d" * 64, "t" * 64)
+    test_digest = json.loads((exported.prepared / "classes.json").read_text())["split_digests"]["test"]
+    assert (bundle["run_id"], bundle["data_digest"], bundle["test_digest"]) == ("r2", "d" * 64, test_digest)
+    read_bundle(exported.bundle)  # every file is as its sum says
     assert bundle["metrics"]["test"]["balanced_accuracy"] == 0.4
     assert bundle["metrics"]["test_clean"] == {"images": 3300, "accuracy": 0.48765}
     assert bundle["versions"]["onnx"] == onnx.__version__
@@ -291,8 +295,8 @@ def test_a_disagreement_stops_the_stage(project: Project, monkeypatch: pytest.Mo
     """A graph that is off by 2e-4 for one picture, at one batch size."""
     last = np.load(project.prepared / "test.npy")[-1]
 
-    def load(path: Path) -> Graph:
-        run = load_graph(path)
+    def load(path: Path, trust: bool) -> Graph:
+        run = load_graph(path, trust=trust)
 
         def off(batch: np.ndarray) -> np.ndarray:
             probs = run(batch).copy()
@@ -312,7 +316,7 @@ def test_a_disagreement_stops_the_stage(project: Project, monkeypatch: pytest.Mo
     assert project.logged == []
     project.export(formats=["pt2"], tolerance=1e-3)
     assert not (project.bundle / "old").exists()
-    monkeypatch.setattr(parity, "load_graph", lambda path: lambda batch: np.full((len(batch), 3), np.nan))
+    monkeypatch.setattr(parity, "load_graph", lambda path, trust: lambda batch: np.full((len(batch), 3), np.nan))
     with pytest.raises(UserError, match="disagrees"):
         project.export(formats=["pt2"])
 
@@ -321,10 +325,16 @@ def test_pixels_other_than_prepared_ones_stop_the_stage(project: Project) -> Non
     pixels = np.load(project.prepared / "test.npy")
     pixels[8, 0, 0, 0] ^= 1
     np.save(project.prepared / "test.npy", pixels)
+    with pytest.raises(UserError, match=r"test\.npy.* not what was prepared"):
+        project.export(formats=["pt2"])
+    seal_prepared(project.prepared)
     with pytest.raises(UserError, match=r"000008\.webp decodes to other pixels"):
         project.export(formats=["pt2"])
     with zipfile.ZipFile(project.prepared / "parity.zip", "w"):
         pass
+    with pytest.raises(UserError, match=r"parity\.zip is not what was prepared"):
+        project.export(formats=["pt2"])
+    seal_prepared(project.prepared)
     with pytest.raises(UserError, match="no pictures"):
         project.export(formats=["pt2"])
     (project.prepared / "parity.zip").unlink()

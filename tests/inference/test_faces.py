@@ -12,7 +12,6 @@ import pytest
 from builders import TINY_PARAMS, encode, write_bundle
 from PIL import Image
 
-from pipeline.core.errors import UserError
 from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.inference import faces
 from pipeline.inference.faces import Face, NoFace, cut_faces, cut_out, detect, to_channels
@@ -190,20 +189,6 @@ def test_the_served_model_takes_the_request_s_word(photo: np.ndarray, pyfunc_dir
     assert "faces" not in loaded.predict(frame)[0]
     (row,) = loaded.predict(frame, params={"faces": True})
     assert overlap(Face(tuple(row["faces"][0]["box"]), 1.0), FACE) > 0.8
-
-
-def test_a_version_that_finds_no_faces_says_so(pyfunc_dir: Path, tmp_path: Path, monkeypatch) -> None:
-    import mlflow.pyfunc
-    from mlflow.models import ModelSignature
-
-    loaded = mlflow.pyfunc.load_model(str(pyfunc_dir))
-    known = loaded.metadata.signature
-    loaded.metadata.signature = ModelSignature(known.inputs, known.outputs)  # as of a model made before
-    monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda *_, **__: loaded)
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="finds no faces"):
-        predict_paths([tmp_path], pyfunc_dir, faces=True)
-    assert next(predict_paths([tmp_path], pyfunc_dir, faces=False))["label"] == "dark"
 
 
 def test_a_bundle_trained_on_photos_looks_for_faces_by_itself(photo: np.ndarray, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-from builders import MALFORMED, encode, to_base64
+from builders import MALFORMED, encode, seal_bundle, to_base64
 from PIL import Image
 
 from pipeline.inference.predictor import Predictor
@@ -106,8 +106,9 @@ def test_a_failing_graph_is_an_error_of_its_rows(bright_bundle: Path) -> None:
         check_bad(broken.predict_bytes([picture()])[0])
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path, bright_bundle: Path) -> None:
-    (tmp_path / "bundle.json").write_bytes((bright_bundle / "bundle.json").read_bytes())
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "MODEL_CARD.md").touch()
+    seal_bundle(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
         Predictor(tmp_path)
 

@@ -1,6 +1,7 @@
 """The stage from source to arrays: what it writes, cuts, leaves out, and leaves behind when it fails."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from builders import ROOT, draw_noise, drawn_faces, encode, grey_png, prepare_pa
 from PIL import Image
 from ruamel.yaml import YAML
 
+from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
 from pipeline.prepare import stage
 from pipeline.prepare.stage import prepare
@@ -71,6 +73,10 @@ def test_every_image_is_where_the_manifest_says(home: Path, tmp_path: Path) -> N
     assert len(classes.pop("digest")) == 64
     assert set(classes.pop("split_digests")) == {"train", "val", "test"}
     assert classes.pop("audit") == {"redundant": 0, "conflicting_groups": 0, "test_in_train": 0}
+    for name, digest in classes.pop("files").items():
+        assert digest == hashlib.sha256(Path("data/prepared", name).read_bytes()).hexdigest()
+    assert len(classes.pop("sha256")) == 64
+    load_prepared().split("test")  # what is written is what is read: no sum speaks against it
     assert classes == {"class_names": ["happy", "sad"], "img_size": 12, "channels": 1, "faces": None}
 
 

@@ -274,7 +274,7 @@ def test_a_registered_model_gives_the_same(
 
     monkeypatch.setattr(store, "connect", lambda: None)  # no project is around
     batch.score_pictures(album, tmp_path / "a.parquet", bright_bundle, SETTINGS)
-    batch.score_pictures(album, tmp_path / "b.parquet", pyfunc_dir.as_uri(), SETTINGS)
+    batch.score_pictures(album, tmp_path / "b.parquet", pyfunc_dir.as_uri(), SETTINGS._replace(trust=True))
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     with pytest.raises(UserError, match="-other can't be fetched"):
         batch.score_pictures(album, tmp_path / "c.parquet", pyfunc_dir.as_uri() + "-other", SETTINGS)

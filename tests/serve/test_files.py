@@ -88,7 +88,9 @@ def test_a_model_of_mlflow_answers_the_same(
 
     monkeypatch.setattr(store, "connect", lambda: None)
     uri = pyfunc_dir.as_uri()
-    assert list(files.predict_paths([album], uri)) == list(files.predict_paths([album], bright_bundle))
+    assert list(files.predict_paths([album], uri, trust=(True, None))) == list(
+        files.predict_paths([album], bright_bundle)
+    )
     with pytest.raises(UserError, match=r"hyojo register"):
         files.predict_paths([album], uri + "-other")
 

@@ -15,6 +15,7 @@ from running import Running
 from pipeline.cli import ui
 from pipeline.core import address
 from pipeline.core.errors import UserError
+from pipeline.inference.bundle import Bundle
 from pipeline.inference.predictor import Predictor
 from pipeline.serve import locate, server
 from pipeline.serve.guard import Guard, Limits
@@ -86,7 +87,7 @@ def test_a_card_cannot_bring_markup_into_the_page(tmp_path: Path) -> None:
     (folder / "MODEL_CARD.md").write_text(
         "# Card\n\n<script>alert(1)</script> ![x](https://example.org/x.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
     )
-    page = render_files(locate.locate(str(folder)), True, 2**20)["/"][0].decode()
+    page = render_files(locate.locate(str(folder)), 2**20)["/"][0].decode()
     assert "<h1>Card</h1>" in page
     assert "<td>2</td>" in page
     # Nor is a path of the server's anybody's business.
@@ -103,7 +104,7 @@ def test_several_processes_serve_and_stop_together(bright_bundle: Path) -> None:
 
 
 def test_a_registered_model_is_served_with_its_own_code(pyfunc_dir: Path) -> None:
-    found = locate.locate(str(pyfunc_dir))
+    found = locate.locate(str(pyfunc_dir), trust=True)
     model = locate.open_pyfunc(found, runtime="onnx", threads=1, seconds=5)
     answers = model.predict({"image": [grey_png(250)]})
     assert answers[0]["label"] == "bright"
@@ -191,7 +192,7 @@ def test_an_opened_bundle_has_the_signature_of_a_registered_one(bright_bundle: P
     import mlflow.pyfunc
 
     registered = mlflow.pyfunc.load_model(str(pyfunc_dir)).metadata
-    opened = pyfunc.open_bundle(bright_bundle).metadata
+    opened = pyfunc.open_bundle(Bundle(bright_bundle)).metadata
     assert opened.signature.to_dict() == registered.signature.to_dict()
 
 

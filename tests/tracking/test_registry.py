@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from builders import write_exported
+from builders import seal_bundle, write_exported
 
 from pipeline.core.errors import UserError
 from pipeline.tracking import bundles, decisions, registry, store
@@ -81,8 +81,8 @@ def test_registering_the_same_bundle_again_changes_nothing() -> None:
     assert (outcome.version, outcome.changed) == (1, False)
     assert versions() == [1]
     # The same bundle by its digest, though another run made it.
-    twin = make_bundle("twin", 0.9) / "bundle.json"
-    twin.write_text(twin.read_text().replace('"digest": "twin"', '"digest": "first"'))
+    twin = make_bundle("twin", 0.9)
+    seal_bundle(twin, **json.loads((twin / "bundle.json").read_text()) | {"digest": "first"})
     assert not registry.register(Path("models/twin")).changed
     assert versions() == [1]
 
@@ -195,7 +195,7 @@ def test_of_two_decisions_about_one_champion_the_first_counts() -> None:
 @pytest.mark.usefixtures("_registered")
 def test_another_project_of_the_same_name_is_told(project: Path) -> None:
     path = make_bundle("second", 0.9) / "bundle.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["cat", "dog"]}))
+    seal_bundle(path.parent, **json.loads(path.read_text()) | {"class_names": ["cat", "dog"]})
     assert "project.name" in registry.register(path.parent).message
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("name: hyojo ", "name: cats "))
@@ -208,7 +208,7 @@ def test_another_project_of_the_same_name_is_told(project: Path) -> None:
 def test_registering_again_fills_in_what_a_version_lacks() -> None:
     path = Path("models/first/bundle.json")
     bundle = json.loads(path.read_text())
-    path.write_text(json.dumps(bundle | {"parity": {"formats": ["onnx"]}, "cost": {"parameters": 7}}))
+    seal_bundle(path.parent, **bundle | {"parity": {"formats": ["onnx"]}, "cost": {"parameters": 7}})
     assert not registry.register(Path("models/first")).changed
     tags = connect().get_model_version("hyojo", "1").tags
     assert (tags["hyojo.parity"], tags["cost.parameters"]) == ("passed", "7")

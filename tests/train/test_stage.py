@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from builders import TINY_PARAMS, forget_store, make_project, params_with
+from builders import TINY_PARAMS, forget_store, invert_block, make_project, params_with, seal_prepared
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from training import before_update, find_runs, find_steps, hasten_training, stop_at, train, training_in
 
@@ -158,12 +158,21 @@ def test_train_again_gives_the_same_bytes(project: Path, uninterrupted: Digests)
     assert results() == uninterrupted
 
 
+def test_train_takes_no_pixels_that_were_not_prepared(project: Path) -> None:
+    """Nor does it record their digest; time and size tell nothing."""
+    invert_block(project / "data/prepared/train.npy")
+    with pytest.raises(UserError, match=r"train\.npy .* not what was prepared.*dvc repro -f prepare"):
+        train()
+    assert not OUT.exists()
+
+
 def test_train_never_sees_the_test_split(project: Path, uninterrupted: Digests) -> None:
     """Trained without a pixel or a label of it, the weights are the same; and what picks them is of val."""
     (project / "data/prepared/test.npy").unlink()
     path = project / "data/prepared/manifest.csv"
     manifest = pd.read_csv(path, dtype=str, keep_default_na=False)
     manifest[manifest["split"] != "test"].to_csv(path, index=False)
+    seal_prepared(path.parent)
     train()
     assert results() == uninterrupted
     choices = get_args(EarlyStopping.model_fields["metric"].annotation)

@@ -1,7 +1,7 @@
 "use strict";
 
 const by = (id) => document.getElementById(id);
-const { maxBytes, threshold, knowsFaces } = document.body.dataset;
+const { maxBytes, threshold } = document.body.dataset;
 const find = by("find");
 let current = null; // the file that is shown
 let turn = 0; // a later picture's answer must not be overtaken by an earlier one's
@@ -67,8 +67,7 @@ async function classify(file, lookForFaces) {
   } catch {
     return complain("The browser can't read this file. Was it moved or deleted?");
   }
-  const request = { dataframe_records: [{ image }] };
-  if (knowsFaces) request.params = { faces: lookForFaces };
+  const request = { dataframe_records: [{ image }], params: { faces: lookForFaces } };
   const start = performance.now();
   let response, answer;
   try {
@@ -88,7 +87,7 @@ async function classify(file, lookForFaces) {
   if (!response.ok) return complain(`The server refused the picture: ${answer.message || response.status}.`);
   const row = answer.predictions[0];
   if (row.error) {
-    const whole = knowsFaces && lookForFaces && row.error.startsWith("no face");
+    const whole = lookForFaces && row.error.startsWith("no face");
     if (whole) return complain("No face was found in this picture. If it shows one face and little else: ", wholePicture());
     return complain(`The picture could not be judged: ${row.error}.`);
   }
@@ -177,7 +176,7 @@ document.body.classList.toggle("touch", navigator.maxTouchPoints > 0); // others
 
 function take(files) {
   const file = [...(files || [])][0];
-  if (file) classify(file, Boolean(find && find.checked));
+  if (file) classify(file, find.checked);
 }
 
 for (const id of ["file", "camera"]) {
@@ -186,7 +185,7 @@ for (const id of ["file", "camera"]) {
     event.target.value = ""; // so that the same file can be chosen again
   });
 }
-if (find) find.addEventListener("change", () => { if (current) take([current]); });
+find.addEventListener("change", () => { if (current) take([current]); });
 document.addEventListener("paste", (event) => {
   const files = event.clipboardData && event.clipboardData.files;
   if (files && files.length) {

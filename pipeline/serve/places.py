@@ -1,0 +1,127 @@
+"""Where a model is that somebody names: a bundle's folder, a registered version, or the files behind a URI."""
+
+import atexit
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.core.errors import UserError
+from pipeline.inference.bundle import RECORD
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SIGNATURE = ".sig"  # ends the name of a signature, which lies beside the folder that is signed
+
+
+class Place(NamedTuple):
+    """Where a model is.
+
+    Attributes:
+        title: What people call it: ``hyojo version 3 (champion)``, or the name of the bundle's folder. Clients see it,
+            so it is no path.
+        path: The folder that is loaded: MLflow's model, or the bundle.
+        signature: Path or URI of its signature, if it has one.
+        run_id: Of a registered version.
+        runs_code: Whether it comes from where MLflow keeps models, which run code by its design.
+    """
+
+    title: str
+    path: Path
+    signature: str
+    run_id: str | None = None
+    runs_code: bool = False
+
+    @property
+    def bundle(self) -> Path:
+        """The folder with ``bundle.json``; ``path`` itself for a bundle."""
+        return self.path / "artifacts" / "bundle" if (self.path / "MLmodel").exists() else self.path
+
+
+def find_model(model: str) -> Place:
+    """Find a model, given as in ``locate``; raises ``UserError`` if there is none."""
+    registered = model.startswith("models:/") or re.fullmatch(r"@?\w[\w.-]*", model)
+    return _registered(model) if registered and not Path(model).exists() else _folder(model)
+
+
+def _folder(model: str) -> Place:
+    """A bundle's folder, or that of a model as MLflow keeps it; fetched if a URI says where it is."""
+    path, signature = Path(model), f"{Path(model).resolve()}{SIGNATURE}"
+    if ":/" in model and not path.exists():
+        fetched = fetch_uri(model)
+        if fetched is None:
+            raise UserError(f"{model} can't be fetched: there is nothing. `hyojo register` makes a version.")
+        path, signature = fetched, model.rstrip("/") + SIGNATURE
+    place = Place(path.resolve().name, path, signature, runs_code=model.startswith("runs:/") and path != Path(model))
+    if not (place.bundle / RECORD).exists():
+        raise UserError(
+            f"{model} is no bundle: bundle.json is missing. `dvc repro` makes one in models/bundle; a registered "
+            "version is given by its number or as @champion."
+        )
+    return place
+
+
+def fetch_uri(uri: str, file: bool = False) -> Path | None:
+    """The folder or file behind a URI of MLflow's, copied to where it goes with this process; None if there is none.
+
+    Raises:
+        TrackingError: The store, or that of the files, does not answer.
+    """
+    from pipeline.tracking.trouble import TrackingError, told
+
+    open_client()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow.artifacts
+
+    try:
+        with told(uri):
+            around, _, name = uri.rpartition("/")
+            there = mlflow.artifacts.list_artifacts(artifact_uri=around if file else uri)
+            if not (any(item.path.endswith(name) for item in there) if file else there):
+                return None
+            folder = tempfile.mkdtemp(prefix="hyojo-model-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+    except TrackingError as error:
+        if error.is_missing:
+            return None
+        raise
+
+
+def _registered(model: str) -> Place:
+    """A version in the registry, downloaded if it isn't on this machine."""
+    # Pandas and others come with it, which a bundle's answers need not wait for, nor have at all.
+    from pipeline.tracking import decisions, registry, store
+
+    client, project = open_client(), store.project_name()
+    version = registry.find_version(client, model)
+    if version is None:
+        there = ", ".join(map(str, sorted(int(each.version) for each in registry.versions(client))))
+        if not there:
+            raise UserError(
+                f"{model}: nothing is registered. `hyojo register` makes a version; --model takes a bundle folder too."
+            )
+        if model.removeprefix(f"{store.PREFIX}{project}").removeprefix("@") == decisions.CHAMPION:
+            raise UserError(f"{project} has no champion. `hyojo promote` makes one of version {there}.")
+        raise UserError(f"{model}: there is no such version; {project} has {there}.")
+    aliases = decisions.read_aliases(client, version.name) or {}
+    champion = aliases.get(decisions.CHAMPION) == int(version.version)
+    title = f"{version.name} version {version.version}{' (champion)' if champion else ''}"
+    path = fetch_uri(f"{store.PREFIX}{version.name}/{version.version}")
+    if path is None or not (path / "artifacts" / "bundle" / "bundle.json").exists():
+        raise UserError(
+            f"the files of {title} are not where the registry says. If the project was moved, `hyojo sync --relocate` "
+            "mends that; after a clone and `dvc pull`, `hyojo sync` does."
+        )
+    return Place(title, path, f"{version.source}{SIGNATURE}", version.run_id, runs_code=True)
+
+
+def open_client() -> "MlflowClient":
+    """A client of the project's store; a tracking server that is named needs no project around."""
+    from pipeline.tracking import store
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return store.open_client(uri) if "://" in uri and not uri.startswith(store.SQLITE) else store.connect()
