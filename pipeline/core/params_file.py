@@ -7,6 +7,7 @@ with its default and a comment; a recipe holds only what differs from it.
 import io
 import json
 import operator
+import shlex
 import types
 from functools import reduce
 from importlib import resources
@@ -22,6 +23,7 @@ from pipeline.core import paths, yaml_text
 from pipeline.core.errors import UserError, suggest
 from pipeline.core.files import write_text
 from pipeline.core.params import Params, ProjectParams, flatten
+from pipeline.core.project import project_root
 
 RENAMED = {
     "prepare.group": "prepare.person",
@@ -69,11 +71,22 @@ def read_text(path: Path | str) -> str:
         with open(path, encoding="utf-8", newline="") as file:  # line ends as they are
             return file.read()
     except FileNotFoundError:
-        raise UserError(
-            f"{path} not found. Run from the project's root, or write one with `hyojo use recipes/sample.yaml`."
-        ) from None
+        raise UserError(f"{path} not found in {Path.cwd()}. {_find_remedy(Path(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _find_remedy(missing: Path) -> str:
+    """What to do about a parameter file that is not there."""
+    try:
+        root = project_root()
+    except UserError:
+        root = Path.cwd()
+    if root != Path.cwd().resolve():
+        return f"Change into the project's root: cd {shlex.quote(str(root))}"
+    if missing.name == paths.PARAMS.name:
+        return "Write it with `hyojo use recipes/sample.yaml`."
+    return f"There are {', '.join(map(str, sorted(Path('recipes').glob('*.yaml')))) or 'no recipes here'}."
 
 
 def read_default() -> str:

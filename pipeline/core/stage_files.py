@@ -235,3 +235,16 @@ class BundleFile(NetFile):
     cost: dict[str, int | float] = {}
     files: dict[str, str] = {}
     sha256: str = ""
+
+
+class LatencyFile(StageFile):
+    """How long an answer takes; by itself, as equal bundles are equal files."""
+
+    FILE, FOLDER, STAGE = "latency.json", paths.REPORTS, "export"
+
+    latency_ms: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By the names of MLflow's metrics."""
+        return {"cost/latency_ms": self.latency_ms}

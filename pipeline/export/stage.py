@@ -2,9 +2,9 @@
 
 Reads ``models/train``, ``data/prepared``, and ``metrics.json``, ``calibration.json`` and ``per_class.csv`` in
 ``reports``; writes ``models/bundle/``: ``weights.safetensors``, ``model.pt2``, ``model.onnx``, ``model.int8.onnx``,
-``bundle.json`` and ``MODEL_CARD.md``; logs the served model to the MLflow run. Formats that disagree on real test
-pictures fail the stage; the int8 one, which is an approximation, is left out where it costs accuracy. Run it with
-``dvc repro export`` or ``python -m pipeline.export``.
+``bundle.json`` and ``MODEL_CARD.md``, and ``reports/latency.json``; logs the served model to the MLflow run. Formats
+that disagree on real test pictures fail the stage; the int8 one, which is an approximation, is left out where it costs
+accuracy. Run it with ``dvc repro export`` or ``python -m pipeline.export``.
 """
 
 import csv
@@ -25,7 +25,15 @@ from pipeline.core.files import replacing, write_text
 from pipeline.core.params import ExportParams
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import BUNDLE, REPORTS, TRAINED
-from pipeline.core.stage_files import BundleFile, CalibrationFile, MetricsFile, NetFile, RunFile, WeightsFile
+from pipeline.core.stage_files import (
+    BundleFile,
+    CalibrationFile,
+    LatencyFile,
+    MetricsFile,
+    NetFile,
+    RunFile,
+    WeightsFile,
+)
 from pipeline.export.int8 import offer_int8
 from pipeline.export.parity import check_parity
 from pipeline.inference import latency
@@ -181,7 +189,9 @@ def log_bundle() -> None:
         pyfunc_dir = Path(scratch) / "model"
         build_pyfunc(BUNDLE, pyfunc_dir)
         (latency_ms,) = latency.measure_ms([latency.open_model(BUNDLE)])
-        bundles.log_bundle(BUNDLE, pyfunc_dir, {"cost/latency_ms": latency_ms})
+        measured = LatencyFile(latency_ms=latency_ms)
+        measured.save()
+        bundles.log_bundle(BUNDLE, pyfunc_dir, measured.metrics)
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

@@ -114,8 +114,8 @@ def _allocate(path: Path, count: int, params: PrepareParams) -> ArrayFile:
     needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
     if needed > free:
         raise UserError(
-            f"The arrays need {needed / 1e9:.1f} GB of disk while they are made, and {free / 1e9:.1f} GB are free. "
-            "Make room, or lower prepare.img_size."
+            f"The arrays need {needed / 1e6:,.1f} MB of disk while they are made, and {free / 1e6:,.1f} MB are free in "
+            f"{path.parent}. Make room there, or lower prepare.img_size."
         )
     return ArrayFile(path, shape)
 

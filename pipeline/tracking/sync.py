@@ -16,7 +16,7 @@ from pipeline.core.errors import UserError, telling
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import BUNDLE, PARAMS, REPORTS, TRAINED
-from pipeline.core.stage_files import BundleFile, DatasetFile, MetricsFile, RunFile, StageFile, WeightsFile
+from pipeline.core.stage_files import BundleFile, DatasetFile, LatencyFile, MetricsFile, RunFile, StageFile, WeightsFile
 from pipeline.inference.bundle import BundleError
 from pipeline.tracking import bundles, evaluations, runs, suspects
 from pipeline.tracking.attempts import exacting
@@ -54,7 +54,8 @@ def _sync(client: "MlflowClient") -> list[str]:
         run_id = _run_of(client, BundleFile.load().run_id, BundleFile)
         with tempfile.TemporaryDirectory(prefix="hyojo-sync-") as scratch, telling(BundleError):
             build_pyfunc(BUNDLE, Path(scratch) / "model")
-            bundles.log_bundle(BUNDLE, Path(scratch) / "model")
+            measured = LatencyFile.load().metrics if _is_there(LatencyFile) else {}
+            bundles.log_bundle(BUNDLE, Path(scratch) / "model", measured)
         done.append(f"bundle on run {run_id}")
     if suspects.SUMMARY.exists():
         suspects.log_suspects()

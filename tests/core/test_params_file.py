@@ -18,6 +18,7 @@ from pipeline.core.params_file import (
     load_params,
     parse_params,
     read_default,
+    read_text,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -236,6 +237,19 @@ def test_a_missing_or_unreadable_file_is_refused_with_the_remedy(tmp_path: Path)
 def test_parse_params_weights_past_their_digest(tiny_params: str, key: str) -> None:
     """Timm would take a file by these, whatever ``weights_sha256`` says; or they would be overwritten."""
     assert key in refusal(tiny_params.replace("backbone_args: {", f"backbone_args: {{{key}: x, "))
+
+
+def test_read_text_says_where_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a folder below, the same command would only fail again; in the root, the recipes are named."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("train: {epochs: 3}")
+    monkeypatch.chdir(tmp_path / "recipes")
+    with pytest.raises(UserError, match=f"Change into the project's root: cd {tmp_path}"):
+        read_text("recipes/mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"There are recipes/mine\.yaml"):
+        read_text("recipes/yours.yaml")
 
 
 def test_params_cannot_be_changed(tiny_params: str) -> None:

@@ -13,6 +13,7 @@ from builders import run_hyojo, write_exported, write_sidecars
 from faulty_server import serve_mlflow
 from killing import Killed, kill_after
 
+from pipeline.core.stage_files import LatencyFile
 from pipeline.tracking import bundles, sync
 from pipeline.tracking.store import connect, experiment_id
 
@@ -28,6 +29,7 @@ def work_tree(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "history.csv").write_text("epoch,train/loss\n0,1.0\n1,0.5\n")
     (project / "reports").mkdir()
     (project / "reports/predictions.csv").write_text("file,label\n")
+    LatencyFile(latency_ms=5.5).save()
     write_exported(project / "models/bundle", digest="b" * 64, run_id="a" * 32, metrics={"test": SCORES})
     monkeypatch.setattr(sync, "build_pyfunc", lambda bundle, dest: shutil.copytree(bundle / "pyfunc", dest))
     name_run(project, "a" * 32)
@@ -54,9 +56,11 @@ def check_whole(root: Path, run_id: str) -> None:
     assert len(client.get_metric_history(found, "test/accuracy")) == 1
     assert run.data.tags[bundles.BUNDLE_TAG] == "b" * 64
     assert len(run.inputs.dataset_inputs) == 1
+    assert run.data.metrics["cost/latency_ms"] == 5.5
     for folder, local in (("train", "models/train"), ("evaluation", "reports"), ("model", "models/bundle/pyfunc")):
         there = {item.path.split("/")[1]: item.file_size for item in client.list_artifacts(found, folder)}
         wanted = {each.name: each.stat().st_size for each in (root / local).iterdir() if each.is_file()}
+        wanted.pop("latency.json", None)  # a figure, and no report
         assert wanted.items() <= there.items()
 
 
