@@ -153,6 +153,8 @@ class Listing:
                 "Take one of each out."
             )
         count = self._one("SELECT COUNT(*) FROM items")
+        if not count:
+            raise UserError(f"prepare.source: {self.path} has no labelled images.")
         if listed > count:
             self.notes["files have the name of a later one in the archive, which counts"] += listed - count
 

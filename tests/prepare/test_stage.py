@@ -321,7 +321,7 @@ def people_of(counts: dict[str, int]) -> Tree:
     "tree, changes, message",
     [
         (tree_of(SPLITS) | dict.fromkeys([f"test/happy/{i:03}.png" for i in range(9)], b"<html>"), {}, "none of the 9"),
-        ({f"{label}/{i}.jpg": b"text" for label in "ab" for i in range(30)}, {}, "none of the 30 files of class 'a'"),
+        ({f"{label}/{i}.txt": b"text" for label in "ab" for i in range(30)}, {}, "none of the 30 files of class 'a'"),
         (tree_of({"a": 20, "b": 2}), {}, "'b' has 2 images to share, and train, test, val need one each"),
         (people_of({"a": 9, "b": 2}), {"person": r"S\d+"}, "'b' has 2 people to share.*person to null"),
         (tree_of({"a": 20, "b": 20}), {"test_fraction": 0.0}, "prepare.test_fraction above 0"),

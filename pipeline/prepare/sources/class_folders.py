@@ -9,6 +9,7 @@ usual name (``Training``, ``valid``, ``PublicTest``, ``test_set``). Several data
 told by class folders that have names of expressions.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -44,6 +45,10 @@ class ClassFolders(Source):
         labels = {found.label for folder, found in self._classes.items() if counts[folder]}
         if len(labels) < 1 + bool(sheets):
             raise UserError(f"prepare.source: {place.path} has no class folders with files in them. {_hint(place)}")
+        packed = Counter(parts[:-1] for parts in place.tree.archives)
+        for folder in self._classes:
+            if 0 < counts[folder] == packed[*place.inside, *folder]:
+                raise UserError(f"prepare.source: {place.path.joinpath(*folder)} holds archives. Unpack them.")
         if table := find_unused(place):
             raise UserError(
                 f"{table.path} names pictures, and class folders lie beside them. Put the two data sets into folders "

@@ -411,13 +411,12 @@ def test_classes_that_look_like_ids(tmp_path: Path, folders: list[str], kind: st
     assert check(path, tmp_path, **{folders[0]: folders[0]}) == sorted(folders)
 
 
-def test_class_folders_without_pictures(tmp_path: Path) -> None:
-    """As where archives in them were not unpacked; a class that is left out may hold anything."""
-    folder = write_files(tmp_path / "f", "happy/a.png", "sad/b.mp4", "fear/c.jpg", "happy/d.txt")
-    with pytest.raises(UserError, match=r"no file of class 'sad' .* is a picture by its suffix, such as 'sad/b.mp4'"):
-        check(folder, tmp_path)
-    (tmp_path / "listing.db").unlink()
-    assert check(folder, tmp_path, sad=None) == ["fear", "happy"]
+def test_archives_that_were_not_unpacked(tmp_path: Path) -> None:
+    folder = make(tmp_path / "raf", EmoLabel__list_txt="train_1.jpg 5\n")
+    (folder / "Image").mkdir()
+    write_zip(folder / "Image" / "aligned.zip", {"aligned/train_1_aligned.jpg": b"x"})
+    with pytest.raises(UserError, match=r"raf/Image holds archives\. Unpack them"):
+        labelled(folder)
 
 
 def test_what_was_settled_is_told(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
