@@ -168,3 +168,10 @@ def test_other_stores_are_never_relocated(project: Path, tmp_path: Path) -> None
     (tmp_path / "mlflow.db").write_bytes(b"")
     assert store.relocate(tmp_path) == 0  # one without tables
     assert store.relocate(project) == 0  # one without our experiment
+
+
+def test_runs_page_is_of_this_projects_experiment(project: Path) -> None:
+    client = store.connect()
+    own = client.get_experiment_by_name(store.experiment_name()).experiment_id
+    page = store.runs_page(client, "http://127.0.0.1:5000/")
+    assert page == f"http://127.0.0.1:5000/#/experiments/{own}/runs?workflowType=machine_learning"
