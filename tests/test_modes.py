@@ -241,7 +241,9 @@ def check_run(project: Project, bundle: bool = False) -> Any:
     if bundle:
         record = project.json("models/bundle/bundle.json")
         assert run.data.tags["hyojo.bundle"] == record["digest"]
-        assert json.loads(artifacts["model/artifacts/bundle/bundle.json"]) == record
+        shipped, sums = json.loads(artifacts["model/artifacts/bundle/bundle.json"]), {"files", "sha256"}
+        assert {k: v for k, v in shipped.items() if k not in sums} == {k: v for k, v in record.items() if k not in sums}
+        assert shipped["files"].items() < record["files"].items()  # a registered version holds what it is served from
         assert artifacts["MODEL_CARD.md"] == (project.root / "models/bundle/MODEL_CARD.md").read_bytes()
         assert "python_function" in yaml.safe_load(artifacts["model/MLmodel"])["flavors"]
     return run
