@@ -13,11 +13,10 @@ from typing import Any
 
 from pipeline.tracking.store import connect, experiment_id
 
-# For connecting and for each answer: twice this is the most that a server costs an epoch.
-HURRIED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+# Seconds for connecting, and for each answer: twice the first is the most that a server costs an epoch, whose figures can
+# wait; what a stage leaves at its end is worth a busy server's time.
+EPOCH_S, STAGE_S = 2, 10
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 1800.0
-
-
 _EXACTING: ContextVar[bool] = ContextVar("exacting", default=False)
 
 
@@ -32,10 +31,11 @@ def exacting() -> Iterator[None]:
 
 
 @contextmanager
-def hurried() -> Iterator[None]:
-    """Have MLflow's client give a server up that doesn't answer within two seconds."""
-    before = {name: os.environ.get(name) for name in HURRIED}
-    os.environ.update(HURRIED)
+def hurried(seconds: int) -> Iterator[None]:
+    """Have MLflow's client give a server up that doesn't answer within so many seconds."""
+    limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    before = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)
     try:
         yield
     finally:
@@ -48,7 +48,7 @@ def attempt(action: Callable[[], Any], what: str, remedy: str = "`hyojo sync`") 
     if _EXACTING.get():
         return action()
     try:
-        with hurried():
+        with hurried(STAGE_S):
             experiment_id(connect())
         return action()
     except Exception as error:  # a dead server, a full disk, a locked database: none may cost a trained model
@@ -68,7 +68,7 @@ class Patience:
         if time.monotonic() < self._until_s and not at_once:
             return
         try:
-            with hurried():
+            with hurried(EPOCH_S):
                 action()
             self.lost, self._pause_s = False, FIRST_PAUSE_S
         except Exception as error:

@@ -291,6 +291,8 @@ def test_a_server_that_hangs_costs_seconds_and_a_line(
     train_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes connections and says nothing, as a stopped process does; a pause of 0 s asks it every epoch."""
+    import mlflow  # noqa: F401  (whose import takes seconds of its own)
+
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         run = timed(lambda: TrainingRun(PARAMS, TAGS))
