@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.tracking.store import connect, experiment_id
 
-# Seconds for connecting, and for each answer: twice the first is the most that a server costs an epoch, whose figures can
-# wait; what a stage leaves at its end is worth a busy server's time.
+# Seconds for connecting, and for each answer: twice the first is the most that a server costs an epoch, whose figures
+# can wait; what a stage leaves at its end is worth a busy server's time.
 EPOCH_S, STAGE_S = 2, 10
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 1800.0
 _EXACTING: ContextVar[bool] = ContextVar("exacting", default=False)
