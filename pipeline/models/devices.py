@@ -6,6 +6,7 @@ asked through torch's module of its kind; every other kind is treated as the CPU
 
 import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,14 +67,15 @@ def check_count(device: torch.device, wanted: int) -> None:
 
 def check_compiler(device: torch.device) -> None:
     """Raise ``UserError`` without what ``train.compile`` needs: Inductor a C++ compiler, Triton a C compiler."""
-    names = ("CC", "gcc", "clang") if is_accelerator(device) else ("CXX", "g++", "clang++", "c++")
-    found = os.environ.get(names[0]) or next(filter(shutil.which, names[1:]), None)
-    if not found or not shutil.which(found.split()[0]):
+    cpp = "clang++" if sys.platform == "darwin" else "g++"
+    variable, usual = ("CC", ["gcc", "clang"]) if is_accelerator(device) else ("CXX", [cpp])
+    named = os.environ.get(variable)
+    if not any(map(shutil.which, [named] if named else usual)):
         raise UserError(
-            f"train.compile: torch.compile needs a compiler, and there is no {' or '.join(names[1:3])} here. "
-            f"Install one, name it in the variable {names[0]}, or set train.compile: false."
+            f"train.compile: torch.compile needs a compiler, and there is no {named or ' or '.join(usual)} here. "
+            f"Install one, name it in the variable {variable}, or set train.compile: false."
         )
-    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    header = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
     if not header.exists():
         raise UserError(
             f"train.compile: torch.compile needs {header}. Install Python's headers (python3-dev, say), or set "
@@ -131,10 +133,8 @@ def explain_full_memory(remedy: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        # torch has no class of its own for the host's memory, and none for that of cuBLAS and cuDNN.
-        if not isinstance(error, torch.OutOfMemoryError) and not any(
-            sign in text for sign in ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
-        ):
+        # torch has no class of its own for the host's memory, that of cuBLAS, or what fails in compiled code.
+        if not any(sign in text for sign in ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")):
             raise
         needed = " ".join(text.split("Including non-PyTorch memory")[0].split()).rstrip(".")
         raise UserError(f"the memory is full: {needed}. {remedy}") from None

@@ -1,8 +1,11 @@
 """What depends on the kind of device, asked of stand-ins for torch's modules: no device is needed."""
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,20 +76,30 @@ def test_set_determinism_reaches_compiled_code() -> None:
     assert torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize("device, variable, name", [(CPU, "CXX", "g++"), (META, "CC", "gcc")])
-def test_check_compiler(monkeypatch: pytest.MonkeyPatch, device: torch.device, variable: str, name: str) -> None:
+@pytest.mark.parametrize(
+    "device, variable, name",
+    [(CPU, "CXX", "clang++" if sys.platform == "darwin" else "g++"), (META, "CC", "gcc"), (META, "CC", "clang")],
+)
+def test_check_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: torch.device, variable: str, name: str
+) -> None:
+    there = {name}
+    monkeypatch.setattr(devices.shutil, "which", lambda sought: sought if sought in there else None)
+    monkeypatch.setattr(devices.sysconfig, "get_path", lambda *_: str(tmp_path))
     for unset in ("CC", "CXX"):
         monkeypatch.delenv(unset, raising=False)
-    monkeypatch.setattr(devices.shutil, "which", lambda found: found if found == name else None)
-    devices.check_compiler(device)
-    monkeypatch.setattr(devices.shutil, "which", lambda _: None)
-    with pytest.raises(UserError, match=rf"train\.compile.*{name.replace('+', '.')}.*{variable}"):
+    with pytest.raises(UserError, match=r"train\.compile.*/Python\.h"):
         devices.check_compiler(device)
-    monkeypatch.setattr(devices.shutil, "which", lambda found: found if found == "mycc" else None)
-    monkeypatch.setenv(variable, "mycc -O1")
+    (tmp_path / "Python.h").touch()
     devices.check_compiler(device)
-    monkeypatch.setattr(devices.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
-    with pytest.raises(UserError, match=r"/nowhere/Python\.h"):
+    monkeypatch.setenv(variable, "mine")
+    with pytest.raises(UserError, match=rf"train\.compile.*no mine here.*{variable}"):
+        devices.check_compiler(device)
+    there.add("mine")
+    devices.check_compiler(device)
+    monkeypatch.delenv(variable)
+    there.clear()
+    with pytest.raises(UserError, match=rf"train\.compile.*{re.escape(name)}.*{variable}"):
         devices.check_compiler(device)
 
 
