@@ -207,7 +207,7 @@ def test_reports_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(evaluations, "claim_run", lambda _: "run")
     monkeypatch.setattr(evaluations, "log_reports", lambda *_: None)
     monkeypatch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b""))
-    space, params = Workspace(), WHOLE.model_copy(update={"tta": ["flip", "shifts"], "serve_tta": True})
+    space, params = Workspace(), WHOLE.model_copy(update={"tta": ["flip"], "serve_tta": True})
     stage.evaluate(params, "cpu")
     expected = space.digests()
     with pretending():

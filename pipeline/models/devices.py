@@ -86,11 +86,8 @@ def check_compiler(device: torch.device) -> None:
 def set_determinism(wanted: bool, device: torch.device) -> None:
     """Have CUDA compute alike every time, at some cost in speed; the CPU always does."""
     if wanted:
-        from torch._inductor import config
-
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(True)
-        config.deterministic = True  # type: ignore[attr-defined]  # else it chooses kernels by the clock
+        torch.use_deterministic_algorithms(True)  # Inductor's too: it no longer chooses kernels by the clock
     torch.backends.cudnn.benchmark = is_accelerator(device) and not wanted
 
 
