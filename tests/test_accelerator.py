@@ -56,7 +56,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], int]] = {
         ("train.amp=fp16", "train.grad_clip_norm=1.0", "train.optimizer=momentum", "train.lr=2.0"),
         223,
     ),
-    "progressive": (("train.progressive=[{epoch: 1, size: 12}]",), 184),
+    "progressive": (("train.progressive=[{from: 0.0, size: 12}]",), 184),
     "ensemble": (("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 2}"), 346),
     "pinned": (KERNELS, 273),
     "kernels": (KERNELS, 273),
