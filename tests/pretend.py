@@ -72,7 +72,6 @@ class Ledger:
 
 
 LEDGER = Ledger()
-_pinned: set[int] = set()
 
 
 def _find_line() -> str:
@@ -175,7 +174,7 @@ def _note_copy(name: str, args: Any, kwargs: dict[str, Any]) -> None:
         quick = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
         if not quick and not (name == "copy_" and source.ndim == 0):
             LEDGER.wait("blocking copy to the device")
-        elif quick and source.data_ptr() not in _pinned:
+        elif quick and not hasattr(source, "pinned"):
             LEDGER.wait("copy of pageable memory to the device")
 
 
@@ -207,8 +206,6 @@ class Module(registration._DummyBackendModule):
     """``torch.pretend``."""
 
     default_generators = tuple(_Generator() for _ in range(COUNT))
-    OutOfMemoryError = torch.OutOfMemoryError
-    free = 80 * 2**30
 
     def device_count(self) -> int:
         return COUNT
@@ -217,7 +214,7 @@ class Module(registration._DummyBackendModule):
         LEDGER.current.append(device)
 
     def mem_get_info(self, _device: Any = None) -> tuple[int, int]:
-        return self.free, 80 * 2**30
+        return 80 * 2**30, 80 * 2**30
 
     def synchronize(self, _device: Any = None) -> None:
         LEDGER.wait("synchronize")
@@ -272,7 +269,7 @@ def pretending() -> Iterator[Ledger]:
 
     def pin_memory(self: Tensor, _device: Any = None) -> Tensor:
         copied = self.clone()
-        _pinned.add(copied.data_ptr())
+        copied.pinned = True
         return copied
 
     def make(data: Any, *, device: Any = None, **named: Any) -> Tensor:
@@ -299,4 +296,3 @@ def pretending() -> Iterator[Ledger]:
         LEDGER.clear()
         yield LEDGER
         LEDGER.clear()
-        _pinned.clear()
