@@ -166,12 +166,6 @@ def test_scores_of_val_wait_a_few_times_a_batch(prepared: Prepared, batch_size: 
         assert ledger.waits.total() <= VAL_BUDGET * len(images) // batch_size
 
 
-def test_a_device_becomes_the_current_one() -> None:
-    with pretending() as ledger:
-        assert devices.resolve_device("pretend", 1) == torch.device("pretend:1")
-        assert ledger.current == [torch.device("pretend:1")]
-
-
 @pytest.fixture(scope="module")
 def on_the_cpu(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
     """Results of a training on the CPU that nothing disturbed."""
