@@ -18,7 +18,7 @@ from pipeline.core.dataset import Prepared
 from pipeline.core.params import TrainParams
 from pipeline.core.params_file import apply_overrides, parse_params, read_text
 from pipeline.models import maps, model, stem
-from pipeline.models.devices import resolve_device
+from pipeline.models.devices import is_accelerator, resolve_device, synchronize
 from pipeline.train import loop, planning
 from pipeline.train.loader import Batch, Loader
 from pipeline.train.schedule import LRSchedule
@@ -149,7 +149,7 @@ def _endless(loader: Loader) -> Iterator[tuple[int, int, Batch]]:
 
 def _now(device: torch.device) -> float:
     """Seconds of the processor for each thread; of the clock where another device computes."""
-    if device.type == "cpu":
+    if not is_accelerator(device):
         return time.process_time() / torch.get_num_threads()
-    torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()

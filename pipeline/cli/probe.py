@@ -20,6 +20,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     text = read_text(PARAMS)
     params = parse_params(text).train
+    if params.compile:
+        print("train.compile: each setting is compiled first, which takes minutes.", flush=True)
     chosen, measured = tuning.fastest_settings(params, arguments.seconds)
     current = {name: getattr(params, name) for name in chosen}
     print(f"{params.backbone}, img/s: median (quartiles, updates)")

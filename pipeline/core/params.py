@@ -145,6 +145,7 @@ class TrainParams(Section):
     ema_decay: Fraction
     grad_clip_norm: Positive | None
     amp: Literal["none", "bf16", "fp16"]
+    tf32: bool
     channels_last: bool
     compile: bool
     early_stopping: EarlyStopping
@@ -176,7 +177,10 @@ class TrainParams(Section):
         if self.weights and self.pretrained:
             raise ValueError("weights and pretrained exclude each other: set pretrained to false")
         if self.devices > 1 and ":" in self.device:
-            raise ValueError(f"device {self.device} is one device and devices says {self.devices}: set device to cuda")
+            kind = self.device.split(":")[0]
+            raise ValueError(
+                f"device {self.device} is one device and devices says {self.devices}: set device to {kind}"
+            )
         if self.batch_size % (2 * self.devices if self.devices > 1 else 1):
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of twice devices ({self.devices})")
         if self.batch_size // self.devices % self.accumulate:

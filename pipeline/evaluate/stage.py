@@ -25,6 +25,7 @@ from pipeline.evaluate.net import Net, answer_splits, load_net
 from pipeline.evaluate.scores import assess_trust, score_beside, score_parts
 from pipeline.metrics import suspects
 from pipeline.metrics.intervals import bootstrap_intervals
+from pipeline.models.devices import explain_full_memory
 from pipeline.reporting import suspects as suspects_page
 from pipeline.tracking import evaluations
 
@@ -35,6 +36,7 @@ def main() -> None:
     evaluate(params.evaluate, params.train.device)
 
 
+@explain_full_memory("Lower evaluate.batch_size.")
 def evaluate(params: EvaluateParams, device: str) -> dict[str, Any]:
     """Score a trained classifier on every sample of the val and test splits, write the reports and log them.
 

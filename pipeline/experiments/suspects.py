@@ -19,7 +19,7 @@ from pipeline.core.params import TrainParams
 from pipeline.core.params_file import load_params
 from pipeline.metrics.suspects import tabulate
 from pipeline.models import model
-from pipeline.models.devices import resolve_device, set_determinism
+from pipeline.models.devices import explain_full_memory, resolve_device, set_determinism
 from pipeline.models.predict import predict
 from pipeline.reporting.suspects import render
 from pipeline.tracking.suspects import PAGE, SUMMARY, TABLE, log_suspects
@@ -143,6 +143,7 @@ def judge(classifier: model.Classifier, params: TrainParams, images: np.ndarray)
     return predict(classifier, images, params.batch_size, resolve_device(params.device))
 
 
+@explain_full_memory("Lower train.batch_size, raise train.accumulate, or set train.amp to bf16.")
 def held_out_probs(params: TrainParams, prepared: Prepared, split: Split, groups: np.ndarray, folds: int) -> np.ndarray:
     """Judge every image by a net that has seen neither it nor its twins: probabilities, float32 (N, K).
 

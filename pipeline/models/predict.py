@@ -26,7 +26,8 @@ def predict(
 ) -> np.ndarray:
     """Probabilities, float32 (N, K), of prepared images, uint8 (N, H, W, C); the classifier is in eval mode.
 
-    Each view of an image counts in a batch; ``progress`` is the label of a bar, and ``amp`` as ``train.amp``.
+    Each view of an image counts in a batch; ``progress`` is the label of a bar, and ``amp`` as ``train.amp``, whose
+    float32 is IEEE's here.
     """
     parts = []
     batch_size = max(1, batch_size // count_passes(classifier.views))

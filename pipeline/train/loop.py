@@ -61,19 +61,19 @@ class Progress:
 
 
 def train_one_epoch(
-    trainer: Trainer, loader: Loader, progress: Progress, after_step: Callable[[], None], label: str = ""
+    trainer: Trainer, loader: Loader, progress: Progress, after_step: Callable[[], None], label: str | None = None
 ) -> dict[str, float]:
     """Train from ``progress.step`` to the end of ``progress.epoch``; ``progress`` is brought forward at every step.
 
     Returns ``loss`` and ``accuracy`` over the epoch's samples, as trained on; raises ``UserError`` where the loss is no
-    longer finite, and whatever ``after_step`` raises. The label stands before the progress bar.
+    longer finite, and whatever ``after_step`` raises. A progress bar needs a label.
     """
     ranks, epoch = trainer.ranks, progress.epoch
     trainer.train_mode()
     trainer.updates = epoch * loader.steps + progress.step
     start, first, shown = time.monotonic(), progress.samples, 0.0
     done, total = (steps * min(loader.batch_size, len(loader.split)) for steps in (progress.step, loader.steps))
-    hidden = None if ranks.main else True
+    hidden = None if ranks.main and label is not None else True
     with tqdm(initial=done, total=total, desc=label, unit="img", leave=False, disable=hidden) as bar:
         for batch in loader.batches(epoch, progress.step, ranks.positions(loader.batch_size)):
             loss_sum, correct = update(trainer, batch, epoch, progress.step)
@@ -127,23 +127,24 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
     starts = range(0, len(images), size)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for begin in starts:
-        part = slice(begin, begin + size)
-        # Ranks exchange gradients once an update, not once a part.
-        waits = isinstance(net, DistributedDataParallel) and begin != starts[-1]
-        with net.no_sync() if waits else nullcontext():
-            with use_precision(params.amp, device):
-                logits = net(images[part])
-            weights = None if batch.weights is None else batch.weights[part]
-            loss = trainer.criterion(logits.float(), targets[part], weights)
-            trainer.scaler.scale(loss / len(starts)).backward()
-        loss_sum += loss.detach() * size
-        correct += (logits.detach().argmax(1) == batch.targets[part]).sum()
-    if params.grad_clip_norm is not None:
-        trainer.scaler.unscale_(trainer.optimizer)
-        nn.utils.clip_grad_norm_(trainer.model.parameters(), params.grad_clip_norm)
-    trainer.scaler.step(trainer.optimizer)
-    trainer.scaler.update()
+    with devices.use_tf32(params.tf32):
+        for begin in starts:
+            part = slice(begin, begin + size)
+            # Ranks exchange gradients once an update, not once a part.
+            waits = isinstance(net, DistributedDataParallel) and begin != starts[-1]
+            with net.no_sync() if waits else nullcontext():
+                with use_precision(params.amp, device):
+                    logits = net(images[part])
+                weights = None if batch.weights is None else batch.weights[part]
+                loss = trainer.criterion(logits.float(), targets[part], weights)
+                trainer.scaler.scale(loss / len(starts)).backward()
+            loss_sum += loss.detach() * size
+            correct += (logits.detach().argmax(1) == batch.targets[part]).sum()
+        if params.grad_clip_norm is not None:
+            trainer.scaler.unscale_(trainer.optimizer)
+            nn.utils.clip_grad_norm_(trainer.model.parameters(), params.grad_clip_norm)
+        trainer.scaler.step(trainer.optimizer)
+        trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.updates += 1
     if trainer.ema is not None:

@@ -13,11 +13,10 @@ from pipeline.core.errors import UserError, suggest
 from pipeline.core.params import TrainParams
 
 
-def freeze_parts(net: nn.Module, names: list[str]) -> list[nn.Module]:
+def freeze_parts(net: nn.Module, names: list[str]) -> None:
     """Keep parts of a net as they are: no gradients here, and eval mode in the loop (batch statistics stay).
 
-    Returns the modules of these dotted names, such as ``stages.0``; raises ``UserError`` if there is no such module, or
-    nothing is left to train.
+    Names are dotted, such as ``stages.0``. Raises ``UserError`` if there is no such module, or nothing left to train.
     """
     modules = dict(net.named_modules())
     for name in names:
@@ -29,7 +28,6 @@ def freeze_parts(net: nn.Module, names: list[str]) -> list[nn.Module]:
         freeze(net, names, include_bn_running_stats=False)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UserError("train.freeze: no parameter is left to train")
-    return [modules[name] for name in names]
 
 
 def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:

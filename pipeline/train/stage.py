@@ -22,7 +22,7 @@ from pipeline.core.paths import TRAINED
 from pipeline.core.signals import StopRequest, stop_requests
 from pipeline.core.stage_files import RunFile
 from pipeline.models import costs, formats, model
-from pipeline.models.devices import resolve_device, set_determinism
+from pipeline.models.devices import explain_full_memory, list_precisions, resolve_device, set_determinism
 from pipeline.models.weights import save_weights
 from pipeline.reporting import plots, training_figures
 from pipeline.tracking.origin import origin_tags
@@ -41,15 +41,18 @@ def main() -> None:
         train(load_params(), stop)
 
 
+@explain_full_memory(
+    "Lower train.batch_size, raise train.accumulate (parts in which a batch is computed), or set train.amp to bf16."
+)
 def train(params: Params, stop: StopRequest) -> None:
     """Train, or go on training, or restore a finished training whose outs were lost.
 
     Once ``stop`` is set, it checkpoints and ends the process with the signal's status. Whatever the user can mend is
-    raised as ``UserError`` before the first epoch, but for a loss that diverges and a full disk.
+    raised as ``UserError`` before the first epoch, but for a loss that diverges, a full disk and a full memory.
     """
     ranks = Ranks()
     prepared = load_prepared()
-    device = resolve_device(params.train.device, ranks.local)
+    device = resolve_device(params.train.device, ranks.local, ranks.local_world)
     spec, notes = planning.plan(params.train, prepared.class_names, prepared.img_size, prepared.channels)
     spec.preprocessing["faces"] = prepared.faces  # who serves the model finds them in the same way
     check_batches(params.train, prepared, ranks)
@@ -63,6 +66,10 @@ def train(params: Params, stop: StopRequest) -> None:
         if per_sample := trainer.augmentation.per_sample:
             reason = f"no batched kernel for {', '.join(per_sample)}"
             notes.append(f"train.transforms.train runs image by image through torchvision: {reason}")
+        if (amp := params.train.amp) not in list_precisions(device):
+            notes.append(
+                f"train.amp: {amp} is slow here: {device} has no instructions for it; `hyojo probe` finds what is fast"
+            )
         for note in notes:
             print(note, flush=True)
     ranks.join(device)

@@ -37,7 +37,6 @@ class Trainer:
     device: torch.device
     memory_format: torch.memory_format
     params: TrainParams
-    frozen: list[nn.Module] = field(default_factory=list)
     ranks: Ranks = field(default_factory=Ranks)
     wrapped: nn.Module | None = None  # the net as trained, where that is not the net itself (several ranks)
     updates: int = 0  # done so far, over all epochs
@@ -50,8 +49,8 @@ class Trainer:
     def train_mode(self) -> None:
         """Put the net into train mode, but for its frozen parts."""
         self.model.train()
-        for module in self.frozen:
-            module.eval()
+        for name in self.params.freeze:  # by name: sync_bn puts other modules into the net
+            self.model.get_submodule(name).eval()
 
     def size_in(self, epoch: int) -> int | None:
         """Side of the images in a zero-based epoch, px; None: as the transforms give them."""
@@ -86,8 +85,10 @@ def build_trainer(
 
     Raises:
         UserError: An unknown optimizer (with the nearest name), weights that cannot be had, sizes of images that
-            the net does not take, or batches of too few samples for it.
+            the net does not take, batches of too few samples for it, or no compiler where one is needed.
     """
+    if params.compile:
+        devices.check_compiler(device)
     torch.manual_seed(params.seed)
     net = planning.build_initial_model(spec, params)
     for place, stretch in enumerate(params.progressive):  # before the epoch that would bring them
@@ -101,7 +102,7 @@ def build_trainer(
             f"train.batch_size: {params.backbone} learns from {least} samples at a time or more, and ranks and "
             f"train.accumulate leave {part}. Raise batch_size, or lower accumulate or the ensemble's members."
         )
-    frozen = optim.freeze_parts(net, params.freeze)
+    optim.freeze_parts(net, params.freeze)
     memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
     net = net.to(device, memory_format=memory_format)
     optimizer = optim.build_optimizer(net, params)
@@ -122,7 +123,6 @@ def build_trainer(
         device=device,
         memory_format=memory_format,
         params=params,
-        frozen=frozen,
         ranks=ranks,
     )
 

@@ -1,5 +1,6 @@
 """Probing: the fastest settings are found and written, and a range test finds where the loss falls."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,19 @@ from pipeline.core.errors import UserError
 from pipeline.core.params_file import apply_overrides, load_params, parse_params
 from pipeline.experiments import tuning
 from pipeline.train import loop
+from pipeline.train.loader import Loader
 
 
 @pytest.fixture
 def slow_unless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time as it were if only float32 in contiguous layout were fast, and batches of 32 better still."""
 
-    def updates(params, *_):
+    def rounds(params, *_):
         while True:
             good = params.amp == "none" and not params.channels_last
-            yield params.batch_size / (100 if not good else 400 if params.batch_size == 32 else 300)
+            yield 1, params.batch_size / (100 if not good else 400 if params.batch_size == 32 else 300)
 
-    monkeypatch.setattr(tuning, "_updates", updates)
+    monkeypatch.setattr(tuning, "_rounds", rounds)
 
 
 @pytest.mark.usefixtures("project", "slow_unless")
@@ -48,11 +50,13 @@ def test_the_batch_size_can_be_kept() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_real_updates_are_measured_and_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("after", [0, tuning.ROUND + 1], ids=["at once", "while it is timed"])
+def test_real_updates_are_measured_and_failures_are_told(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     update = loop.update
+    monkeypatch.setattr(tuning, "ROUND_S", 9.0)
 
     def fail_in_bf16(trainer, *rest):
-        if trainer.params.amp == "bf16":
+        if trainer.params.amp == "bf16" and trainer.updates >= after:
             raise RuntimeError("no such instruction\nand a stack")
         return update(trainer, *rest)
 
@@ -66,6 +70,33 @@ def test_real_updates_are_measured_and_failures_are_told(monkeypatch: pytest.Mon
             assert found.updates >= 1
             assert 0 < found.low <= found.rate <= found.high
     assert {found.settings["batch_size"] for found in measured} == {8, 16, 32, 64}
+
+
+@pytest.mark.usefixtures("project")
+def test_a_probe_runs_the_loop_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled, tuned by cuDNN, waited for once a round, fetching counted, on images that are loaded once."""
+    happened: list[str] = []
+
+    def note(owner: object, name: str, label: str) -> None:
+        inner = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **named: (happened.append(label), inner(*args, **named))[1])
+
+    for owner, name, label in (
+        (tuning, "set_determinism", "determinism"), (tuning, "wrap", "wrap"), (tuning, "synchronize", "wait"),
+        (Loader, "__init__", "load"), (Loader, "_fetch", "fetch"), (loop, "update", "update"),
+    ):  # fmt: skip
+        note(owner, name, label)
+    tuning.fastest_settings(load_params().train, seconds=0.1)
+    count = Counter(happened)
+    assert count["load"] == 1
+    assert count["wrap"] == count["determinism"] == 4 + 4  # a setting each
+    assert count["fetch"] == count["update"] > 3 * count["wait"]
+    # Between the waits of a round, fetching and updates take turns.
+    rounds = [part for part in " ".join(happened).split("wait")[1::2]]
+    assert all(set(part.split()) == {"fetch", "update"} for part in rounds if "determinism" not in part)
+    happened.clear()
+    tuning.lr_range(load_params().train, 1e-3, 1e-2, 10)
+    assert Counter(happened) == {"determinism": 1, "wrap": 1, "load": 1, "fetch": 10, "update": 10}
 
 
 def test_nothing_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

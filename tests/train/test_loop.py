@@ -12,6 +12,7 @@ from builders import params_with
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from timm.utils import ModelEmaV3
 from torch import Tensor
+from training import rank_of
 
 from pipeline.core.dataset import Prepared, Split, load_prepared
 from pipeline.core.errors import UserError
@@ -384,6 +385,54 @@ def test_train_one_epoch_frozen_parts(prepared: Prepared, build: Build) -> None:
     optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     names = {name for name, p in trainer.model.named_parameters() if id(p) in optimized}
     assert names == {n for n, _ in trainer.model.named_parameters() if not n.startswith(("stem.", "stages.0."))}
+
+
+def test_train_mode_frozen_batch_norm_that_is_shared(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several CUDA devices: what is frozen stays so in the module that takes its place."""
+    monkeypatch.setattr("pipeline.models.devices.list_ids", lambda _: [0])
+    monkeypatch.setattr("pipeline.train.trainer.DistributedDataParallel", lambda net, **_: net)
+    net, _ = build()
+    (name, *others) = (name for name, part in net.model.named_modules() if isinstance(part, torch.nn.BatchNorm2d))
+    trainer, _ = build("train.sync_bn=true", f"train.freeze=[{name}]")
+    trainer.ranks = rank_of(0, 2)
+    wrap(trainer)
+    trainer.train_mode()
+    parts = {place: trainer.model.get_submodule(place) for place in (name, *others)}
+    assert all(isinstance(part, torch.nn.SyncBatchNorm) for part in parts.values())
+    assert [part.training for part in parts.values()] == [False] + [True] * len(others)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_update_clips_in_mixed_precision_as_without(prepared: Prepared, build: Build, accumulate: int) -> None:
+    """Gradients are clipped after their scale is taken out: else a net hardly moves."""
+    moved = []
+    for amp in ("none", "fp16"):
+        trainer, _ = build(
+            *PLAIN, "train.optimizer=momentum", "train.grad_clip_norm=0.05", f"train.amp={amp}",
+            f"train.accumulate={accumulate}",
+        )  # fmt: skip
+        before = weights(trainer)
+        for number in range(2):
+            epoch(trainer, prepared.split("train"), number)
+        names = [name for name, _ in trainer.model.named_parameters()]
+        after = weights(trainer)
+        moved.append(sum(float((before[name] - after[name]).square().sum()) for name in names) ** 0.5)
+    assert moved[1] == pytest.approx(moved[0], rel=0.01)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_update_alone_may_use_tf32(prepared: Prepared, build: Build, wanted: bool) -> None:
+    trainer, spec = build(*PLAIN, f"train.tf32={str(wanted).lower()}")
+    seen: dict[bool, set[tuple[bool, bool]]] = {True: set(), False: set()}
+
+    def look(net: torch.nn.Module, _args: object) -> None:
+        seen[net.training].add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+
+    resolve_device("cpu")
+    trainer.model.register_forward_pre_hook(look)
+    epoch(trainer, prepared.split("train"))
+    loop.evaluate(model.Classifier(trainer.model, spec), prepared.split("val"), trainer)
+    assert seen == {True: {(wanted, wanted)}, False: {(False, False)}}
 
 
 def test_train_one_epoch_progressive(prepared: Prepared, build: Build) -> None:

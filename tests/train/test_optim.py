@@ -90,11 +90,9 @@ def test_every_schedule_keeps_the_layers_apart(schedule: str) -> None:
 
 
 def test_frozen_parameters_are_not_optimized_whatever_the_layers() -> None:
-    assert optim.freeze_parts(vit(), []) == []
     for decay in ("1.0", "0.5"):
         net = vit()
-        frozen = optim.freeze_parts(net, ["patch_embed", "blocks.0"])
-        assert frozen == [net.patch_embed, net.blocks[0]]
+        optim.freeze_parts(net, ["patch_embed", "blocks.0"])
         optimizer = optim.build_optimizer(net, params_with(f"train.layer_decay={decay}").train)
         kept = {id(p) for group in optimizer.param_groups for p in group["params"]}
         wanted = {id(p) for n, p in net.named_parameters() if not n.startswith(("patch_embed", "blocks.0"))}

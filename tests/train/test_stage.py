@@ -422,6 +422,42 @@ def test_train_refuses_before_anything_is_written(
     assert untouched(project)
 
 
+@pytest.mark.usefixtures("project")
+def test_train_one_device_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun numbers them, started by hand: params say nothing of how many there are."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"train\.device: cuda:1 is one device, and 2 processes .* set cuda"):
+        train("train.device=cuda:1")
+
+
+def test_train_without_a_compiler(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"train\.compile"):
+        train("train.compile=true")
+    assert untouched(project)
+
+
+def test_train_full_memory(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second epoch, of larger images, say."""
+
+    def fill(count: int) -> None:
+        if count == 5:
+            torch.empty(10**15)
+
+    before_update(monkeypatch, fill)
+    with pytest.raises(UserError, match=r"4000000000000000 bytes.*train\.batch_size.*train\.accumulate.*train\.amp"):
+        train()
+    only_run("FAILED")
+
+
+def test_train_slow_precision(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"train\.lr"):
+        train("train.amp=fp16", "train.lr=1e30", "train.grad_clip_norm=null", "train.ema_decay=0.0")
+    assert "train.amp: fp16 is slow here" in capsys.readouterr().out
+
+
 def test_train_diverging_loss(project: Path) -> None:
     with pytest.raises(UserError, match=r"train\.lr"):
         train("train.lr=1e30", "train.grad_clip_norm=null", "train.ema_decay=0.0")
