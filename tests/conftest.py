@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # They start DVC, servers, other processes, trainings, MLflow or whole stages; `make test-fast` leaves them out.
 HEAVY = re.compile(
     "test_(accelerator|batch|cache|cli|contenders|decisions|distributed|dvc_data|export|faces|formats|fuzz|how_to|int8|key|loop|model|modes|"
-    "open|page|plots|predictor|promotion|registry|runs|sample|search|seeds|server|server_fuzz|signals|stage|stem|store|"
+    "open|page|plots|predictor|privacy|promotion|registry|runs|sample|search|seeds|server|server_fuzz|signals|stage|stem|store|"
     "suspects|sync|trouble|tuning|wheel)"
 )
 

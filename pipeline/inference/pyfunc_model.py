@@ -5,12 +5,15 @@ of two versions in one process each answers with its own code: by a name on ``sy
 modules of the first.
 """
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import mlflow
 
+# ONNX Runtime reports to its vendor, from its import on, unless this stands there before.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 __path__ = [str(Path(__file__).parent / "code" / "hyojo_inference")]
 _predictor = import_module(f"{__name__}.predictor")
 _mlflow_server = import_module(f"{__name__}.mlflow_server")
