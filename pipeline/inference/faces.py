@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .images import ImageError, decode
+from .images import ImageError, decode_scaled
 
 # What a served model looks for when it was trained on faces that somebody else had cut out.
 DEFAULTS = {"margin": 0.0, "min_size": 32}
@@ -47,7 +47,7 @@ class Face(NamedTuple):
     score: float
 
 
-def detect(image: np.ndarray, min_size: int) -> list[Face]:
+def detect(image: np.ndarray, min_size: float) -> list[Face]:
     """Find the faces of a picture.
 
     Args:
@@ -119,11 +119,17 @@ def cut_faces(data: bytes, channels: int, settings: Mapping[str, Any]) -> Iterat
         ImageError: At once, as ``images.decode``; ``NoFace`` if there is none.
         ModuleNotFoundError: At once, if the package with the nets is not installed; the message says which.
     """
-    image = decode(data, 3)
-    faces = detect(image, settings["min_size"])
+    image, scale = decode_scaled(data, 3)
+    faces = detect(image, settings["min_size"] / scale)
     if not faces:
         raise NoFace("no face was found")
-    return ((face, to_channels(cut_out(image, face, settings["margin"]), channels)) for face in faces)
+    return ((_enlarge(face, scale), to_channels(cut_out(image, face, settings["margin"]), channels)) for face in faces)
+
+
+def _enlarge(face: Face, scale: float) -> Face:
+    """A face of a picture that was decoded at a part of its size, as it is in the whole one."""
+    left, top, width, height = (round(side * scale) for side in face.box)
+    return face._replace(box=(left, top, width, height))
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
+from .limits import TooLarge, check_cost
+
 # Formats that Pillow decodes by itself. Left out are those that start another program (EPS, WMF), those that
 # have no signature, so that garbage passes for them (TGA, PCX), and containers whose inner picture can be
 # larger than the size they declare (ICO, ICNS).
@@ -19,26 +21,25 @@ _PICTURE_SUFFIXES = {".avif", ".heic", ".heif", ".hif", ".jxl"}
 
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # ISO 23008-12, annex B
 
-# 67 million pixels: above a phone's 50-megapixel mode, and at most 0.3 GB once decoded.
-MAX_PIXELS = 2**26
-
 # What Pillow reads of TIFF as the file means it: bits a sample, by photometric interpretation (TIFF 6.0), which is grey
 # with white at 0, grey, RGB, palette, CMYK, YCbCr or CIELAB. Others it decodes too: as negatives, in the dark, garbage.
 _TIFF_BITS = {0: (1, 2, 4, 8), 1: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 5: (8,), 6: (8,), 8: (8,)}
 # Tags and their defaults: photometric interpretation, compression, fill order, planar configuration.
 _TIFF_TAGS = {262: 0, 259: 1, 266: 1, 284: 1}
+_STRIP = 2**20  # pixels that are converted at once, to bound memory
 # A picture whose brightest sample is darker has samples of 10 or 12 bits in 16, say, or floats of some other range.
 _DIM = 64
 
 _ORIENTATION_TAG = 0x0112
+# By EXIF orientation: steps along columns and along rows, and whether these are exchanged then.
 _ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: (-1, 1, False),
+    3: (-1, -1, False),
+    4: (1, -1, False),
+    5: (1, 1, True),
+    6: (1, -1, True),
+    7: (-1, -1, True),
+    8: (-1, 1, True),
 }
 
 
@@ -51,7 +52,7 @@ def decode(data: bytes, channels: int) -> np.ndarray:
 
     The first frame is taken and EXIF rotation is undone. Transparent pixels are laid on white. 16-bit samples
     keep their upper 8 bits, grey ones rounded. Floats go from 0 to 1 or to 255. Colour becomes grey by ITU-R 601-2
-    luma. Colour profiles are ignored.
+    luma. Colour profiles are ignored. JPEGs of more than 33 million pixels come at a half of their size.
 
     Args:
         data: A file's content, in one of ``FORMATS``.
@@ -61,29 +62,33 @@ def decode(data: bytes, channels: int) -> np.ndarray:
         The pixels, uint8 (H, W, channels).
 
     Raises:
-        ImageError: Empty, truncated, damaged or not a picture; more than ``MAX_PIXELS``; or samples whose black and
+        ImageError: Empty, truncated, damaged or not a picture; more than ``limits`` allows; or samples whose black and
             white are not known: TIFFs of unusual kinds, floats of another range, 16 bits of which fewer are used.
     """
+    return decode_scaled(data, channels)[0]
+
+
+def decode_scaled(data: bytes, channels: int) -> tuple[np.ndarray, float]:
+    """``decode``, and the side of the picture to that of the pixels: 1 but for very large JPEGs."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
-    file = _open(data)
-    image: Image.Image = file
-    name, wide = file.format, _has_16_bits(file)
+    file, full_width = _open(data)
+    name, scale, wide = file.format, full_width / file.width, _has_16_bits(file)
     try:
-        image.load()
-        orientation = _orientation(image)
-        if image.mode.startswith(("I", "F")):
-            image = _to_8_bit(image)
-        if wide and np.asarray(image.convert("RGB")).max() < _DIM:
-            raise ImageError("16-bit samples below a quarter of white; if they have 10 or 12 bits, scale them to 16")
-        image = _to_mode(image, "L" if channels == 1 else "RGB")
-        if orientation in _ORIENTATIONS:
-            image = image.transpose(_ORIENTATIONS[orientation])
+        file.load()
+        pixels = _to_array(file, channels, wide)
+        turn = _ORIENTATIONS.get(_orientation(file))
     except (MemoryError, ImageError):
         raise
     except Exception:  # a decoder answers damaged bytes with almost any exception
         raise ImageError(f"truncated or damaged {name}") from None
-    return np.array(image).reshape(image.height, image.width, channels)
+    file.close()
+    del file  # before another copy is made
+    if turn is not None:
+        columns, rows, transposed = turn
+        pixels = pixels[::rows, ::columns]
+        pixels = np.ascontiguousarray(pixels.swapaxes(0, 1) if transposed else pixels)
+    return pixels, scale
 
 
 def resize(image: np.ndarray, img_size: int) -> np.ndarray:
@@ -126,24 +131,26 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """Identify the picture and check its size, before any pixel is decoded."""
+def _open(data: bytes) -> tuple[ImageFile.ImageFile, int]:
+    """Identify the picture and check what it costs, before any pixel is decoded; and its full width."""
     if not data:
         raise ImageError("empty file")
-    too_large = ImageError(f"more than {MAX_PIXELS // 10**6} million pixels")
     if data.startswith((b"II", b"MM")):
         _check_tiff(data)
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise too_large from None
+        raise ImageError("more than 178 million pixels") from None
     except MemoryError:
         raise
     except Exception:  # plugins let struct, zlib and value errors through
         raise ImageError(_name_unread(data)) from None
-    if image.width * image.height > MAX_PIXELS:
-        raise too_large
-    return image
+    width = image.width
+    try:
+        check_cost(image, data)
+    except TooLarge as error:
+        raise ImageError(str(error)) from None
+    return image, width
 
 
 def _name_unread(data: bytes) -> str:
@@ -198,6 +205,42 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _to_array(image: Image.Image, channels: int, wide: bool) -> np.ndarray:
+    """Convert a loaded picture of any mode to uint8 (H, W, channels), some rows at a time; ``wide``: of 16 bits."""
+    width, height = image.size
+    rows = max(1, _STRIP // width)
+    strips = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    whole = _find_range(image, strips)
+    pixels = np.empty((height, width, channels), np.uint8)
+    brightest = 0 if wide else 255
+    for box in strips:
+        strip: Image.Image = image if len(strips) == 1 else image.crop(box)
+        if strip.mode.startswith(("I", "F")):
+            strip = _to_8_bit(strip, whole)
+        if brightest < _DIM:
+            brightest = max(brightest, int(np.asarray(strip.convert("RGB")).max()))
+        strip = _to_mode(strip, "L" if channels == 1 else "RGB")
+        pixels[box[1] : box[3]] = np.asarray(strip).reshape(-1, width, channels)
+    if brightest < _DIM:
+        raise ImageError("16-bit samples below a quarter of white; if they have 10 or 12 bits, scale them to 16")
+    return pixels
+
+
+def _find_range(image: Image.Image, strips: list[tuple[int, int, int, int]]) -> float:
+    """What is white in a picture of floats, 1 or 255; 0 in others."""
+    if image.mode != "F":
+        return 0
+    low, high = np.inf, -np.inf
+    for box in strips:
+        values = np.asarray(image.crop(box))
+        if not np.isfinite(values).all():
+            raise ImageError("pixels that are not numbers")
+        low, high = min(low, values.min()), max(high, values.max())
+    if low < 0 or high > 255 or 1 < high < _DIM:
+        raise ImageError(f"floats from {low:.3g} to {high:.3g}; scale them to 0 to 1, or to 255")
+    return 1 if high <= 1 else 255
+
+
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert a loaded picture of any mode to ``L`` or ``RGB``."""
     if image.has_transparency_data:
@@ -211,16 +254,11 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
+def _to_8_bit(image: Image.Image, white: float) -> Image.Image:
     """Scale 16-bit (I;16, I) and float (F) samples to L; Pillow itself would clip them at 255."""
     values = np.asarray(image)
     if image.mode == "F":
-        if not np.isfinite(values).all():
-            raise ImageError("pixels that are not numbers")
-        low, high = values.min(), values.max()
-        if low < 0 or high > 255 or 1 < high < _DIM:
-            raise ImageError(f"floats from {low:.3g} to {high:.3g}; scale them to 0 to 1, or to 255")
-        scaled = np.rint(values * 255 if high <= 1 else values)
+        scaled = np.rint(values * 255 if white == 1 else values)
     else:
         # 65535 = 255 * 257, so an 8-bit picture stored as 16 bits comes back exactly.
         scaled = (values.clip(0, 65535).astype(np.uint32) + 128) // 257

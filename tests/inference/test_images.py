@@ -294,10 +294,69 @@ def test_decompression_bomb_is_refused_before_its_pixels_are_decoded(side: int) 
         decode(png(side, side, 8, 0, b""), 1)
 
 
-def test_a_50_megapixel_photograph_is_not_a_bomb() -> None:
-    # Its size (8160 x 6144) is accepted; it is then refused for the pixels that this file lacks.
-    with pytest.raises(ImageError, match="truncated or damaged PNG"):
-        decode(png(8160, 6144, 8, 0, b""), 1)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_50_megapixel_photograph_is_decoded_at_half_its_size(progressive: bool) -> None:
+    """Taken upright, so that it is stored on its side; its left half is white."""
+    half = Image.new("L", (8160, 6144))
+    half.paste(255, (0, 3072, 8160, 6144))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels, scale = images.decode_scaled(encode(half, "JPEG", exif=exif, progressive=progressive), 1)
+    assert (scale, pixels.shape) == (2, (4080, 3072, 1))
+    assert pixels[:, :1530].min() > 250
+    assert pixels[:, 1542:].max() < 5
+
+
+def repeat_scan(data: bytes, times: int) -> bytes:
+    """A JPEG whose last scan comes again and again."""
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scan * times + b"\xff\xd9"
+
+
+SMALL = encode(np.full((64, 64, 3), 90, np.uint8), "JPEG", progressive=True)
+WIDE = encode(Image.new("RGB", (2048, 2048), (9, 99, 200)), "JPEG", progressive=True)
+COSTLY = {
+    "JPEG of many scans": (repeat_scan(WIDE, 3000), "too many bytes or scans"),
+    "JPEG in arithmetic code": (WIDE.replace(b"\xff\xc2", b"\xff\xca", 1), "arithmetic code"),
+    "BMP by run lengths": (
+        b"BM" + struct.pack("<IHHI", 1082, 0, 0, 1078)
+        + struct.pack("<IiiHHIIiiII", 40, 2**25, 1, 1, 8, 1, 4, 0, 0, 256, 0) + bytes(1024) + b"\0\1\0\1",
+        "more than 2.1 million pixels",
+    ),
+    "QOI": (b"qoif" + struct.pack(">IIBB", 1024, 1024, 3, 0) + bytes(99), "more than 0.7 million pixels"),
+    "PPM in words": (b"P3 1024 1024 255\n" + bytes(99), "more than 0.7 million pixels"),
+    "PNG of 16-bit colour": (png(4096, 4096, 16, 6, b""), "more than 8.4 million pixels"),
+    "palette PNG": (png(8192, 8192, 8, 3, b""), "more than 34 million pixels"),
+    "JPEG 2000": (encode(Image.new("L", (2048, 2048)), "JPEG2000"), "more than 2.1 million pixels"),
+    "WebP": (encode(Image.new("L", (4096, 4096)), "WEBP"), "more than 13 million pixels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_would_hold_a_worker_is_refused_from_its_header(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is decoded: Pillow's decoders are not called."""
+    data, message = COSTLY[name]
+    monkeypatch.setattr(images.ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=message):
+        decode(data, 3)
+
+
+def test_a_small_jpeg_may_have_hundreds_of_scans() -> None:
+    np.testing.assert_array_equal(decode(repeat_scan(SMALL, 300), 3), decode(SMALL, 3))
+
+
+@pytest.mark.parametrize("name", ["palette", "transparent", "16 bits", "floats"])
+def test_large_pictures_are_converted_in_strips_to_the_same_pixels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.fromarray(NOISE)
+    made = {
+        "palette": encode(picture.quantize(8), transparency=3),
+        "transparent": encode(picture.convert("RGBA").rotate(30)),
+        "16 bits": encode(NOISE[..., 0].astype(np.uint16) * 257),
+        "floats": encode(np.linspace(0, 1, 1600, dtype=np.float32).reshape(40, 40), "TIFF"),
+    }
+    whole = decode(made[name], 3)
+    monkeypatch.setattr(images, "_STRIP", 120)
+    np.testing.assert_array_equal(decode(made[name], 3), whole)
 
 
 def test_channels_other_than_1_and_3() -> None:
