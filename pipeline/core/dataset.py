@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import unescape_cell
 from pipeline.core.paths import PREPARED
 from pipeline.core.stage_files import BLOCK, DatasetFile, begin_digest
 
@@ -74,6 +75,8 @@ class Prepared:
             raise self._refusal("manifest.csv", f"cannot be read ({error})") from None
         if missing := set(_COLUMNS[:5]) - set(manifest):
             raise self._refusal("manifest.csv", f"has no columns {sorted(missing)}")
+        names = [name for name in ("file", "label", "root", "person") if name in manifest]
+        manifest[names] = manifest[names].map(unescape_cell)
         return manifest[manifest["row"] >= 0].sort_values("row")
 
     def split(self, name: str) -> Split:

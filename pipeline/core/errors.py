@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from pipeline.core.terminal import Screen, show
+
 
 class UserError(Exception):
     """A mistake the user can mend: the message names the file, key or row, and the remedy."""
@@ -29,10 +31,13 @@ def suggest(name: str, known: Iterable[str], otherwise: str, *, most: int = 1, c
 
 def stage_main(main: Callable[[], None]) -> None:
     """Run a stage; a ``UserError`` is printed without a traceback and ends the process with status 1."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name).isatty():
+            setattr(sys, name, Screen(getattr(sys, name)))
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {show(str(error), kept=chr(10))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # whoever reads the output, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

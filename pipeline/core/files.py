@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# What a spreadsheet takes for the beginning of a formula; an apostrophe before it says that it is text.
+_FORMULA, _ESCAPED = re.compile("'*[=+\\-@\t\r]"), re.compile("'+[=+\\-@\t\r]")
 
 
 @contextmanager
@@ -65,8 +69,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Write a table without its index at one stroke."""
+    """Write a table without its index at one stroke; texts by ``escape_cell``."""
+    for name in table.select_dtypes(exclude=["number", "bool"]):
+        if any(escape_cell(cell) is not cell for cell in table[name]):
+            table = table.assign(**{name: table[name].map(escape_cell)})
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def escape_cell(cell: Any) -> Any:
+    """A cell that starts no formula in a spreadsheet: ``=x.png`` becomes ``'=x.png``; numbers stay."""
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def unescape_cell(cell: Any) -> Any:
+    """What ``escape_cell`` was given."""
+    return cell[1:] if isinstance(cell, str) and _ESCAPED.match(cell) else cell
 
 
 @contextmanager

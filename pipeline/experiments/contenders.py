@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import unescape_cell
 from pipeline.core.paths import REPORTS, TRAINED
 from pipeline.core.stage_files import BundleFile, MetricsFile, WeightsFile
 from pipeline.tracking import families
@@ -161,6 +162,8 @@ def read_predictions(content: bytes, origin: str) -> pd.DataFrame:
         table = pd.read_csv(io.BytesIO(content), dtype=text, keep_default_na=False)
     except ValueError as error:
         raise UserError(f"the predictions of {origin} cannot be read: {error}") from None
+    for name in set(text) & set(table):
+        table[name] = table[name].map(unescape_cell)
     classes = [name.removeprefix(_PROB) for name in table if name.startswith(_PROB)]
     if set(text) - set(table) or not classes or not len(table):
         raise UserError(f"the predictions of {origin} lack columns or rows: {', '.join(table)}")

@@ -21,7 +21,7 @@ import torch
 
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
-from pipeline.core.files import replacing, write_text
+from pipeline.core.files import replacing, unescape_cell, write_text
 from pipeline.core.params import ExportParams
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import BUNDLE, REPORTS, TRAINED
@@ -198,6 +198,6 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a table of evaluate's."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            return [{name: unescape_cell(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
     except FileNotFoundError:
         raise UserError(f"{path} not found. Run `dvc repro evaluate` first.") from None

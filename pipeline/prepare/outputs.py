@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
+from pipeline.core.files import escape_cell
 from pipeline.core.stage_files import BLOCK, begin_digest
 from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.catalogue import SPLITS, Listing
@@ -65,8 +66,16 @@ def write_manifest(path: Path, records: Records, listing: Listing) -> None:
         writer.writerow(["file", "label", "split", "row", "sha256", "flags", "twins", *more])
         for name, label, split, used, digest, marks, number, *rest in zip(listing.files(), *columns, *more.values()):
             row, sha256 = next(rows[split]) if used else -1, digest.tobytes().hex() if digest.any() else ""
-            own = (name, records.class_names[label], SPLITS[split], row, sha256, flags(marks), number or "")
-            writer.writerow((*own, *rest))
+            own = (
+                escape_cell(name),
+                escape_cell(records.class_names[label]),
+                SPLITS[split],
+                row,
+                sha256,
+                flags(marks),
+                number or "",
+            )
+            writer.writerow((*own, *map(escape_cell, rest)))
 
 
 def write_parity_pictures(path: Path, records: Records, listing: Listing, source: Source) -> None:

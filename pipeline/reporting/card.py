@@ -28,7 +28,7 @@ def render(
     counted = [[name, *(split.get(name, 0) for split in counts.values())] for name in bundle["class_names"]]
     counted.append(["**all**", *(sum(split.values()) for split in counts.values())])
     parts = [(part, *score) for part, scores in bundle["metrics"].items() for score in scores.items()]
-    return html.render(
+    card = html.render(
         "card.md",
         table=_table,
         bundle=bundle,
@@ -41,6 +41,8 @@ def render(
         training=list(_training_rows(params)),
         files=list(_file_rows(bundle.get("formats", {}), bundle.get("int8", {}))),
     )
+    # Its own text has neither: names of classes and files shall bring no HTML, no links and no pictures.
+    return card.replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

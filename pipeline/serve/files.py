@@ -6,6 +6,7 @@ read or decoded gives a row with an error, and the others go on.
 
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import escape_cell
+from pipeline.core.terminal import show
 from pipeline.inference import images
+from pipeline.inference.images import ImageError
+from pipeline.prepare.sources.archive import MAX_FILE_BYTES
 from pipeline.prepare.sources.tables import SURE
 from pipeline.prepare.sources.tree import ARCHIVES
 from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
@@ -61,7 +66,7 @@ def predict_paths(
 
 
 class _File(Pictures):
-    """A picture by itself, which may be a pipe."""
+    """A picture by itself, which may be a pipe that another program writes to."""
 
     count = 1
 
@@ -69,7 +74,17 @@ class _File(Pictures):
         self.root, self.digest, self._path = path.parent, "", path
 
     def stream(self, start: int) -> Iterator[tuple[str, Fetch]]:
-        return iter([(self._path.name, self._path.read_bytes)][start:])
+        return iter([(self._path.name, self._read)][start:])
+
+    def _read(self) -> bytes:
+        # Opened like this, a pipe that nobody writes to is empty; otherwise it would be waited for.
+        with open(os.open(self._path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            if hasattr(os, "set_blocking"):
+                os.set_blocking(file.fileno(), True)
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ImageError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+        return data
 
 
 def _open(path: Path, column: str | None) -> Pictures:
@@ -90,11 +105,11 @@ def format_table(rows: Iterable[Row]) -> str:
     rows = list(rows)
     boxes = any(row["box"] for row in rows)
     cells = [
-        (row["file"], *([_box_text(row["box"])] if boxes else []))
+        (show(row["file"]), *([_box_text(row["box"])] if boxes else []))
         + (
-            (f"error: {row['error']}", "")
+            (f"error: {show(row['error'])}", "")
             if row["error"]
-            else (row["label"], f"{row['probability']:.3f}{' (unsure)' if row['abstain'] else ''}")
+            else (show(row["label"]), f"{row['probability']:.3f}{' (unsure)' if row['abstain'] else ''}")
         )
         for row in rows
     ]
@@ -121,7 +136,8 @@ def format_csv(rows: Iterable[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(map(flatten_row, rows))
+    for row in rows:
+        writer.writerow({name: escape_cell(cell) for name, cell in flatten_row(row).items()})
     return text.getvalue().rstrip("\n")
 
 

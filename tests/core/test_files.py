@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.files import replacing, replacing_within, write_json, write_text
+from pipeline.core.files import (
+    escape_cell,
+    replacing,
+    replacing_within,
+    unescape_cell,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def put(path: Path, kind: str, text: str) -> None:
@@ -96,3 +104,14 @@ def test_replacing_leaves_what_a_running_process_writes(tmp_path: Path) -> None:
 def test_text_is_utf8_with_unix_line_ends(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"名": "é"})
     assert (tmp_path / "a.json").read_bytes() == '{\n  "名": "é"\n}\n'.encode()
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+a", "-1", "@x", "'=1", "''-1", "\t=1", "'quoted'", "plain=1", "", 1, -0.5])
+def test_escape_cell_starts_no_formula_and_can_be_undone(cell: object, tmp_path: Path) -> None:
+    import pandas as pd
+
+    assert unescape_cell(escape_cell(cell)) == cell
+    assert not (isinstance(cell, str) and escape_cell(cell).startswith(tuple("=+-@\t")))
+    table = pd.DataFrame({"text": ["a", cell], "number": [0.1, -1.0]})
+    write_csv(tmp_path / "t.csv", table)
+    assert (tmp_path / "t.csv").read_text().splitlines()[1:] == ["a,0.1", f"{escape_cell(cell)},-1.0"]

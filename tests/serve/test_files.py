@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,24 @@ print([name for name in ("torch", "mlflow") if name in sys.modules])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     said = f"{album}: 1 files passed over that are no pictures by suffix\n"
     assert (done.stdout.splitlines(), done.stderr) == (["6 []", "6", "[]"], said)
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(album: Path, bright_bundle: Path) -> None:
+    os.mkfifo(album / "pipe")
+    (row,) = files.predict_paths([album / "pipe"], bright_bundle)
+    assert row["error"] == "empty file"
+    with subprocess.Popen(["cp", album / "a.png", album / "pipe"]):
+        (row,) = files.predict_paths([album / "pipe"], bright_bundle)
+    assert row["label"] == "bright"
+
+
+def test_names_start_no_formula_and_steer_no_terminal(tmp_path: Path, bright_bundle: Path) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_bytes(grey_png())
+    names = ["=1+1.png", "-x.png", "@a.png", "\x1b[2Jb.png", "line\nbreak.png"]
+    rows = [row | {"file": name} for name in names for row in files.predict_paths([picture], bright_bundle)]
+    cells = [line["file"] for line in csv.DictReader(io.StringIO(files.format_csv(rows)))]
+    assert cells == ["'=1+1.png", "'-x.png", "'@a.png", *names[3:]]
+    table = files.format_table(rows)
+    assert len(table.splitlines()) == len(names)
+    assert r"\x1b[2Jb.png" in table

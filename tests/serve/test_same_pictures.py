@@ -150,3 +150,11 @@ def test_parquet_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"a.parquet wants pyarrow.*hyojo\[serve\]"):
         open_pictures(tmp_path / "a.parquet")
+
+
+def test_a_link_to_itself_is_an_error_of_its_own_row(bright_bundle: Path, tmp_path: Path) -> None:
+    folder = as_folder(tmp_path)
+    (folder / "happy" / "loop.png").symlink_to("loop.png")
+    rows = {Path(row["file"]).name: row for row in files.predict_paths([folder], bright_bundle)}
+    assert "cannot be read" in rows["loop.png"]["error"]
+    assert len(rows) == len(TREE) + 1

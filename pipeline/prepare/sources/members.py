@@ -38,7 +38,7 @@ class Folder(Opened):
                     for child in children:
                         if is_junk(child.name):
                             continue
-                        if child.is_dir():
+                        if _is_folder(child):
                             todo.append(((*parts, child.name), (*above, here)))
                         else:
                             yield (*parts, child.name), "/".join((*parts, child.name))
@@ -59,6 +59,14 @@ class Folder(Opened):
             raise
         except (OSError, ValueError) as error:
             raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    """Whether that is a folder; a link that cannot be followed is a file, and says so when it is read."""
+    try:
+        return child.is_dir()
+    except OSError:
+        return False
 
 
 def find_archive_kind(path: Path) -> type[Archive] | None:

@@ -57,8 +57,12 @@ class TarArchive(Archive):
     def _scan(self) -> Iterator[tuple[str, Member | None]]:
         self._file.seek(0)
         archive = tarfile.open(fileobj=_Guarded(self._file), mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
+        end = 0
         while info := archive.next():
             archive.members.clear()  # else tarfile keeps them all
+            if archive.offset <= end or info.size < 0:  # a negative size would lead back, for ever
+                raise self._refuse(info.name, "has a negative size")
+            end = archive.offset
             if info.issym() or info.islnk():
                 raise self._refuse(info.name, "is a link")
             if not (info.isreg() or info.isdir()) or info.issparse():
@@ -82,8 +86,8 @@ class _Guarded:
 
     def read(self, size: int) -> bytes:
         """Read at most ``MAX_FILE_BYTES``."""
-        if size > MAX_FILE_BYTES:
-            raise tarfile.ReadError("an absurdly large header")
+        if not 0 <= size <= MAX_FILE_BYTES:
+            raise tarfile.ReadError("a header of absurd size")
         return self._stream.read(size)
 
 
