@@ -10,7 +10,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from .limits import TooLarge, check_cost
+from .apart import decode_apart
+from .limits import APART, TooLarge, check_cost
 
 # Formats that Pillow decodes by itself. Left out are those that start another program (EPS, WMF), those that
 # have no signature, so that garbage passes for them (TGA, PCX), and containers whose inner picture can be
@@ -72,6 +73,17 @@ def decode_scaled(data: bytes, channels: int) -> tuple[np.ndarray, float]:
     """``decode``, and the side of the picture to that of the pixels: 1 but for very large JPEGs."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
+    if APART.match(data):
+        with contextlib.suppress(OSError):  # where no other process can be had, there is this one
+            found = decode_apart(data, channels)
+            if isinstance(found, str):
+                raise ImageError(found)
+            return found, 1
+    return decode_here(data, channels)
+
+
+def decode_here(data: bytes, channels: int) -> tuple[np.ndarray, float]:
+    """``decode_scaled``, in this process whatever the format."""
     file, full_width = _open(data)
     name, scale, wide = file.format, full_width / file.width, _has_16_bits(file)
     try:
@@ -140,7 +152,7 @@ def _open(data: bytes) -> tuple[ImageFile.ImageFile, int]:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError("more than 178 million pixels") from None
+        raise ImageError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from None
     except MemoryError:
         raise
     except Exception:  # plugins let struct, zlib and value errors through

@@ -1,6 +1,6 @@
 """What decoding a picture may cost: at most about 300 MB and a second on one core, known from its header.
 
-Formats that tell too little beforehand are in ``APART``: ``apart`` decodes them in another process.
+Files that ``APART`` matches tell too little beforehand: ``apart`` decodes them in another process.
 """
 
 import re
@@ -16,7 +16,10 @@ MAX_JPEG_PIXELS, MAX_JPEG_HELD = 2**26, 3 * 2**25
 MAX_JPEG_WORK = 7 * 2**28
 # Decoders written in Python, such as those of QOI and of BMP by run lengths: a value takes half a microsecond.
 MAX_PYTHON_VALUES = 2**21
-APART = {"WEBP": 3 * 2**22, "AVIF": 3 * 2**22, "JPEG2000": 2**21, "TIFF": 2**24, "HEIF": 3 * 2**23}
+_MAX_PIXELS_OF = {"WEBP": 3 * 2**22, "AVIF": 3 * 2**22, "JPEG2000": 2**21, "TIFF": 2**24, "HEIF": 3 * 2**23}
+
+# TIFF, WebP, AVIF and HEIF, JPEG 2000: by the bytes that Pillow knows them by.
+APART = re.compile(rb"II|MM|RIFF....WEBP|....ftyp|\0\0\0\x0cjP  |\xff\x4f\xff\x51", re.DOTALL)
 
 # A marker (ITU-T T.81, B.1.1.2), but for those that stand alone within a scan.
 _MARKER = re.compile(b"\xff+([^\x00\x01\xd0-\xd8\xff])")
@@ -47,7 +50,11 @@ def check_cost(image: ImageFile.ImageFile, data: bytes) -> None:
     wide = any(";16" in str(tile[3]) for tile in image.tile)
     _require(
         pixels,
-        min(MAX_PIXELS, MAX_BYTES // _bytes_a_pixel(image.mode, wide), APART.get(image.format or "", MAX_PIXELS)),
+        min(
+            MAX_PIXELS,
+            MAX_BYTES // _bytes_a_pixel(image.mode, wide),
+            _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS),
+        ),
     )
 
 

@@ -124,7 +124,7 @@ def test_formats_that_want_help_are_named(name: str, monkeypatch: pytest.MonkeyP
     own = tuple(kind for kind in images._formats() if kind not in ("AVIF", "HEIF"))
     monkeypatch.setattr(images, "_formats", lambda: own)
     with pytest.raises(ImageError, match=message):
-        decode(data, 1)
+        images.decode_here(data, 1)
     assert {".heic", ".avif", ".jxl", ".jpg"} <= images.suffixes()
 
 

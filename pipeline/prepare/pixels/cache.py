@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.core.code_hash import hash_code
 from pipeline.core.errors import UserError
 from pipeline.core.project import project_root
-from pipeline.inference import faces, images, limits
+from pipeline.inference import apart, faces, images, limits
 from pipeline.prepare.pixels.picture import SEEN, Decoded
 
 MAX_BYTES = 2**34  # 16 GiB; a larger cache is begun anew
@@ -112,7 +112,8 @@ def open_cache(shape: tuple[int, int, int], face_settings: Mapping[str, Any] | N
         folder = project_root() / ".hyojo" / "decoded"
     except UserError:
         folder = None
-    code = hash_code([Path(__file__).parent, Path(images.__file__), Path(limits.__file__), Path(faces.__file__)])
+    shipped = [Path(images.__file__), Path(apart.__file__), Path(limits.__file__), Path(faces.__file__)]
+    code = hash_code([Path(__file__).parent, *shipped])
     settings = [code, *map(_version, ("pillow", "numpy", "pillow-heif"))]
     if face_settings:
         try:

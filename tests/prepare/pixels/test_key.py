@@ -65,6 +65,7 @@ def test_key_covers_all_that_the_pixels_code_imports() -> None:
         "pipeline.inference.faces",
         "pipeline.inference.images",
         "pipeline.inference.limits",
+        "pipeline.inference.apart",
         "pipeline.prepare.pixels.",
     )
     for file in (PACKAGE / "prepare" / "pixels").glob("*.py"):
