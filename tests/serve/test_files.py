@@ -138,8 +138,11 @@ def test_a_pipe_that_nobody_writes_to_is_not_waited_for(album: Path, bright_bund
     os.mkfifo(album / "pipe")
     (row,) = files.predict_paths([album / "pipe"], bright_bundle)
     assert row["error"] == "empty file"
-    with subprocess.Popen(["cp", album / "a.png", album / "pipe"]):
-        (row,) = files.predict_paths([album / "pipe"], bright_bundle)
+    source, sink = os.pipe()
+    os.write(sink, (album / "a.png").read_bytes())
+    os.close(sink)
+    (row,) = files.predict_paths([f"/dev/fd/{source}"], bright_bundle)
+    os.close(source)
     assert row["label"] == "bright"
 
 
