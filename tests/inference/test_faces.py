@@ -214,3 +214,16 @@ def test_predict_shows_each_face(photo: np.ndarray, bright_bundle: Path, tmp_pat
     assert [int(read[1][side]) for side in ("left", "top", "width", "height")] == rows[1]["box"]
     assert read[0]["left"] == ""
     assert "left" not in format_csv(predict_paths([tmp_path / "two.png"], bright_bundle))
+
+
+def test_boxes_are_of_the_whole_picture_where_it_is_decoded_at_half_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def find(image: np.ndarray, min_size: float) -> list[Face]:
+        asked.append(min_size)
+        return [Face((10, 20, 30, 40), 0.9)]
+
+    monkeypatch.setattr("pipeline.inference.faces.decode_scaled", lambda *_: (np.zeros((99, 99, 3), np.uint8), 2.0))
+    monkeypatch.setattr("pipeline.inference.faces.detect", find)
+    ((face, pixels),) = cut_faces(b"", 1, {"margin": 0.0, "min_size": 32})
+    assert (asked, face.box, pixels.shape) == ([16], (20, 40, 60, 80), (40, 40, 1))
