@@ -20,7 +20,7 @@ def open_listener(host: str, port: int) -> socket.socket:
     except socket.gaierror:
         raise UserError(f"--host {host} is no address of this machine.") from None
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
         raise UserError(f"port {port} on {host} can't be had: {reason}. Choose another with --port.") from None
     listener.set_inheritable(True)
     return listener
