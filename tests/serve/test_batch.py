@@ -312,7 +312,7 @@ def test_killed_again_and_again(bright_bundle: Path, tmp_path: Path) -> None:
     for _ in range(200):
         process = subprocess.Popen([*words, "--out", str(out)], stdout=subprocess.DEVNULL)
         try:
-            process.wait((1.0 + 2.5 * rng.random()) * (1 + kills / 10))  # a busy machine takes longer to begin
+            process.wait((1.0 + 2.5 * rng.random()) * max(1, kills / 10))  # a busy machine takes longer to begin
             break
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
