@@ -153,6 +153,16 @@ COMMANDS: dict[str, Callable[[], object]] = {
 }
 
 
+def begin_project(name: str, command: str) -> None:
+    """Have a project of this name stand where a command finds something to do."""
+    name_project(name)
+    if command != "register":
+        for digest in ("first", "second"):
+            registry.register(Path("models") / digest)
+    if command == "rollback":
+        promotion.promote(2)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_killed_after_any_write_is_finished_by_the_next(
     project: Path, command: str, monkeypatch: pytest.MonkeyPatch
@@ -162,12 +172,7 @@ def test_a_command_killed_after_any_write_is_finished_by_the_next(
     for right, digest in ((70, "first"), (80, "second")):
         log_version(right, digest)
     for calls in range(1, 100):
-        name_project(f"p{calls}")
-        if command != "register":
-            for digest in ("first", "second"):
-                registry.register(Path("models") / digest)
-        if command == "rollback":
-            promotion.promote(2)
+        begin_project(f"p{calls}", command)
         with monkeypatch.context() as patch:
             kill_after(patch, calls)
             try:
@@ -241,12 +246,7 @@ cli.main()
 """
     given = {"register": ["register"], "promote": ["promote", "2"], "rollback": ["rollback"]}[command]
     for calls in range(1, 100):
-        name_project(f"p{calls}")
-        if command != "register":
-            for digest in ("first", "second"):
-                registry.register(Path("models") / digest)
-        if command == "rollback":
-            promotion.promote(2)
+        begin_project(f"p{calls}", command)
         status = subprocess.run([sys.executable, "-c", code, str(calls), *given], capture_output=True).returncode
         assert status in (0, 9)
         if status == 9:

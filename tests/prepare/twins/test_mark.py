@@ -76,7 +76,9 @@ def test_neither_order_nor_corrupt_nor_blank_images_change_what_is_found() -> No
 
 
 def test_no_usable_image() -> None:
-    find_twins(records_of([Row("1", "a", "train", problem="empty file")]), np.zeros((1, 48, 48, 1), np.uint8))
+    records = records_of([Row("1", "a", "train", problem="empty file")])
+    find_twins(records, np.zeros((1, 48, 48, 1), np.uint8))
+    assert records.twinned.size == 0
 
 
 def test_twins_and_audit_take_a_few_bytes_of_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
