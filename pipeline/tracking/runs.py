@@ -62,9 +62,10 @@ class TrainingRun:
 
     def _log_inputs(self) -> None:
         """Log what a training starts from, with MLflow's own patience: files may be slow."""
-        client, run_id, self._is_new, is_new = self._client, self._id, False, self._is_new
-        if client is None or not is_new:
+        client, run_id = self._client, self._id
+        if client is None or not self._is_new:
             return
+        self._is_new = False
 
         def log() -> None:
             log_files(client, run_id, {"": INPUTS})
