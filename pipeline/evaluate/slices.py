@@ -4,28 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage, stats
+from scipy import stats
 
 from pipeline.core.dataset import Split
+from pipeline.inference.descriptors import measure_brightness, measure_sharpness
 from pipeline.metrics.intervals import ALPHA, accuracy_interval
 from pipeline.metrics.selection import accuracy
 
 COLUMNS = ("by", "slice", "images", "accuracy", "low", "high", "rest", "p", "worse")
 # Of a column of the manifest: fewer images say too little, and more values are not looked through.
 MIN_IMAGES, MAX_VALUES = 20, 30
-
-
-def brightness(images: np.ndarray) -> np.ndarray:
-    """Mean grey value of pictures, uint8 (N, H, W, C) -> float64 (N,), from 0 to 255."""
-    return np.array([_grey(image).mean() for image in images])
-
-
-def sharpness(images: np.ndarray) -> np.ndarray:
-    """Variance of the Laplacian of pictures, uint8 (N, H, W, C) -> float64 (N,); blurred ones have little.
-
-    J. Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy: a comparative study", 2000.
-    """
-    return np.array([ndimage.laplace(_grey(image), mode="nearest").var() for image in images])
 
 
 def cut(values: np.ndarray, parts: int, names: tuple[str, str]) -> np.ndarray:
@@ -74,8 +62,8 @@ def tabulate(
             groups[name] = (values, sorted(often.index[:MAX_VALUES]))
     if parts > 1:
         for name, measure, ends in (
-            ("brightness", brightness, ("darkest", "brightest")),
-            ("sharpness", sharpness, ("blurriest", "sharpest")),
+            ("brightness", measure_brightness, ("darkest", "brightest")),
+            ("sharpness", measure_sharpness, ("blurriest", "sharpest")),
         ):
             places = cut(measure(split.images), parts, ends)
             groups[name] = (places, sorted(set(places), key=lambda place: int(place.split()[0])))
@@ -110,8 +98,3 @@ def _compare(mask: np.ndarray, own: float, rest: float) -> tuple[int, float, flo
         counts = [[right, images - right], [right_others, others - right_others]]
         p = float(stats.fisher_exact(counts, alternative="less").pvalue)
     return images, own, *accuracy_interval(right, images), rest, p
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    """Float64 (H, W) of a picture of any channels."""
-    return image.astype(np.float64).mean(axis=2)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
+from .descriptors import DESCRIPTORS, measure_brightness, measure_sharpness
 from .faces import DEFAULTS, Face, cut_faces
 from .graphs import load_graph, served_file
 from .images import ImageError, load, resize
@@ -64,13 +65,17 @@ class Predictor:
         self._seconds = seconds
         self._run = load_graph(path, threads, content, trust)
 
-    def predict_bytes(self, pictures: Sequence[bytes], faces: bool | None = None) -> list[dict[str, Any]]:
+    def predict_bytes(
+        self, pictures: Sequence[bytes], faces: bool | None = None, describe: bool = False
+    ) -> list[dict[str, Any]]:
         """Classify encoded pictures (JPEG, PNG, WebP, ...) of any size and mode.
 
         Args:
             pictures: Contents of files.
             faces: Whether to find the faces in each and classify those, or to take each picture for a face; None:
                 as the model was trained.
+            describe: Whether to say ``DESCRIPTORS`` of each picture or face that is answered: ``brightness`` (0 to
+                255), ``sharpness``, and ``face_size`` (longer side, px; None where faces are not looked for).
 
         Returns:
             A dict for each picture: ``label`` (str), ``probabilities`` (dict of class to float, in [0, 1]),
@@ -84,10 +89,12 @@ class Predictor:
         until = float("inf") if self._seconds is None else time.monotonic() + self._seconds
         rows: list[dict[str, Any]] = []
         for start in range(0, len(pictures), BATCH_SIZE):
-            rows += self._predict_batch(pictures[start : start + BATCH_SIZE], look, until)
+            rows += self._predict_batch(pictures[start : start + BATCH_SIZE], look, describe, until)
         return rows
 
-    def predict_values(self, values: Sequence[Any], faces: bool | None = None) -> list[dict[str, Any]]:
+    def predict_values(
+        self, values: Sequence[Any], faces: bool | None = None, describe: bool = False
+    ) -> list[dict[str, Any]]:
         """Classify what a request's column holds: base64 text, ``data:`` URLs, or bytes.
 
         Returns:
@@ -96,7 +103,7 @@ class Predictor:
         pictures = [to_bytes(value) for value in values]
         look = bool(self.faces) if faces is None else faces
         rows: list[dict[str, Any]] = [_failure(data, look) if isinstance(data, str) else {} for data in pictures]
-        answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)], look))
+        answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)], look, describe))
         return [row or next(answers) for row in rows]
 
     def answer(self, model_input: Any, params: Any = None) -> list[dict[str, Any]] | list[str]:
@@ -104,8 +111,8 @@ class Predictor:
 
         Args:
             model_input: As in ``requests.rows_of``.
-            params: The request's parameters: ``faces`` as in ``predict_bytes``; ``json``: whether each row is to be a
-                JSON text, because Spark has no other type for rows of which some are errors.
+            params: The request's parameters: ``faces`` and ``describe`` as in ``predict_bytes``; ``json``: whether
+                each row is to be a JSON text, because Spark has no other type for rows of which some are errors.
 
         Returns:
             As ``predict_bytes``.
@@ -113,12 +120,16 @@ class Predictor:
         params = params if isinstance(params, dict) else {}
         try:
             faces = params.get("faces")
-            rows = self.predict_values(rows_of(model_input), None if faces is None else bool(faces))
+            rows = self.predict_values(
+                rows_of(model_input), None if faces is None else bool(faces), params.get("describe") is True
+            )
         except Exception:
             rows = [_failure("the request could not be read")]
         return [json.dumps(row) for row in rows] if params.get("json") is True else rows
 
-    def _predict_batch(self, pictures: Sequence[bytes], look: bool, until: float) -> list[dict[str, Any]]:
+    def _predict_batch(
+        self, pictures: Sequence[bytes], look: bool, describe: bool, until: float
+    ) -> list[dict[str, Any]]:
         """Decode and classify one batch; the good pictures of it, or their faces, go through the graph together."""
         loaded = [
             self._load(data, look) if time.monotonic() < until else "the request takes too long; send fewer pictures"
@@ -131,10 +142,10 @@ class Predictor:
             if isinstance(parts, str):
                 rows.append(_failure(parts, look))
                 continue
-            found = [(face, next(answers)) for face, _ in parts]
+            found = [(face, next(answers) | (_describe(face, image) if describe else {})) for face, image in parts]
             faces = [
                 {"box": list(face.box), "score": face.score}
-                | {name: answer[name] for name in ("label", "probabilities", "abstain")}
+                | {name: answer[name] for name in ("label", "probabilities", "abstain", *DESCRIPTORS) if name in answer}
                 for face, answer in found
                 if face
             ]
@@ -175,6 +186,12 @@ class Predictor:
             "abstain": self.threshold is not None and bool(probs.max() < self.threshold),
             "error": None,
         }
+
+
+def _describe(face: Face | None, image: np.ndarray) -> dict[str, float | None]:
+    """``DESCRIPTORS`` of a picture or a face as the model sees it, uint8 (S, S, C)."""
+    measured = (float(measure(image[None])[0]) for measure in (measure_brightness, measure_sharpness))
+    return dict(zip(DESCRIPTORS, (*measured, max(face.box[2:]) if face else None), strict=True))
 
 
 def _failure(error: str, look: bool = False) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def _signature(preprocessing: dict[str, Any]) -> "ModelSignature":
         ParamSchema(
             [
                 ParamSpec("faces", DataType.boolean, bool(preprocessing.get("faces"))),
+                ParamSpec("describe", DataType.boolean, False),
                 ParamSpec("json", DataType.boolean, False),
             ]
         ),

@@ -152,7 +152,8 @@ def test_prepare_trains_on_what_serving_sees(
 def test_every_face_is_answered(photo: np.ndarray, bright_bundle: Path) -> None:
     predictor = Predictor(bright_bundle)
     dark = np.concatenate([photo, photo // 4], axis=1)
-    row, none, broken = predictor.predict_bytes([encode(dark), encode(photo[400:]), b"text"], faces=True)
+    pictures = [encode(dark), encode(photo[400:]), b"text"]
+    row, none, broken = predictor.predict_bytes(pictures, faces=True, describe=True)
     assert len(row["faces"]) == 2
     for face in row["faces"]:
         left, top, width, height = face["box"]
@@ -162,6 +163,8 @@ def test_every_face_is_answered(photo: np.ndarray, bright_bundle: Path) -> None:
         assert (face["label"] == "dark") == (left > 512) or face["probabilities"]["dark"] > 0.5
     lighter, darker = sorted(row["faces"], key=lambda face: face["box"][0])
     assert lighter["probabilities"]["bright"] > darker["probabilities"]["bright"] + 0.2
+    assert lighter["brightness"] > 2 * darker["brightness"]
+    assert [face["face_size"] for face in row["faces"]] == [max(face["box"][2:]) for face in row["faces"]]
     assert {name: row[name] for name in ("label", "probabilities")} == {
         name: row["faces"][0][name] for name in ("label", "probabilities")
     }
