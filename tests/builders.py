@@ -501,6 +501,19 @@ def add_version(right: int, digest: str, graph: Path | None = None) -> int:
     return registry.register(log_version(right, digest, graph)).version
 
 
+def add_answering_version(digest: str) -> int:
+    """Register a bundle that answers: the brighter a picture, the surer "bright"."""
+    from pipeline.tracking import bundles, registry
+    from pipeline.tracking.pyfunc import build_pyfunc
+    from pipeline.tracking.store import connect, experiment_id
+
+    run_id = connect().create_run(experiment_id(connect())).info.run_id
+    folder = write_bundle(Path("models") / digest, digest=digest, run_id=run_id)
+    build_pyfunc(folder, Path("scratch") / digest)
+    bundles.log_bundle(folder, Path("scratch") / digest)
+    return registry.register(folder).version
+
+
 def read_champion() -> int | None:
     """The version that the alias points at, asked of MLflow itself."""
     from pipeline.tracking.store import connect

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from pipeline.core.signals import ended_by_exceptions
 from pipeline.core.terminal import Screen, show
 
 
@@ -30,12 +31,19 @@ def suggest(name: str, known: Iterable[str], otherwise: str, *, most: int = 1, c
 
 
 def stage_main(main: Callable[[], None]) -> None:
-    """Run a stage; a ``UserError`` is printed without a traceback and ends the process with status 1."""
+    """Run a stage or a command.
+
+    A ``UserError`` is printed without a traceback and ends the process with status 1. A signal that ends it lets it
+    clear up first.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name).isatty():
             setattr(sys, name, Screen(getattr(sys, name)))
     try:
-        main()
+        with ended_by_exceptions():
+            main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except UserError as error:
         print(f"error: {show(str(error), kept=chr(10))}", file=sys.stderr)
         sys.exit(1)

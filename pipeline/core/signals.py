@@ -40,6 +40,23 @@ def die_with_parent() -> None:
 
 
 @contextmanager
+def ended_by_exceptions() -> Iterator[None]:
+    """Turn what ends a process into ``SystemExit``: by default its scratch files would be left behind.
+
+    What is ignored, as by ``nohup``, stays so.
+    """
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+    former = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
+    for number in former:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Turn SIGTERM and SIGINT into a request; a second one, later, ends the process at once."""
     request = StopRequest()

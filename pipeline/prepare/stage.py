@@ -9,8 +9,6 @@ stopped leaves what was there before.
 import hashlib
 import json
 import shutil
-import signal
-import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -52,8 +50,6 @@ _ONLY_TWINS = (
 
 def main() -> None:
     """Run the stage with the parameters of the working folder."""
-    # As an exception, so that a stopped run clears up after itself.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     params = load_params()
     check_names(params.train)  # before pictures are decoded for a net that there is not
     prepare(params.prepare)

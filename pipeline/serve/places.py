@@ -6,15 +6,13 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pipeline.core.errors import UserError
 from pipeline.inference.bundle import RECORD
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 SIGNATURE = ".sig"  # ends the name of a signature, which lies beside the folder that is signed
+_IN_STORE = ("models:/", "runs:/", "mlflow-artifacts:/")  # URIs that only the store can resolve
 
 
 class Place(NamedTuple):
@@ -70,9 +68,13 @@ def fetch_uri(uri: str, file: bool = False) -> Path | None:
     Raises:
         TrackingError: The store, or that of the files, does not answer.
     """
+    from pipeline.tracking import store
     from pipeline.tracking.trouble import TrackingError, told
 
-    open_client()
+    if uri.startswith(_IN_STORE):
+        store.open_reader()
+    else:
+        store.configure_mlflow()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow.artifacts
 
@@ -96,7 +98,7 @@ def _registered(model: str) -> Place:
     # Pandas and others come with it, which a bundle's answers need not wait for, nor have at all.
     from pipeline.tracking import decisions, registry, store
 
-    client, project = open_client(), store.project_name()
+    client, project = store.open_reader(), store.project_name()
     version = registry.find_version(client, model)
     if version is None:
         there = ", ".join(map(str, sorted(int(each.version) for each in registry.versions(client))))
@@ -117,11 +119,3 @@ def _registered(model: str) -> Place:
             "mends that; after a clone and `dvc pull`, `hyojo sync` does."
         )
     return Place(title, path, f"{version.source}{SIGNATURE}", version.run_id, runs_code=True)
-
-
-def open_client() -> "MlflowClient":
-    """A client of the project's store; a tracking server that is named needs no project around."""
-    from pipeline.tracking import store
-
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return store.open_client(uri) if "://" in uri and not uri.startswith(store.SQLITE) else store.connect()

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.core.errors import UserError
-from pipeline.serve.places import Place, fetch_uri, find_model, open_client
+from pipeline.serve.places import Place, fetch_uri, find_model
 
 
 def sign(model: str, private_key: str) -> str:
@@ -17,7 +17,7 @@ def sign(model: str, private_key: str) -> str:
     Raises:
         UserError: There is no such model, its bundle is not as it was exported, or the key is none.
     """
-    from pipeline.tracking import signing
+    from pipeline.tracking import signing, store
     from pipeline.tracking.bundles import read_bundle
 
     place, key = find_model(model), Path(private_key)
@@ -31,7 +31,7 @@ def sign(model: str, private_key: str) -> str:
     with tempfile.TemporaryDirectory(prefix="hyojo-sign-") as scratch:
         signature = Path(scratch) / place.signature.rsplit("/", 1)[1]
         signing.sign_folder(place.path, signature, key)
-        open_client().log_artifact(place.run_id, str(signature))
+        store.open_reader().log_artifact(place.run_id, str(signature))
     return f"{place.title} ({signature.name} on its run)"
 
 

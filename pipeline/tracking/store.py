@@ -87,6 +87,31 @@ def open_client(uri: str) -> "MlflowClient":
 
 
 @cache
+def open_reader() -> "MlflowClient":
+    """Open the store to read what is in it: nothing is made or locked, and where the store is named, no project needed.
+
+    Raises:
+        TrackingError: It cannot be opened.
+        UserError: Outside of any project, and ``MLFLOW_TRACKING_URI`` names no store.
+    """
+    try:
+        root = project_root()
+    except UserError as error:
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise UserError(f"{error} Or set MLFLOW_TRACKING_URI to the store that has the model.") from None
+        root = Path.cwd()
+    uri = tracking_uri(root)
+    database = _database(uri)
+    if database:
+        if not database.exists():
+            raise TrackingError(f"there is no MLflow store yet ({database}). `dvc repro` and `hyojo register` make it.")
+        configure_mlflow()
+        with told(uri):
+            prepare_database(database)
+    return open_client(uri)
+
+
+@cache
 def connect() -> "MlflowClient":
     """Open the project's store, made on first use under a lock: two processes that make it at once would crash.
 
@@ -98,7 +123,7 @@ def connect() -> "MlflowClient":
     """
     root = project_root()
     uri = tracking_uri(root)
-    database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    database = _database(uri)
     # mlflow makes ./mlruns beside a new sqlite store, hence the change of folder.
     with project_lock("mlflow"), contextlib.chdir(root):
         if database:
@@ -205,6 +230,11 @@ def relocate(root: Path) -> int:
                     (new, len(old) + 1, _like(old + "/mlruns/")),
                 ).rowcount
     return changed
+
+
+def _database(uri: str) -> Path | None:
+    """The file of a store that is one."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:

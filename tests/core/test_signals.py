@@ -138,3 +138,34 @@ def test_a_rank_whose_launcher_ended_while_it_was_starting_ends(tmp_path: Path) 
     result = subprocess.run([sys.executable, str(script), str(tmp_path)], cwd=ROOT, env=environment, timeout=LIMIT_S)
     assert result.returncode == -signal.SIGTERM
     assert not (tmp_path / "ended").exists()
+
+
+SCRATCH = """
+import atexit, shutil, tempfile, time
+from pipeline.core.errors import stage_main
+def main():
+    kept = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, kept)
+    with tempfile.TemporaryDirectory():
+        print("ready", flush=True)
+        time.sleep(600)
+stage_main(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_scratch_files_are_gone_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRATCH],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    assert len(list(tmp_path.iterdir())) == 2
+    process.send_signal(number)
+    assert process.communicate(timeout=LIMIT_S)[1] == ""
+    assert process.returncode == 128 + number
+    assert not list(tmp_path.iterdir())

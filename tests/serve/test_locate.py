@@ -1,11 +1,14 @@
 """What answers is what was exported, and a folder runs no code of its own unless it is trusted."""
 
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from builders import grey_png, run_hyojo, seal_bundle
+from builders import ROOT, add_answering_version, grey_png, run_hyojo, seal_bundle
 
 from pipeline.core.errors import UserError
 from pipeline.serve import locate
@@ -76,3 +79,37 @@ def test_a_bundle_that_was_replaced_is_not_loaded_in_place_of_the_other(bright_b
     for load in (locate.open_predictor, locate.open_pyfunc):
         with pytest.raises(UserError, match="is not the file that was exported"):
             load(found)
+
+
+def test_reading_a_store_needs_no_project_and_writes_nothing(project: Path, picture: str, tmp_path: Path) -> None:
+    add_answering_version("first")
+    shutil.rmtree(project / ".hyojo")  # locks and the like
+    before = {path: path.stat().st_mtime_ns for path in project.rglob("*")}
+    elsewhere, scratch = tmp_path / "elsewhere", tmp_path / "scratch"
+    elsewhere.mkdir()
+    scratch.mkdir()
+    named = {"MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}"}
+    for folder, extra in ((elsewhere, named), (project, {})):
+        for model in ("champion", "models:/hyojo/1"):
+            said = subprocess.run(
+                [sys.executable, "-m", "pipeline.cli", "predict", picture, "--model", model],
+                env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)} | extra,
+                cwd=folder, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            assert (said.returncode, said.stderr) == (0, "")
+            assert "bright" in said.stdout
+    assert {path: path.stat().st_mtime_ns for path in project.rglob("*")} == before
+    assert not [*elsewhere.iterdir(), *scratch.iterdir()]
+
+
+def test_outside_of_projects_the_store_has_to_be_named(
+    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert run_hyojo("predict", picture, "--model", "champion") == 1
+    assert "Or set MLFLOW_TRACKING_URI to the store" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///nothing.db")
+    assert run_hyojo("predict", picture, "--model", "champion") == 1
+    assert "nothing.db" in capsys.readouterr().err
+    assert not (tmp_path / "nothing.db").exists()

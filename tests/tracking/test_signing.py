@@ -5,16 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import grey_png, run_hyojo, seal_bundle, write_bundle
+from builders import add_answering_version, grey_png, run_hyojo, seal_bundle, write_bundle
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import promotion
 from pipeline.serve import locate, signatures
-from pipeline.tracking import bundles, registry, signing
-from pipeline.tracking.pyfunc import build_pyfunc
-from pipeline.tracking.store import connect, experiment_id
+from pipeline.tracking import signing
+from pipeline.tracking.store import connect
 
 Capture = pytest.CaptureFixture[str]
 
@@ -104,19 +103,10 @@ def test_what_is_used_is_what_was_verified(signed: Path, keys: tuple[str, str]) 
     assert row["label"] == "bright"
 
 
-def make_version(digest: str) -> int:
-    """Register a bundle that answers."""
-    run_id = connect().create_run(experiment_id(connect())).info.run_id
-    folder = write_bundle(Path("models") / digest, digest=digest, run_id=run_id)
-    build_pyfunc(folder, Path("scratch") / digest)
-    bundles.log_bundle(folder, Path("scratch") / digest)
-    return registry.register(folder).version
-
-
 @pytest.mark.usefixtures("project")
 def test_registered_versions(keys: tuple[str, str], capsys: Capture) -> None:
     for number, digest in enumerate(("first", "second"), 1):
-        assert make_version(digest) == number
+        assert add_answering_version(digest) == number
     with pytest.raises(UserError, match=r"version 2 is not signed\. `hyojo sign 2`"):
         promotion.promote(2, public_key=keys[1])
     assert run_hyojo("sign", "2", "--key", keys[0]) == 0
