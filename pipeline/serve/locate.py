@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import inference
 from pipeline.core.errors import UserError, telling
 from pipeline.inference.bundle import Bundle, BundleError
 from pipeline.inference.graphs import RUNTIMES
@@ -30,11 +31,13 @@ class Located:
 
     Attributes:
         title: As of ``Place``, and so is ``path``.
+        version: What answers name: ``hyojo/3``, or the begin of a bundle's digest.
         opened: Its bundle. However often it is loaded, by processes that serve, it is this one or refused.
         trust: Whether it may run code of its own.
     """
 
     title: str
+    version: str
     path: Path
     opened: Bundle
     trust: bool
@@ -43,6 +46,11 @@ class Located:
     def bundle(self) -> Path:
         """The folder with ``bundle.json``; ``path`` itself for a bundle."""
         return self.opened.folder
+
+    @property
+    def code(self) -> Path:
+        """The folder of the code that answers: a version's own, or ours."""
+        return Path(inference.__file__).parent if self.path == self.bundle else self.path / "code" / "hyojo_inference"
 
     @property
     def record(self) -> "BundleFile":
@@ -82,7 +90,8 @@ def locate(model: str, runtime: str | None = None, trust: bool = False, public_k
             f"made it, --trust loads it; the bundle in it is data: --model {model.rstrip('/')}/artifacts/bundle."
         )
     with telling(BundleError):
-        found = Located(place.title, place.path, Bundle(bundle), trust)
+        opened = Bundle(bundle)
+    found = Located(place.title, place.version or opened.record["digest"][:12], place.path, opened, trust)
     there = [name for name, file in RUNTIMES.items() if (found.bundle / file).exists()]
     if not there or runtime not in (None, *there):
         wanted = " and no ".join(RUNTIMES.values()) if runtime is None else RUNTIMES[runtime]
@@ -94,12 +103,13 @@ def locate(model: str, runtime: str | None = None, trust: bool = False, public_k
     return found
 
 
-def open_predictor(found: Located, faces: bool | None = None, **config: Any) -> Predict:
+def open_predictor(found: Located, faces: bool | None = None, describe: bool = False, **config: Any) -> Predict:
     """Load a model that was found, to ask it in this process; a bundle needs no MLflow.
 
     Args:
         found: From ``locate``.
         faces: Whether to find faces in each picture and classify those; None: as the model was trained.
+        describe: As of ``predict_bytes``; a version that was registered before there was such a thing says nothing.
         config: As in ``predictor.CONFIG``.
 
     Raises:
@@ -107,11 +117,16 @@ def open_predictor(found: Located, faces: bool | None = None, **config: Any) -> 
     """
     if found.path == found.bundle:
         with telling(BundleError):
-            return partial(Predictor(found.opened, **config, trust=found.trust).predict_bytes, faces=faces)
+            return partial(
+                Predictor(found.opened, **config, trust=found.trust).predict_bytes, faces=faces, describe=describe
+            )
     model = open_pyfunc(found, **config)
     import pandas as pd
 
-    params = None if faces is None else {"faces": faces}
+    schema = model.metadata.signature and model.metadata.signature.params
+    known = {param.name for param in schema.params} if schema else ()
+    wanted = {"faces": faces, "describe": describe or None}
+    params = {name: value for name, value in wanted.items() if value is not None and name in known}
     return lambda pictures: model.predict(pd.DataFrame({COLUMN: pd.Series(pictures, dtype=object)}), params=params)
 
 

@@ -24,6 +24,7 @@ class Place(NamedTuple):
         path: The folder that is loaded: MLflow's model, or the bundle.
         signature: Path or URI of its signature, if it has one.
         run_id: Of a registered version.
+        version: Of a registered version, such as ``hyojo/3``.
         runs_code: Whether it comes from where MLflow keeps models, which run code by its design.
     """
 
@@ -31,6 +32,7 @@ class Place(NamedTuple):
     path: Path
     signature: str
     run_id: str | None = None
+    version: str = ""
     runs_code: bool = False
 
     @property
@@ -118,4 +120,5 @@ def _registered(model: str) -> Place:
             f"the files of {title} are not where the registry says. If the project was moved, `hyojo sync --relocate` "
             "mends that; after a clone and `dvc pull`, `hyojo sync` does."
         )
-    return Place(title, path, f"{version.source}{SIGNATURE}", version.run_id, runs_code=True)
+    number = f"{version.name}/{version.version}"
+    return Place(title, path, f"{version.source}{SIGNATURE}", version.run_id, number, runs_code=True)

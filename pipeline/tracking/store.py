@@ -104,7 +104,9 @@ def open_reader() -> "MlflowClient":
     database = _database(uri)
     if database:
         if not database.exists():
-            raise TrackingError(f"there is no MLflow store yet ({database}). `dvc repro` and `hyojo register` make it.")
+            raise TrackingError(
+                f"nothing is registered: there is no store yet ({database}). `dvc repro` and `hyojo register` make it."
+            )
         configure_mlflow()
         with told(uri):
             prepare_database(database)

@@ -1,4 +1,4 @@
-"""hyojo batch: every form of source gives the same table; killed at any moment and run again, the same file."""
+"""hyojo batch: every form of source gives the same table; killed at any moment and run again, the same parts."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,6 +47,11 @@ def rows_of(path: Path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a finished table."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def expected(bundle: Path) -> dict[str, dict]:
     """What the server's own code says of each picture, one at a time."""
     predictor = Predictor(bundle)
@@ -75,8 +81,13 @@ def test_a_folder(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
     rows = rows_of(out)
     assert [row["file"] for row in rows] == sorted(pictures())
     check(rows, bright_bundle)
-    assert pq.ParquetFile(out).num_row_groups == 4
+    names = [f"part-0000{number}.parquet" for number in range(4)]
+    assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "_settings.json", *names]
     assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert pd.read_parquet(out)["file"].tolist() == sorted(pictures())
+    described = {row["file"]: row["brightness"] for row in rows if row["error"] is None}
+    assert described == {name: int(name[2:5]) for name in described}
+    assert {row["version"] for row in rows} == {json.loads((bright_bundle / "bundle.json").read_text())["digest"][:12]}
     assert batch.score_pictures(album, out, bright_bundle, SETTINGS)[:5] == (FILES, FILES, len(BAD), 1, 0)
 
 
@@ -90,9 +101,9 @@ def archive(path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["faces.zip", "faces.tar", "faces.tar.gz"])
 def test_an_archive(name: str, bright_bundle: Path, tmp_path: Path) -> None:
-    result = batch.score_pictures(archive(tmp_path / name), tmp_path / "s.parquet", bright_bundle, SETTINGS)
+    result = batch.score_pictures(archive(tmp_path / name), tmp_path / "s", bright_bundle, SETTINGS)
     assert result[:4] == (FILES, FILES, len(BAD), 1)
-    rows = rows_of(tmp_path / "s.parquet")
+    rows = rows_of(tmp_path / "s")
     assert [row["file"] for row in rows] == list(reversed(pictures()))
     check(rows, bright_bundle)
 
@@ -106,8 +117,8 @@ def test_parquet_with_pictures_in_it(bright_bundle: Path, tmp_path: Path) -> Non
     for i, part in enumerate((slice(0, 90), slice(90, None))):
         table = pa.table({"label": [0] * len(names[part]), "image": structs[part]})
         pq.write_table(table, shards / f"train-{i:05d}-of-00002.parquet", row_group_size=33)
-    batch.score_pictures(shards, tmp_path / "s.parquet", bright_bundle, SETTINGS)
-    rows = rows_of(tmp_path / "s.parquet")
+    batch.score_pictures(shards, tmp_path / "s", bright_bundle, SETTINGS)
+    rows = rows_of(tmp_path / "s")
     assert rows[0]["file"] == "train-00000-of-00002.parquet/0000000-000.png"
     assert rows[149]["file"] == "train-00001-of-00002.parquet/0000059-149.png"
     assert [row["error"] is None for row in rows] == [i not in BAD for i in range(FILES)]
@@ -122,8 +133,8 @@ def test_parquet_with_pictures_in_it(bright_bundle: Path, tmp_path: Path) -> Non
                 fetch() == data[start + i] for i, (_, fetch) in enumerate(source.stream(start)) if data[start + i]
             )
     pq.write_table(pa.table({"photo": pa.array(data, pa.binary())}), tmp_path / "plain.parquet")
-    batch.score_pictures(tmp_path / "plain.parquet", tmp_path / "t.parquet", bright_bundle, SETTINGS)
-    assert [row["label"] for row in rows_of(tmp_path / "t.parquet")] == [row["label"] for row in rows]
+    batch.score_pictures(tmp_path / "plain.parquet", tmp_path / "t", bright_bundle, SETTINGS)
+    assert [row["label"] for row in rows_of(tmp_path / "t")] == [row["label"] for row in rows]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
@@ -136,12 +147,12 @@ def test_a_table_of_paths(suffix: str, album: Path, bright_bundle: Path, tmp_pat
     else:
         pq.write_table(pa.table({"id": range(len(cells)), "where is it": cells}), table)
     with pytest.raises(UserError, match=r"no path in its column 'id'.*--column: it has id, where is it"):
-        batch.score_pictures(table, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(column="id"))
+        batch.score_pictures(table, tmp_path / "s", bright_bundle, SETTINGS._replace(column="id"))
     for column in (None, "where is it"):
         settings = SETTINGS._replace(column=column)
-        result = batch.score_pictures(table, tmp_path / "s.parquet", bright_bundle, settings)
+        result = batch.score_pictures(table, tmp_path / "s", bright_bundle, settings)
         assert result[:3] == (13, 13, 2)
-    rows = rows_of(tmp_path / "s.parquet")
+    rows = rows_of(tmp_path / "s")
     assert [row["file"] for row in rows] == cells
     answers = expected(bright_bundle)
     assert [row["label"] for row in rows[:10]] == [answers[name]["label"] for name in names[:10]]
@@ -153,9 +164,9 @@ def test_a_table_of_paths(suffix: str, album: Path, bright_bundle: Path, tmp_pat
 def test_workers_change_nothing(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
     files = []
     for workers in (1, 3):
-        out = tmp_path / f"{workers}.parquet"
+        out = tmp_path / f"{workers}"
         batch.score_pictures(album, out, bright_bundle, SETTINGS._replace(workers=workers))
-        files.append(out.read_bytes())
+        files.append(content(out))
     assert files[0] == files[1]
 
 
@@ -167,35 +178,35 @@ class Stop(BaseException):
 def test_stopped_and_run_again(
     parts: int, album: Path, bright_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After any number of parts, and also between the last of them and the finished file."""
-    whole, out = tmp_path / "whole.parquet", tmp_path / "s.parquet"
+    """After any number of parts, and also between the last of them and the end."""
+    whole, out = tmp_path / "whole", tmp_path / "s"
     batch.score_pictures(album, whole, bright_bundle, SETTINGS)
-    write, fail = batch.AnswerFile.write, Mock(side_effect=Stop)
+    write, fail = batch.AnswerParts.write, Mock(side_effect=Stop)
 
-    def write_or_stop(self: batch.AnswerFile, rows: list) -> None:
+    def write_or_stop(self: batch.AnswerParts, rows: list) -> None:
         fail() if self.parts == parts else write(self, rows)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):  # noqa: PT012
-        patch.setattr(batch.AnswerFile, "write", write_or_stop)
-        patch.setattr(batch.AnswerFile, "finish", fail)
+        patch.setattr(batch.AnswerParts, "write", write_or_stop)
+        patch.setattr(batch.AnswerParts, "finish", fail)
         batch.score_pictures(album, out, bright_bundle, SETTINGS)
-    assert not out.exists()
-    assert len(list(tmp_path.glob("s.parquet.parts/*.parquet"))) == parts
+    assert not (out / "_SUCCESS").exists()
+    assert len(list(out.glob("*.parquet"))) == parts
     if parts == 2:  # a machine that lost its power
-        (tmp_path / "s.parquet.parts" / "00000001.parquet").write_bytes(b"PAR1 torn")
+        (out / "part-00001.parquet").write_bytes(b"PAR1 torn")
     result = batch.score_pictures(album, out, bright_bundle, SETTINGS)
     assert result.scored == max(0, FILES - 40 * (1 if parts == 2 else parts))
     assert result[:3] == (FILES, FILES, len(BAD))
-    assert out.read_bytes() == whole.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.parquet", "whole.parquet"]
+    assert content(out) == content(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "whole"]
 
 
 def test_what_was_made_otherwise_is_not_gone_on_with(
     album: Path, bright_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "s.parquet"
+    out = tmp_path / "s"
     with monkeypatch.context() as patch, pytest.raises(Stop):  # noqa: PT012
-        patch.setattr(batch.AnswerFile, "finish", Mock(side_effect=Stop))
+        patch.setattr(batch.AnswerParts, "finish", Mock(side_effect=Stop))
         batch.score_pictures(album, out, bright_bundle, SETTINGS)
     other = archive(tmp_path / "other.zip")
     for finished in (False, True):
@@ -206,14 +217,18 @@ def test_what_was_made_otherwise_is_not_gone_on_with(
         if not finished:
             batch.score_pictures(album, out, bright_bundle, SETTINGS)
     assert batch.score_pictures(other, out, bright_bundle, SETTINGS._replace(restart=True)).scored == FILES
-    out.write_bytes(b"somebody's work")
-    with pytest.raises(UserError, match="did not make it"):
-        batch.score_pictures(album, out, bright_bundle, SETTINGS)
-    assert out.read_bytes() == b"somebody's work"
+    work = write_files(tmp_path / "work", part="somebody's") / "part.csv"
+    for folder, said in ((work.parent, "has files that"), (work, "is a file")):
+        with pytest.raises(UserError, match=said):
+            batch.score_pictures(album, folder, bright_bundle, SETTINGS._replace(restart=True))
+    assert work.read_text() == "somebody's"
+    (out / "notes.txt").write_text("mine")
+    assert batch.score_pictures(album, out, bright_bundle, SETTINGS._replace(restart=True)).scored == FILES
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_mistakes_are_told_before_any_work(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
-    out = tmp_path / "s.parquet"
+    out = tmp_path / "s"
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd.bin").write_bytes(b"odd")
     lost = write_files(tmp_path, lost="path,label\ngone/a.png,sad\n") / "lost.csv"
@@ -224,12 +239,12 @@ def test_mistakes_are_told_before_any_work(album: Path, bright_bundle: Path, tmp
         (tmp_path / "empty", out, SETTINGS, "holds no pictures"),
         (tmp_path / "odd.bin", out, SETTINGS, "no known form"),
         (broken, out, SETTINGS, "damaged"),
-        (album, tmp_path, SETTINGS, "is a folder"),
+        (album, tmp_path, SETTINGS, "has files that"),
         (album, out, SETTINGS._replace(batch_size=0), "--batch-size"),
         (album, out, SETTINGS._replace(workers=0), "--workers"),
-        (album, album / "notes.txt" / "s.parquet", SETTINGS, "there is no folder .*notes.txt"),
-        (album, tmp_path / "new" / "s.parquet", SETTINGS, "there is no folder .*new"),
-        (album, tmp_path / "s.csv", SETTINGS, r"s\.csv: Parquet is what is written. Give .*s\.parquet"),
+        (album, album / "notes.txt" / "s", SETTINGS, "there is no folder .*notes.txt"),
+        (album, tmp_path / "new" / "s", SETTINGS, "there is no folder .*new"),
+        (album, album / "notes.txt", SETTINGS, "is a file"),
         (lost, out, SETTINGS, "no path in its column 'path' .*, such as 'gone/a.png'"),
     ]
     for source, target, settings, text in cases:
@@ -257,9 +272,9 @@ def test_a_row_a_face(bright_bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     folder.mkdir()
     for name, value in (("a", 10), ("b", 200), ("c", 30)):
         (folder / f"{name}.png").write_bytes(grey_png(value))
-    result = batch.score_pictures(folder, tmp_path / "s.parquet", bright_bundle, SETTINGS._replace(faces=True))
+    result = batch.score_pictures(folder, tmp_path / "s", bright_bundle, SETTINGS._replace(faces=True))
     assert result[:3] == (3, 5, 1)
-    rows = rows_of(tmp_path / "s.parquet")
+    rows = rows_of(tmp_path / "s")
     assert [(row["file"], row["left"], row["width"], row["label"]) for row in rows] == [
         ("a.png", None, None, None), ("b.png", 1, 6, "bright"), ("b.png", 0, 3, "dark"), ("c.png", 1, 6, "dark"),
         ("c.png", 0, 3, "bright"),
@@ -273,11 +288,12 @@ def test_a_registered_model_gives_the_same(
     from pipeline.tracking import store
 
     monkeypatch.setattr(store, "connect", lambda: None)  # no project is around
-    batch.score_pictures(album, tmp_path / "a.parquet", bright_bundle, SETTINGS)
-    batch.score_pictures(album, tmp_path / "b.parquet", pyfunc_dir.as_uri(), SETTINGS._replace(trust=True))
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    batch.score_pictures(album, tmp_path / "a", bright_bundle, SETTINGS)
+    batch.score_pictures(album, tmp_path / "b", pyfunc_dir.as_uri(), SETTINGS._replace(trust=True))
+    for part in (tmp_path / "a").glob("*.parquet"):
+        assert part.read_bytes() == (tmp_path / "b" / part.name).read_bytes()
     with pytest.raises(UserError, match="-other can't be fetched"):
-        batch.score_pictures(album, tmp_path / "c.parquet", pyfunc_dir.as_uri() + "-other", SETTINGS)
+        batch.score_pictures(album, tmp_path / "c", pyfunc_dir.as_uri() + "-other", SETTINGS)
 
 
 def test_the_command_says_how_it_went(album: Path, bright_bundle: Path, tmp_path: Path, capsys) -> None:
@@ -285,7 +301,7 @@ def test_the_command_says_how_it_went(album: Path, bright_bundle: Path, tmp_path
         arguments = build_parser().parse_args(["batch", *map(str, words), "--model", str(bright_bundle)])
         return arguments.run(arguments)
 
-    out = tmp_path / "s.parquet"
+    out = tmp_path / "s"
     assert run(album, "--out", out) == 0
     assert "150 pictures, 150 rows, 3 of them errors, 1 other files passed over (" in capsys.readouterr().out
     assert run(album, "--out", out, "--resume") == 0
@@ -295,7 +311,7 @@ def test_the_command_says_how_it_went(album: Path, bright_bundle: Path, tmp_path
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "x.png").write_bytes(b"x")
-    assert run(bad, "--out", tmp_path / "bad.parquet") == 1
+    assert run(bad, "--out", tmp_path / "out") == 1
     assert "  1 x not a picture" in capsys.readouterr().out
 
 
@@ -307,8 +323,8 @@ def test_killed_again_and_again(bright_bundle: Path, tmp_path: Path) -> None:
     source = write_zip(tmp_path / "many.zip", many)
     words = [sys.executable, "-m", "pipeline.cli", "batch", str(source), "--model", str(bright_bundle)]
     words += ["--chunk", "500"]
-    subprocess.run([*words, "--out", str(tmp_path / "whole.parquet")], check=True)
-    out, kills = tmp_path / "s.parquet", 0
+    subprocess.run([*words, "--out", str(tmp_path / "whole")], check=True)
+    out, kills = tmp_path / "s", 0
     for _ in range(200):
         process = subprocess.Popen([*words, "--out", str(out)], stdout=subprocess.DEVNULL)
         try:
@@ -318,14 +334,14 @@ def test_killed_again_and_again(bright_bundle: Path, tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
-            assert not out.exists() or pq.ParquetFile(out).metadata.num_rows == 30_000
+            if (out / "_SUCCESS").exists():
+                assert len(rows_of(out)) == 30_000
     assert kills >= 3
-    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    assert not (tmp_path / "s.parquet.parts").exists()
+    assert content(out) == content(tmp_path / "whole")
 
 
 def test_two_at_once_are_one_too_many(album: Path, bright_bundle: Path, tmp_path: Path) -> None:
-    out = tmp_path / "s.parquet"
-    with batch.AnswerFile(out, {}, ["a"], False, False), pytest.raises(UserError, match="another process"):
+    out = tmp_path / "s"
+    with batch.AnswerParts(out, {}, ["a"], False, False), pytest.raises(UserError, match="another process"):
         batch.score_pictures(album, out, bright_bundle, SETTINGS)
-    assert json.loads((tmp_path / "s.parquet.parts" / "settings.json").read_text()) == {}
+    assert json.loads((out / "_settings.json").read_text()) == {}
