@@ -305,6 +305,7 @@ def forget_store() -> None:
     store = sys.modules.get("pipeline.tracking.store")
     if store is not None:
         store.connect.cache_clear()
+        store.open_reader.cache_clear()
         store.project_name.cache_clear()
 
 

@@ -10,16 +10,20 @@ from importlib import import_module
 
 from pipeline.core.errors import stage_main
 
-# In the order of the help; a module's name has an underscore where the command has a hyphen.
-COMMANDS = (
-    "use", "seeds", "probe", "lr-range", "suspects", "predict", "batch", "register", "compare", "promote", "rollback",
-    "history", "sign", "verify", "serve", "ui", "sync",
-)  # fmt: skip
+# Commands by what they are for, in the order of the help; a module's name has an underscore where there is a hyphen.
+JOBS = {
+    "project": ("use", "doctor", "ui", "sync"),
+    "data": ("suspects",),
+    "training": ("probe", "lr-range", "seeds"),
+    "judging": ("compare", "history"),
+    "releasing": ("register", "promote", "rollback", "sign", "verify"),
+    "answering": ("predict", "batch", "serve"),
+}
 
 
 def main() -> None:
     """Entry point of ``hyojo``."""
-    arguments = build_parser().parse_args()
+    arguments = build_parser().parse_args(sys.argv[1:] or ["--help"])
     stage_main(lambda: sys.exit(arguments.run(arguments) or 0))
 
 
@@ -27,15 +31,32 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands with their help."""
     parser = argparse.ArgumentParser(
         prog="hyojo",
+        usage="%(prog)s COMMAND [OPTION ...]",
         description="Labelled face images in, a tracked and served expression classifier out.",
-        epilog="The pipeline itself runs by `dvc repro`; params.yaml is the one file to edit.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        module = import_module(f"pipeline.cli.{name.replace('-', '_')}")
-        about, _, more = (module.__doc__ or "").partition("\n\n")
-        command = commands.add_parser(name, help=about.removesuffix("."), description=more or about)
-        if hasattr(module, "add_options"):
-            module.add_options(command)
-        command.set_defaults(run=module.run)
+    commands = parser.add_subparsers(prog="hyojo", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    listed = []
+    for job, names in JOBS.items():
+        listed.append(f"\n{job}:")
+        for name in names:
+            module = import_module(f"pipeline.cli.{name.replace('-', '_')}")
+            about, _, more = (module.__doc__ or "").partition("\n\n")
+            listed.append(f"  {name:10} {about.removesuffix('.')}")
+            command = commands.add_parser(name, description=f"{about}\n\n{more}".strip(), formatter_class=_Formatter)
+            if hasattr(module, "add_options"):
+                module.add_options(command)
+            command.set_defaults(run=module.run)
+    listed.append(
+        "\n`hyojo COMMAND --help` says more. `dvc repro` runs the pipeline; params.yaml is the one file to edit."
+    )
+    parser.epilog = "\n".join(listed).lstrip()
     return parser
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Keeps the paragraphs of a description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(paragraph, width, indent) for paragraph in text.split("\n\n"))

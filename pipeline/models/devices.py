@@ -59,6 +59,14 @@ def is_accelerator(device: torch.device) -> bool:
     return device.type not in ("cpu", "mps")  # the memory of Apple's is the host's
 
 
+def describe_device(device: torch.device) -> str:
+    """Say what a device is, and how much memory it has if that is its own."""
+    if not is_accelerator(device):
+        return device.type.upper()
+    module = torch.get_device_module(device)
+    return f"{module.get_device_name(device)}, {module.mem_get_info(device)[1] / 2**30:.0f} GB"
+
+
 def check_count(device: torch.device, wanted: int) -> None:
     """Raise ``UserError`` if there are fewer devices of a kind than wanted; a CPU takes any number of ranks."""
     if is_accelerator(device) and (count := torch.get_device_module(device).device_count()) < wanted:
