@@ -22,8 +22,10 @@ repro: $(READY)  ## Prepare, train, evaluate and export as params.yaml says, the
 		"or make one of this folder: git init && git add . && git commit -m Start"; exit 1; }
 	dvc repro
 	hyojo register
-	@echo "Next: make ui (runs, curves, versions), make serve (a page to try the champion)," \
-		"hyojo predict data/sample.zip, and reports/report.html."
+	@printf '%s\n' "Next:" \
+		"  make ui                                    runs, curves and versions, on http://127.0.0.1:5000" \
+		"  make serve                                 a page to try the champion, on http://127.0.0.1:5001" \
+		"  $(VENV)/bin/hyojo predict data/sample.zip    answers for pictures"
 
 check: lint test  ## All that a change must pass: lint, then the test suite
 

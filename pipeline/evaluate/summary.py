@@ -6,6 +6,7 @@ from pipeline.core.paths import REPORTS
 from pipeline.evaluate import robustness, slices
 from pipeline.evaluate.findings import Findings
 from pipeline.metrics import by_class
+from pipeline.metrics.calibration import remark_bound
 from pipeline.metrics.table import TITLES
 
 
@@ -29,8 +30,9 @@ def _scores(found: Findings) -> Iterator[str]:
 def _trust(found: Findings) -> Iterator[str]:
     """A sentence on calibration and one on abstention."""
     ece, abstain = found.trust["ece"]["test"], found.trust["abstain"]
+    bound = remark_bound(found.trust["temperature"])
     yield (
-        f"calibrated at temperature {found.trust['temperature']:g}: ECE {ece['before']:.4f} before, "
+        f"calibrated at temperature {found.trust['temperature']:g}{bound and f' ({bound})'}: ECE {ece['before']:.4f} before, "
         f"{ece['after']:.4f} after"
     )
     if abstain["threshold"] is None:

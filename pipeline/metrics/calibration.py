@@ -19,7 +19,7 @@ BINS = 15
 # Fewer samples say too little about how sure a net should be.
 MIN_SAMPLES = 50
 _TINY = np.finfo(np.float32).tiny
-_RANGE = (np.log(0.05), np.log(20.0))  # of log temperatures
+LEAST, MOST = 0.05, 20.0  # temperatures that are looked at
 
 
 def temper(probs: np.ndarray, temperature: float) -> np.ndarray:
@@ -51,8 +51,17 @@ def fit_temperature(targets: np.ndarray, probs: np.ndarray) -> float:
         top = scaled.max(axis=1)
         return float(np.mean(top + np.log(np.exp(scaled - top[:, None]).sum(axis=1)) - scaled[rows, targets]))
 
-    found = minimize_scalar(nll, bounds=_RANGE, method="bounded", options={"xatol": 1e-5})
+    found = minimize_scalar(nll, bounds=(np.log(LEAST), np.log(MOST)), method="bounded", options={"xatol": 1e-5})
     return round(float(np.exp(found.x)), 4) if found.fun < nll(0.0) else 1.0
+
+
+def remark_bound(temperature: float) -> str:
+    """What it means that no temperature within the bounds was best; empty if this one was."""
+    if temperature < LEAST * 1.01:
+        return "no lower one is tried: nearly all of val is right, so val says little about how sure the net may be"
+    if temperature > MOST / 1.01:
+        return "no higher one is tried: the answers say next to nothing about val's labels"
+    return ""
 
 
 def calibration_report(

@@ -69,3 +69,13 @@ def test_risk_and_coverage_by_hand() -> None:
     targets, probs = overconfident(5000, 1)
     threshold = calibration.threshold_for(targets, probs, 0.2)
     assert calibration.at_threshold(targets, probs, threshold)["risk"] <= 0.2
+
+
+def test_a_temperature_at_a_bound_is_remarked() -> None:
+    targets, probs = overconfident(4000, 2.5)
+    assert calibration.remark_bound(calibration.fit_temperature(targets, probs)) == ""
+    right = probs.argmax(axis=1)
+    assert "nearly all of val is right" in calibration.remark_bound(calibration.fit_temperature(right, probs))
+    shuffled = np.random.default_rng(0).permutation(targets)
+    sure = calibration.temper(probs, 1e-3)
+    assert "next to nothing" in calibration.remark_bound(calibration.fit_temperature(shuffled, sure))
