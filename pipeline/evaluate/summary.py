@@ -30,11 +30,12 @@ def _scores(found: Findings) -> Iterator[str]:
 def _trust(found: Findings) -> Iterator[str]:
     """A sentence on calibration and one on abstention."""
     ece, abstain = found.trust["ece"]["test"], found.trust["abstain"]
-    bound = remark_bound(found.trust["temperature"])
     yield (
-        f"calibrated at temperature {found.trust['temperature']:g}{bound and f' ({bound})'}: ECE {ece['before']:.4f} before, "
+        f"calibrated at temperature {found.trust['temperature']:g}: ECE {ece['before']:.4f} before, "
         f"{ece['after']:.4f} after"
     )
+    if bound := remark_bound(found.trust["temperature"]):
+        yield f"that temperature is at the bound: {bound}"
     if abstain["threshold"] is None:
         yield f"no confidence keeps the wrong answers to {abstain['risk']:.0%} on val"
     else:
