@@ -1,4 +1,4 @@
-"""Write what documents take from the code: params.md, the drawings of architecture.md, the README's forms of source.
+"""Write what documents take from the code: params.md, the drawings of architecture.md, data.md's forms of source.
 
 Run: python docs/generate.py [--check]    (--check writes nothing and fails where a document is stale)
 """
@@ -42,12 +42,12 @@ def main() -> None:
 
 def render_documents() -> dict[Path, str]:
     """Each document's path and the text that it should have."""
-    architecture, readme = ROOT / "docs/architecture.md", ROOT / "README.md"
+    architecture, data = ROOT / "docs/architecture.md", ROOT / "docs/data.md"
     drawings = {"rooms": draw_rooms(), "files": draw_files(), "reruns": render_reruns()}
     return {
         ROOT / "docs/params.md": render_params(),
         architecture: fill_in(architecture.read_text(encoding="utf-8"), drawings),
-        readme: fill_in(readme.read_text(encoding="utf-8"), {"forms": render_forms()}),
+        data: fill_in(data.read_text(encoding="utf-8"), {"forms": render_forms()}),
     }
 
 

@@ -17,7 +17,7 @@ STEP = re.compile(
     r"(?P<where>Below|In place of) `(?P<anchor>[^`]+)` in `(?P<file>[^`]+)`):\n\n```\w+\n(?P<code>.*?)```",
     re.S,
 )
-GENERATED = ("README.md", "params.yaml", "docs/params.md")
+GENERATED = ("docs/data.md", "params.yaml", "docs/params.md")
 
 
 def run(*command: str, cwd: Path, **more: str) -> str:

@@ -61,7 +61,6 @@ def _check_packages(root: Path) -> Finding:
             missing.append(name)
         else:
             other += [f"{name} {found} (lock: {pinned})"] if found != pinned else []
-    missing = [name for name in missing if not re.match(r"nvidia-|cuda-|triton$", name)]  # of CUDA builds of torch
     if missing:
         return STOP, f"not installed: {_few(missing)}. `make install` installs what requirements.lock pins."
     if other:
