@@ -17,7 +17,7 @@ JOBS = {
     "training": ("probe", "lr-range", "seeds"),
     "judging": ("compare", "history"),
     "releasing": ("register", "promote", "rollback", "sign", "verify"),
-    "answering": ("predict", "batch", "serve"),
+    "answering": ("predict", "batch", "serve", "watch"),
 }
 
 

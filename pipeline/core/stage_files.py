@@ -237,6 +237,26 @@ class BundleFile(NetFile):
     sha256: str = ""
 
 
+class ReferenceFile(StageFile):
+    """The answers to the test split, with which later ones are compared; a bundle has a copy.
+
+    Attributes:
+        images: Of the test split.
+        accuracy: On all of it.
+        estimate_off: How far accuracies that were estimated without labels are off on pictures made worse, ``mean`` and
+            ``most``; empty where that was not measured.
+        columns: Values of each answer, of some thousand at most: ``label``, ``probability``, ``abstain``,
+            ``brightness``, ``sharpness`` and ``right``.
+    """
+
+    FILE, FOLDER, STAGE = "reference.json", paths.REPORTS, "evaluate"
+
+    images: int
+    accuracy: float
+    estimate_off: Scores = {}
+    columns: dict[str, list[Any]]
+
+
 class LatencyFile(StageFile):
     """How long an answer takes; by itself, as equal bundles are equal files."""
 

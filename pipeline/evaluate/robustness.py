@@ -9,9 +9,11 @@ from tqdm import tqdm
 from pipeline.core.dataset import Split
 from pipeline.evaluate.corruptions import LEVELS, STRENGTHS, corrupt
 from pipeline.evaluate.net import Net
+from pipeline.metrics.calibration import temper
+from pipeline.metrics.drift import estimate_accuracy
 from pipeline.metrics.intervals import accuracy_interval
 
-COLUMNS = ("corruption", "level", "strength", "images", "accuracy", "low", "high")
+COLUMNS = ("corruption", "level", "strength", "images", "accuracy", "low", "high", "estimated")
 CLEAN = "none"  # stands as the corruption of the pictures as they are, in the first row
 
 
@@ -27,22 +29,26 @@ def choose(targets: np.ndarray, count: int | None) -> np.ndarray:
     return np.sort(by_class[(2 * np.arange(count) + 1) * total // (2 * count)])
 
 
-def measure(net: Net, split: Split, names: list[str], count: int | None) -> pd.DataFrame:
+def measure(net: Net, split: Split, names: list[str], count: int | None, temperature: float = 1.0) -> pd.DataFrame:
     """Classify ``count`` pictures of a split, or all, made worse in several ways at five strengths each.
 
     Returns:
-        ``COLUMNS``, with 95 % Wilson intervals; the pictures as they are come first. No rows without names.
+        ``COLUMNS``, with 95 % Wilson intervals, and the accuracy that confidences, at the temperature, let expect
+        (``drift.estimate_accuracy``); the pictures as they are come first. No rows without names.
     """
     rows = choose(split.targets, count)
     images, targets = np.asarray(split.images[rows]), split.targets[rows]
     jobs = [(CLEAN, 0), *((name, level) for name in dict.fromkeys(names) for level in range(1, LEVELS + 1))]
-    lines = []
+    lines, right, sure = [], np.empty(0), np.empty(0)  # the last two of the pictures as they are
     for name, level in tqdm(jobs if names else [], desc="robustness", disable=None, leave=False):
         seen = images if name == CLEAN else corrupt(images, rows, name, level)
-        right = int((net.predict(seen).argmax(axis=1) == targets).sum())
+        probs = temper(net.predict(seen), temperature)
+        hits, confidence = probs.argmax(axis=1) == targets, probs.max(axis=1)
+        if name == CLEAN:
+            right, sure = hits, confidence
         strength = STRENGTHS[name][level - 1] if level else None
-        interval = accuracy_interval(right, len(rows))
-        lines.append((name, level, strength, len(rows), right / len(rows), *interval))
+        interval, estimated = accuracy_interval(int(hits.sum()), len(rows)), estimate_accuracy(sure, right, confidence)
+        lines.append((name, level, strength, len(rows), hits.mean(), *interval, estimated[0]))
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 

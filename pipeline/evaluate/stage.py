@@ -22,6 +22,7 @@ from pipeline.core.stage_files import CalibrationFile, MetricsFile, WeightsFile
 from pipeline.evaluate import explanations, page, robustness, slices, summary, tables
 from pipeline.evaluate.findings import Answers, Findings
 from pipeline.evaluate.net import Net, answer_splits, load_net
+from pipeline.evaluate.reference import make_reference
 from pipeline.evaluate.scores import assess_trust, score_beside, score_parts
 from pipeline.metrics import suspects
 from pipeline.metrics.intervals import bootstrap_intervals
@@ -94,7 +95,7 @@ def _find_out(net: Net, answers: Answers, prepared: Prepared, params: EvaluatePa
     """All that the reports tell."""
     test, probs, names = answers.splits["test"], answers.probs["test"], prepared.class_names
     beside, views_ms = score_beside(net, answers, params)
-    robust = robustness.measure(net, test, params.corruptions, params.corrupted)
+    robust = robustness.measure(net, test, params.corruptions, params.corrupted, answers.temperature)
     robustness_part = {"robustness": robustness.headline(robust)} if len(robust) else {}
     method, explained = explanations.explain(net.classifier, test, probs, params.explain, net.device)
     return Findings(
@@ -127,6 +128,7 @@ def _write_reports(found: Findings, key: str) -> tuple[MetricsFile, list[Path]]:
         write_csv(folder / "slices.csv", found.slices)
         write_json(folder / "intervals.json", found.intervals)
         CalibrationFile(**found.trust).save(folder)
+        make_reference(found).save(folder)
         write_text(folder / "report.html", page.render(found))
         metrics = MetricsFile(**found.result, run_id=evaluations.claim_run(key))  # now nothing can fail any more
         metrics.save(folder)

@@ -1,10 +1,10 @@
 """STAGE 4: the trained classifier as a bundle that needs none of this code to run.
 
-Reads ``models/train``, ``data/prepared``, and ``metrics.json``, ``calibration.json`` and ``per_class.csv`` in
-``reports``; writes ``models/bundle/``: ``weights.safetensors``, ``model.pt2``, ``model.onnx``, ``model.int8.onnx``,
-``bundle.json`` and ``MODEL_CARD.md``, and ``reports/latency.json``; logs the served model to the MLflow run. Formats
-that disagree on real test pictures fail the stage; the int8 one, which is an approximation, is left out where it costs
-accuracy. Run it with ``dvc repro export`` or ``python -m pipeline.export``.
+Reads ``models/train``, ``data/prepared``, and ``metrics.json``, ``calibration.json``, ``per_class.csv`` and
+``reference.json`` in ``reports``; writes ``models/bundle/``: ``weights.safetensors``, ``model.pt2``, ``model.onnx``,
+``model.int8.onnx``, ``bundle.json``, ``MODEL_CARD.md`` and ``reference.json``, and ``reports/latency.json``; logs the
+served model to the MLflow run. Formats that disagree on real test pictures fail the stage; the int8 one, which is an
+approximation, is left out where it costs accuracy. Run it with ``dvc repro export`` or ``python -m pipeline.export``.
 """
 
 import csv
@@ -31,6 +31,7 @@ from pipeline.core.stage_files import (
     LatencyFile,
     MetricsFile,
     NetFile,
+    ReferenceFile,
     RunFile,
     WeightsFile,
 )
@@ -93,6 +94,7 @@ def export(params: ExportParams) -> BundleFile:
         bundle = bundle_record(inputs, formats=found, parity=checked, int8=int8, cost=cost)
         text = card.render(bundle.as_dict(), inputs.prepared.counts, inputs.weights.params, inputs.per_class)
         write_text(folder / "MODEL_CARD.md", text)
+        ReferenceFile.load().save(folder)
         bundle = BundleFile(**seal(folder, bundle.as_dict()))
         bundle.save(folder)
     log_bundle()

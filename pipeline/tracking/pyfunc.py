@@ -56,8 +56,8 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
         warnings.simplefilter("ignore")
         staging = Path(scratch)
         (staging / "bundle").mkdir()
-        int8 = [RUNTIMES["int8"]] if (bundle_dir / RUNTIMES["int8"]).exists() else []
-        for name in ("MODEL_CARD.md", graph.name, *int8):
+        int8, beside = ([name] if (bundle_dir / name).exists() else [] for name in (RUNTIMES["int8"], "reference.json"))
+        for name in ("MODEL_CARD.md", *beside, graph.name, *int8):
             (staging / "bundle" / name).write_bytes(bundle.read(name))
         write_json(staging / "bundle" / RECORD, seal(staging / "bundle", bundle.record))
         # MLflow runs the model file while it saves it: here it has to find the code as it will once it is loaded.

@@ -139,7 +139,7 @@ def test_again_gives_the_same_bytes_and_leaves_nothing_else(workspace: Workspace
         "metrics.json", "per_class.csv", "confusion.csv", "predictions.csv",
         "label_suspects.csv", "label_suspects.html",
         *(f"figures/{name}.png" for name in [*FIGURES, "robustness"]),
-        "calibration.json", "intervals.json", "robustness.csv", "slices.csv", "report.html",
+        "calibration.json", "reference.json", "intervals.json", "robustness.csv", "slices.csv", "report.html",
     }  # fmt: skip
     (workspace.reports / "audit.json").write_text("{}")  # another stage's
     (workspace.reports / "figures" / "stale.png").write_text("of an older version")

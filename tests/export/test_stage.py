@@ -100,6 +100,7 @@ def write_reports(folder: Path) -> None:
     metrics["audit"] = {"redundant": 1234, "conflicting_groups": 56, "test_in_train": 289}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "calibration.json").write_text(json.dumps(TRUST))
+    (folder / "reference.json").write_text(json.dumps({"images": 1, "accuracy": 1.0, "columns": {"label": ["a"]}}))
     (folder / "per_class.csv").write_text(
         "class,precision,recall,f1,support\nangry,0.123456,0.5,0.2,7\nsad|blue,1.0,1.0,1.0,2\n"
     )
