@@ -197,7 +197,7 @@ def test_views_that_are_served_are_in_the_graph(project: Project, views: list[st
 
 def test_what_the_bundle_holds(exported: Project) -> None:
     names = {path.name for path in exported.bundle.iterdir()}
-    assert names == {"weights.safetensors", "model.pt2", "model.onnx", "bundle.json", "MODEL_CARD.md"}
+    assert names == {"weights.safetensors", "model.pt2", "model.onnx", "bundle.json", "MODEL_CARD.md", "reference.json"}
     assert not list(exported.bundle.parent.glob(".*"))
     net, sidecar = weights.load_model(exported.trained)
     tensors = safetensors.torch.load_file(exported.bundle / "weights.safetensors")
@@ -242,7 +242,7 @@ def test_equal_inputs_give_equal_bytes(exported: Project, project: Project) -> N
 def test_what_goes_to_mlflow(exported: Project, tmp_path: Path) -> None:
     ((run_id, names, metrics),) = exported.logged
     assert run_id == "r2"
-    assert {"predictor.py", "images.py", "model.onnx", "bundle.json", "MODEL_CARD.md", "MLmodel"} <= names
+    assert {"predictor.py", "images.py", "model.onnx", "bundle.json", "MODEL_CARD.md", "reference.json", "MLmodel"} <= names
     assert not names & {"model.pt2", "weights.safetensors"}  # one copy of the weights
     assert 0 < metrics["cost/latency_ms"] < 1000
 
