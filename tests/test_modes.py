@@ -28,7 +28,10 @@ from PIL import Image, ImageDraw
 from pipeline.metrics.table import METRICS
 from pipeline.tracking import store, sync
 
-COPIED = ("pipeline", "dvc.yaml", ".dvcignore", ".gitignore", "requirements.lock", ".dvc/config", ".dvc/.gitignore")
+COPIED = (
+    *("pipeline", "dvc.yaml", "data/corrections.csv", "requirements.lock"),
+    *(".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"),
+)
 EPOCHS = 2
 # What every run of a finished pipeline has, beside what its stages wrote.
 FIGURES = ("confusion_matrix.png", "per_class.png", "worst_mistakes.png")
@@ -167,7 +170,6 @@ def make_project(root: Path) -> Project:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, target)
-    (root / "data").mkdir()
     draw_shapes(root / "data" / "sample.zip")
     text = TINY_PARAMS.replace("data/tiny.zip", "data/sample.zip").replace("epochs: 3\n", f"epochs: {EPOCHS}\n")
     (root / "params.yaml").write_text(text)

@@ -13,7 +13,7 @@ from pipeline.core.errors import stage_main
 # Commands by what they are for, in the order of the help; a module's name has an underscore where there is a hyphen.
 JOBS = {
     "project": ("use", "doctor", "ui", "sync"),
-    "data": ("suspects",),
+    "data": ("suspects", "relabel"),
     "training": ("probe", "lr-range", "seeds"),
     "judging": ("compare", "history"),
     "releasing": ("register", "promote", "rollback", "sign", "verify"),

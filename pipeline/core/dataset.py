@@ -149,6 +149,19 @@ class Prepared:
         rows = self._manifest[self._manifest["split"] == name]
         return np.array(["leak" in flags.split(";") for flags in rows["flags"]], bool)
 
+    def identities(self, name: str) -> pd.DataFrame:
+        """What tells the images of a split from others, in their order.
+
+        Returns:
+            ``sha256`` (of the pixels at full size, hexadecimal: it stays when files move), ``twins`` (number of the set
+            of twins; NaN: none) and ``conflict`` (whether a twin has another label).
+        """
+        columns = ["split", "row", "sha256", "twins", "flags"]
+        table = pd.read_csv(io.BytesIO(self.read("manifest.csv")), usecols=columns, dtype={"flags": str})
+        table = table[(table["split"] == name) & (table["row"] >= 0)].sort_values("row", ignore_index=True)
+        conflict = table["flags"].fillna("").str.split(";").map(lambda flags: "conflict" in flags).astype(bool)
+        return table[["sha256", "twins"]].assign(conflict=conflict)
+
     def origins(self, name: str) -> dict[str, list[str]]:
         """Where the images of a split come from: ``root`` and ``person`` of each, as far as the source has them."""
         rows = self._manifest[self._manifest["split"] == name]

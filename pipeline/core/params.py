@@ -52,6 +52,7 @@ class PrepareParams(Section):
     face_min_size: Annotated[int, Field(ge=12, le=4096)]
     duplicates: Literal["drop_from_train", "drop_exact_from_train", "keep"]
     conflicts: Literal["drop", "majority", "keep"]
+    corrections: Literal["train", "all", "none"]
 
     @property
     def face_settings(self) -> dict[str, Any] | None:

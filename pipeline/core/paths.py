@@ -3,6 +3,7 @@
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+CORRECTIONS = Path("data/corrections.csv")
 PREPARED = Path("data/prepared")
 TRAINED = Path("models/train")
 REPORTS = Path("reports")

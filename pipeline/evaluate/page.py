@@ -21,6 +21,8 @@ AUDIT_TITLES = {
     "redundant": "copies of images, exact and near ones",
     "conflicting_groups": "sets of twins with different labels",
     "test_in_train": "test images with a twin in the source's training split",
+    "relabelled": "labels that people changed",
+    "relabelled_test": "of these in the test split",
 }
 
 

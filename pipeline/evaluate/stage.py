@@ -121,7 +121,9 @@ def _write_reports(found: Findings, key: str) -> tuple[MetricsFile, list[Path]]:
     with replacing_within(REPORTS) as folder:
         tables.write_tables(folder, found)
         tables.draw_figures(folder / "figures", found)
-        write_text(folder / "label_suspects.html", suspects_page.render(found.suspects, found.answers.splits))
+        write_text(
+            folder / "label_suspects.html", suspects_page.render(found.suspects, found.prepared, ["val", "test"])
+        )
         doubted = pd.DataFrame(columns=suspects.COLUMNS) if found.suspects is None else found.suspects
         write_csv(folder / "label_suspects.csv", doubted)
         write_csv(folder / "robustness.csv", found.robust)

@@ -54,7 +54,7 @@ def find_label_suspects(folds: int, epochs: int | None) -> str:
             "find params that learn. Nothing was written."
         )
     write_csv(TABLE, table)
-    write_text(PAGE, render(table, {"train": split}, TABLE.name))
+    write_text(PAGE, render(table, prepared, ["train"], TABLE.name))
     summary = {"data_digest": prepared.digest, "images": len(split), "doubted": len(table), "accuracy": accuracy}
     write_json(SUMMARY, summary | {"folds": folds, "epochs": params.epochs})
     log_suspects()

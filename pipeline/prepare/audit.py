@@ -80,13 +80,18 @@ def build_audit(
 
 
 def headline(audit: dict[str, Any]) -> dict[str, int]:
-    """Three figures that say how far a score on these data can be trusted.
+    """Figures that say how far a score on these data can be trusted.
 
     Returns:
         ``redundant`` (copies in the data, exact and near ones), ``conflicting_groups`` (sets of twins with more
-        than one label) and ``test_in_train`` (test images with a twin in the source's training split).
+        than one label) and ``test_in_train`` (test images with a twin in the source's training split); where people
+        changed labels, ``relabelled`` and, of these, ``relabelled_test``.
     """
-    return {
+    relabelled = {name: n for name, n in audit.get("corrections", {}).items() if name.startswith("relabelled")}
+    changed = {"relabelled": sum(relabelled.values())} if relabelled else {}
+    if "relabelled_test" in relabelled:
+        changed["relabelled_test"] = relabelled["relabelled_test"]
+    return changed | {
         "redundant": audit["exact"]["redundant"] + audit["near"]["redundant"],
         "conflicting_groups": audit["conflicting_groups"],
         "test_in_train": audit["leaks"]["test_in_train"] + audit["near"]["leaks"]["test_in_train"],
@@ -116,6 +121,9 @@ def print_summary(audit: dict[str, Any], source: Source, listing: Listing, reuse
     for name, count in audit["dropped"].items():
         if count:
             print(f"  left out of training {count}: {_DROPS[name]}")
+    if corrections := audit.get("corrections"):
+        counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in corrections.items())
+        print(f"  decisions of data/corrections.csv: {counts}")
     print(f"  see {page}")
     for reason, count in audit.get("left_out", {}).items():
         print(f"  left out {count}: {reason}")

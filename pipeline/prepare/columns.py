@@ -24,6 +24,7 @@ FLAGS = {
     "conflict": "such an image has another label",
     "leak": "val or test image whose twin is trained on",
     "dropped": "left out of training",
+    "relabelled": "has another label than in the source, by data/corrections.csv",
 }
 _BITS = {flag: 1 << i for i, flag in enumerate(FLAGS)}
 TRAIN = SPLITS.index("train")

@@ -3,7 +3,8 @@
 import csv
 import itertools
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.core.files import escape_cell
 from pipeline.core.stage_files import BLOCK, begin_digest
 from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.catalogue import SPLITS, Listing
-from pipeline.prepare.columns import Records, flags, sets_of
+from pipeline.prepare.columns import Records, bits, flags, sets_of
 from pipeline.prepare.sources.source import Source
 
 PARITY_PICTURES = 16
@@ -27,9 +28,10 @@ def write_arrays(folder: Path, records: Records, listing: Listing, pixels: Array
     for split in SPLITS:
         chosen = records.members(split)
         digest = begin_digest(split, names, shape, records.labels[chosen])
+        pieces: dict[str, tuple[Any, tuple[int, ...], Callable[[np.ndarray], np.ndarray]]]
         pieces = {f"{split}.npy": (np.uint8, shape, pixels.__getitem__)}
         if listing.soft:
-            pieces[f"{split}_soft.npy"] = (np.float32, (len(names),), listing.shares)
+            pieces[f"{split}_soft.npy"] = (np.float32, (len(names),), partial(_read_shares, records, listing))
         for name, (dtype, inner, read) in pieces.items():
             with (folder / name).open("wb") as file:
                 header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(chosen), *inner)}
@@ -42,6 +44,14 @@ def write_arrays(folder: Path, records: Records, listing: Listing, pixels: Array
             digest.update(records.weights[chosen])
         digests[split] = digest.hexdigest()
     return digests
+
+
+def _read_shares(records: Records, listing: Listing, numbers: np.ndarray) -> np.ndarray:
+    """What people voted for images, floats (n, K); where a label was decided since, all of it."""
+    shares = listing.shares(numbers)
+    decided = records.marks[numbers] & bits(["relabelled"]) != 0
+    shares[decided] = np.eye(shares.shape[1], dtype=shares.dtype)[records.labels[numbers[decided]]]
+    return shares
 
 
 def write_manifest(path: Path, records: Records, listing: Listing) -> None:

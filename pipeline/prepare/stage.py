@@ -27,6 +27,7 @@ from pipeline.prepare.array_file import ArrayFile
 from pipeline.prepare.audit import build_audit, headline, print_summary
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.columns import Records
+from pipeline.prepare.corrections import apply_corrections, read_corrections
 from pipeline.prepare.decoding import check_classes, decode_all
 from pipeline.prepare.outputs import write_arrays, write_manifest, write_parity_pictures
 from pipeline.prepare.page import render_page
@@ -61,6 +62,7 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
     Raises:
         UserError: The source cannot be used, or too many of its images are bad.
     """
+    corrections = read_corrections(paths.CORRECTIONS)
     with (
         open_source(params.source, Reading.of(params)) as source,
         replacing(AUDIT_PAGE) as page_file,
@@ -81,10 +83,13 @@ def prepare(params: PrepareParams) -> dict[str, Any]:
             reused = _decode(source, listing, records, pixels, params)
             find_twins(records, pixels, Path(scratch))
             cut_missing(records, listing.given, fractions, params.seed)
+            corrected = apply_corrections(records, corrections, params.corrections, paths.CORRECTIONS)
             drop_twins(records, params.duplicates, params.conflicts)
             check_counts(records, {"train"}, _ONLY_TWINS)
             digests = write_arrays(folder, records, listing, pixels)
             audit = build_audit(records, params.faces is not None, listing.left_out, listing.notes, people)
+            if corrected:
+                audit["corrections"] = corrected
             page_file.write_text(render_page(audit, records, pixels), encoding="utf-8")
             write_manifest(manifest, records, listing)
             write_parity_pictures(pictures, records, listing, source)

@@ -1,28 +1,60 @@
-"""The page of label suspects, ``reports/label_suspects.html`` and the like of train."""
+"""The page of label suspects, ``reports/label_suspects.html`` and the like of train, on which people decide."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 
-from pipeline.core.dataset import Split
+from pipeline.core.dataset import Prepared
 from pipeline.reporting import html
 
-SHOWN_FACES, SHOWN_PAIRS = 96, 10
+SHOWN_FACES, SHOWN_PAIRS, SHOWN_SETS = 500, 10, 50
 
 
-def render(found: pd.DataFrame | None, splits: dict[str, Split], file: str = "label_suspects.csv") -> str:
-    """Return the page of what ``metrics.suspects.tabulate`` returns, HTML; ``file`` has all of it."""
+def render(
+    found: pd.DataFrame | None, prepared: Prepared, splits: Sequence[str], file: str = "label_suspects.csv"
+) -> str:
+    """Return the page of what ``metrics.suspects.tabulate`` returns of some splits, HTML; ``file`` has all of it.
+
+    Twins with different labels are shown too. What is decided on the page is saved as a file for ``hyojo relabel``.
+    """
     table = pd.DataFrame(columns=["label", "suggested"]) if found is None else found
     pairs = table.groupby(["label", "suggested"]).size().sort_values(ascending=False, kind="stable")
+    digests = {name: prepared.identities(name)["sha256"] for name in splits}
     faces = table.head(SHOWN_FACES).to_dict("records")
     for face in faces:
-        face["picture"] = html.thumbnail(splits[face["split"]].images[face["row"]])
+        face["picture"] = html.thumbnail(prepared.split(face["split"]).images[face["row"]])
+        face["sha256"] = digests[face["split"]][face["row"]]
+    sets = [members for name in splits for members in _find_conflicts(prepared, name)]
     return html.render(
         "label_suspects.html",
         title="Labels in doubt",
         too_weak=found is None,
-        images=sum(map(len, splits.values())),
+        images=sum(len(prepared.split(name)) for name in splits),
         total=len(table),
         where=" and ".join("training" if name == "train" else name for name in splits),
         file=file,
         pairs=[(*pair, count) for pair, count in pairs.head(SHOWN_PAIRS).items()],
         faces=faces,
+        sets=sets[:SHOWN_SETS],
+        set_count=len(sets),
+        class_names=prepared.class_names,
+        digest=prepared.digest,
     )
+
+
+def _find_conflicts(prepared: Prepared, name: str) -> Iterator[list[dict[str, Any]]]:
+    """Sets of twins in a split that have different labels there."""
+    known, split = prepared.identities(name), prepared.split(name)
+    for _, group in known[known["conflict"]].groupby("twins"):
+        if len(set(split.targets[group.index])) > 1:
+            yield [
+                {
+                    "file": split.files[row],
+                    "split": name,
+                    "label": prepared.class_names[split.targets[row]],
+                    "sha256": sha256,
+                    "picture": html.thumbnail(split.images[row]),
+                }
+                for row, sha256 in group["sha256"].items()
+            ]

@@ -242,7 +242,15 @@ def test_equal_inputs_give_equal_bytes(exported: Project, project: Project) -> N
 def test_what_goes_to_mlflow(exported: Project, tmp_path: Path) -> None:
     ((run_id, names, metrics),) = exported.logged
     assert run_id == "r2"
-    assert {"predictor.py", "images.py", "model.onnx", "bundle.json", "MODEL_CARD.md", "reference.json", "MLmodel"} <= names
+    assert {
+        "predictor.py",
+        "images.py",
+        "model.onnx",
+        "bundle.json",
+        "MODEL_CARD.md",
+        "reference.json",
+        "MLmodel",
+    } <= names
     assert not names & {"model.pt2", "weights.safetensors"}  # one copy of the weights
     assert 0 < metrics["cost/latency_ms"] < 1000
 
