@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from builders import FOREIGN, TINY_PARAMS, Items, forget_store, make_project, write_bundle, write_prepared
@@ -153,3 +153,16 @@ def scoring_app(pyfunc_dir: Path) -> "TestClient":
     from starlette.testclient import TestClient
 
     return TestClient(scoring_server.init(mlflow.pyfunc.load_model(str(pyfunc_dir))), raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    """A page of Chromium, as wide as a phone."""
+    browser = "/usr/bin/chromium"
+    if not Path(browser).exists():
+        pytest.skip(f"{browser} is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        yield opened.new_page(viewport={"width": 375, "height": 800})
+        opened.close()

@@ -1,12 +1,15 @@
 """The page of label suspects."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from pipeline.core.dataset import Split
+from pipeline.prepare.corrections import read_corrections
 from pipeline.reporting.suspects import render
 
 
@@ -48,3 +51,31 @@ def test_render_says_that_a_model_is_too_weak() -> None:
     html = render(None, fake(7, test=np.zeros((7, 2, 2, 1), np.uint8)), ["test"])
     assert "too weak to tell which of 7 test images have a wrong label" in html
     assert "in doubt" not in html.partition("<body")[2].partition("<p>")[2]
+
+
+@pytest.mark.slow
+def test_decisions_by_keyboard_are_saved_in_a_browser(page: Any, tmp_path: Path) -> None:
+    """Suggestion, keep, another class, leave out, not sure; they are there again after the page was left."""
+    images = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 1), dtype=np.uint8)
+    prepared = fake(100, conflicts=3, val=images)
+    lines = [(f"{i}, \"x\".png", "val", 10 + i, "angry", "<happy>", 0.1, 0.9) for i in range(5)]
+    columns = ["file", "split", "row", "label", "suggested", "prob_label", "prob_suggested"]
+    (tmp_path / "page.html").write_text(render(pd.DataFrame(lines, columns=columns), prepared, ["val"]))
+    page.goto((tmp_path / "page.html").as_uri())
+    page.fill("#who", "Ann")
+    page.locator("figure").first.focus()
+    for key in ("Enter", "k", "1", "x", "u"):
+        page.keyboard.press(key)
+    page.locator("figure select").nth(5).select_option("drop")
+    page.reload()
+    assert page.inner_text("#count") == "6 decisions"
+    with page.expect_download() as saved:
+        page.click("#save")
+    saved.value.save_as(tmp_path / "corrections.csv")
+    found = read_corrections(tmp_path / "corrections.csv")
+    assert [(each.file, each.old, each.new, each.who) for each in found] == [
+        ("0, \"x\".png", "angry", "<happy>", "Ann"), ("1, \"x\".png", "angry", "angry", "Ann"),
+        ("2, \"x\".png", "angry", "<happy>", "Ann"), ("3, \"x\".png", "angry", "", "Ann"),
+        ("val0.png", "<happy>", "", "Ann"),
+    ]  # fmt: skip
+    assert found[0].sha256 == f"{10:064x}"
