@@ -20,7 +20,7 @@ from pipeline.core.params_file import apply_overrides, parse_params, read_text
 from pipeline.models import maps, model, stem
 from pipeline.models.devices import is_accelerator, resolve_device, synchronize
 from pipeline.train import loop, planning
-from pipeline.train.loader import Batch, Loader
+from pipeline.train.loader import Batch, Loader, Plan
 from pipeline.train.schedule import LRSchedule
 from pipeline.train.trainer import build_trainer
 
@@ -117,7 +117,7 @@ def train(params: TrainParams, prepared: Prepared, minutes: float, marks: Sequen
     cycle = params.schedule.model_copy(update={"warmup": WARMUP})
     trainer.schedule = LRSchedule(trainer.optimizer, cycle, params.lr, 1, TICKS, "max")
     loader = Loader(prepared.split("train"), params.batch_size, params.seed, device)
-    batches, budget = _endless(loader), 60 * minutes
+    batches, budget = _endless(loader, trainer.augmentation.plan), 60 * minutes
     used, images, ticks, found = 0.0, 0, 0, []
     for mark in marks:
         trainer.train_mode()
@@ -138,11 +138,11 @@ def train(params: TrainParams, prepared: Prepared, minutes: float, marks: Sequen
     return Training(side, sum(parameter.numel() for parameter in net.parameters()), found)
 
 
-def _endless(loader: Loader) -> Iterator[tuple[int, int, Batch]]:
+def _endless(loader: Loader, plan: Plan) -> Iterator[tuple[int, int, Batch]]:
     """Epoch, step and batch, one epoch after the other."""
     epoch = 0
     while True:
-        for step, batch in enumerate(loader.batches(epoch)):
+        for step, batch in enumerate(loader.batches(epoch, plan=plan)):
             yield epoch, step, batch
         epoch += 1
 

@@ -37,7 +37,8 @@ class Ranks:
     def join(self, device: torch.device) -> None:
         """Meet the other ranks; call ``leave`` at the end."""
         if self.world > 1:
-            dist.init_process_group(devices.choose_backend(device), timeout=TIMEOUT)
+            own = device if devices.is_accelerator(device) else None  # NCCL connects at once, and to this one
+            dist.init_process_group(devices.choose_backend(device), timeout=TIMEOUT, device_id=own)
 
     def leave(self) -> None:
         """Part from the other ranks."""

@@ -75,7 +75,8 @@ def train_one_epoch(
     done, total = (steps * min(loader.batch_size, len(loader.split)) for steps in (progress.step, loader.steps))
     hidden = None if ranks.main and label is not None else True
     with tqdm(initial=done, total=total, desc=label, unit="img", leave=False, disable=hidden) as bar:
-        for batch in loader.batches(epoch, progress.step, ranks.positions(loader.batch_size)):
+        positions, plan = ranks.positions(loader.batch_size), trainer.augmentation.plan
+        for batch in loader.batches(epoch, progress.step, positions, plan):
             loss_sum, correct = update(trainer, batch, epoch, progress.step)
             progress.step += 1
             progress.samples += len(batch.targets)
@@ -105,7 +106,7 @@ def train_one_epoch(
 
 def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
     """Augmented images (B, C, H, W) of a batch and what they are to be told as: int64 (B,) or float (B, K)."""
-    images = trainer.augmentation(batch.images, batch.numbers, epoch)
+    images = trainer.augmentation.run(batch.images, batch.plan)
     size = trainer.size_in(epoch)
     if size is not None and size != images.shape[-1]:
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,6 +15,7 @@ from pipeline.models import devices
 from pipeline.models.model import ModelSpec
 from pipeline.train import optim, planning
 from pipeline.train.augment.batched import Augmentation
+from pipeline.train.average import Average
 from pipeline.train.distributed import Ranks
 from pipeline.train.loader import count_steps
 from pipeline.train.losses import Mixer, TrainingLoss
@@ -31,7 +31,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: LRSchedule
     scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
+    ema: Average | None
     augmentation: Augmentation
     mixer: Mixer
     device: torch.device
@@ -117,7 +117,7 @@ def build_trainer(
         optimizer=optimizer,
         schedule=LRSchedule(optimizer, params.schedule, lr=params.lr, epochs=params.epochs, steps=steps, mode=mode),
         scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
-        ema=ModelEmaV3(net, decay=params.ema_decay, use_warmup=True) if params.ema_decay else None,
+        ema=Average(net, params.ema_decay) if params.ema_decay else None,
         augmentation=Augmentation(preprocessing["train"], params.seed, size, channels),
         mixer=Mixer(params, len(prepared.class_names)),
         device=device,
