@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.models.devices import get_constant
 from pipeline.train.augment import geometric
 from pipeline.train.augment.kernel import Kernel, Params
-from pipeline.train.augment.resampling import Size
+from pipeline.train.augment.resampling import Size, share
 
 LUMA = (0.2989, 0.587, 0.114)  # of torchvision's rgb_to_grayscale
 
@@ -27,6 +27,20 @@ class Fixed(Kernel):
 
     def run(self, images: Tensor, plan: Params) -> Tensor:
         return self.function(images)
+
+
+class Normalize(Kernel):
+    """Subtract the mean and divide by the standard deviation, by channel."""
+
+    def __init__(self, module: Any) -> None:
+        self.statistics = {"mean": tuple(module.mean), "std": tuple(module.std)}
+
+    def plan(self, params: Params, samples: Tensor) -> Params:
+        constants = {name: get_constant(values, samples.device) for name, values in self.statistics.items()}
+        return {name: share(values.view(-1, 1, 1), len(samples)) for name, values in constants.items()}
+
+    def run(self, images: Tensor, plan: Params) -> Tensor:
+        return images.sub(plan["mean"]).div_(plan["std"])
 
 
 class Sometimes(Kernel):
@@ -96,12 +110,12 @@ class Erasing(Kernel):
         return {
             "rows": mark_span(params["i"], params["h"], height),
             "columns": mark_span(params["j"], params["w"], width),
+            "value": share(get_constant(self.value, samples.device).view(-1, 1, 1), len(samples)),
         }
 
     def run(self, images: Tensor, plan: Params) -> Tensor:
         inside = plan["rows"].unsqueeze(2) & plan["columns"].unsqueeze(1)
-        value = get_constant(self.value, images.device).view(-1, 1, 1)
-        return torch.where(inside.unsqueeze(1), value, images)
+        return torch.where(inside.unsqueeze(1), plan["value"], images)
 
 
 def mark_span(start: Tensor, length: Tensor, count: int) -> Tensor:
@@ -154,9 +168,3 @@ def adjust_sharpness(images: Tensor, factor: float) -> Tensor:
     out = images.clone()
     out[..., 1:-1, 1:-1] += (blurred - inner) * (1 - factor)
     return out.clamp_(0, 1)
-
-
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Subtract the mean and divide by the standard deviation, by channel."""
-    mean, std = (get_constant(values, images.device).view(-1, 1, 1) for values in (mean, std))
-    return images.sub(mean).div_(std)

@@ -24,7 +24,6 @@ SOMETIMES: dict[str, Callable[[Any, float, Tensor], Tensor]] = {
     "RandomAdjustSharpness": lambda module, unit, images: photometric.adjust_sharpness(images, module.sharpness_factor),
 }
 ALWAYS: dict[str, Callable[[Any, float, Tensor], Tensor]] = {
-    "Normalize": lambda module, unit, images: photometric.normalize(images, tuple(module.mean), tuple(module.std)),
     "Grayscale": lambda module, unit, images: photometric.to_grey(images).expand(
         -1, module.num_output_channels, -1, -1
     ),
@@ -73,6 +72,8 @@ def build_kernel(name: str, module: Any, shape: tuple[int, int, int], unit: floa
             if module.value is None:
                 raise NoKernel("value: random")
             return photometric.Erasing(module, size, unit)
+        case "Normalize":
+            return photometric.Normalize(module)
     if name in SOMETIMES:
         return photometric.Sometimes(partial(SOMETIMES[name], module, unit), module.p)
     if name in ALWAYS:
