@@ -70,22 +70,26 @@ def order_epoch(targets: np.ndarray, seed: int, epoch: int, balanced: bool = Fal
     return order[torch.randperm(samples, generator=generator).numpy()]
 
 
+def place_images(images: np.ndarray, device: torch.device) -> tuple[Tensor, bool]:
+    """Images as a tensor, on the device if they fit beside what is there; and whether they do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes to it
+        placed = torch.from_numpy(images)
+    resident = devices.has_room(device, placed.nbytes, RESIDENT_PART)
+    return (placed.to(device) if resident else placed), resident
+
+
 class Loader:
     """A split's batches, moved to the device; the images stay there if they fit, or come from pinned memory."""
 
     def __init__(self, split: Split, batch_size: int, seed: int, device: torch.device, balanced: bool = False) -> None:
         self.split, self.batch_size, self.seed, self.balanced = split, batch_size, seed, balanced
         self.device = device
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes to it
-            self.images = torch.from_numpy(split.images)
+        self.images, self.resident = place_images(split.images, device)
         self.targets = torch.from_numpy(split.targets).to(device)
         self.soft, self.weights = (
             None if values is None else torch.from_numpy(values).to(device) for values in (split.soft, split.weights)
         )
-        self.resident = devices.has_room(device, self.images.nbytes, RESIDENT_PART)
-        if self.resident:
-            self.images = self.images.to(device)
 
     @property
     def steps(self) -> int:
@@ -101,8 +105,10 @@ class Loader:
         """
         order = torch.from_numpy(order_epoch(self.split.targets, self.seed, epoch, self.balanced))
         steps = order[: self.steps * self.batch_size].view(self.steps, -1)
-        for part in steps[first_step:].split(max(1, AHEAD // self.batch_size)):
-            numbers = part if positions is None else part[:, positions]
+        ahead = max(1, AHEAD // self.batch_size)
+        for begin in range(first_step, self.steps, ahead):
+            numbers = steps[begin : begin + ahead]
+            numbers = numbers if positions is None else numbers[:, positions]
             moved = devices.copy_to(numbers.flatten(), self.device)
             rows = moved % len(self.split)
             columns = [None if values is None else values[rows] for values in (self.targets, self.soft, self.weights)]

@@ -153,14 +153,17 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
     return loss_sum, correct
 
 
-def evaluate(classifier: Classifier, split: Split, trainer: Trainer, label: str | None = None) -> dict[str, float]:
+def evaluate(
+    classifier: Classifier, split: Split, trainer: Trainer, label: str | None = None, share: Tensor | None = None
+) -> dict[str, float]:
     """Score a split as the trainer's params say, every sample of it once, whatever the number of ranks.
 
-    Returns ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``; raises ``UserError`` if
-    probabilities are no numbers. A progress bar needs a label.
+    ``share`` are the images for this rank, from ``Ranks.take_share``, where they lie on the device already. Returns
+    ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``; raises ``UserError`` if probabilities are
+    no numbers. A progress bar needs a label.
     """
     ranks, params = trainer.ranks, trainer.params
-    images, bar = split.images[ranks.rank :: ranks.world], label if ranks.main else None
+    images, bar = ranks.take_share(split.images) if share is None else share, label if ranks.main else None
     probs = predict(classifier.eval(), images, params.batch_size, trainer.device, progress=bar, amp=params.amp)
     probs = ranks.gather(probs, len(split))
     if not np.isfinite(probs).all():
