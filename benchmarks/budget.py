@@ -72,7 +72,7 @@ def settings(arguments: argparse.Namespace, prepared: Prepared) -> TrainParams:
         "transforms.eval": "[]", "schedule.name": "onecycle", "label_smoothing": 0.1, "ema_decay": 0.99,
         "grad_clip_norm": 1.0, "mixing.mixup_alpha": 0.0, "mixing.cutmix_alpha": 0.0, "accumulate": 1,
         "layer_decay": 1.0, "imbalance.method": "none", "pretrained": "false", "weights": "null",
-        "weights_sha256": "null", "devices": 1, "input_size": "auto", "compile": "false",
+        "weights_sha256": "null", "devices": 1, "input_size": "auto", "compile": "none",
     }  # fmt: skip
     overrides = [f"train.{key}={value}" for key, value in changes.items()]
     return parse_params(apply_overrides(read_text("params.yaml"), overrides)).train

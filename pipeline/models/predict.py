@@ -30,14 +30,13 @@ def predict(
     Images may lie on the device already: nothing waits for it until all are classified. Each view of an image counts in
     a batch; ``progress`` is the label of a bar, and ``amp`` as ``train.amp``, whose float32 is IEEE's here.
     """
-    parts = []
+    parts, device = [], torch.device(device)
     batch_size = max(1, batch_size // count_passes(classifier.views))
     bar = tqdm(total=len(images), desc=progress, unit="img", disable=True if progress is None else None, leave=False)
     with bar, use_precision(amp, device):
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            if isinstance(batch, np.ndarray):
-                batch = copy_to(torch.from_numpy(np.array(batch)), torch.device(device))
-            parts.append(classifier(batch))
+            batch = torch.from_numpy(np.array(batch)) if isinstance(batch, np.ndarray) else batch
+            parts.append(classifier(batch if batch.device.type == device.type else copy_to(batch, device)))
             bar.update(len(batch))
     return torch.cat(parts).cpu().numpy()

@@ -101,6 +101,9 @@ def build_train(resolved: list[TransformArgs]) -> v2.Compose:
 class Normalize(nn.Module):
     """torchvision's, whose statistics lie where the images are: it copies them there for every batch, and waits."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, module: v2.Normalize) -> None:
         super().__init__()
         for name in ("mean", "std"):

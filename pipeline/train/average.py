@@ -1,7 +1,7 @@
 """The average of the weights over updates, which is what is scored and kept."""
 
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 

@@ -111,19 +111,20 @@ class Loader:
             numbers = numbers if positions is None else numbers[:, positions]
             moved = devices.copy_to(numbers.flatten(), self.device)
             rows = moved % len(self.split)
-            columns = [None if values is None else values[rows] for values in (self.targets, self.soft, self.weights)]
+            targets = self.targets[rows]
+            others = [None if values is None else values[rows] for values in (self.soft, self.weights)]
             planned = plan(moved, epoch)
             for step, own in enumerate(numbers):
                 place = slice(step * len(own), (step + 1) * len(own))
-                targets, soft, weights = (None if values is None else values[place] for values in columns)
+                soft, weights = (None if values is None else values[place] for values in others)
                 cut = [{name: values[place] for name, values in params.items()} for params in planned]
-                yield Batch(self._fetch(own, rows[place]), targets, moved[place], soft, weights, cut)
+                yield Batch(self._fetch(own, rows[place]), targets[place], moved[place], soft, weights, cut)
 
     def _fetch(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """The images of sample numbers, which the host knows, and of their rows on the device; waits for nothing."""
-        return (
-            self.images[rows] if self.resident else devices.copy_to(self.images[numbers % len(self.split)], self.device)
-        )
+        if self.resident:
+            return self.images[rows]
+        return devices.copy_to(self.images[numbers % len(self.split)], self.device)
 
 
 def build_loader(split: Split, params: TrainParams, device: torch.device) -> Loader:

@@ -1,11 +1,10 @@
 """timm's Muon with fewer launches: weights of one shape are orthogonalized together, to the same bits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import timm.optim
 import torch
-from timm.optim.muon import _COEFFICIENTS, get_lr_scale, resolve_ns_coefficients, zeropower_via_newtonschulz
+from timm.optim import muon as timms
 from torch import Tensor
 
 from pipeline.models import devices
@@ -14,8 +13,10 @@ from pipeline.models import devices
 ORTHOGONALIZATION = ("eps", "safety_factor", "scale_eps")
 CONSTANTS = (*ORTHOGONALIZATION, "momentum", "nesterov", "ns_steps", "ns_coefficients", "adjust_lr_fn")
 
+Group = tuple[list[Tensor], list[Tensor], list[Tensor], dict[str, Any]]
 
-class Muon(timm.optim.Muon):
+
+class Muon(timms.Muon):
     """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) of whole matrices, as timm does it.
 
     The first update of a weight, and all of what is no matrix, are timm's own.
@@ -24,63 +25,64 @@ class Muon(timm.optim.Muon):
     compiled: Callable[..., None] | None = None  # ``update_matrices``, where it is compiled
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Update all that has gradients."""
-        chosen = []
+        groups, scalars = [], []
         for group in self.param_groups:
             weights = [one for one in group["params"] if one.grad is not None and "momentum_buffer" in self.state[one]]
-            chosen.append((group, weights, [weight.grad for weight in weights]))
+            if weights:
+                momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+                constants = {name: group[name] for name in CONSTANTS}
+                groups.append((weights, [weight.grad for weight in weights], momenta, constants))
+                scalars.append((group["lr"], 1 - group["lr"] * group["weight_decay"]))
+        for weights, *_ in groups:
             for weight in weights:
                 weight.grad = None  # timm's step passes it by
-        super().step(closure)
-        for group, weights, grads in chosen:
+        loss = super().step(closure)  # type: ignore[no-untyped-call]
+        for weights, grads, *_ in groups:
             for weight, grad in zip(weights, grads, strict=True):
                 weight.grad = grad
-            if weights:
-                self._update(group, weights, grads)
-
-    def _update(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor]) -> None:
-        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
-        scalars: Any = (group["lr"], 1 - group["lr"] * group["weight_decay"])
-        if self.compiled:  # numbers would be part of the graph
-            scalars = devices.copy_to(torch.tensor(scalars), weights[0].device).unbind()
-        constants = {name: group[name] for name in CONSTANTS}
-        (self.compiled or update_matrices)(weights, grads, momenta, scalars, constants)
+        if groups and self.compiled:  # numbers would be part of the graph
+            device = groups[0][0][0].device
+            self.compiled(groups, devices.copy_to(torch.tensor(scalars), device).unbind())
+        else:
+            update_matrices(groups, scalars)
+        return loss
 
 
-def update_matrices(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    scalars: tuple[float, float] | tuple[Tensor, Tensor],
-    constants: dict[str, Any],
-) -> None:
+def update_matrices(groups: list[Group], scalars: Sequence[Tensor | tuple[float, float]]) -> None:
     """Move weights (out, in, ...) by their orthogonalized momenta, which the gradients move on.
 
     Args:
-        weights: Of any shapes, as are ``grads`` and ``momenta``.
-        grads: Their gradients.
-        momenta: The averages of these, which are changed, too.
-        scalars: The learning rate, and by what weights are multiplied first.
-        constants: Of timm's group of parameters, those that ``CONSTANTS`` names.
+        groups: Weights of any shapes, their gradients, the averages of these, which are changed, too, and of timm's
+            settings those that ``CONSTANTS`` names.
+        scalars: Of each group the learning rate, and by what weights are multiplied first.
     """
-    rate, decay = scalars
-    torch._foreach_mul_(weights, decay)
-    torch._foreach_lerp_(momenta, grads, 1 - constants["momentum"])
-    updates = torch._foreach_lerp(grads, momenta, constants["momentum"]) if constants["nesterov"] else momenta
-    coefficients = resolve_ns_coefficients(constants["ns_coefficients"], _COEFFICIENTS)
+    for (weights, grads, momenta, constants), (rate, decay) in zip(groups, scalars, strict=True):
+        momentum = constants["momentum"]
+        torch._foreach_mul_(weights, decay)
+        torch._foreach_lerp_(momenta, grads, 1 - momentum)
+        updates = torch._foreach_lerp(grads, momenta, momentum) if constants["nesterov"] else momenta
+        places: dict[torch.Size, list[int]] = {}
+        for place, weight in enumerate(weights):
+            places.setdefault(weight.shape, []).append(place)
+        for own in places.values():
+            moves = _orthogonalize([updates[place] for place in own], constants)
+            shape = torch.Size((len(moves[0]), moves[0][0].numel()))
+            factor: Any = -rate * timms.get_lr_scale(shape, constants["adjust_lr_fn"])
+            part = [weights[place] for place in own]
+            if isinstance(factor, Tensor):
+                torch._foreach_add_(part, torch._foreach_mul(moves, factor))
+            else:
+                torch._foreach_add_(part, moves, alpha=factor)
+
+
+def _orthogonalize(updates: list[Tensor], constants: dict[str, Any]) -> list[Tensor]:
+    """What comes nearest to updates of one shape, as matrices, and is orthogonal."""
+    stacked = torch.stack(updates).flatten(2)
+    coefficients = timms.resolve_ns_coefficients(constants["ns_coefficients"], timms._COEFFICIENTS)
     settings = {name: constants[name] for name in ORTHOGONALIZATION}
-    places: dict[torch.Size, list[int]] = {}
-    for place, weight in enumerate(weights):
-        places.setdefault(weight.shape, []).append(place)
-    for shape, own in places.items():
-        stacked = torch.stack([updates[place] for place in own]).flatten(2)
-        turned = zeropower_via_newtonschulz(stacked, constants["ns_steps"], coefficients, **settings)
-        # As exact as the weights, and as they lie in memory: else each would be moved by a launch of its own.
-        turned = turned.reshape(-1, *shape).movedim(2, -1).to(torch.float32, memory_format=torch.contiguous_format)
-        part, moves = [weights[place] for place in own], list(turned.movedim(-1, 2).unbind())
-        factor = -rate * get_lr_scale(stacked.shape, constants["adjust_lr_fn"])
-        if isinstance(factor, Tensor):
-            torch._foreach_add_(part, torch._foreach_mul(moves, factor))
-        else:
-            torch._foreach_add_(part, moves, alpha=factor)
+    turned = timms.zeropower_via_newtonschulz(stacked, constants["ns_steps"], coefficients, **settings)
+    # As exact as the weights, and as they lie in memory: else each would be moved by a launch of its own.
+    turned = turned.reshape(-1, *updates[0].shape).movedim(2, -1)
+    return list(turned.to(torch.float32, memory_format=torch.contiguous_format).movedim(-1, 2).unbind())

@@ -456,7 +456,7 @@ def test_train_without_a_compiler(project: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"train\.compile"):
-        train("train.compile=true")
+        train("train.compile=default")
     assert untouched(project)
 
 
