@@ -20,7 +20,7 @@ from pipeline.core.params_file import apply_overrides, parse_params, read_text
 from pipeline.models import maps, model, stem
 from pipeline.models.devices import is_accelerator, resolve_device, synchronize
 from pipeline.train import loop, planning
-from pipeline.train.loader import Batch, Loader
+from pipeline.train.loader import Batch, Loader, Plan
 from pipeline.train.schedule import LRSchedule
 from pipeline.train.trainer import build_trainer
 
@@ -72,7 +72,7 @@ def settings(arguments: argparse.Namespace, prepared: Prepared) -> TrainParams:
         "transforms.eval": "[]", "schedule.name": "onecycle", "label_smoothing": 0.1, "ema_decay": 0.99,
         "grad_clip_norm": 1.0, "mixing.mixup_alpha": 0.0, "mixing.cutmix_alpha": 0.0, "accumulate": 1,
         "layer_decay": 1.0, "imbalance.method": "none", "pretrained": "false", "weights": "null",
-        "weights_sha256": "null", "devices": 1, "input_size": "auto", "compile": "false",
+        "weights_sha256": "null", "devices": 1, "input_size": "auto", "compile": "none",
     }  # fmt: skip
     overrides = [f"train.{key}={value}" for key, value in changes.items()]
     return parse_params(apply_overrides(read_text("params.yaml"), overrides)).train
@@ -117,7 +117,7 @@ def train(params: TrainParams, prepared: Prepared, minutes: float, marks: Sequen
     cycle = params.schedule.model_copy(update={"warmup": WARMUP})
     trainer.schedule = LRSchedule(trainer.optimizer, cycle, params.lr, 1, TICKS, "max")
     loader = Loader(prepared.split("train"), params.batch_size, params.seed, device)
-    batches, budget = _endless(loader), 60 * minutes
+    batches, budget = _endless(loader, trainer.augmentation.plan), 60 * minutes
     used, images, ticks, found = 0.0, 0, 0, []
     for mark in marks:
         trainer.train_mode()
@@ -138,11 +138,11 @@ def train(params: TrainParams, prepared: Prepared, minutes: float, marks: Sequen
     return Training(side, sum(parameter.numel() for parameter in net.parameters()), found)
 
 
-def _endless(loader: Loader) -> Iterator[tuple[int, int, Batch]]:
+def _endless(loader: Loader, plan: Plan) -> Iterator[tuple[int, int, Batch]]:
     """Epoch, step and batch, one epoch after the other."""
     epoch = 0
     while True:
-        for step, batch in enumerate(loader.batches(epoch)):
+        for step, batch in enumerate(loader.batches(epoch, plan=plan)):
             yield epoch, step, batch
         epoch += 1
 

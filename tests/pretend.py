@@ -94,10 +94,11 @@ class Pretended(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor, index: int = 0) -> "Pretended":
-        made = Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            layout=inner.layout, device=torch.device(NAME, index), requires_grad=False,
-        )  # fmt: skip
+        with torch.inference_mode(False):  # torch takes a view of another tensor for one of its own kind
+            made = Tensor._make_wrapper_subclass(
+                cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+                layout=inner.layout, device=torch.device(NAME, index), requires_grad=False,
+            )  # fmt: skip
         made.inner = inner.detach()
         return made
 

@@ -4,35 +4,43 @@
 """
 
 import contextlib
+import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm.utils
 import torch
-from builders import ROOT, make_project, params_with, write_prepared
+from builders import ROOT, make_project, params_with, write_arrays
 from evaluation import WHOLE, Workspace
-from pretend import LEDGER, MixedDevices, pretending
+from pretend import FREE, LEDGER, MixedDevices, pretending
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.amp import GradScaler as Scaler
+from torch.utils._python_dispatch import TorchDispatchMode
 from training import stop_at, train, training_in
 
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.params import TrainParams
 from pipeline.core.params_file import apply_overrides, apply_recipe, parse_params
 from pipeline.evaluate import stage
-from pipeline.models import devices, model
+from pipeline.models import devices, model, transforms
+from pipeline.models import predict as predicting
 from pipeline.models.predict import predict
 from pipeline.reporting import plots
 from pipeline.tracking import evaluations
-from pipeline.train import loop, losses, planning
+from pipeline.train import loader as trainloader
+from pipeline.train import loop, losses, muon, planning
 from pipeline.train import trainer as trainers
 from pipeline.train.augment import counter_rng, photometric
-from pipeline.train.loader import Batch, Loader, build_loader
+from pipeline.train.augment.batched import Augmentation
+from pipeline.train.average import Average
+from pipeline.train.loader import Batch, Loader, build_loader, place_images
 from pipeline.train.loop import Interrupted, Progress
 
 CPU, PRETEND = torch.device("cpu"), torch.device("pretend:0")
@@ -42,30 +50,31 @@ KERNELS = (
     "train.transforms.train=[{RandomAffine: {degrees: 20, translate: [0.1, 0.1]}}, {RandomCrop: {size: 16, padding: 2}}"
     ", RandomHorizontalFlip, {ColorJitter: {brightness: 0.3, contrast: 0.3}}, {RandomErasing: {p: 0.5}}]",
 )
-# Settings, and how many launches an update may take. The numbers may only fall.
-SETTINGS: dict[str, tuple[tuple[str, ...], int]] = {
-    "ema": (("train.optimizer=adamw", "train.backbone_args.drop_path_rate=0.2"), 191),
-    "muon": (("train.optimizer=muon", "train.lr=0.02"), 417),
-    "clipped": (("train.grad_clip_norm=0.1", "train.ema_decay=0.0"), 172),
-    "mixup": (("train.mixing.mixup_alpha=0.4",), 192),
-    "cutmix": (("train.mixing.cutmix_alpha=1.0",), 190),
-    "soft labels and weights": ((), 180),
-    "accumulated": (("train.accumulate=2", "train.layer_decay=0.8", "train.freeze=[stem]"), 323),
-    "bf16": (("train.amp=bf16",), 210),
+# Settings, how many launches an update may take, and how many more the first of an epoch. The numbers may only fall.
+SETTINGS: dict[str, tuple[tuple[str, ...], int, int]] = {
+    "ema": (("train.optimizer=adamw", "train.backbone_args.drop_path_rate=0.2"), 150, 31),
+    "muon": (("train.optimizer=muon", "train.lr=0.02"), 203, 31),
+    "clipped": (("train.grad_clip_norm=0.1", "train.ema_decay=0.0"), 141, 31),
+    "mixup": (("train.mixing.mixup_alpha=0.4",), 151, 31),
+    "cutmix": (("train.mixing.cutmix_alpha=1.0",), 149, 31),
+    "soft labels and weights": ((), 137, 33),
+    "accumulated": (("train.accumulate=2", "train.layer_decay=0.8", "train.freeze=[stem]"), 282, 31),
+    "bf16": (("train.amp=bf16",), 169, 31),
     "fp16 and clipped": (
         ("train.amp=fp16", "train.grad_clip_norm=1.0", "train.optimizer=momentum", "train.lr=2.0"),
-        223,
+        178,
+        31,
     ),
-    "progressive": (("train.progressive=[{from: 0.0, size: 12}]",), 184),
-    "ensemble": (("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 2}"), 346),
-    "pinned": (KERNELS, 273),
-    "kernels": (KERNELS, 273),
-    "sampling": (("train.imbalance.method=sampling",), 183),
-    "class weights": (("train.imbalance.method=weights", "train.optimizer=lamb"), 216),
-    "adjusted logits": (("train.imbalance.method=logits", "train.optimizer=momentum"), 182),
+    "progressive": (("train.progressive=[{from: 0.0, size: 12}]",), 143, 31),
+    "ensemble": (("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 2}"), 287, 31),
+    "pinned": (KERNELS, 165, 98),
+    "kernels": (KERNELS, 165, 98),
+    "sampling": (("train.imbalance.method=sampling",), 142, 31),
+    "class weights": (("train.imbalance.method=weights", "train.optimizer=lamb"), 175, 31),
+    "adjusted logits": (("train.imbalance.method=logits", "train.optimizer=momentum"), 141, 31),
 }
-RECIPE_BUDGET = 757  # of recipes/fer2013-cuda.yaml
-VAL_BUDGET = 4  # waits a batch of val
+RECIPE_BUDGET, EPOCH_BUDGET = 507, 100  # of recipes/fer2013-cuda.yaml
+OUTSIDE_BUDGET = 36  # of the same, compiled, outside of graphs
 
 
 @dataclass
@@ -90,8 +99,11 @@ def settings_of(name: str) -> TrainParams:
 
 def train_updates(
     device: torch.device, params: TrainParams, prepared: Prepared, soft: bool = False
-) -> tuple[list[float], list[Update]]:
-    """The sums of losses after each of the first updates of train's loop, and what each update did."""
+) -> tuple[list[float], dict[str, np.ndarray], list[Update]]:
+    """Train's first updates, the last of them in a second epoch.
+
+    Returns the sums of losses after each, what would be kept of the net, and what each update did.
+    """
     spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     trainer = trainers.build_trainer(params, prepared, spec, device)
     split = prepared.split("train")
@@ -107,32 +119,39 @@ def train_updates(
         sums.append(progress.loss_sum)
         done.append(Update(LEDGER.launches.total(), dict(LEDGER.waits), list(LEDGER.seeds)))
         LEDGER.clear()
-        if len(done) == UPDATES:
+        if len(done) >= UPDATES - 1:
             raise Interrupted
 
     LEDGER.clear()
-    with pytest.raises(Interrupted):
-        loop.train_one_epoch(trainer, loader, progress, after_step)
-    return [float(total) for total in sums], done
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            loop.train_one_epoch(trainer, loader, progress, after_step)
+        progress.begin_next_epoch()
+    kept = {name: value.cpu().numpy() for name, value in trainer.candidate.state_dict().items()}
+    return [float(total) for total in sums], kept, done
 
 
 def check(name: str, prepared: Prepared, mistake: Callable[[pytest.MonkeyPatch], None] | None = None) -> None:
     """Hold the updates of a setting against float32 on the CPU, and against what they may do on the device."""
     params, soft = settings_of(name), name.startswith("soft")
-    expected, _ = train_updates(CPU, params.model_copy(update={"amp": "none"}), prepared, soft)
+    losses, weights, _ = train_updates(CPU, params.model_copy(update={"amp": "none"}), prepared, soft)
     with pytest.MonkeyPatch.context() as patch:
         if name == "pinned":
             patch.setattr("pipeline.train.loader.RESIDENT_PART", 0.0)
         if mistake:
             mistake(patch)
         with pretending():
-            found, done = train_updates(devices.resolve_device("pretend"), params, prepared, soft)
-    assert found == pytest.approx(expected, rel=1e-6 if params.amp == "none" else 5e-3), "losses"
+            found, kept, done = train_updates(devices.resolve_device("pretend"), params, prepared, soft)
+    assert found == pytest.approx(losses, rel=1e-6 if params.amp == "none" else 5e-3), "losses"
+    close = 1e-6 if params.amp == "none" else 0.05
+    wrong = [name for name, value in weights.items() if not np.allclose(kept[name], value, atol=close)]
+    assert wrong == [], "weights"
     for update in done[1:]:  # constants are copied in the first
         assert update.waits == {}
         assert len(update.seeds) == 1, "seeds"
-        assert update.launches <= SETTINGS[name][1], "launches"
     assert len({update.seeds[0] for update in done}) == UPDATES, "seeds"
+    assert done[-2].launches <= SETTINGS[name][1], "launches"
+    assert done[-1].launches - done[-2].launches <= SETTINGS[name][2], "launches of an epoch"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -140,30 +159,53 @@ def test_updates_wait_for_nothing_and_are_those_of_the_cpu(prepared: Prepared, n
     check(name, prepared)
 
 
-def test_updates_of_the_recipe_for_cuda_are_few_launches(tmp_path: Path) -> None:
+def recipe_for_cuda(folder: Path, *changes: str) -> tuple[TrainParams, Prepared]:
+    """The recipe in small batches, on which no count depends, and pictures of its size and number of classes."""
     text = apply_recipe((ROOT / "recipes/fer2013-cuda.yaml").read_text(), "recipe")
-    changes = ["train.batch_size=8", "train.compile=false"]  # launches do not depend on how many samples there are
-    params = parse_params(apply_overrides(text, changes)).train
-    prepared = load_prepared(write_prepared(tmp_path / "prepared", img_size=48))
+    params = parse_params(apply_overrides(text, ["train.batch_size=8", *changes])).train
+    rng = np.random.default_rng(0)
+    splits = {
+        name: (rng.integers(0, 256, (count, 48, 48, 1), dtype=np.uint8), np.arange(count) % 7)
+        for name, count in (("train", 28), ("val", 21), ("test", 7))
+    }
+    return params, load_prepared(write_arrays(folder / "prepared", splits, [*"abcdefg"]))
+
+
+def test_updates_of_the_recipe_for_cuda_are_few_launches(tmp_path: Path) -> None:
+    params, prepared = recipe_for_cuda(tmp_path, "train.compile=none")
     with pretending():
-        _, done = train_updates(devices.resolve_device("pretend"), params, prepared)
+        *_, done = train_updates(devices.resolve_device("pretend"), params, prepared)
     assert [update.waits for update in done[1:]] == [{}, {}]
-    assert max(update.launches for update in done[1:]) <= RECIPE_BUDGET
+    assert done[1].launches <= RECIPE_BUDGET
+    assert done[2].launches - done[1].launches <= EPOCH_BUDGET
 
 
-@pytest.mark.parametrize("batch_size", [9, 27])
-def test_scores_of_val_wait_a_few_times_a_batch(prepared: Prepared, batch_size: int) -> None:
+def check_val(
+    prepared: Prepared, batch_size: int, resident: bool, mistake: Callable[[pytest.MonkeyPatch], None] | None = None
+) -> None:
+    """Hold the answers for val against the CPU's; they are waited for once, wherever the images lie."""
     params = settings_of("bf16")
     spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     torch.manual_seed(0)
     net, images = model.build_model(spec).eval(), prepared.split("val").images
     expected = predict(model.Classifier(net, spec), images, batch_size)
-    with pretending() as ledger:
+    with pytest.MonkeyPatch.context() as patch, pretending() as ledger:
+        patch.setattr(trainloader, "RESIDENT_PART", 0.5 if resident else 0.0)
+        if mistake:
+            mistake(patch)
         device = devices.resolve_device("pretend")
-        classifier = model.Classifier(net.to(device), spec)
-        ledger.clear()
-        np.testing.assert_allclose(predict(classifier, images, batch_size, device), expected, rtol=1e-6)
-        assert ledger.waits.total() <= VAL_BUDGET * len(images) // batch_size
+        classifier, (placed, there) = model.Classifier(net.to(device), spec), place_images(images, device)
+        assert there == resident
+        for share in (placed, images):
+            ledger.clear()
+            np.testing.assert_allclose(predict(classifier, share, batch_size, device), expected, rtol=1e-6)
+            assert ledger.waits.total() == 1, dict(ledger.waits)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("batch_size", [9, 27])
+def test_scores_of_val_wait_once(prepared: Prepared, batch_size: int, resident: bool) -> None:
+    check_val(prepared, batch_size, resident)
 
 
 @pytest.fixture(scope="module")
@@ -209,28 +251,101 @@ def test_reports_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {name: digest for name, digest in space.digests().items() if digest != expected[name]} == {}
 
 
-@pytest.mark.parametrize("ema", ["0.9", "0.0"])
-def test_graphs_do_not_grow_with_epochs(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, ema: str) -> None:
-    """Compiled are the net in training and, where there is no average, for whole and last batches of val."""
-    graphs: list[object] = []
-    compile_net = torch.compile
+class Outside(TorchDispatchMode):
+    """Counts ops but views, and those within compiled graphs; ``graphs`` are these."""
 
-    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable:
-        graphs.append(graph)
-        return graph.forward
+    def __init__(self) -> None:
+        super().__init__()
+        self.graphs: list[torch.fx.GraphModule] = []
+        self.count, self.inside = 0, False
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, name = func._schema.name.split("::")
+        self.count += not self.inside and namespace == "aten" and name not in FREE
+        return func(*args, **(kwargs or {}))
+
+    def take(self, graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., Any]:
+        """A compiler for AOTAutograd, which runs graphs of forward and of backward passes as they are."""
+        self.graphs.append(graph)
+
+        def run(args: Any) -> Any:
+            self.inside = True
+            try:
+                return torch.fx.Interpreter(graph).boxed_run(args)
+            finally:
+                self.inside = False
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[Outside]:
+    """In place of Inductor: no compiler is needed. Lists of tensors are one op, as they are not on the CPU."""
+    counter, compile_it = Outside(), torch.compile
+    backend = aot_autograd(fw_compiler=counter.take, bw_compiler=counter.take, keep_inference_input_mutations=True)
     monkeypatch.setattr(devices, "check_compiler", lambda _: None)
-    monkeypatch.setattr(torch, "compile", lambda net, **named: compile_net(net, backend=backend, **named))
+    monkeypatch.setattr("timm.optim._helpers._default_to_fused_or_foreach", lambda *_, **__: (False, True))
+    monkeypatch.setattr(torch, "compile", lambda what, **named: compile_it(what, backend=backend, **named))
     torch.compiler.reset()
-    params = params_with("train.compile=true", f"train.ema_decay={ema}", "train.optimizer=momentum").train
+    yield counter
+    torch.compiler.reset()
+
+
+SMALL = ("train.backbone=face_resnet_s", "train.backbone_args={}")
+
+
+@pytest.mark.parametrize(
+    "changes, graphs, most",
+    [
+        ((), 6, OUTSIDE_BUDGET),
+        ((*SMALL, "train.ema_decay=0.0"), 8, 35),
+        ((*SMALL, "train.layer_decay=0.8"), 6, 90),
+        ((*SMALL, "train.optimizer=momentum"), 5, 20),
+    ],
+    ids=["recipe", "no average", "many rates", "another optimizer"],
+)
+def test_a_compiled_update_is_few_graphs_and_little_besides(
+    tmp_path: Path, outside: Outside, changes: tuple[str, ...], graphs: int, most: int
+) -> None:
+    """For all epochs: augmentation, the passes of net and loss, Muon, and of val whole and last batches, if scored."""
+    params, prepared = recipe_for_cuda(tmp_path, *changes)
     spec, _ = planning.plan(params, prepared.class_names, prepared.img_size, prepared.channels)
     trainer = trainers.build_trainer(params, prepared, spec, CPU)
     trainers.wrap(trainer)
-    loader = build_loader(prepared.split("train"), params, CPU)
-    for epoch in range(3):
-        loop.train_one_epoch(trainer, loader, Progress(epoch=epoch), lambda: None)
-        loop.evaluate(model.Classifier(trainer.candidate, spec), prepared.split("val"), trainer)
-    assert len(graphs) <= (1 if ema != "0.0" else 3)
+    loader, classifier = build_loader(prepared.split("train"), params, CPU), model.Classifier(trainer.candidate, spec)
+    counts: list[int] = []
+
+    def after_step() -> None:
+        counts.append(outside.count)
+        outside.count = 0
+
+    for epoch in range(10):  # more than the 8 graphs after which torch compiles no more
+        with outside:
+            loop.train_one_epoch(trainer, loader, Progress(epoch=epoch), after_step)
+        loop.evaluate(classifier, prepared.split("val"), trainer)
+    assert len(outside.graphs) == graphs
+    assert max(counts[4::3]) <= most
+
+
+@pytest.mark.usefixtures("outside")
+def test_a_compiled_training_goes_on_to_the_same_weights(tmp_path: Path, empty_store: Path) -> None:
+    """Graphs that are run op by op give what no graphs give, before and after a stop."""
+    found = []
+    for compiled, update in (("none", None), ("default", 5)):
+        with training_in(make_project(tmp_path / compiled, empty_store)), pytest.MonkeyPatch.context() as patch:
+            settings = ("train.optimizer=muon", "train.lr=0.02", f"train.compile={compiled}")
+            if update:
+                with pytest.raises(SystemExit):
+                    train(*settings, stop=stop_at(patch, update))
+                torch.compiler.reset()
+            train(*settings)
+            found.append(pd.read_csv("models/train/history.csv"))
+    pd.testing.assert_frame_equal(*found, rtol=1e-4, atol=1e-5)
 
 
 def after(owner: object, name: str, action: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None]:
@@ -274,9 +389,41 @@ def copy_images_blocking(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=tensor.dtype != torch.uint8)
 
 
-def average_on_host(net: nn.Module, **named: Any) -> nn.Module:
+def average_on_host(net: nn.Module, decay: float) -> nn.Module:
     """An average of weights that is kept on the CPU."""
-    return timm.utils.ModelEmaV3(net, device=CPU, **named)
+    return timm.utils.ModelEmaV3(net, device=CPU, decay=decay, use_warmup=True)
+
+
+def average_of_a_copy(net: nn.Module, decay: float) -> nn.Module:
+    """An average whose lists are of tensors that nobody trains."""
+    return Average(copy.deepcopy(net), decay)
+
+
+def average_with_counts(_out: None, average: Average, *_: object) -> None:
+    """Gives an average counts of its own again."""
+    for buffer in [name for name, _ in average.module.named_buffers() if name.endswith("num_batches_tracked")]:
+        owner, _, name = buffer.rpartition(".")
+        setattr(average.module.get_submodule(owner), name, torch.zeros((), dtype=torch.int64))
+
+
+def turn_plan(plan: list[dict[str, Tensor]], *_: object) -> list[dict[str, Tensor]]:
+    """Gives each sample the next one's draws."""
+    return [{name: values.roll(1, 0) for name, values in step.items()} for step in plan]
+
+
+def plan_of_first_epoch(augmentation: Augmentation, numbers: Tensor, _epoch: int) -> list[dict[str, Tensor]]:
+    """Makes the draws once and for all."""
+    return PLAN(augmentation, numbers, 0)
+
+
+def swap_rows(moves: list[Tensor], *_: object) -> list[Tensor]:
+    """Hands Muon's moves to other weights of that shape."""
+    return moves[::-1]
+
+
+def answer_at_once(probs: Tensor, *_: object) -> Tensor:
+    """Brings a batch's answers to the host."""
+    return probs.cpu()
 
 
 def seed_host(seed: int, _device: torch.device) -> None:
@@ -294,7 +441,7 @@ def count_by_mask(out: tuple[Tensor, Tensor], _trainer: object, batch: Batch, *_
     return out[0], batch.targets[batch.targets > 0].sum()
 
 
-UPDATE, FEED = (loop, "update"), (devices, "copy_to")
+UPDATE, FEED, PLAN = (loop, "update"), (devices, "copy_to"), Augmentation.plan
 # The setting, the mistake, and what tells of it.
 MISTAKES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None], str]] = {
     "the loss is read in the loop": ("ema", after(*UPDATE, lambda out, *_: (float(out[0]), out[1])), "scalar"),
@@ -308,9 +455,16 @@ MISTAKES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None], str]] = {
     "pinned images are copied blocking": ("pinned", instead(*FEED, copy_images_blocking), "blocking copy"),
     "mixed classes are on the host": ("mixup", instead(losses, "torch", HostTorch()), "MixedDevices"),
     "constants are copied each time": ("kernels", instead(counter_rng, "get_constant", COPIED), "blocking copy"),
-    "erasing asks its images": ("kernels", after(photometric.Erasing, "apply", nothing_if_black), "scalar"),
+    "erasing asks its images": ("kernels", after(photometric.Erasing, "run", nothing_if_black), "scalar"),
     "only the host draws anew": ("ema", instead(devices, "seed_draws", seed_host), "seeds"),
-    "the average is on the host": ("ema", instead(trainers, "ModelEmaV3", average_on_host), "copy to the host"),
+    "the average is on the host": ("ema", instead(trainers, "Average", average_on_host), "copy to the host"),
+    "the average follows a copy": ("ema", instead(trainers, "Average", average_of_a_copy), "weights"),
+    "the average counts for itself": ("ema", after(Average, "__init__", average_with_counts), "num_batches_tracked"),
+    "a sample has another's draws": ("kernels", after(Augmentation, "plan", turn_plan), "losses"),
+    "draws are made once for all epochs": ("kernels", instead(Augmentation, "plan", plan_of_first_epoch), "losses"),
+    "draws are made for each batch": ("kernels", instead(trainloader, "AHEAD", 1), "launches"),
+    "an epoch's order is copied blocking": ("ema", instead(*FEED, lambda values, to: values.to(to)), "blocking"),
+    "weights get each other's moves": ("muon", after(muon, "_orthogonalize", swap_rows), "losses"),
     "class weights are not moved": ("class weights", instead(losses.TrainingLoss, "to", lambda net, _: net), "Mixed"),
     "a device has no number": ("ema", instead(devices, "resolve_device", lambda _: torch.device("pretend")), "Type"),
     "scaled gradients are clipped": ("fp16 and clipped", instead(Scaler, "unscale_", lambda *_: None), "losses"),
@@ -324,3 +478,19 @@ def test_injected_mistakes_are_caught(prepared: Prepared, name: str) -> None:
     with pytest.raises((AssertionError, MixedDevices, TypeError)) as caught:
         check(setting, prepared, mistake)
     assert sign in f"{caught.typename}: {caught.value}"
+
+
+VAL_MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "statistics are copied for each batch": instead(transforms, "Normalize", lambda module: module),
+    "answers are read batch by batch": after(model.Classifier, "forward", answer_at_once),
+    "images are copied blocking": instead(predicting, "copy_to", lambda values, to: values.to(to)),
+    "images are copied from pageable memory": instead(
+        predicting, "copy_to", lambda values, to: values.to(to, non_blocking=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VAL_MISTAKES)
+def test_mistakes_injected_into_val_are_caught(prepared: Prepared, name: str) -> None:
+    with pytest.raises((AssertionError, MixedDevices)):
+        check_val(prepared, 9, False, VAL_MISTAKES[name])

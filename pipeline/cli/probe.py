@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     text = read_text(PARAMS)
     params = parse_params(text).train
-    if params.compile:
+    if params.compile != "none":
         print("train.compile: each setting is compiled first, which takes minutes.", flush=True)
     chosen, measured = tuning.fastest_settings(params, arguments.seconds)
     current = {name: getattr(params, name) for name in chosen}

@@ -148,13 +148,21 @@ class TrainParams(Section):
     amp: Literal["none", "bf16", "fp16"]
     tf32: bool
     channels_last: bool
-    compile: bool
+    compile: Literal["none", "default", "reduce-overhead"]
     early_stopping: EarlyStopping
     seed: int
     deterministic: bool
     device: str
     devices: Count
     sync_bn: bool
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _name_mode(cls, value: Any) -> Any:
+        """It was a yes or no once."""
+        if isinstance(value, bool):
+            raise ValueError(f"{str(value).lower()} is called {'default' if value else 'none'} now")
+        return value
 
     @field_validator("backbone_args")
     @classmethod

@@ -81,13 +81,13 @@ def check_compiler(device: torch.device) -> None:
     if not any(map(shutil.which, [named] if named else usual)):
         raise UserError(
             f"train.compile: torch.compile needs a compiler, and there is no {named or ' or '.join(usual)} here. "
-            f"Install one, name it in the variable {variable}, or set train.compile: false."
+            f"Install one, name it in the variable {variable}, or set train.compile: none."
         )
     header = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
     if not header.exists():
         raise UserError(
             f"train.compile: torch.compile needs {header}. Install Python's headers (python3-dev, say), or set "
-            "train.compile: false."
+            "train.compile: none."
         )
 
 

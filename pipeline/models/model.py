@@ -51,7 +51,7 @@ class Classifier(nn.Module):
     def __init__(self, model: nn.Module, spec: ModelSpec, temperature: float = 1.0, views: Sequence[str] = ()) -> None:
         super().__init__()
         self.model = model
-        self.preprocess = transforms.build_eval(spec.preprocessing["eval"])
+        self.preprocess = transforms.build_eval(spec.preprocessing["eval"]).to(next(model.parameters()).device)
         self.temperature = temperature
         self.views = views
 

@@ -98,10 +98,28 @@ def build_train(resolved: list[TransformArgs]) -> v2.Compose:
     return build(resolved, "train.transforms.train")
 
 
-def build_eval(resolved: list[TransformArgs]) -> v2.Compose:
+class Normalize(nn.Module):
+    """torchvision's, whose statistics lie where the images are: it copies them there for every batch, and waits."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: v2.Normalize) -> None:
+        super().__init__()
+        for name in ("mean", "std"):
+            statistic = torch.tensor(getattr(module, name), dtype=torch.float32)
+            self.register_buffer(name, statistic.view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalize images, float32 (..., C, H, W)."""
+        return images.sub(self.mean).div_(self.std)
+
+
+def build_eval(resolved: list[TransformArgs]) -> nn.Sequential:
     """Build what is done to an image wherever it is classified: in evaluation, in every format, in serving."""
     # Floats before any Resize: the one for bytes rounds to whole greys, in eager mode otherwise than in a graph.
-    return build([{"ToDtype": {}}, *resolved], "train.transforms.eval")
+    modules = build([{"ToDtype": {}}, *resolved], "train.transforms.eval").transforms
+    return nn.Sequential(*(Normalize(one) if isinstance(one, v2.Normalize) else one for one in modules))
 
 
 def _module(name: str, args: dict[str, Any], where: str) -> nn.Module:

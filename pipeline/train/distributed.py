@@ -37,7 +37,8 @@ class Ranks:
     def join(self, device: torch.device) -> None:
         """Meet the other ranks; call ``leave`` at the end."""
         if self.world > 1:
-            dist.init_process_group(devices.choose_backend(device), timeout=TIMEOUT)
+            own = device if devices.is_accelerator(device) else None  # NCCL connects at once, and to this one
+            dist.init_process_group(devices.choose_backend(device), timeout=TIMEOUT, device_id=own)
 
     def leave(self) -> None:
         """Part from the other ranks."""
@@ -86,8 +87,12 @@ class Ranks:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
+    def take_share(self, rows: np.ndarray) -> np.ndarray:
+        """The rows that are this rank's to compute something of."""
+        return rows[self.rank :: self.world]
+
     def gather(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """Put together what the ranks computed of ``count`` rows, each for its ``rank::world``."""
+        """Put together what the ranks computed of ``count`` rows, each for its share."""
         if self.world == 1:
             return rows
         parts: list[Any] = [None] * self.world

@@ -1,4 +1,4 @@
-"""The epochs of a training: each is trained, scored on val and kept; the best net is what remains."""
+"""The epochs of a training: each is trained and scored on val; the best net is what remains."""
 
 import time
 from collections.abc import Callable
@@ -8,8 +8,7 @@ from pipeline.models import model
 from pipeline.tracking.runs import TrainingRun
 from pipeline.train import loop
 from pipeline.train.job import Job, Keeper, Session
-from pipeline.train.loader import Loader, build_loader
-from pipeline.train.loop import Interrupted
+from pipeline.train.loader import build_loader, place_images
 from pipeline.train.trainer import Trainer, wrap
 
 
@@ -22,54 +21,56 @@ def fit(job: Job, trainer: Trainer, session: Session, run: TrainingRun | None, s
     """
     params, progress = job.params.train, session.progress
     stopping = params.early_stopping
-    loader = build_loader(job.prepared.split("train"), params, trainer.device)
     wrap(trainer)
-    keeper = Keeper(job, trainer, session, stop)
+    epochs, keeper = Epochs(job, trainer, session), Keeper(job, trainer, session, run, stop)
     while progress.epoch < params.epochs:
         if stopping.patience is not None and progress.epoch - session.best_epoch >= stopping.patience:
             if run:
                 print(f"No better {stopping.metric} for {stopping.patience} epochs: stopping early.", flush=True)
             break
         started = time.monotonic()
-        row = _run_epoch(job, trainer, session, loader, keeper.after_step)
+        row = epochs.run_next(keeper.keep_in_time)
         if run:
             best = "  best" if session.best_epoch == row["epoch"] else ""
             print(f"{_row_text(row, params.epochs)}  {time.monotonic() - started:.0f} s{best}", flush=True)
-        keeper.keep()
-        if run:
-            run.log_history(progress.history)
-        if trainer.ranks.any(bool(stop))[0]:
-            raise Interrupted
+        keeper.keep_in_time()
+    keeper.keep()
 
 
-def _run_epoch(
-    job: Job, trainer: Trainer, session: Session, loader: Loader, after_step: Callable[[], None]
-) -> dict[str, float]:
-    """Train an epoch and score it; returns its row of the history, with which the session goes on."""
-    params, progress = job.params.train, session.progress
-    label = f"epoch {progress.epoch + 1}/{params.epochs}"
-    if progress.step == 0:
-        progress.lr = max(group["lr"] for group in trainer.optimizer.param_groups)
-    trained = loop.train_one_epoch(trainer, loader, progress, after_step, label)
-    trainer.ranks.align(trainer.candidate)
-    classifier = model.Classifier(trainer.candidate, job.spec).to(trainer.device)
-    # At the precision of training, which takes half the time with bf16; evaluate's scores are in float32.
-    scores = loop.evaluate(classifier, job.prepared.split("val"), trainer, f"{label} val")
-    row = {"epoch": progress.epoch + 1, "lr": progress.lr}
-    row |= {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in scores.items()}
-    progress.history.append(row)
-    _keep_best(session, trainer, row, params.early_stopping.metric)
-    trainer.schedule.step_epoch(row[params.early_stopping.metric])
-    progress.begin_next_epoch()
-    return row
+class Epochs:
+    """Epochs of a job, one after the other; what they need of the data is put on the device once."""
 
+    def __init__(self, job: Job, trainer: Trainer, session: Session) -> None:
+        self.params, self.trainer, self.session = job.params.train, trainer, session
+        self.loader = build_loader(job.prepared.split("train"), self.params, trainer.device)
+        self.val = job.prepared.split("val")
+        self.share, _ = place_images(trainer.ranks.take_share(self.val.images), trainer.device)
+        self.classifier = model.Classifier(trainer.candidate, job.spec)
 
-def _keep_best(session: Session, trainer: Trainer, row: dict[str, float], metric: str) -> None:
-    """Take over the weights of an epoch that is better than all before it."""
-    sign = -1 if metric == "val/loss" else 1
-    if session.best_value is None or sign * row[metric] > sign * session.best_value:
-        session.best_value, session.best_epoch = row[metric], row["epoch"]
-        session.best_state = {k: v.detach().cpu().clone() for k, v in trainer.candidate.state_dict().items()}
+    def run_next(self, after_step: Callable[[], None]) -> dict[str, float]:
+        """Train the session's epoch and score it; returns its row of the history, with which the session goes on."""
+        trainer, progress = self.trainer, self.session.progress
+        label = f"epoch {progress.epoch + 1}/{self.params.epochs}"
+        if progress.step == 0:
+            progress.lr = max(group["lr"] for group in trainer.optimizer.param_groups)
+        trained = loop.train_one_epoch(trainer, self.loader, progress, after_step, label)
+        trainer.ranks.align(trainer.candidate)
+        # At the precision of training, which takes half the time with bf16; evaluate's scores are in float32.
+        scores = loop.evaluate(self.classifier, self.val, trainer, f"{label} val", self.share)
+        row = {"epoch": progress.epoch + 1, "lr": progress.lr}
+        row |= {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in scores.items()}
+        progress.history.append(row)
+        self._keep_best(row, self.params.early_stopping.metric)
+        trainer.schedule.step_epoch(row[self.params.early_stopping.metric])
+        progress.begin_next_epoch()
+        return row
+
+    def _keep_best(self, row: dict[str, float], metric: str) -> None:
+        """Take over the weights of an epoch that is better than all before it."""
+        session, sign = self.session, -1 if metric == "val/loss" else 1
+        if session.best_value is None or sign * row[metric] > sign * session.best_value:
+            session.best_value, session.best_epoch = row[metric], int(row["epoch"])
+            session.best_state = {k: v.detach().clone() for k, v in self.trainer.candidate.state_dict().items()}
 
 
 def _row_text(row: dict[str, float], epochs: int) -> str:

@@ -20,6 +20,7 @@ from pipeline.core.params import Params, flatten
 from pipeline.core.project import find_checkpoint, project_root
 from pipeline.core.signals import StopRequest
 from pipeline.models.model import ModelSpec
+from pipeline.tracking.runs import TrainingRun
 from pipeline.train import checkpoint
 from pipeline.train.distributed import Ranks
 from pipeline.train.loop import Interrupted, Progress
@@ -134,22 +135,26 @@ def _stateful(trainer: Trainer) -> dict[str, Any]:
 
 
 class Keeper:
-    """Keeps a job's checkpoint while it trains: now and then, after every epoch, and before it stops."""
+    """Keeps a job's checkpoint while it trains, now and then and before it stops; its run knows what is kept."""
 
-    def __init__(self, job: Job, trainer: Trainer, session: Session, stop: StopRequest) -> None:
-        self.job, self.trainer, self.session, self.stop = job, trainer, session, stop
+    def __init__(
+        self, job: Job, trainer: Trainer, session: Session, run: TrainingRun | None, stop: StopRequest
+    ) -> None:
+        self.job, self.trainer, self.session, self.run, self.stop = job, trainer, session, run, stop
         self.saved_s = time.monotonic()
 
     def keep(self) -> None:
-        """Write the checkpoint; all ranks must call this."""
+        """Write the checkpoint, then log the epochs that are in it; all ranks must call this."""
         self.session.train_s += time.monotonic() - self.saved_s
         summed = replace(self.session, progress=self.session.progress.summed(self.trainer.ranks))
         if self.trainer.ranks.main:
             save(self.job, self.trainer, summed)
         self.saved_s = time.monotonic()
+        if self.run:
+            self.run.log_history(self.session.progress.history)
 
-    def after_step(self) -> None:
-        """Keep what is due after an update; raises ``Interrupted`` where a rank was asked to stop."""
+    def keep_in_time(self) -> None:
+        """Keep what has not been for a while, after an update or an epoch; ``Interrupted`` if a rank is to stop."""
         ranks = self.trainer.ranks
         due = ranks.main and time.monotonic() - self.saved_s > CHECKPOINT_INTERVAL_S
         stopped, due = ranks.any(bool(self.stop), due)

@@ -5,8 +5,8 @@ has a number, and so an augmentation, of its own each time.
 """
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,7 +16,12 @@ from pipeline.core.dataset import Split
 from pipeline.core.params import TrainParams
 from pipeline.models import devices
 from pipeline.train.augment.counter_rng import derive_seed
+from pipeline.train.augment.kernel import Params
 
+Plan = Callable[[Tensor, int], list[Params]]
+
+# Samples whose draws are made at once: few launches for a whole epoch of most data, some MB for any.
+AHEAD = 2**16
 # Part of the device's free memory that the images may take to stay there for the whole run.
 RESIDENT_PART = 0.5
 
@@ -25,7 +30,8 @@ RESIDENT_PART = 0.5
 class Batch:
     """uint8 ``images`` (B, H, W, C), ``targets`` int64 (B,), sample ``numbers`` int64 (B,), all on the device.
 
-    ``soft`` targets float32 (B, K) and ``weights`` float32 (B,) are None where the data has none.
+    ``soft`` targets float32 (B, K) and ``weights`` float32 (B,) are None where the data has none; ``plan`` is what is
+    to be done to the images, (B, ...) each.
     """
 
     images: Tensor
@@ -33,6 +39,7 @@ class Batch:
     numbers: Tensor
     soft: Tensor | None = None
     weights: Tensor | None = None
+    plan: list[Params] = field(default_factory=list)
 
 
 def count_steps(samples: int, batch_size: int) -> int:
@@ -63,50 +70,61 @@ def order_epoch(targets: np.ndarray, seed: int, epoch: int, balanced: bool = Fal
     return order[torch.randperm(samples, generator=generator).numpy()]
 
 
+def place_images(images: np.ndarray, device: torch.device) -> tuple[Tensor, bool]:
+    """Images as a tensor, on the device if they fit beside what is there; and whether they do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes to it
+        placed = torch.from_numpy(images)
+    resident = devices.has_room(device, placed.nbytes, RESIDENT_PART)
+    return (placed.to(device) if resident else placed), resident
+
+
 class Loader:
     """A split's batches, moved to the device; the images stay there if they fit, or come from pinned memory."""
 
     def __init__(self, split: Split, batch_size: int, seed: int, device: torch.device, balanced: bool = False) -> None:
         self.split, self.batch_size, self.seed, self.balanced = split, batch_size, seed, balanced
         self.device = device
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes to it
-            self.images = torch.from_numpy(split.images)
+        self.images, self.resident = place_images(split.images, device)
         self.targets = torch.from_numpy(split.targets).to(device)
         self.soft, self.weights = (
             None if values is None else torch.from_numpy(values).to(device) for values in (split.soft, split.weights)
         )
-        self.resident = devices.has_room(device, self.images.nbytes, RESIDENT_PART)
-        if self.resident:
-            self.images = self.images.to(device)
 
     @property
     def steps(self) -> int:
         """Updates in an epoch."""
         return count_steps(len(self.split), self.batch_size)
 
-    def batches(self, epoch: int, first_step: int = 0, positions: Tensor | None = None) -> Iterator[Batch]:
-        """The batches of a zero-based epoch from a step on; of each all places, or those of ``positions``, int64."""
-        order = torch.from_numpy(order_epoch(self.split.targets, self.seed, epoch, self.balanced))
-        for step in range(first_step, self.steps):
-            numbers = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self._fetch(numbers if positions is None else numbers[positions])
+    def batches(
+        self, epoch: int, first_step: int = 0, positions: Tensor | None = None, plan: Plan = lambda *_: []
+    ) -> Iterator[Batch]:
+        """The batches of a zero-based epoch from a step on; of each all places, or those of ``positions``, int64.
 
-    def _fetch(self, numbers: Tensor) -> Batch:
-        """The batch of these sample numbers (on the CPU); waits for nothing on CUDA."""
-        moved = devices.copy_to(numbers, self.device)
-        rows = moved % len(self.split)
+        ``plan`` says of sample numbers (N,) and the epoch what is to be done to the images.
+        """
+        order = torch.from_numpy(order_epoch(self.split.targets, self.seed, epoch, self.balanced))
+        steps = order[: self.steps * self.batch_size].view(self.steps, -1)
+        ahead = max(1, AHEAD // self.batch_size)
+        for begin in range(first_step, self.steps, ahead):
+            numbers = steps[begin : begin + ahead]
+            numbers = numbers if positions is None else numbers[:, positions]
+            moved = devices.copy_to(numbers.flatten(), self.device)
+            rows = moved % len(self.split)
+            targets = self.targets[rows]
+            others = [None if values is None else values[rows] for values in (self.soft, self.weights)]
+            planned = plan(moved, epoch)
+            for step, own in enumerate(numbers):
+                place = slice(step * len(own), (step + 1) * len(own))
+                soft, weights = (None if values is None else values[place] for values in others)
+                cut = [{name: values[place] for name, values in params.items()} for params in planned]
+                yield Batch(self._fetch(own, rows[place]), targets[place], moved[place], soft, weights, cut)
+
+    def _fetch(self, numbers: Tensor, rows: Tensor) -> Tensor:
+        """The images of sample numbers, which the host knows, and of their rows on the device; waits for nothing."""
         if self.resident:
-            images = self.images[rows]
-        else:
-            images = devices.copy_to(self.images[numbers % len(self.split)], self.device)
-        return Batch(
-            images,
-            self.targets[rows],
-            moved,
-            None if self.soft is None else self.soft[rows],
-            None if self.weights is None else self.weights[rows],
-        )
+            return self.images[rows]
+        return devices.copy_to(self.images[numbers % len(self.split)], self.device)
 
 
 def build_loader(split: Split, params: TrainParams, device: torch.device) -> Loader:

@@ -75,7 +75,8 @@ def train_one_epoch(
     done, total = (steps * min(loader.batch_size, len(loader.split)) for steps in (progress.step, loader.steps))
     hidden = None if ranks.main and label is not None else True
     with tqdm(initial=done, total=total, desc=label, unit="img", leave=False, disable=hidden) as bar:
-        for batch in loader.batches(epoch, progress.step, ranks.positions(loader.batch_size)):
+        positions, plan = ranks.positions(loader.batch_size), trainer.augmentation.plan
+        for batch in loader.batches(epoch, progress.step, positions, plan):
             loss_sum, correct = update(trainer, batch, epoch, progress.step)
             progress.step += 1
             progress.samples += len(batch.targets)
@@ -105,7 +106,7 @@ def train_one_epoch(
 
 def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
     """Augmented images (B, C, H, W) of a batch and what they are to be told as: int64 (B,) or float (B, K)."""
-    images = trainer.augmentation(batch.images, batch.numbers, epoch)
+    images = trainer.augmentation.run(batch.images, batch.plan)
     size = trainer.size_in(epoch)
     if size is not None and size != images.shape[-1]:
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -152,14 +153,17 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
     return loss_sum, correct
 
 
-def evaluate(classifier: Classifier, split: Split, trainer: Trainer, label: str | None = None) -> dict[str, float]:
+def evaluate(
+    classifier: Classifier, split: Split, trainer: Trainer, label: str | None = None, share: Tensor | None = None
+) -> dict[str, float]:
     """Score a split as the trainer's params say, every sample of it once, whatever the number of ranks.
 
-    Returns ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``; raises ``UserError`` if
-    probabilities are no numbers. A progress bar needs a label.
+    ``share`` are the images for this rank, from ``Ranks.take_share``, where they lie on the device already. Returns
+    ``loss`` (mean NLL), ``accuracy``, ``balanced_accuracy`` and ``macro_f1``; raises ``UserError`` if probabilities are
+    no numbers. A progress bar needs a label.
     """
     ranks, params = trainer.ranks, trainer.params
-    images, bar = split.images[ranks.rank :: ranks.world], label if ranks.main else None
+    images, bar = ranks.take_share(split.images) if share is None else share, label if ranks.main else None
     probs = predict(classifier.eval(), images, params.batch_size, trainer.device, progress=bar, amp=params.amp)
     probs = ranks.gather(probs, len(split))
     if not np.isfinite(probs).all():

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from pipeline.core.errors import UserError, suggest
 from pipeline.core.params import TrainParams
+from pipeline.train.muon import Muon
 
 
 def freeze_parts(net: nn.Module, names: list[str]) -> None:
@@ -45,12 +46,15 @@ def build_optimizer(net: nn.Module, params: TrainParams) -> Optimizer:
     chosen |= {"weight_decay": params.weight_decay} | ({"fused": True} if "fused" in settings else {})
     try:
         _try_update(chosen)
-        return create_optimizer_v2(net, layer_decay=params.layer_decay if params.layer_decay < 1 else None, **chosen)
+        optimizer = create_optimizer_v2(
+            net, layer_decay=params.layer_decay if params.layer_decay < 1 else None, **chosen
+        )
     except (TypeError, ValueError, RuntimeError) as error:  # sgd is Nesterov's, for one, and wants a momentum
         raise UserError(
             f"train.optimizer: {params.optimizer} does not take these settings, or an ordinary update: {error}. "
             "Set another one, such as adamw."
         ) from None
+    return Muon(optimizer.param_groups) if params.optimizer in ("muon", "nmuon") else optimizer
 
 
 def _try_update(settings: dict[str, Any]) -> None:

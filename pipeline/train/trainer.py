@@ -1,11 +1,11 @@
 """What an update needs, built as the train section says: net, loss, optimizer, schedule and what goes with them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,9 +16,11 @@ from pipeline.models import devices
 from pipeline.models.model import ModelSpec
 from pipeline.train import optim, planning
 from pipeline.train.augment.batched import Augmentation
+from pipeline.train.average import Average
 from pipeline.train.distributed import Ranks
 from pipeline.train.loader import count_steps
 from pipeline.train.losses import Mixer, TrainingLoss
+from pipeline.train.muon import Muon, update_matrices
 from pipeline.train.schedule import LRSchedule
 
 
@@ -31,7 +33,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: LRSchedule
     scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
+    ema: Average | None
     augmentation: Augmentation
     mixer: Mixer
     device: torch.device
@@ -87,7 +89,7 @@ def build_trainer(
         UserError: An unknown optimizer (with the nearest name), weights that cannot be had, sizes of images that
             the net does not take, batches of too few samples for it, or no compiler where one is needed.
     """
-    if params.compile:
+    if params.compile != "none":
         devices.check_compiler(device)
     torch.manual_seed(params.seed)
     net = planning.build_initial_model(spec, params)
@@ -117,7 +119,7 @@ def build_trainer(
         optimizer=optimizer,
         schedule=LRSchedule(optimizer, params.schedule, lr=params.lr, epochs=params.epochs, steps=steps, mode=mode),
         scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
-        ema=ModelEmaV3(net, decay=params.ema_decay, use_warmup=True) if params.ema_decay else None,
+        ema=Average(net, params.ema_decay) if params.ema_decay else None,
         augmentation=Augmentation(preprocessing["train"], params.seed, size, channels),
         mixer=Mixer(params, len(prepared.class_names)),
         device=device,
@@ -128,13 +130,23 @@ def build_trainer(
 
 
 def wrap(trainer: Trainer) -> None:
-    """Compile the net and have it exchange gradients, as params say; its state_dict keeps its names."""
+    """Compile what an update consists of, and have the net exchange gradients, as params say.
+
+    Compiled are augmentation, net, loss and Muon; other optimizers and the average of the weights are a few launches
+    as they are. The net's state_dict keeps its names.
+    """
     params = trainer.params
     ids = devices.list_ids(trainer.device)
     if params.sync_bn and trainer.ranks.world > 1 and ids:  # statistics are shared on CUDA alone
         # timm's: torch's would lose its fused activations
         trainer.model = convert_sync_batchnorm(trainer.model)
-    if params.compile:
-        trainer.model.compile(dynamic=False)
+    if params.compile != "none":
+        settings: dict[str, Any] = {"dynamic": False, "mode": params.compile}
+        for module in (trainer.model, trainer.criterion):
+            module.compile(**settings)
+        if not trainer.augmentation.per_sample:
+            trainer.augmentation.run = torch.compile(trainer.augmentation.run, **settings)  # type: ignore[method-assign]
+        if isinstance(trainer.optimizer, Muon):
+            trainer.optimizer.compiled = torch.compile(update_matrices, **settings)
     if trainer.ranks.world > 1:
         trainer.wrapped = DistributedDataParallel(trainer.model, device_ids=ids)

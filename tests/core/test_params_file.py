@@ -165,7 +165,7 @@ IMPOSSIBLE = {
     "train.imbalance.beta": ["1.0"],
     "train.imbalance.tau": ["-1"],
     "train.progressive": ["[{from: 1, size: 16}]", "[{from: 0, size: 4}]"],
-    "train.compile": ["1"],
+    "train.compile": ["1", "fast", "true"],
     "train.weights_sha256": ["abc"],
     "evaluate.worst": ["101"],
     "export.formats": ["[]", "[tflite]"],

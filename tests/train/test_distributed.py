@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from builders import TINY_PARAMS, make_project, params_with
 from training import find_runs, find_steps, rank_of, stop_at, train, training_in
 
@@ -261,3 +263,13 @@ def test_ranks_end_with_what_started_them(project: Path) -> None:
         end_of(process, ranks)
     assert progress(project)["epoch"] >= 1
     shutil.rmtree(project / ".hyojo")
+
+
+@pytest.mark.parametrize("name, bound", [("cpu", None), ("meta:1", torch.device("meta:1"))])
+def test_ranks_tell_the_device_that_is_theirs(monkeypatch: pytest.MonkeyPatch, name: str, bound: Any) -> None:
+    """NCCL would guess one by the rank, which is wrong on a second machine."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **named: told.update(named, backend=backend))
+    rank_of(1, 2).join(torch.device(name))
+    assert told["device_id"] == bound
+    assert told["backend"] == ("cpu:gloo,cuda:nccl" if bound else "gloo")

@@ -112,8 +112,8 @@ def seen(
     loader = Loader(split, batch_size, 11, CPU, balanced=True)
     positions = (ranks or Ranks()).positions(batch_size)
     found: dict[int, Tensor] = {}
-    for batch in loader.batches(epoch, first_step, positions):
-        out = augmentation(batch.images, batch.numbers, epoch)
+    for batch in loader.batches(epoch, first_step, positions, augmentation.plan):
+        out = augmentation.run(batch.images, batch.plan)
         found |= dict(zip(batch.numbers.tolist(), out))
     return found
 

@@ -75,10 +75,10 @@ def epoch(trainer: Trainer, split: Split, number: int = 0, batch_size: int = 16)
     return loop.train_one_epoch(trainer, load(trainer, split, batch_size), Progress(epoch=number), lambda: None)
 
 
-def noise(count: int = 16) -> Batch:
+def noise(trainer: Trainer, count: int = 16) -> Batch:
     """A batch of pictures of nothing."""
-    pictures = torch.randint(0, 256, (count, 16, 16, 1), dtype=torch.uint8)
-    return Batch(pictures, torch.arange(count) % 3, torch.arange(count))
+    pictures, numbers = torch.randint(0, 256, (count, 16, 16, 1), dtype=torch.uint8), torch.arange(count)
+    return Batch(pictures, numbers % 3, numbers, plan=trainer.augmentation.plan(numbers, 0))
 
 
 def fed(spec: model.ModelSpec, images: Tensor) -> Tensor:
@@ -127,16 +127,18 @@ def test_train_one_epoch_overfits(prepared: Prepared, build: Build) -> None:
     assert scores["loss"] < 0.1
 
 
-def test_train_one_epoch_takes_batches_in_order(prepared: Prepared, build: Build) -> None:
+def test_train_one_epoch_takes_batches_in_order(
+    prepared: Prepared, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer, _ = build("train.batch_size=32", "train.seed=5", "train.accumulate=4")
     taken: list[list[int]] = []
-    augmentation = trainer.augmentation
 
-    def spy(images: Tensor, numbers: Tensor, number: int) -> Tensor:
-        taken.append(numbers.tolist())
-        return augmentation(images, numbers, number)
+    def spy(trainer: Trainer, batch: Batch, *place: int) -> tuple[Tensor, Tensor]:
+        taken.append(batch.numbers.tolist())
+        return update(trainer, batch, *place)
 
-    trainer.augmentation = spy
+    update = loop.update
+    monkeypatch.setattr(loop, "update", spy)
     split, progress = prepared.split("train"), Progress(epoch=2)
     loop.train_one_epoch(trainer, load(trainer, split, 32), progress, lambda: None)
     order = order_epoch(split.targets, 5, 2).tolist()
@@ -275,7 +277,7 @@ def test_update_clips_gradients(prepared: Prepared, build: Build, limit: float |
     for group in trainer.optimizer.param_groups:
         group.update(lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)
     twin = copy.deepcopy(trainer.model)
-    batch = noise()
+    batch = noise(trainer)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     loop.update(trainer, batch, 0, 0)
     change = torch.cat([(old - new.detach()).flatten() for old, new in zip(before, trainer.model.parameters())])
@@ -307,7 +309,7 @@ def test_update_fp16_overflow(prepared: Prepared, build: Build) -> None:
     scale = trainer.scaler.get_scale()
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     trainer.model.register_forward_hook(lambda _net, _args, out: out * 1e38)
-    loop.update(trainer, noise(), 0, 0)
+    loop.update(trainer, noise(trainer), 0, 0)
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters()))
     assert trainer.scaler.get_scale() == scale / 2
 
@@ -507,11 +509,11 @@ def test_train_one_epoch_mixing_ends(prepared: Prepared, build: Build) -> None:
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 def test_wrap_compiled(prepared: Prepared, build: Build) -> None:
     found = []
-    for compiled in ("false", "true"):
-        overrides = [*PLAIN, "train.lr=0.001", f"train.compile={compiled}"]
+    for compiled in ("none", "default"):
+        overrides = ["train.optimizer=muon", "train.lr=0.001", f"train.compile={compiled}"]
         trainer, spec = build(*overrides)
         wrap(trainer)
-        assert (trainer.model._compiled_call_impl is not None) == (compiled == "true")
+        assert (trainer.model._compiled_call_impl is not None) == (compiled == "default")
         scores = epoch(trainer, prepared.split("train"))
         classifier = model.Classifier(trainer.model, spec)
         found.append((scores, loop.evaluate(classifier, prepared.split("val"), trainer), weights(trainer)))

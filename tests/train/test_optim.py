@@ -1,5 +1,7 @@
 """Parameter groups: layer-wise rates under every schedule, frozen parts, and settings that are refused."""
 
+import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 import pipeline.models.backbones  # noqa: F401  (registers our nets)
 from pipeline.core.errors import UserError
 from pipeline.train import optim
+from pipeline.train.muon import Muon
 from pipeline.train.schedule import LRSchedule
 
 EPOCHS, UPDATES = 6, 5
@@ -135,3 +138,30 @@ def test_norms_and_biases_do_not_decay() -> None:
     decayed = scales(net, optim.build_optimizer(net, params_with().train), "weight_decay")
     for name, parameter in net.named_parameters():
         assert decayed[name] == (0.0005 if parameter.ndim > 1 else 0.0)
+
+
+@pytest.mark.parametrize("name", ["muon", "nmuon"])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.8])
+def test_muon_by_shapes_is_timms_bit_for_bit(name: str, layer_decay: float) -> None:
+    """With tall, wide and equal shapes, vectors, a weight without a gradient, other rates, and from a checkpoint."""
+    net = face_net().to(memory_format=torch.channels_last)
+    net.extra = nn.ModuleList(nn.Linear(*size) for size in ((5, 9), (9, 5), (9, 5)))
+    nets = [net, copy.deepcopy(net)]
+    params = params_with(f"train.optimizer={name}", "train.weight_decay=0.1", f"train.layer_decay={layer_decay}").train
+    ours, timms = optim.build_optimizer(net, params), optim.build_optimizer(nets[1], params)
+    timms.step = functools.partial(timm.optim.Muon.step, timms)
+    assert type(ours) is Muon
+    for update in range(6):
+        for each, optimizer in zip(nets, (ours, timms), strict=True):
+            generator = torch.Generator().manual_seed(update)
+            for place, parameter in enumerate(each.parameters()):
+                parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter)
+                if place == update:
+                    parameter.grad = None
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 * (update + 1)
+            optimizer.step()
+        if update == 3:
+            ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for one, other in zip(*(each.parameters() for each in nets), strict=True):
+        assert torch.equal(one, other)

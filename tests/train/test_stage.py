@@ -33,7 +33,7 @@ from pipeline.models import formats
 from pipeline.models.weights import load_classifier, load_model
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store, sync
-from pipeline.train import job, loop
+from pipeline.train import checkpoint, job, loop
 
 ROOT = Path(__file__).parents[2]
 OUT = Path("models/train")
@@ -233,7 +233,27 @@ def test_train_after_stops_with_other_settings(
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("said, left", [("a crash", UPDATES - 4), ("No space left", UPDATES // 3)])
+def test_train_keeps_by_the_clock(project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short epochs write no checkpoint each; what is logged is in one, so that no epoch is logged with two outcomes."""
+    seen: list[tuple[int, int]] = []
+    save, log = checkpoint.save, tracking.TrainingRun.log_history
+
+    def keep(folder: Path, state: dict[str, Any], finished: bool) -> None:
+        save(folder, state, finished)
+        seen.append((len(state["session"]["progress"]["history"]), 0))
+
+    def tell(run: tracking.TrainingRun, history: list[dict[str, float]]) -> None:
+        log(run, history)
+        seen.append((len(history), len(find_steps(run.run_id))))
+
+    monkeypatch.setattr(checkpoint, "save", keep)
+    monkeypatch.setattr(tracking.TrainingRun, "log_history", tell)
+    train()
+    assert seen == [(0, 0), (0, 0), (3, 0), (3, 3), (3, 0)]  # an attempt, its run, the end, its outs
+    assert results() == uninterrupted
+
+
+@pytest.mark.parametrize("said, left", [("a crash", UPDATES - 6), ("No space left", UPDATES - 2)])
 def test_train_after_a_crash(
     project: Path, uninterrupted: Digests, monkeypatch: pytest.MonkeyPatch, said: str, left: int
 ) -> None:
@@ -245,12 +265,13 @@ def test_train_after_a_crash(
             raise RuntimeError(said)
 
     def fill(state: Any, file: Any) -> None:
-        if next(saves) == 4:  # attempt, start, two epochs, and now the third
+        if next(saves) == 4:  # attempt, start, two updates, and now the third
             file.write(b"half of it")
             raise OSError(28, "No space left on device")
         save(state, file)
 
     with monkeypatch.context() as patch:
+        patch.setattr(job, "CHECKPOINT_INTERVAL_S", 0.0)
         if said == "a crash":
             before_update(patch, crash)
         else:
@@ -435,7 +456,7 @@ def test_train_without_a_compiler(project: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"train\.compile"):
-        train("train.compile=true")
+        train("train.compile=default")
     assert untouched(project)
 
 

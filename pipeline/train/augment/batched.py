@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.models import transforms
 from pipeline.train.augment import registry
 from pipeline.train.augment.counter_rng import Draws, derive_seed
+from pipeline.train.augment.kernel import Params
 
 
 class Augmentation:
@@ -56,33 +57,45 @@ class Augmentation:
         Of images uint8 (B, H, W, C), with numbers in the split int64 (B,), come float32 (B, C', H', W'), contiguous;
         all are on one device. Raises ``ValueError`` for images of another shape or type than the list was made for.
         """
-        if tuple(images.shape[1:]) != self.shape or images.dtype != torch.uint8:
-            raise ValueError(f"expected uint8 (B, *{self.shape}), got {images.dtype} {tuple(images.shape)}")
-        if self.per_sample:
-            return augment_one_by_one(images, indices, self._transform, self.seed, epoch)
-        values = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        values = values.mul_(1 / 255)  # not a quotient: so torchvision converts
-        for step, params in zip(self.steps, self.draw(indices, epoch), strict=True):
-            values = step.apply(values, params)
-        return values.contiguous()
+        return self.run(images, self.plan(indices, epoch))
 
     def draw(self, indices: Tensor, epoch: int) -> list[Any]:
-        """What each of ``steps`` does to some samples in an epoch; drawn as for a call."""
+        """What each of ``steps`` does to some samples in an epoch, in torchvision's terms; drawn as for a call."""
         uniforms = self._uniforms(indices, epoch).split([step.draws for step in self.steps])
         return [step.draw(own) for step, own in zip(self.steps, uniforms, strict=True)]
 
+    def plan(self, indices: Tensor, epoch: int) -> list[Params]:
+        """What ``run`` is to do to some samples, (N,), in an epoch: tensors (N, ...) for each step, a row a sample."""
+        if self.per_sample:
+            seeds = [derive_seed(self.seed, epoch, index) for index in indices.tolist()]
+            return [{"seeds": torch.tensor(seeds)}]
+        drawn = self.draw(indices, epoch)
+        return [step.plan(params, indices) for step, params in zip(self.steps, drawn, strict=True)]
 
-def augment_one_by_one(images: Tensor, indices: Tensor, transform: nn.Module, seed: int, epoch: int) -> Tensor:
-    """Augment samples through torchvision, from a seed for each; shapes as a call of ``Augmentation`` has them.
+    def run(self, images: Tensor, plan: list[Params]) -> Tensor:
+        """Augment images as planned for them; the second half of a call."""
+        if tuple(images.shape[1:]) != self.shape or images.dtype != torch.uint8:
+            raise ValueError(f"expected uint8 (B, *{self.shape}), got {images.dtype} {tuple(images.shape)}")
+        if self.per_sample:
+            return augment_one_by_one(images, plan[0]["seeds"], self._transform)
+        values = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        values = values.mul_(1 / 255)  # not a quotient: so torchvision converts
+        for step, own in zip(self.steps, plan, strict=True):
+            values = step.run(values, own)
+        return values.contiguous()
+
+
+def augment_one_by_one(images: Tensor, seeds: Tensor, transform: nn.Module) -> Tensor:
+    """Augment images through torchvision, from a seed for each; shapes as a call of ``Augmentation`` has them.
 
     The global random state is left as it was.
     """
     state = torch.get_rng_state()
     samples = []
     try:
-        for image, index in zip(images.to("cpu", copy=True), indices.tolist(), strict=True):
+        for image, seed in zip(images.to("cpu", copy=True), seeds.tolist(), strict=True):
             # Not torch.manual_seed: that also records a stack trace for every device, at 20 times the cost.
-            torch.default_generator.manual_seed(derive_seed(seed, epoch, index))
+            torch.default_generator.manual_seed(seed)
             samples.append(transform(image.permute(2, 0, 1)))
     finally:
         torch.set_rng_state(state)

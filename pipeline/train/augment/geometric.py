@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.models.devices import get_constant
-from pipeline.train.augment.resampling import Move, Params, Placement, ResizingMove, Size
+from pipeline.train.augment.kernel import Params
+from pipeline.train.augment.resampling import Move, Placement, ResizingMove, Size
 
 ATTEMPTS = 10  # at a box that fits, before falling back: as many as torchvision's
 

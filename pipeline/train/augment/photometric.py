@@ -13,27 +13,37 @@ from torch import Tensor, nn
 
 from pipeline.models.devices import get_constant
 from pipeline.train.augment import geometric
-from pipeline.train.augment.resampling import Params, Size
+from pipeline.train.augment.kernel import Kernel, Params
+from pipeline.train.augment.resampling import Size, share
 
 LUMA = (0.2989, 0.587, 0.114)  # of torchvision's rgb_to_grayscale
 
 
-class Fixed:
+class Fixed(Kernel):
     """The same deterministic function of every image."""
-
-    draws = 0
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
 
-    def draw(self, uniforms: Tensor) -> Params:
-        return {}
-
-    def apply(self, images: Tensor, params: Params) -> Tensor:
+    def run(self, images: Tensor, plan: Params) -> Tensor:
         return self.function(images)
 
 
-class Sometimes:
+class Normalize(Kernel):
+    """Subtract the mean and divide by the standard deviation, by channel."""
+
+    def __init__(self, module: Any) -> None:
+        self.statistics = {"mean": tuple(module.mean), "std": tuple(module.std)}
+
+    def plan(self, params: Params, samples: Tensor) -> Params:
+        constants = {name: get_constant(values, samples.device) for name, values in self.statistics.items()}
+        return {name: share(values.view(-1, 1, 1), len(samples)) for name, values in constants.items()}
+
+    def run(self, images: Tensor, plan: Params) -> Tensor:
+        return images.sub(plan["mean"]).div_(plan["std"])
+
+
+class Sometimes(Kernel):
     """A deterministic function, applied to a sample with probability ``p``."""
 
     draws = 1
@@ -44,11 +54,11 @@ class Sometimes:
     def draw(self, uniforms: Tensor) -> Params:
         return {"applied": uniforms[0] < self.p}
 
-    def apply(self, images: Tensor, params: Params) -> Tensor:
-        return torch.where(shape_per_image(params["applied"]), self.function(images), images)
+    def run(self, images: Tensor, plan: Params) -> Tensor:
+        return torch.where(shape_per_image(plan["applied"]), self.function(images), images)
 
 
-class ColorJitter:
+class ColorJitter(Kernel):
     """Brightness and contrast, in an order of each sample's own; saturation and hue leave grey images alone."""
 
     draws = 3
@@ -64,19 +74,19 @@ class ColorJitter:
             params["contrast_factor"] = geometric.stretch(uniforms[2], self.contrast)
         return params
 
-    def apply(self, images: Tensor, params: Params) -> Tensor:
-        brightness, contrast = params.get("brightness_factor"), params.get("contrast_factor")
+    def run(self, images: Tensor, plan: Params) -> Tensor:
+        brightness, contrast = plan.get("brightness_factor"), plan.get("contrast_factor")
         if contrast is None:
             return images if brightness is None else adjust_brightness(images, brightness)
         if brightness is None:
             return adjust_contrast(images, contrast)
-        first = shape_per_image(params["brightness_first"])
+        first = shape_per_image(plan["brightness_first"])
         images = torch.where(first, adjust_brightness(images, brightness), images)
         images = adjust_contrast(images, contrast)
         return torch.where(first, images, adjust_brightness(images, brightness))
 
 
-class Erasing:
+class Erasing(Kernel):
     """RandomErasing with constant values."""
 
     draws = 2 * geometric.ATTEMPTS + 3
@@ -95,12 +105,17 @@ class Erasing:
         j = (uniforms[-2] * (width_in - w + 1)).floor()
         return {"i": i, "j": j, "h": h * (uniforms[-1] < self.p), "w": w}
 
-    def apply(self, images: Tensor, params: Params) -> Tensor:
-        height, width = images.shape[-2:]
-        rows, columns = mark_span(params["i"], params["h"], height), mark_span(params["j"], params["w"], width)
-        inside = rows.unsqueeze(2) & columns.unsqueeze(1)
-        value = get_constant(self.value, images.device).view(-1, 1, 1)
-        return torch.where(inside.unsqueeze(1), value, images)
+    def plan(self, params: Params, samples: Tensor) -> Params:
+        height, width = self.size
+        return {
+            "rows": mark_span(params["i"], params["h"], height),
+            "columns": mark_span(params["j"], params["w"], width),
+            "value": share(get_constant(self.value, samples.device).view(-1, 1, 1), len(samples)),
+        }
+
+    def run(self, images: Tensor, plan: Params) -> Tensor:
+        inside = plan["rows"].unsqueeze(2) & plan["columns"].unsqueeze(1)
+        return torch.where(inside.unsqueeze(1), plan["value"], images)
 
 
 def mark_span(start: Tensor, length: Tensor, count: int) -> Tensor:
@@ -153,9 +168,3 @@ def adjust_sharpness(images: Tensor, factor: float) -> Tensor:
     out = images.clone()
     out[..., 1:-1, 1:-1] += (blurred - inner) * (1 - factor)
     return out.clamp_(0, 1)
-
-
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Subtract the mean and divide by the standard deviation, by channel."""
-    mean, std = (get_constant(values, images.device).view(-1, 1, 1) for values in (mean, std))
-    return images.sub(mean).div_(std)

@@ -1,17 +1,18 @@
 """Which names of torchvision.transforms.v2 have a batched kernel, and which one; add a kernel here.
 
-A kernel works on whole batches, on any device, without waiting for it. ``draw`` turns uniform draws into the
-parameters of every sample, and ``apply`` does what torchvision's functional form does with them.
+A kernel works on whole batches (see ``Kernel``): ``draw`` turns uniform draws into the parameters of every sample, and
+``apply`` does what torchvision's functional form does with them.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from pipeline.train.augment import geometric, photometric
+from pipeline.train.augment.kernel import Kernel
 from pipeline.train.augment.resampling import Move, Resampling
 
 # What is done to images (B, C, H, W) by torchvision's module of that name, with its probability ``p``, or always;
@@ -23,7 +24,6 @@ SOMETIMES: dict[str, Callable[[Any, float, Tensor], Tensor]] = {
     "RandomAdjustSharpness": lambda module, unit, images: photometric.adjust_sharpness(images, module.sharpness_factor),
 }
 ALWAYS: dict[str, Callable[[Any, float, Tensor], Tensor]] = {
-    "Normalize": lambda module, unit, images: photometric.normalize(images, tuple(module.mean), tuple(module.std)),
     "Grayscale": lambda module, unit, images: photometric.to_grey(images).expand(
         -1, module.num_output_channels, -1, -1
     ),
@@ -39,19 +39,7 @@ class NoKernel(Exception):
     """A transform has no batched kernel; the text names the argument that is the reason, if one is."""
 
 
-class Kernel(Protocol):
-    """What a transform does to a batch."""
-
-    draws: int  # uniform draws that a sample takes
-
-    def draw(self, uniforms: Tensor) -> Any:
-        """Turn uniform draws, float32 (draws, B) in [0, 1), into torchvision's parameters, (B,) each."""
-
-    def apply(self, images: Tensor, params: Any) -> Tensor:
-        """Transform images, float32 (B, C, H, W), by given parameters."""
-
-
-def build_kernel(name: str, module: Any, shape: tuple[int, int, int], unit: float) -> Kernel:
+def build_kernel(name: str, module: Any, shape: tuple[int, int, int], unit: float) -> Kernel | Move:
     """Build the batched kernel of a transform for inputs (C, H, W); ``NoKernel`` if there is none.
 
     Torchvision's module of that name holds the arguments; ``unit`` is what one grey level of ``fill`` and ``value`` is:
@@ -84,6 +72,8 @@ def build_kernel(name: str, module: Any, shape: tuple[int, int, int], unit: floa
             if module.value is None:
                 raise NoKernel("value: random")
             return photometric.Erasing(module, size, unit)
+        case "Normalize":
+            return photometric.Normalize(module)
     if name in SOMETIMES:
         return photometric.Sometimes(partial(SOMETIMES[name], module, unit), module.p)
     if name in ALWAYS:
@@ -91,7 +81,7 @@ def build_kernel(name: str, module: Any, shape: tuple[int, int, int], unit: floa
     raise NoKernel
 
 
-def fuse(kernels: list[Kernel]) -> list[Kernel]:
+def fuse(kernels: list[Kernel | Move]) -> list[Kernel]:
     """Replace moves in a row by as few resamplings as give the same outcome."""
     steps: list[Kernel] = []
     for kernel in kernels:

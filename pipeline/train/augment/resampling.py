@@ -10,16 +10,15 @@ the image by that share twice, which darkens the rim.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.models.devices import get_constant
+from pipeline.train.augment.kernel import Kernel, Params
 
 Size = tuple[int, int]  # height, width
-Params = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class ResizingMove(Move):
     antialias = True
 
 
-class Resampling:
+class Resampling(Kernel):
     """Moves that are done in one resampling, with the outcome of doing them in turn."""
 
     def __init__(self, move: Move) -> None:
@@ -134,70 +133,82 @@ class Resampling:
         parts = uniforms.split([move.draws for move in self.moves])
         return [move.draw(part) for move, part in zip(self.moves, parts, strict=True)]
 
-    def apply(self, images: Tensor, params: list[Params]) -> Tensor:
-        """Move images, float32 (B, C, H, W)."""
-        placement, box, resizing = Placement(), None, None
-        fill, mode = (0.0,), "nearest"
+    def plan(self, params: list[Params], samples: Tensor) -> Params:
+        """Where the moves' output is read, by rows of a matrix and an offset, and what is the same for all samples."""
+        (height_in, width_in), (height, width) = self.moves[0].size_in, self.moves[-1].size
+        placement, box, device, count = Placement(), None, samples.device, len(samples)
         for move, drawn in zip(self.moves, params, strict=True):
-            placement = move.place(drawn, images.device).after(placement)
+            placement = move.place(drawn, device).after(placement)
+            box = placement if isinstance(move, ResizingMove) else box
+        if box is not None:
+            sides = {"x_in": width_in, "x": width, "y_in": height_in, "y": height}
+            centres = {name: share(place_centres(side, device), count) for name, side in sides.items()}
+            parts = {"linear": placement.linear, "offset": placement.offset, "box": box.linear, "corner": box.offset}
+            return centres | {name: part for name, part in parts.items() if part is not None}
+        # grid_sample wants -1 and 1 at the outer edges of the image.
+        unit = get_constant((2 / width_in, 2 / height_in), device)
+        linear = get_constant((1.0, 1.0), device) if placement.linear is None else placement.linear
+        if linear.ndim < 3:
+            linear = torch.diag_embed(linear)
+        plan = {"columns": (linear * unit).expand(count, 2, 2)}
+        if placement.offset is not None:
+            plan["offset"] = (placement.offset * unit).expand(count, 2)
+        fills = [move.fill for move in self.moves if move.looks_outside]
+        if fills and any(fills[-1]):
+            plan["level"] = share(get_constant(fills[-1], device).view(-1, 1, 1), count)
+        sides = {"x": width, "y": height}
+        return plan | {name: share(place_centres(side, device), count) for name, side in sides.items()}
+
+    def run(self, images: Tensor, plan: Params) -> Tensor:
+        """Move images, float32 (B, C, H, W)."""
+        for move in self.moves:
             if isinstance(move, ResizingMove):
-                box, resizing = placement, move
-            if move.looks_outside:
-                fill = move.fill
-            mode = move.mode or mode
-        if resizing is not None:
-            return _filter(images, placement, move.size, box, resizing)
-        return _sample(images, placement, move.size, mode, fill)
+                return _filter(images, plan, move)
+        return _sample(images, plan, ([move.mode for move in self.moves if move.mode] or ["nearest"])[-1])
 
 
-@lru_cache(maxsize=64)
-def place_centres(count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+def share(values: Tensor, count: int) -> Tensor:
+    """The same values for each of ``count`` samples, as part of a plan; they take no memory."""
+    return values.expand(count, *values.shape)
+
+
+def place_centres(count: int, device: torch.device) -> Tensor:
     """Centres of a row of pixels, (count,), in px from the row's middle."""
-    return (torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2).to(dtype)
+    return get_constant(tuple(pixel - (count - 1) / 2 for pixel in range(count)), device)
 
 
-def _sample(images: Tensor, placement: Placement, size: Size, mode: str, fill: tuple[float, ...]) -> Tensor:
-    """Read images where the placement says, and fill where that is outside."""
-    device, (batch, _, height_in, width_in) = images.device, images.shape
-    # grid_sample wants -1 and 1 at the outer edges of the image.
-    unit = get_constant((2 / width_in, 2 / height_in), device)
-    linear = get_constant((1.0, 1.0), device) if placement.linear is None else placement.linear
-    if linear.ndim < 3:
-        linear = torch.diag_embed(linear)
-    # Points as complex numbers: the grid, the one large tensor here, takes one pass and no matrix product.
-    columns = torch.view_as_complex((linear * unit).expand(batch, 2, 2).contiguous())
-    across = columns[:, :1] * place_centres(size[1], device, torch.complex64)
-    down = columns[:, 1:] * place_centres(size[0], device, torch.complex64)
-    if placement.offset is not None:
-        offset = (placement.offset * unit).expand(batch, 2).contiguous()
-        across = across + torch.view_as_complex(offset).unsqueeze(1)
-    grid = torch.view_as_real(down.unsqueeze(2) + across.unsqueeze(1))
-    if not any(fill):
+def _sample(images: Tensor, plan: Params, mode: str) -> Tensor:
+    """Read images where the plan says, and fill where that is outside."""
+    across, down = (plan["columns"][:, i : i + 1] * plan[axis].unsqueeze(2) for i, axis in enumerate("xy"))
+    if "offset" in plan:
+        across = across + plan["offset"].unsqueeze(1)
+    if torch.compiler.is_compiling():
+        grid = down.unsqueeze(2) + across.unsqueeze(1)
+    else:  # the grid is the one large tensor here: as complex numbers, its points take one pass
+        across, down = torch.view_as_complex(across), torch.view_as_complex(down)
+        grid = torch.view_as_real(down.unsqueeze(2) + across.unsqueeze(1))
+    if "level" not in plan:
         return F.grid_sample(images, grid, mode, "zeros", align_corners=False)
-    level = get_constant(fill, device).view(-1, 1, 1)
-    return F.grid_sample(images - level, grid, mode, "zeros", align_corners=False) + level
+    return F.grid_sample(images - plan["level"], grid, mode, "zeros", align_corners=False) + plan["level"]
 
 
-def _filter(images: Tensor, placement: Placement, size: Size, box: Placement, move: ResizingMove) -> Tensor:
+def _filter(images: Tensor, plan: Params, move: ResizingMove) -> Tensor:
     """Filter the box that a resizing move has cut out, along one axis and then along the other."""
     batch, channels, height_in, width_in = images.shape
-    across = _weights(placement, box, move, axis=0, counts=(width_in, size[1]))
-    down = _weights(placement, box, move, axis=1, counts=(height_in, size[0]))
+    across, down = (_weights(plan, move, axis) for axis in (0, 1))
     rows = torch.bmm(images.reshape(batch, channels * height_in, width_in), across.transpose(1, 2))
-    return torch.matmul(down.unsqueeze(1), rows.view(batch, channels, height_in, size[1]))
+    return torch.matmul(down.unsqueeze(1), rows.view(batch, channels, height_in, across.shape[1]))
 
 
-def _weights(placement: Placement, box: Placement, move: ResizingMove, axis: int, counts: tuple[int, int]) -> Tensor:
-    """Weights along an axis (0: x) of pixels in and out, as many as ``counts``: float32 (B, out, in)."""
-    count_in, count = counts
-    scale = box.linear[:, axis].abs().view(-1, 1, 1)
-    pixels = place_centres(count_in, scale.device)
-    slope, start = placement.linear[:, axis, None], placement.offset[:, axis, None]
-    reads = slope * place_centres(count, scale.device) + start
+def _weights(plan: Params, move: ResizingMove, axis: int) -> Tensor:
+    """Weights along an axis (0: x) of pixels in and out: float32 (B, out, in)."""
+    pixels, centres = (plan["xy"[axis] + name][:1] for name in ("_in", ""))
+    scale = plan["box"][:, axis].abs().view(-1, 1, 1)
+    reads = plan["linear"][:, axis, None] * centres + plan["offset"][:, axis, None]
     distance = (pixels - reads.unsqueeze(2)).abs_()
     if move.antialias:
         distance = distance.div_(scale.clamp(min=1))
     # The filter ends with the box, half an input pixel beyond the centres of its outermost ones.
-    inside = (pixels - box.offset[:, axis].view(-1, 1, 1)).abs_() < scale * (move.size[1 - axis] / 2)
+    inside = (pixels - plan["corner"][:, axis].view(-1, 1, 1)).abs_() < scale * (move.size[1 - axis] / 2)
     weights = (1 - distance).clamp_(min=0).mul_(inside)
     return weights.div_(weights.sum(2, keepdim=True))

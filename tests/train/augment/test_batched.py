@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from pipeline.core.errors import UserError
 from pipeline.models import transforms
 from pipeline.train.augment import batched
+from pipeline.train.augment.counter_rng import derive_seed
 
 SIZE = 16
 
@@ -29,7 +30,8 @@ def built(specs: list, channels: int = 1) -> nn.Module:
 def augmented(images: np.ndarray, indices: np.ndarray, transform: nn.Module, seed: int, epoch: int) -> torch.Tensor:
     """Samples of a split, image by image."""
     rows = torch.from_numpy(np.ascontiguousarray(images[indices]))
-    return batched.augment_one_by_one(rows, torch.from_numpy(indices), transform, seed, epoch)
+    seeds = torch.tensor([derive_seed(seed, epoch, index) for index in indices.tolist()])
+    return batched.augment_one_by_one(rows, seeds, transform)
 
 
 @pytest.mark.parametrize(
