@@ -44,7 +44,7 @@ class Findings:
     """All that the reports are made from.
 
     Attributes:
-        result: The parts of ``metrics.json``.
+        result: The parts of ``evaluation.json``.
         trust: What ``calibration.json`` holds.
         method: How the explanations were made.
         worst: How many mistakes to show.

@@ -65,36 +65,19 @@ def _folder(model: str) -> Place:
 
 
 def fetch_uri(uri: str, file: bool = False) -> Path | None:
-    """The folder or file behind a URI of MLflow's, copied to where it goes with this process; None if there is none.
-
-    Raises:
-        TrackingError: The store, or that of the files, does not answer.
-    """
-    from pipeline.tracking.trouble import TrackingError, told
+    """As ``runs.fetch``, to where it goes with this process."""
+    from pipeline.tracking.runs import fetch
 
     open_client()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow.artifacts
-
-    try:
-        with told(uri):
-            around, _, name = uri.rpartition("/")
-            there = mlflow.artifacts.list_artifacts(artifact_uri=around if file else uri)
-            if not (any(item.path.endswith(name) for item in there) if file else there):
-                return None
-            folder = tempfile.mkdtemp(prefix="hyojo-model-")
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
-    except TrackingError as error:
-        if error.is_missing:
-            return None
-        raise
+    folder = Path(tempfile.mkdtemp(prefix="hyojo-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return fetch(uri, folder, file)
 
 
 def _registered(model: str) -> Place:
     """A version in the registry, downloaded if it isn't on this machine."""
     # Pandas and others come with it, which a bundle's answers need not wait for, nor have at all.
-    from pipeline.tracking import decisions, registry, store
+    from pipeline.tracking import decisions, registry, signing, store
 
     client, project = open_client(), store.project_name()
     version = registry.find_version(client, model)
@@ -116,7 +99,9 @@ def _registered(model: str) -> Place:
             f"the files of {title} are not where the registry says. If the project was moved, `hyojo sync --relocate` "
             "mends that; after a clone and `dvc pull`, `hyojo sync` does."
         )
-    return Place(title, path, f"{version.source}{SIGNATURE}", version.run_id, runs_code=True)
+    run = store.find_run(client, version.run_id)
+    signature = f"{run.info.artifact_uri}/{signing.name_signature(version)}" if run else ""
+    return Place(title, path, signature, version.run_id, runs_code=True)
 
 
 def open_client() -> "MlflowClient":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pipeline.core.signals import StopRequest
 from pipeline.models import model
 from pipeline.tracking.runs import TrainingRun
-from pipeline.train import loop
+from pipeline.train import live, loop
 from pipeline.train.job import Job, Keeper, Session
 from pipeline.train.loader import Loader, build_loader
 from pipeline.train.loop import Interrupted
@@ -38,6 +38,7 @@ def fit(job: Job, trainer: Trainer, session: Session, run: TrainingRun | None, s
         keeper.keep()
         if run:
             run.log_history(progress.history)
+            live.show(progress.history)
         if trainer.ranks.any(bool(stop))[0]:
             raise Interrupted
 

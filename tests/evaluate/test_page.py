@@ -49,7 +49,7 @@ def test_page_is_one_file_with_every_section(page: tuple[Workspace, str]) -> Non
     assert "col" in read.values("th", "scope")
     assert "row" in read.values("th", "scope")
     assert "prefers-color-scheme: dark" in html
-    result = json.loads((space.reports / "metrics.json").read_text())
+    result = json.loads((space.reports / "evaluation.json").read_text())
     for part, name in (("test", "accuracy"), ("robustness", "mean_corruption_accuracy"), ("test_tta", "macro_f1")):
         assert f"{result[part][name]:.3f}" in " ".join(read.texts)
     assert "Intended use" in read.texts
