@@ -82,6 +82,7 @@ class Project:
 
         forget_artifacts()
         mlflow.set_tracking_uri(f"sqlite:///{self.root / 'mlflow.db'}")  # by which it finds logged models
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # where MLflow keeps that, and a user's choice would stand
         return mlflow.MlflowClient()
 
     def runs(self) -> list[Any]:

@@ -18,7 +18,7 @@ from pipeline.core.files import replacing_within, write_csv, write_json, write_t
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import REPORTS, TRAINED
-from pipeline.core.stage_files import CalibrationFile, EvaluationFile, WeightsFile
+from pipeline.core.stage_files import CalibrationFile, EvaluationFile, RunFile, WeightsFile
 from pipeline.evaluate import explanations, page, robustness, slices, summary, tables
 from pipeline.evaluate.findings import Answers, Findings
 from pipeline.evaluate.net import Net, answer_splits, load_net
@@ -100,6 +100,7 @@ def _find_out(net: Net, answers: Answers, prepared: Prepared, params: EvaluatePa
     return Findings(
         prepared=prepared,
         sidecar=sidecar,
+        run=RunFile.load(),
         history=pd.read_csv(TRAINED / "history.csv"),
         answers=answers,
         result=score_parts(answers, prepared) | beside | robustness_part,

@@ -11,7 +11,7 @@ from tests.prepare.test_page import Page
 
 SECTIONS = [
     "scores", "classes", "confusion", "calibration", "abstention", "robustness", "slices", "explanations", "mistakes",
-    "data", "training", "card",
+    "doubts", "data", "training", "card",
 ]  # fmt: skip
 
 
@@ -54,7 +54,11 @@ def test_page_is_one_file_with_every_section(page: tuple[Workspace, str]) -> Non
         assert f"{result[part][name]:.3f}" in " ".join(read.texts)
     assert "Intended use" in read.texts
     assert "Files" not in read.texts
-    assert result["run_id"] not in html
+    # Which training it is of; nothing leads out of the page, as MLflow shows it alone.
+    rows = read.texts[read.texts.index("run") :]
+    origin = dict(zip(rows[::2], rows[1::2]))
+    assert (origin["run"], origin["by"], origin["commit"]) == ("run-of-train", "ada", "cccccccccccc, with changes")
+    assert origin["trained"] == "2001-09-09 01:46 UTC"
 
 
 def test_page_says_that_views_are_served(workspace: Workspace) -> None:
