@@ -99,7 +99,7 @@ def _registered(model: str) -> Place:
             f"the files of {title} are not where the registry says. If the project was moved, `hyojo sync --relocate` "
             "mends that; after a clone and `dvc pull`, `hyojo sync` does."
         )
-    run = store.find_run(client, version.run_id)
+    run = store.find_run(client, version.run_id or "")
     signature = f"{run.info.artifact_uri}/{signing.name_signature(version)}" if run else ""
     return Place(title, path, signature, version.run_id, runs_code=True)
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from pipeline.core.params import EvaluateParams, flatten
 from pipeline.core.project import project_lock
 from pipeline.core.stage_files import EvaluationFile, RunFile
-from pipeline.metrics.table import HEADLINES
 from pipeline.tracking import families
 from pipeline.tracking.attempts import attempt
+from pipeline.tracking.descriptions import describe_run
 from pipeline.tracking.inputs import EVALUATION_TAG, log_params
 from pipeline.tracking.runs import complete_run, find_or_rebuild, log_files, log_metrics, rebuild_run
 from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
 
-AUDIT_TAG = "hyojo.audit"
 TEST_DIGEST_TAG = "hyojo.test_digest"
 # Of ``evaluation.json``: the training has logged val already, epoch by epoch, under the same names.
 TRAINING_PART = "val"
@@ -48,9 +47,7 @@ def log_reports(
     files = {"evaluation": [out for out in outs if not out.is_dir()]}
     files |= {f"evaluation/{out.name}": sorted(out.iterdir()) for out in outs if out.is_dir()}
     tags = {EVALUATION_TAG: key} | ({TEST_DIGEST_TAG: test_digest} if test_digest else {})
-    if found.audit:
-        tags[AUDIT_TAG] = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.audit.items())
-    log_evaluation(found.run_id, values, files, tags, flatten(params, "evaluate"))
+    log_evaluation(found.run_id, values, files, tags, flatten(params, "evaluate"), audit=found.audit)
 
 
 def claim_run(key: str) -> str:
@@ -86,7 +83,13 @@ def claim_run(key: str) -> str:
 
 
 def log_evaluation(
-    run_id: str, metrics: dict[str, float], files: dict[str, list[Path]], tags: dict[str, str], params: dict[str, str]
+    run_id: str,
+    metrics: dict[str, float],
+    files: dict[str, list[Path]],
+    tags: dict[str, str],
+    params: dict[str, str],
+    *,
+    audit: dict[str, int | float] | None = None,
 ) -> None:
     """Put an evaluation onto its run, files by artifact folder; a child run that this store lacks is made again."""
 
@@ -103,24 +106,6 @@ def log_evaluation(
         for name, value in tags.items():
             client.set_tag(run.info.run_id, name, value)
         if families.NOTE_TAG not in run.data.tags:  # people may have written one
-            client.set_tag(run.info.run_id, families.NOTE_TAG, describe_run(metrics, run.data.tags | tags))
+            client.set_tag(run.info.run_id, families.NOTE_TAG, describe_run(metrics, run.data.tags, audit))
 
     attempt(log, "logging the evaluation")
-
-
-def describe_run(metrics: dict[str, float], tags: dict[str, str]) -> str:
-    """Return a run's description for MLflow's page, Markdown: headline scores, data, and how to have it again."""
-    named = {f"test/{name}": title for name, title in HEADLINES.items()}
-    named |= {f"test_clean/{name}": f"{title} without twins" for name, title in HEADLINES.items()}
-    scores = ", ".join(f"{label} {metrics[name]:.3f}" for name, label in named.items() if name in metrics)
-    lines = [f"Test: **{scores}**." if scores else "No test scores."]
-    if digest := tags.get("hyojo.data_digest"):
-        audit = f"; {tags[AUDIT_TAG]}" if AUDIT_TAG in tags else ""
-        lines.append(f"Data: `{digest[:12]}`{audit}.")
-    experiment, commit = tags.get("hyojo.dvc.exp_name"), tags.get("mlflow.source.git.commit")
-    if experiment:
-        lines.append(f"Again: `dvc exp apply {experiment}`.")
-    elif commit:
-        changed = " with the changes in `git.patch`" if tags.get("hyojo.git_dirty") == "true" else ""
-        lines.append(f"Again: `git checkout {commit[:12]}`{changed}, then `dvc repro`.")
-    return "\n\n".join(lines)

@@ -17,6 +17,7 @@ from pipeline.metrics.table import HEADLINES
 from pipeline.tracking import decisions
 from pipeline.tracking.bundles import bundle_costs, find_model, link_version, read_bundle
 from pipeline.tracking.decisions import FIRST, ROLLED_BACK, Decision, MovedError
+from pipeline.tracking.descriptions import describe_version
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
 from pipeline.tracking.origin import find_author
 from pipeline.tracking.runs import fetch
@@ -72,13 +73,14 @@ def register(bundle_dir: Path | None = None) -> Outcome:
         else:
             if not registered:
                 decisions.create_model(client, model, "Facial expressions: see each version's MODEL_CARD.md")
+            author = find_author()
             created = client.create_model_version(
                 model,
                 source=logged.artifact_location,
                 run_id=run.info.run_id,
                 model_id=logged.model_id,
-                tags=_tags(bundle, run) | {AUTHOR_TAG: find_author()},
-                description=f"{bundle.backbone}, test accuracy {bundle.metrics['test']['accuracy']:.4f}",
+                tags=_tags(bundle, run) | {AUTHOR_TAG: author},
+                description=describe_version(client, bundle, run, author),
             )
             # Which a server does itself, and a database does not.
             link_version(client, logged, created)

@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pipeline.metrics.table import HEADLINES
-from pipeline.tracking.store import experiment_name
+from pipeline.tracking.store import experiment_id
 from pipeline.tracking.trouble import TrackingError
 
 if TYPE_CHECKING:
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 # MLflow 3.17, whose pages take from it what they know.
 VIEW_NAME = "hyojo"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_NAME}"
-COLUMNS = [
+COLUMNS = [  # beside the run's name and when it began
     *(f"metrics.`test/{name}`" for name in HEADLINES),
     "params.`train.backbone`",
     "attributes.`User`",
+    "duration",
     "attributes.`Dataset`",
     "attributes.`Models`",
 ]
@@ -26,9 +27,10 @@ SECTIONS = ["train", "val", "Model metrics", "test", "test_clean", "cost", "Syst
 
 def runs_page(client: "MlflowClient", address: str) -> str:
     """Where a browser finds the project's runs, with scores and backbone as columns if the store takes that view."""
-    page = client.get_experiment_by_name(experiment_name())
+    page = client.get_experiment(experiment_id(client))
     view = json.dumps({
         "selectedColumns": COLUMNS,
+        "columnOrder": ["attributes.`Run Name`", "runDateAndNestInfo", *COLUMNS],
         "isAccordionReordered": True,
         "compareRunCharts": [],
         "compareRunSections": [

@@ -189,7 +189,6 @@ def test_run_gets_metrics_files_and_key(workspace: Workspace, monkeypatch: pytes
     assert run_id == "run-of-train"
     scores = {part: result[part].keys() & METRICS for part in ("test", "test_clean")}  # counts are no curves
     assert values == {f"{part}/{name}": result[part][name] for part, names in scores.items() for name in names}
-    assert tags["hyojo.audit"] == "7 redundant, 2 conflicting groups, 4 test in train"
     names = {folder: sorted(path.name for path in paths) for folder, paths in files.items()}
     monkeypatch.chdir(Path(stage.__file__).parents[2])
     outs = {out.name for out in find_stage_outs("evaluate")}

@@ -15,7 +15,8 @@ from mlflow.models import Model
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store
 from pipeline.tracking.bundles import find_model, log_bundle
-from pipeline.tracking.evaluations import claim_run, describe_run, log_evaluation
+from pipeline.tracking.descriptions import describe_run
+from pipeline.tracking.evaluations import claim_run, log_evaluation
 from pipeline.tracking.inputs import EVALUATION_TAG
 from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.runs import TrainingRun
@@ -351,6 +352,7 @@ def test_a_run_says_how_it_did_and_how_to_have_it_again(project: Path, train_dir
     assert "`dddddddddddd`" in note
     tags = {"hyojo.dvc.exp_name": "brisk-ibex", "mlflow.source.git.commit": "c" * 40}
     assert "`dvc exp apply brisk-ibex`" in describe_run({}, tags)
+    assert "`dddddddddddd`, 1,234 redundant" in describe_run({}, {"hyojo.data_digest": "d" * 64}, {"redundant": 1234})
     del tags["hyojo.dvc.exp_name"]
     assert "`git checkout cccccccccccc`, then `dvc repro`" in describe_run({}, tags)
     assert "git.patch" in describe_run({}, tags | {"hyojo.git_dirty": "true"})
