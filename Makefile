@@ -10,7 +10,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro check lint test test-fast test-slow fix docs ui serve
+.PHONY: help install repro check lint test test-fast test-slow fix docs experiments ui serve
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,10 @@ fix: $(READY)  ## Mend style and format, and write generated documents and the t
 
 docs: $(READY)  ## Write what documents take from the code
 	python docs/generate.py
+
+# DVC shows all params of each; what tells experiments apart fits a terminal.
+experiments: $(READY)  ## List DVC's experiments: their main scores, and the params that differ
+	dvc exp show --no-pager --only-changed --hide-workspace --drop '.*(balanced|nll|top2|auroc|_clean|_tta|_plain|/)'
 
 ui: $(READY)  ## Open the MLflow UI
 	hyojo ui

@@ -476,7 +476,7 @@ def right_answers(right: int) -> tuple[np.ndarray, np.ndarray]:
 def log_version(right: int, digest: str, graph: Path | None = None) -> Path:
     """Leave a bundle with such answers and its run, as evaluate and export would; returns its folder."""
     from pipeline.tracking import bundles
-    from pipeline.tracking.evaluations import EVALUATION_TAG
+    from pipeline.tracking.inputs import EVALUATION_TAG
     from pipeline.tracking.store import connect, experiment_id
 
     client = connect()

@@ -24,6 +24,7 @@ LEAKS = {0, 3, 4, 20}  # test images with a twin in train
 AUDIT = {"redundant": 7, "conflicting_groups": 2, "test_in_train": 4}
 PARAMS = parse_params(TINY_PARAMS).evaluate.model_copy(update={"tta": [], "quantiles": 1})
 WHOLE = PARAMS.model_copy(update={"corruptions": ["blur", "jpeg"], "corrupted": 20, "quantiles": 2, "explain": 2})
+ORIGIN = {"mlflow.user": "ada", "mlflow.source.git.commit": "c" * 40, "hyojo.git_dirty": "true"}
 
 
 def make_prepared(folder: Path, labels: dict[str, list[int]]) -> Path:
@@ -66,7 +67,7 @@ def make_trained(folder: Path) -> Path:
         # Centred answers: a random head gives every face the same class.
         model.fc.bias -= model.eval()(torch.randn(64, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)).mean(0)
     save_weights(folder, model, spec, "d" * 64)
-    (folder / "run.json").write_text(json.dumps({"run_id": "run-of-train", "formats": {}}))
+    (folder / "run.json").write_text(json.dumps({"run_id": "run-of-train", "origin": ORIGIN, "ended_s": 1e9}))
     (folder / "history.csv").write_text(
         "epoch,lr,train/loss,train/accuracy,val/loss,val/accuracy\n1,0.1,1.1,0.3,1.2,0.2\n2,0.0,1.0,0.4,1.1,0.3\n"
     )

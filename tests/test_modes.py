@@ -36,9 +36,10 @@ EPOCHS = 2
 # What every run of a finished pipeline has, beside what its stages wrote.
 FIGURES = ("confusion_matrix.png", "per_class.png", "worst_mistakes.png")
 TABLES = (
-    "metrics.json", "predictions.csv", "per_class.csv", "confusion.csv", "label_suspects.csv", "label_suspects.html",
+    "metrics.json", "evaluation.json", "predictions.csv", "per_class.csv", "confusion.csv", "label_suspects.csv",
+    "label_suspects.html",
 )  # fmt: skip
-RECORDS = ("models/train/run.json", "reports/metrics.json", "models/bundle/bundle.json")
+RECORDS = ("models/train/run.json", "reports/evaluation.json", "models/bundle/bundle.json")
 QUEUE_LIMIT_S = 900
 
 
@@ -80,10 +81,12 @@ class Project:
 
     @property
     def client(self) -> Any:
-        from mlflow import MlflowClient
+        import mlflow
 
         forget_artifacts()
-        return MlflowClient(tracking_uri=f"sqlite:///{self.root / 'mlflow.db'}")
+        mlflow.set_tracking_uri(f"sqlite:///{self.root / 'mlflow.db'}")  # by which it finds logged models
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # where MLflow keeps that, and a user's choice would stand
+        return mlflow.MlflowClient()
 
     def runs(self) -> list[Any]:
         """All runs of the store that are not deleted, of whatever experiment, oldest first."""
@@ -98,11 +101,13 @@ class Project:
     @property
     def present(self) -> Any:
         """The run of the evaluation that lies in the work tree."""
-        return self.run_named(self.json("reports/metrics.json")["run_id"])
+        return self.run_named(self.json("reports/evaluation.json")["run_id"])
 
     def artifacts(self, run: Any) -> dict[str, bytes]:
         """Every artifact of a run, downloaded."""
-        found, folders = {}, [""]
+        asked = f"source_run_id = '{run.info.run_id}'"
+        models = self.client.search_logged_models([run.info.experiment_id], asked)
+        found, folders = {}, ["", *(model.name for model in models)]
         while folders:
             for item in self.client.list_artifacts(run.info.run_id, folders.pop() or None):
                 if item.is_dir:
@@ -215,17 +220,17 @@ def check_run(project: Project, bundle: bool = False) -> Any:
     assert run.data.params["train.seed"] == str(params["train"]["seed"])
     assert run.data.params["prepare.source"] == "data/sample.zip"
     assert run.data.params["train.schedule.name"] == "onecycle"
-    assert not [key for key in run.data.params if key.split(".")[0] not in ("prepare", "train")]
+    assert run.data.params["evaluate.worst"] == str(params["evaluate"]["worst"])
     with (project.root / "models/train/history.csv").open() as file:
         history = list(csv.DictReader(file))
     assert len(history) == EPOCHS
     for key in history[0].keys() - {"epoch"}:
         assert project.points(run, key) == [(int(row["epoch"]), float(row[key])) for row in history], key
-    result = project.json("reports/metrics.json")
+    result = project.json("reports/evaluation.json")
     assert set(result["test"]) == set(METRICS)
-    for part in ("test", "test_clean", "audit"):
-        for key, value in result[part].items():
-            assert project.points(run, f"{part}/{key}") == [(0, value)]
+    for part in ("test", "test_clean"):
+        for key in result[part].keys() & METRICS:
+            assert project.points(run, f"{part}/{key}") == [(0, result[part][key])]
     tags = run.data.tags
     assert tags["hyojo.data_digest"] == project.json("data/prepared/classes.json")["digest"]
     assert tags["hyojo.weights_sha256"] == project.json("models/train/weights.json")["weights_sha256"]
@@ -242,12 +247,12 @@ def check_run(project: Project, bundle: bool = False) -> Any:
     assert run.info.artifact_uri.startswith(project.root.as_uri())
     if bundle:
         record = project.json("models/bundle/bundle.json")
-        assert run.data.tags["hyojo.bundle"] == record["digest"]
-        shipped, sums = json.loads(artifacts["model/artifacts/bundle/bundle.json"]), {"files", "sha256"}
+        model = f"model-{record['digest'][:12]}"
+        shipped, sums = json.loads(artifacts[f"{model}/artifacts/bundle/bundle.json"]), {"files", "sha256"}
         assert {k: v for k, v in shipped.items() if k not in sums} == {k: v for k, v in record.items() if k not in sums}
         assert shipped["files"].items() < record["files"].items()  # a registered version holds what it is served from
         assert artifacts["MODEL_CARD.md"] == (project.root / "models/bundle/MODEL_CARD.md").read_bytes()
-        assert "python_function" in yaml.safe_load(artifacts["model/MLmodel"])["flavors"]
+        assert "python_function" in yaml.safe_load(artifacts[f"{model}/MLmodel"])["flavors"]
     return run
 
 
@@ -265,7 +270,7 @@ def test_repro_leaves_one_finished_run(original: Project) -> None:
     assert [original.json(path)["run_id"] for path in RECORDS] == [run_id] * 3
     assert run.data.tags["mlflow.source.git.commit"] == original.git("rev-parse", "HEAD~1")
     assert run.data.tags["hyojo.git_dirty"] == "false"
-    assert run_id in original.dvc("exp", "show", "--csv")
+    assert run_id not in original.dvc("exp", "show", "--csv")
     system = [key for key in run.data.metrics if key.startswith("system/")]
     assert "system/cpu_utilization_percentage" in system
 
@@ -289,7 +294,7 @@ def test_changed_evaluation_gets_a_child_run(project: Project) -> None:
 
     project.edit("worst: 2", "worst: 4")
     assert "cached" in project.dvc("repro", "evaluate")
-    assert project.json("reports/metrics.json")["run_id"] == first.info.run_id
+    assert project.json("reports/evaluation.json")["run_id"] == first.info.run_id
     assert len(project.runs()) == 2
 
 
@@ -301,15 +306,15 @@ def test_experiment_in_a_temporary_copy_applied_and_undone(project: Project) -> 
     runs = project.runs()
     assert len(runs) == 2
     no_stray_stores(project)
-    assert project.json("reports/metrics.json")["run_id"] == first.info.run_id  # the work tree is untouched
+    assert project.json("reports/evaluation.json")["run_id"] == first.info.run_id  # the work tree is untouched
     second = next(run for run in runs if run.info.run_id != first.info.run_id)
     assert second.data.tags["hyojo.dvc.exp_name"] == "warm"
     assert second.data.tags["hyojo.dvc.exp_baseline"] == head
     assert second.data.tags["mlflow.source.git.commit"] == head
-    assert second.info.run_id in project.dvc("exp", "show", "--csv")
+    assert second.info.run_name == "warm face_resnet_s"
 
     project.dvc("exp", "apply", "warm")
-    assert project.json("reports/metrics.json")["run_id"] == second.info.run_id
+    assert project.json("reports/evaluation.json")["run_id"] == second.info.run_id
     check_run(project)
 
     project.edit("lr: 0.2", "lr: 0.4")
@@ -389,8 +394,8 @@ def test_sync_completes_a_run_that_was_cut_short(project: Project) -> None:
     (run,) = project.runs()
     whole = project.snapshot()[run.info.run_id]
     folder = project.root / "mlruns" / "hyojo" / run.info.run_id / "artifacts"
-    for name in ("train", "model", "evaluation"):
-        shutil.rmtree(folder / name)
+    for path in (folder / "train", folder / "evaluation", *(project.root / "mlruns/hyojo/models").iterdir()):
+        shutil.rmtree(path)
     project.client.update_run(run.info.run_id, "KILLED")
     synced(project)
     status, params, tags, artifacts, points = project.snapshot()[run.info.run_id]
@@ -426,7 +431,7 @@ def test_changed_evaluation_in_a_fresh_clone(project: Project, tmp_path: Path) -
     cloned.edit("worst: 4", "worst: 1")
     assert "Stage 'train' didn't change" in cloned.dvc("repro", "evaluate")
     (run,) = cloned.runs()
-    assert run.data.tags["hyojo.run_id"] == first.info.run_id == cloned.json("reports/metrics.json")["run_id"]
+    assert run.data.tags["hyojo.run_id"] == first.info.run_id == cloned.json("reports/evaluation.json")["run_id"]
     check_run(cloned)
     cloned.edit("worst: 1", "worst: 2")
     cloned.dvc("repro", "evaluate")
@@ -521,7 +526,7 @@ def test_experiments_in_the_work_tree(project: Project) -> None:
     child = check_run(project)
     assert child.data.tags["mlflow.parentRunId"] == first.info.run_id
     project.dvc("exp", "apply", "one")
-    assert project.json("reports/metrics.json")["run_id"] == second.info.run_id
+    assert project.json("reports/evaluation.json")["run_id"] == second.info.run_id
     before_sync = project.snapshot()
     project.hyojo("sync")
     assert project.snapshot() == before_sync
@@ -554,7 +559,7 @@ def test_queue_of_experiments_on_a_store_that_does_not_exist(tmp_path: Path) -> 
     no_stray_stores(project)
     for name in names:
         project.dvc("exp", "apply", name)
-        assert project.json("reports/metrics.json")["run_id"] == runs[name].info.run_id
+        assert project.json("reports/evaluation.json")["run_id"] == runs[name].info.run_id
         check_run(project, bundle=True)
 
 

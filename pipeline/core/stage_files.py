@@ -1,6 +1,6 @@
 """The JSON files that stages hand on: one typed model each, with one way to write and one way to read them.
 
-Reads and writes ``classes.json`` (prepare), ``run.json`` and ``weights.json`` (train), ``metrics.json`` and
+Reads and writes ``classes.json`` (prepare), ``run.json`` and ``weights.json`` (train), ``evaluation.json`` and
 ``calibration.json`` (evaluate) and ``bundle.json`` (export). Keys of a newer version are passed over.
 """
 
@@ -181,10 +181,13 @@ class WeightsFile(NetFile, SealedFile):
     params: dict[str, str] = {}
 
 
-class MetricsFile(StageFile):
-    """Scores by part of the data: val, test, its images without twins, the mean over views, corrupted images."""
+class EvaluationFile(StageFile):
+    """What evaluate counted, and on which run it is: scores by part of the data, numbers of images, the audit.
 
-    FILE, FOLDER, STAGE = "metrics.json", paths.REPORTS, "evaluate"
+    The parts: val, test, its images without twins, the mean over views, corrupted images.
+    """
+
+    FILE, FOLDER, STAGE = "evaluation.json", paths.REPORTS, "evaluate"
 
     val: Scores
     test: Scores

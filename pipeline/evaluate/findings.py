@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.dataset import Prepared, Split
-from pipeline.core.stage_files import WeightsFile
+from pipeline.core.stage_files import RunFile, WeightsFile
 from pipeline.evaluate.explanations import Explanation
 from pipeline.metrics.calibration import temper
 
@@ -44,7 +44,8 @@ class Findings:
     """All that the reports are made from.
 
     Attributes:
-        result: The parts of ``metrics.json``.
+        run: The training's.
+        result: The parts of ``evaluation.json``.
         trust: What ``calibration.json`` holds.
         method: How the explanations were made.
         worst: How many mistakes to show.
@@ -53,6 +54,7 @@ class Findings:
 
     prepared: Prepared
     sidecar: WeightsFile
+    run: RunFile
     history: pd.DataFrame
     answers: Answers
     result: Mapping[str, Any]

@@ -3,6 +3,8 @@
 It shows faces: the page is a cached out of evaluate and an artifact of the run, and never goes into git.
 """
 
+import importlib.metadata
+from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
@@ -15,7 +17,7 @@ from pipeline.evaluate.tables import reliabilities
 from pipeline.metrics import by_class, calibration
 from pipeline.metrics.intervals import accuracy_interval
 from pipeline.metrics.table import HEADLINES, TITLES
-from pipeline.reporting import card, evaluation_figures, html, plots, training_figures
+from pipeline.reporting import card, evaluation_figures, html, plots, suspects, training_figures
 
 AUDIT_TITLES = {
     "redundant": "copies of images, exact and near ones",
@@ -27,7 +29,7 @@ AUDIT_TITLES = {
 
 
 def render(found: Findings) -> str:
-    """Write the page, HTML, the same for the same findings: no times and no places in it."""
+    """Write the page, HTML, the same for the same findings of the same training: no times but its, and no places."""
     names, sidecar = found.class_names, found.sidecar
     table = by_class.per_class(found.test.targets, found.preds, names)
     about = {
@@ -45,6 +47,8 @@ def render(found: Findings) -> str:
         title="Evaluation",
         titles=TITLES,
         headlines=HEADLINES,
+        origin=_origin(found),
+        doubts=suspects.describe(found.suspects, dict(found.answers.splits)),
         audit_titles=AUDIT_TITLES,
         found=found,
         names=names,
@@ -60,6 +64,24 @@ def render(found: Findings) -> str:
         charts=_charts(found),
         card=html.from_markdown(text.split("\n", 1)[1], level=2),  # the page has a title of its own
     )
+
+
+def _origin(found: Findings) -> list[tuple[str, str]]:
+    """Which training this is of, as rows of what and which."""
+    tags, ended_s = found.run.origin, found.run.ended_s
+    commit = tags.get("mlflow.source.git.commit", "")[:12]
+    changed = ", with changes" if tags.get("hyojo.git_dirty") == "true" else ""
+    rows = {
+        "run": found.run.run_id,
+        "trained": datetime.fromtimestamp(ended_s, UTC).strftime("%Y-%m-%d %H:%M UTC") if ended_s else "",
+        "by": tags.get("mlflow.user", ""),
+        "experiment": tags.get("hyojo.dvc.exp_name", ""),
+        "commit": f"{commit}{changed}" if commit else "",
+        "data": found.sidecar.data_digest[:12],
+        "weights": found.sidecar.weights_sha256[:12],
+        "version": f"Hyojo {importlib.metadata.version('hyojo')}",
+    }
+    return [(name, value) for name, value in rows.items() if value]
 
 
 def _with_intervals(table: pd.DataFrame) -> list[dict[str, Any]]:

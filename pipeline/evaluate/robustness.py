@@ -53,7 +53,7 @@ def measure(net: Net, split: Split, names: list[str], count: int | None, tempera
 
 
 def headline(table: pd.DataFrame) -> dict[str, Any]:
-    """Return what ``metrics.json`` has of a table that ``measure`` returned and that has rows.
+    """Return what ``evaluation.json`` has of a table that ``measure`` returned and that has rows.
 
     ``mean_corruption_accuracy`` is over all corruptions and levels, ``clean_accuracy`` that of the same ``images`` as
     they are.

@@ -1,6 +1,7 @@
-"""The scores of a classifier: the parts of ``metrics.json``, and what they are not sure of."""
+"""The scores of a classifier: the parts of ``evaluation.json``, and what they are not sure of."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.dataset import Prepared
@@ -8,7 +9,7 @@ from pipeline.core.params import EvaluateParams
 from pipeline.evaluate.findings import Answers
 from pipeline.evaluate.net import Net
 from pipeline.metrics import calibration
-from pipeline.metrics.table import HEADLINES, score
+from pipeline.metrics.table import HEADLINES, METRICS, score
 from pipeline.models.model import count_passes
 
 
@@ -27,6 +28,19 @@ def score_parts(answers: Answers, prepared: Prepared) -> dict[str, dict[str, flo
     }
 
 
+def pick_metrics(result: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return what ``metrics.json`` holds for DVC to compare and git to keep: scores that another model would change.
+
+    All of test, else the headlines; no counts, and nothing that differs where the results are equal.
+    """
+    shown = {**HEADLINES, "mean_corruption_accuracy": ""}
+    picked = {
+        part: {name: value for name, value in scores.items() if name in (METRICS if part == "test" else shown)}
+        for part, scores in result.items()
+    }
+    return {part: scores for part, scores in picked.items() if scores}
+
+
 def assess_trust(answers: Answers, params: EvaluateParams) -> dict[str, Any]:
     """Return what ``calibration.json`` holds: the temperature, when to abstain, and which views are averaged."""
     trust = calibration.calibration_report(answers.targets, answers.plain, answers.temperature, params.risk)
@@ -40,7 +54,7 @@ def score_beside(net: Net, answers: Answers, params: EvaluateParams) -> tuple[di
     """Score the mean over views, or the image alone where that mean is what is served.
 
     Returns:
-        A part of ``metrics.json`` by its name, none without views; and the milliseconds that it took an image.
+        A part of ``evaluation.json`` by its name, none without views; and the milliseconds that it took an image.
     """
     if not params.tta:
         return {}, 0.0

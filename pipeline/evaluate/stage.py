@@ -1,9 +1,9 @@
 """STAGE 3: the test split, used here only, and what the trained classifier makes of it.
 
-Reads ``data/prepared`` and ``models/train``; writes into ``reports/`` what ``dvc.yaml`` names: ``metrics.json``,
-``calibration.json`` (temperature and threshold, which export takes up), tables, figures and, with all of it,
-``report.html``, and logs them to the MLflow run of the weights. Run it with ``dvc repro evaluate`` or
-``python -m pipeline.evaluate``.
+Reads ``data/prepared`` and ``models/train``; writes into ``reports/`` what ``dvc.yaml`` names: ``metrics.json`` for
+DVC, ``evaluation.json`` with all that was counted, ``calibration.json`` (temperature and threshold, which export takes
+up), tables, figures and, with all of it, ``report.html``, and logs them to the MLflow run of the weights. Run it with
+``dvc repro evaluate`` or ``python -m pipeline.evaluate``.
 """
 
 import sys
@@ -18,12 +18,12 @@ from pipeline.core.files import replacing_within, write_csv, write_json, write_t
 from pipeline.core.params import EvaluateParams
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import REPORTS, TRAINED
-from pipeline.core.stage_files import CalibrationFile, MetricsFile, WeightsFile
+from pipeline.core.stage_files import CalibrationFile, EvaluationFile, RunFile, WeightsFile
 from pipeline.evaluate import explanations, page, robustness, slices, summary, tables
 from pipeline.evaluate.findings import Answers, Findings
 from pipeline.evaluate.net import Net, answer_splits, load_net
 from pipeline.evaluate.reference import make_reference
-from pipeline.evaluate.scores import assess_trust, score_beside, score_parts
+from pipeline.evaluate.scores import assess_trust, pick_metrics, score_beside, score_parts
 from pipeline.metrics import suspects
 from pipeline.metrics.intervals import bootstrap_intervals
 from pipeline.models.devices import explain_full_memory
@@ -46,7 +46,7 @@ def evaluate(params: EvaluateParams, device: str) -> dict[str, Any]:
         device: A torch device, or ``auto``.
 
     Returns:
-        What ``metrics.json`` holds.
+        What ``evaluation.json`` holds.
 
     Raises:
         UserError: Missing inputs, data that are not of the model's classes or shape (found before any
@@ -59,10 +59,10 @@ def evaluate(params: EvaluateParams, device: str) -> dict[str, Any]:
     answers = answer_splits(net, splits)
     found = _find_out(net, answers, prepared, params, sidecar)
     key = evaluations.evaluation_key(sidecar.weights_sha256, params, prepared.digest)
-    metrics, outs = _write_reports(found, key)
-    evaluations.log_reports(metrics, outs, key, prepared.split_digests["test"])
+    evaluation, outs = _write_reports(found, key)
+    evaluations.log_reports(evaluation, outs, params, key, prepared.split_digests["test"])
     print(summary.summarise(found))
-    return metrics.as_dict()
+    return evaluation.as_dict()
 
 
 def check_match(prepared: Prepared, sidecar: WeightsFile) -> None:
@@ -101,6 +101,7 @@ def _find_out(net: Net, answers: Answers, prepared: Prepared, params: EvaluatePa
     return Findings(
         prepared=prepared,
         sidecar=sidecar,
+        run=RunFile.load(),
         history=pd.read_csv(TRAINED / "history.csv"),
         answers=answers,
         result=score_parts(answers, prepared) | beside | robustness_part,
@@ -116,8 +117,8 @@ def _find_out(net: Net, answers: Answers, prepared: Prepared, params: EvaluatePa
     )
 
 
-def _write_reports(found: Findings, key: str) -> tuple[MetricsFile, list[Path]]:
-    """Write all reports at one stroke; returns what ``metrics.json`` holds, and the files and folders."""
+def _write_reports(found: Findings, key: str) -> tuple[EvaluationFile, list[Path]]:
+    """Write all reports at one stroke; returns what ``evaluation.json`` holds, and the files and folders."""
     with replacing_within(REPORTS) as folder:
         tables.write_tables(folder, found)
         tables.draw_figures(folder / "figures", found)
@@ -132,7 +133,8 @@ def _write_reports(found: Findings, key: str) -> tuple[MetricsFile, list[Path]]:
         CalibrationFile(**found.trust).save(folder)
         make_reference(found).save(folder)
         write_text(folder / "report.html", page.render(found))
-        metrics = MetricsFile(**found.result, run_id=evaluations.claim_run(key))  # now nothing can fail any more
-        metrics.save(folder)
+        write_json(folder / "metrics.json", pick_metrics(found.result))
+        evaluation = EvaluationFile(**found.result, run_id=evaluations.claim_run(key))  # now nothing can fail any more
+        evaluation.save(folder)
         outs = [REPORTS / path.name for path in sorted(folder.iterdir())]
-    return metrics, outs
+    return evaluation, outs

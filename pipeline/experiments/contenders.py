@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline.core.errors import UserError
 from pipeline.core.files import unescape_cell
 from pipeline.core.paths import REPORTS, TRAINED
-from pipeline.core.stage_files import BundleFile, MetricsFile, WeightsFile
+from pipeline.core.stage_files import EvaluationFile, WeightsFile
 from pipeline.tracking import families
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
 from pipeline.tracking.runs import read_artifact
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 PREDICTIONS = "evaluation/predictions.csv"
-BUNDLE = "model/artifacts/bundle/bundle.json"
 SEED_SD = "seeds/test_accuracy_sd"  # on the parent of a family of seeds
 _PROB = "prob_"
 
@@ -128,7 +127,7 @@ def read_workspace() -> Contender:
     Raises:
         UserError: No reports.
     """
-    path, result = REPORTS / "predictions.csv", MetricsFile.load()
+    path, result = REPORTS / "predictions.csv", EvaluationFile.load()
     if not path.exists():
         raise UserError(f"{path} not found. Run `dvc repro evaluate` first.")
     predictions = read_predictions(path.read_bytes(), str(path))
@@ -140,13 +139,13 @@ def read_workspace() -> Contender:
     if run is None:
         return Contender("workspace", "", params, scores, tags={}, predictions=predictions)
     found = _contender_of(client, run, "workspace", predictions)
-    return replace(found, params=params or found.params, metrics=found.metrics | scores)
+    return replace(found, params=found.params | params, metrics=found.metrics | scores)
 
 
 def _contender_of(client: "MlflowClient", run: "Run", name: str, predictions: pd.DataFrame) -> Contender:
     """What a run knows, with predictions."""
     seed_sd, seed_runs = _seed_spread(client, run)
-    digest = _test_digest(client, run)
+    digest = run.data.tags.get(TEST_DIGEST_TAG)
     known = name, run.info.run_id, dict(run.data.params), dict(run.data.metrics), dict(run.data.tags)
     return Contender(*known, predictions=predictions, test_digest=digest, seed_sd=seed_sd, seed_runs=seed_runs)
 
@@ -174,14 +173,6 @@ def read_predictions(content: bytes, origin: str) -> pd.DataFrame:
 
 def _indices(names: pd.Series, class_names: list[str]) -> np.ndarray:
     return names.map({name: i for i, name in enumerate(class_names)}).to_numpy(np.int64)
-
-
-def _test_digest(client: "MlflowClient", run: "Run") -> str | None:
-    """As the evaluation recorded it, or else the bundle."""
-    if digest := run.data.tags.get(TEST_DIGEST_TAG):
-        return digest
-    bundle = read_artifact(client, run.info.run_id, BUNDLE)
-    return BundleFile.parse(bundle, BUNDLE).test_digest if bundle else None
 
 
 def _seed_spread(client: "MlflowClient", run: "Run") -> tuple[float | None, int]:

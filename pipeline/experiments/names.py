@@ -8,7 +8,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.project import project_root
 from pipeline.experiments.contenders import Contender, read_run, read_version, read_workspace
 from pipeline.tracking import dvc_experiments, registry
-from pipeline.tracking.evaluations import EVALUATION_TAG
+from pipeline.tracking.inputs import EVALUATION_TAG
 from pipeline.tracking.store import PREFIX, connect, experiment_id, find_run, project_name
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def find_contender(name: str) -> Contender:
 
     ``.`` (what stands in ``reports/``), a registry version (``3``, ``v3``), an alias (``champion``, ``@champion``), a
     ``models:/`` URI, a run's id, a unique beginning of one, or its name, a DVC experiment, or a git revision with
-    ``reports/metrics.json`` in it. Looked for in this order.
+    ``reports/evaluation.json`` among its outs. Looked for in this order.
 
     Raises:
         UserError: Nothing, or several things, of that name; or a run without predictions.
@@ -80,14 +80,14 @@ def _only(name: str, runs: "list[Run]") -> "Run | None":
 
 
 def _find_revision(client: "MlflowClient", name: str) -> "Run | None":
-    """The run that ``reports/metrics.json`` names in a DVC experiment or another revision of git."""
+    """The run that ``reports/evaluation.json`` names in a DVC experiment or another revision of git."""
     root = project_root()
     if name.startswith("-"):  # an option of git
         return None
     # Of another name git may know nothing.
     found = dvc_experiments.find_experiments(root).get(name) or dvc_experiments.Experiment(name, name, root)
     try:
-        run_id = json.loads(found.text("reports/metrics.json") or "{}").get("run_id")
+        run_id = json.loads(found.read(dvc_experiments.EVALUATION) or "{}").get("run_id")
     except ValueError:
         return None
     run = find_run(client, run_id) if run_id else None

@@ -100,7 +100,7 @@ def measure(client: "MlflowClient", versions: "list[ModelVersion]") -> list[tupl
     with tempfile.TemporaryDirectory(prefix="hyojo-promote-") as scratch:
         try:
             for version in versions:
-                folder = registry.fetch_bundle(client, version, Path(scratch) / str(version.version))
+                folder = registry.fetch_bundle(version, Path(scratch) / str(version.version))
                 sizes.append(graphs.served_file(folder)[1].stat().st_size / 1e6)
                 models.append(latency.open_model(folder))
             return list(zip(latency.measure_ms(models), sizes))

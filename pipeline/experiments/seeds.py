@@ -115,7 +115,7 @@ def find_members(root: Path, setting: Setting, client: Any) -> list[Member]:
     named = {int(match[1]): known[name] for name in known if (match := pattern.fullmatch(name))}
     alike = {seed: made for seed, made in named.items() if is_current(made, setting, seed)}
     # What data git lacks is DVC's to know: the newest record has it.
-    digests = {seed: made.source_digest(setting.params.prepare.source) for seed, made in alike.items()}
+    digests = {seed: made.source_digest() for seed, made in alike.items()}
     found = sorted(seed for seed, digest in digests.items() if digest == [*digests.values()][-1])
     if stale := sorted(named.keys() - found):
         seeds = ", ".join(map(str, stale))
@@ -126,7 +126,8 @@ def find_members(root: Path, setting: Setting, client: Any) -> list[Member]:
 def _member(experiment: Experiment, seed: int, client: Any) -> Member:
     """An experiment's figures; its run is rebuilt if the store lacks it."""
     result = json.loads(experiment.text("reports/metrics.json"))
-    member = Member(seed, experiment.name, result["run_id"], read_figures(result))
+    run_id = json.loads(experiment.read(dvc_experiments.EVALUATION))["run_id"]
+    member = Member(seed, experiment.name, run_id, read_figures(result))
 
     def look_up() -> None:
         run = find_run(client, member.run_id)

@@ -1,6 +1,6 @@
 """STAGE 4: the trained classifier as a bundle that needs none of this code to run.
 
-Reads ``models/train``, ``data/prepared``, and ``metrics.json``, ``calibration.json``, ``per_class.csv`` and
+Reads ``models/train``, ``data/prepared``, and ``evaluation.json``, ``calibration.json``, ``per_class.csv`` and
 ``reference.json`` in ``reports``; writes ``models/bundle/``: ``weights.safetensors``, ``model.pt2``, ``model.onnx``,
 ``model.int8.onnx``, ``bundle.json``, ``MODEL_CARD.md`` and ``reference.json``, and ``reports/latency.json``; logs the
 served model to the MLflow run. Formats that disagree on real test pictures fail the stage; the int8 one, which is an
@@ -22,14 +22,14 @@ import torch
 from pipeline.core.dataset import Prepared, load_prepared
 from pipeline.core.errors import UserError
 from pipeline.core.files import replacing, unescape_cell, write_text
-from pipeline.core.params import ExportParams
+from pipeline.core.params import ExportParams, flatten
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import BUNDLE, REPORTS, TRAINED
 from pipeline.core.stage_files import (
     BundleFile,
     CalibrationFile,
+    EvaluationFile,
     LatencyFile,
-    MetricsFile,
     NetFile,
     ReferenceFile,
     RunFile,
@@ -61,7 +61,7 @@ class Inputs:
     classifier: model.Classifier
     run: RunFile
     weights: WeightsFile
-    metrics: MetricsFile
+    metrics: EvaluationFile
     calibration: CalibrationFile
     per_class: list[dict[str, str]]
 
@@ -97,7 +97,7 @@ def export(params: ExportParams) -> BundleFile:
         ReferenceFile.load().save(folder)
         bundle = BundleFile(**seal(folder, bundle.as_dict()))
         bundle.save(folder)
-    log_bundle()
+    log_bundle(params)
     return bundle
 
 
@@ -108,7 +108,7 @@ def read_inputs() -> Inputs:
         classifier=load_classifier(TRAINED, "cpu"),
         run=RunFile.load(),
         weights=WeightsFile.load(),
-        metrics=MetricsFile.load(),
+        metrics=EvaluationFile.load(),
         calibration=CalibrationFile.load(),
         per_class=_read_csv(REPORTS / "per_class.csv"),
     )
@@ -185,7 +185,7 @@ def bundle_record(inputs: Inputs, *, int8: dict[str, Any], **made: Any) -> Bundl
     )
 
 
-def log_bundle() -> None:
+def log_bundle(params: ExportParams) -> None:
     """Put the served model and the time of an answer onto the MLflow run."""
     with tempfile.TemporaryDirectory(prefix="hyojo-pyfunc-") as scratch:
         pyfunc_dir = Path(scratch) / "model"
@@ -193,7 +193,7 @@ def log_bundle() -> None:
         (latency_ms,) = latency.measure_ms([latency.open_model(BUNDLE)])
         measured = LatencyFile(latency_ms=latency_ms)
         measured.save()
-        bundles.log_bundle(BUNDLE, pyfunc_dir, measured.metrics)
+        bundles.log_bundle(BUNDLE, pyfunc_dir, measured.metrics, flatten(params, "export"))
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

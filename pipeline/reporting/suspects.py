@@ -1,14 +1,15 @@
 """The page of label suspects, ``reports/label_suspects.html`` and the like of train, on which people decide."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from pipeline.core.dataset import Prepared
+from pipeline.core.dataset import Prepared, Split
 from pipeline.reporting import html
 
-SHOWN_FACES, SHOWN_PAIRS, SHOWN_SETS = 500, 10, 50
+SHOWN_FACES, SHOWN_PAIRS, SHOWN_SETS = 96, 10, 50
+DECIDED_FACES = 500  # on the page to decide on
 
 
 def render(
@@ -18,28 +19,42 @@ def render(
 
     Twins with different labels are shown too. What is decided on the page is saved as a file for ``hyojo relabel``.
     """
-    table = pd.DataFrame(columns=["label", "suggested"]) if found is None else found
-    pairs = table.groupby(["label", "suggested"]).size().sort_values(ascending=False, kind="stable")
+    doubts = describe(found, {name: prepared.split(name) for name in splits}, file, DECIDED_FACES)
     digests = {name: prepared.identities(name)["sha256"] for name in splits}
-    faces = table.head(SHOWN_FACES).to_dict("records")
-    for face in faces:
-        face["picture"] = html.thumbnail(prepared.split(face["split"]).images[face["row"]])
+    for face in doubts["faces"]:
         face["sha256"] = digests[face["split"]][face["row"]]
     sets = [members for name in splits for members in _find_conflicts(prepared, name)]
     return html.render(
         "label_suspects.html",
         title="Labels in doubt",
+        doubts=doubts,
+        sets=sets[:SHOWN_SETS],
+        set_count=len(sets),
+        class_names=prepared.class_names,
+        digest=prepared.digest,
+    )
+
+
+def describe(
+    found: pd.DataFrame | None,
+    splits: Mapping[str, Split],
+    file: str = "label_suspects.csv",
+    shown: int = SHOWN_FACES,
+) -> dict[str, Any]:
+    """Return what ``doubts.html`` says of the same, as a part of some page."""
+    table = pd.DataFrame(columns=["label", "suggested"]) if found is None else found
+    pairs = table.groupby(["label", "suggested"]).size().sort_values(ascending=False, kind="stable")
+    faces = table.head(shown).to_dict("records")
+    for face in faces:
+        face["picture"] = html.thumbnail(splits[face["split"]].images[face["row"]])
+    return dict(
         too_weak=found is None,
-        images=sum(len(prepared.split(name)) for name in splits),
+        images=sum(map(len, splits.values())),
         total=len(table),
         where=" and ".join("training" if name == "train" else name for name in splits),
         file=file,
         pairs=[(*pair, count) for pair, count in pairs.head(SHOWN_PAIRS).items()],
         faces=faces,
-        sets=sets[:SHOWN_SETS],
-        set_count=len(sets),
-        class_names=prepared.class_names,
-        digest=prepared.digest,
     )
 
 

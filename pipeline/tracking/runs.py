@@ -5,7 +5,6 @@ stage, and ``sync`` rebuilds the mirror. mlflow is imported inside functions: it
 """
 
 import csv
-import json
 import os
 import tempfile
 import time
@@ -17,8 +16,10 @@ from pipeline.core.paths import PARAMS, REPORTS, TRAINED
 from pipeline.core.stage_files import RunFile, WeightsFile
 from pipeline.tracking import families
 from pipeline.tracking.attempts import Patience, attempt
+from pipeline.tracking.inputs import DIGEST_TAG, JOB_TAG, log_data, log_params, name_run
 from pipeline.tracking.origin import origin_tags, read_patch
 from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
+from pipeline.tracking.trouble import TrackingError, told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -129,28 +130,15 @@ def create_run(
 
     It began at ``started_s``, seconds since 1970; None: now.
     """
-    name = " ".join(filter(None, (params.get("train.backbone"), os.environ.get("DVC_EXP_NAME"))))
     tags = {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"} | families.environment_tags() | tags
     if logical_id:  # at once: a run that was cut short is found again by it
         tags |= {RUN_ID_TAG: logical_id}
-    run = client.create_run(experiment_id(client), _to_ms(started_s), tags, name)
+    run = client.create_run(experiment_id(client), _to_ms(started_s), tags, name_run(params, tags))
     if not logical_id:
         client.set_tag(run.info.run_id, RUN_ID_TAG, run.info.run_id)
-    _log_params(client, run, params, tags["hyojo.data_digest"])
+    log_params(client, run, params)
+    log_data(client, run, params.get("prepare.source"))
     return client.get_run(run.info.run_id)
-
-
-def _log_params(client: "MlflowClient", run: "Run", params: dict[str, str], digest: str) -> None:
-    """Log the params that a run lacks, and name its data, in the UI's column for them."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
-    if lacking := [Param(key, value) for key, value in params.items() if key not in run.data.params]:
-        client.log_batch(run.info.run_id, params=lacking)
-    source = params.get("prepare.source")  # sidecars of old lack it
-    if source and not (run.inputs and run.inputs.dataset_inputs):
-        # MLflow wants a digest of at most 36 characters.
-        dataset = Dataset(Path(source).name, digest[:32], "local", json.dumps({"uri": source}))
-        client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def log_epochs(
@@ -193,11 +181,27 @@ def read_artifact(client: "MlflowClient", run_id: str, path: str) -> bytes | Non
         return Path(client.download_artifacts(run_id, path, scratch)).read_bytes()
 
 
-def fetch(client: "MlflowClient", run_id: str, path: str, dest: Path) -> Path:
-    """Copy a folder that a run holds into ``dest``; raises what MLflow or the file system raises."""
+def fetch(uri: str, dest: Path, file: bool = False) -> Path | None:
+    """Copy the folder or file behind a URI of MLflow's into ``dest``; None if there is none.
+
+    Raises:
+        TrackingError: The store, or that of the files, does not answer.
+    """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    dest.mkdir(parents=True, exist_ok=True)
-    return Path(client.download_artifacts(run_id, path, str(dest)))
+    try:
+        with told(uri):
+            import mlflow.artifacts
+
+            around, _, name = uri.rpartition("/")
+            there = mlflow.artifacts.list_artifacts(artifact_uri=around if file else uri)
+            if not (any(item.path.endswith(name) for item in there) if file else there):
+                return None
+            dest.mkdir(parents=True, exist_ok=True)
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(dest)))
+    except TrackingError as error:
+        if error.is_missing:
+            return None
+        raise
 
 
 def find_or_rebuild(client: "MlflowClient") -> "Run":
@@ -251,7 +255,8 @@ def complete_run(client: "MlflowClient", run: "Run") -> None:
     Whatever was cut short, here or in the training, is made whole; doing it twice changes nothing.
     """
     sidecar = WeightsFile.load()
-    _log_params(client, run, sidecar.params, sidecar.data_digest)
+    log_params(client, run, sidecar.params)
+    log_data(client, run, sidecar.params.get("prepare.source"))
     there = {item.path: item.file_size for item in client.list_artifacts(run.info.run_id)}
     # What is there counts: params.yaml may have been edited since.
     log_files(client, run.info.run_id, {"": [path for path in INPUTS if path.name not in there]})
@@ -269,8 +274,8 @@ def complete_run(client: "MlflowClient", run: "Run") -> None:
 def _file_tags() -> dict[str, str]:
     """Digests of data, weights and job, as tags."""
     sidecar, job = WeightsFile.load(), RunFile.load().job
-    tags = {"hyojo.data_digest": sidecar.data_digest, "hyojo.weights_sha256": sidecar.weights_sha256}
-    return tags | ({"hyojo.job": job} if job else {})
+    tags = {DIGEST_TAG: sidecar.data_digest, "hyojo.weights_sha256": sidecar.weights_sha256}
+    return tags | ({JOB_TAG: job} if job else {})
 
 
 def _to_ms(seconds: float | None) -> int | None:

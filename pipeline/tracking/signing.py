@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import replacing
-from pipeline.tracking.bundles import read_bundle
+from pipeline.tracking.bundles import name_model, read_bundle
 from pipeline.tracking.runs import fetch, read_artifact
 from pipeline.tracking.store import find_run
 
@@ -76,21 +76,25 @@ def check_version(client: "MlflowClient", version: "ModelVersion", public_key: s
         UserError: It is not, or its files are gone.
         TrackingError: The store of the artifacts does not answer.
     """
-    run, name = find_run(client, str(version.run_id)), str(version.source).rsplit("/", 1)[1]
-    if run is None or not client.list_artifacts(run.info.run_id, name):
-        raise UserError(
-            f"version {version.version} cannot be checked: its files, or its run {version.run_id}, are gone."
-        )
     with tempfile.TemporaryDirectory(prefix="hyojo-check-") as scratch:
-        folder = fetch(client, run.info.run_id, name, Path(scratch))
+        run, folder = find_run(client, str(version.run_id)), fetch(str(version.source), Path(scratch) / "model")
+        if run is None or folder is None:
+            raise UserError(
+                f"version {version.version} cannot be checked: its files, or its run {version.run_id}, are gone."
+            )
         if public_key is not None:
-            signature = Path(scratch) / f"{name}.sig"
+            signature = Path(scratch) / name_signature(version)
             content = read_artifact(client, run.info.run_id, signature.name)
             if content is None:
                 raise UserError(f"version {version.version} is not signed. `hyojo sign {version.version}` does it.")
             signature.write_bytes(content)
             folder = copy_signed(folder, signature, Path(public_key))
         read_bundle(folder / "artifacts" / "bundle")
+
+
+def name_signature(version: "ModelVersion") -> str:
+    """The file on a version's run that is its signature."""
+    return f"{name_model(str(version.tags['hyojo.digest']))}.sig"
 
 
 def copy_folder(folder: Path) -> Path:

@@ -170,11 +170,6 @@ def experiment_id(client: "MlflowClient") -> str:
     return client.get_experiment_by_name(experiment_name()).experiment_id
 
 
-def runs_page(client: "MlflowClient", address: str) -> str:
-    """Where a browser finds the project's runs: the UI's front page shows MLflow's features for language models."""
-    return f"{address.rstrip('/')}/#/experiments/{experiment_id(client)}/runs?workflowType=machine_learning"
-
-
 def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
     """The run with this id, or the one rebuilt in its stead; deleted runs don't count."""
     if not run_id:

@@ -9,14 +9,20 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ruamel.yaml import YAML
-
-from pipeline.core.dvc_file import find_stage_outs
+from pipeline.core.dvc_file import find_stage_outs, read_lock
 from pipeline.core.errors import UserError, telling
-from pipeline.core.params import EvaluateParams
+from pipeline.core.params import EvaluateParams, Params, flatten
 from pipeline.core.params_file import load_params
-from pipeline.core.paths import BUNDLE, PARAMS, REPORTS, TRAINED
-from pipeline.core.stage_files import BundleFile, DatasetFile, LatencyFile, MetricsFile, RunFile, StageFile, WeightsFile
+from pipeline.core.paths import BUNDLE, PARAMS, TRAINED
+from pipeline.core.stage_files import (
+    BundleFile,
+    DatasetFile,
+    EvaluationFile,
+    LatencyFile,
+    RunFile,
+    StageFile,
+    WeightsFile,
+)
 from pipeline.inference.bundle import BundleError
 from pipeline.tracking import bundles, evaluations, runs, suspects
 from pipeline.tracking.attempts import exacting
@@ -45,17 +51,18 @@ def sync() -> list[str]:
 
 def _sync(client: "MlflowClient") -> list[str]:
     done = [_sync_training(client)]
-    if _is_there(MetricsFile):
-        metrics, outs = MetricsFile.load(), find_stage_outs("evaluate")
-        there = [out for out in outs if out.exists()]
-        evaluations.log_reports(metrics, there, _evaluation_key(), _test_digest())
-        done.append(f"evaluation on run {_run_of(client, metrics.run_id, MetricsFile)}")
+    if _is_there(EvaluationFile):
+        found, outs = EvaluationFile.load(), find_stage_outs("evaluate")
+        there, params = [out for out in outs if out.exists()], _params_of("evaluate", EvaluationFile).evaluate
+        evaluations.log_reports(found, there, params, _evaluation_key(params), _test_digest())
+        done.append(f"evaluation on run {_run_of(client, found.run_id, EvaluationFile)}")
     if _is_there(BundleFile):
         run_id = _run_of(client, BundleFile.load().run_id, BundleFile)
         with tempfile.TemporaryDirectory(prefix="hyojo-sync-") as scratch, telling(BundleError):
             build_pyfunc(BUNDLE, Path(scratch) / "model")
             measured = LatencyFile.load().metrics if _is_there(LatencyFile) else {}
-            bundles.log_bundle(BUNDLE, Path(scratch) / "model", measured)
+            exported = flatten(_params_of("export", LatencyFile).export, "export")
+            bundles.log_bundle(BUNDLE, Path(scratch) / "model", measured, exported)
         done.append(f"bundle on run {run_id}")
     if suspects.SUMMARY.exists():
         suspects.log_suspects()
@@ -79,11 +86,11 @@ def _run_of(client: "MlflowClient", run_id: str, kind: type[StageFile]) -> str:
     return run.info.run_id
 
 
-def _evaluation_key() -> str:
+def _evaluation_key(params: EvaluateParams) -> str:
     """The key of the evaluation in the work tree; the prepared data need not be there."""
     sidecar = WeightsFile.load()
     digest = DatasetFile.load().digest if _is_there(DatasetFile) else sidecar.data_digest
-    return evaluations.evaluation_key(sidecar.weights_sha256, _evaluation_params(), digest)
+    return evaluations.evaluation_key(sidecar.weights_sha256, params, digest)
 
 
 def _test_digest() -> str | None:
@@ -93,15 +100,15 @@ def _test_digest() -> str | None:
     return BundleFile.load().test_digest if _is_there(BundleFile) else None
 
 
-def _evaluation_params() -> EvaluateParams:
-    """What the reports were made with: by DVC's record, if it is of these reports; else by params.yaml."""
-    made = hashlib.md5((REPORTS / MetricsFile.FILE).read_bytes(), usedforsecurity=False).hexdigest()
-    lock = Path("dvc.lock")
-    content = YAML(typ="safe").load(lock.read_text(encoding="utf-8")) if lock.exists() else {}
-    stage = content.get("stages", {}).get("evaluate", {})
-    if made in [out.get("md5") for out in stage.get("outs", [])]:
-        return EvaluateParams.model_validate(stage["params"][PARAMS.name]["evaluate"])
-    return load_params().evaluate
+def _params_of(stage: str, kind: type[StageFile]) -> Params:
+    """What a stage's files were made with: by DVC's record, if it is of this very file; else by params.yaml."""
+    path, found, present = kind.FOLDER / kind.FILE, read_lock().get(stage, {}), load_params()
+    if path.exists():
+        made = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if made in [out.get("md5") for out in found.get("outs", [])]:
+            section = type(getattr(present, stage)).model_validate(found["params"][PARAMS.name][stage])
+            return present.model_copy(update={stage: section})
+    return present
 
 
 def _sync_training(client: "MlflowClient") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pipeline.core.signals import StopRequest
 from pipeline.models import model
 from pipeline.tracking.runs import TrainingRun
-from pipeline.train import loop
+from pipeline.train import live, loop
 from pipeline.train.job import Job, Keeper, Session
 from pipeline.train.loader import build_loader, place_images
 from pipeline.train.trainer import Trainer, wrap
@@ -34,6 +34,8 @@ def fit(job: Job, trainer: Trainer, session: Session, run: TrainingRun | None, s
             best = "  best" if session.best_epoch == row["epoch"] else ""
             print(f"{_row_text(row, params.epochs)}  {time.monotonic() - started:.0f} s{best}", flush=True)
         keeper.keep_in_time()
+        if run:
+            live.show(progress.history)
     keeper.keep()
 
 

@@ -27,7 +27,7 @@ from pipeline.models.weights import save_weights
 from pipeline.reporting import plots, training_figures
 from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.runs import ATTEMPT_TAG, TrainingRun
-from pipeline.train import checkpoint, distributed, planning
+from pipeline.train import checkpoint, distributed, live, planning
 from pipeline.train.distributed import Ranks
 from pipeline.train.fit import fit
 from pipeline.train.job import Job, Session, build_job, hold, resume, save
@@ -92,6 +92,7 @@ def _run_job(job: Job, trainer: Trainer, stop: StopRequest) -> None:
             session.finished, session.ended_s = True, session.ended_s or time.time()
             save(job, trainer, session)
             digest = write_outs(job, session)
+            live.hide()
             checkpoint.discard_finished(job.folder)
     except Interrupted:
         if run:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.core.stage_files import CalibrationFile, MetricsFile, RunFile, StageFile
+from pipeline.core.stage_files import CalibrationFile, EvaluationFile, RunFile, StageFile
 
 RUN = RunFile(run_id="a", job="b", formats={"onnx": None, "pt2": "too é"})
-METRICS = MetricsFile(val={"accuracy": 0.5}, test={"accuracy": 0.25}, test_clean={"images": 3}, run_id="a")
+METRICS = EvaluationFile(val={"accuracy": 0.5}, test={"accuracy": 0.25}, test_clean={"images": 3}, run_id="a")
 
 
 @pytest.mark.parametrize("file", [RUN, METRICS])
@@ -20,7 +20,7 @@ def test_load_gives_what_save_wrote(tmp_path: Path, file: StageFile) -> None:
 
 def test_save_leaves_out_what_was_not_given_and_keeps_integers(tmp_path: Path) -> None:
     METRICS.save(tmp_path)
-    text = (tmp_path / "metrics.json").read_text()
+    text = (tmp_path / "evaluation.json").read_text()
     assert "robustness" not in text
     assert '"images": 3\n' in text
 

@@ -20,9 +20,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         space.keys.append(key)
         return RunFile.load().run_id
 
-    def log_evaluation(run_id: str, values: dict, files: dict[str, list[Path]], tags: dict) -> None:
+    def log_evaluation(
+        run_id: str, values: dict, files: dict[str, list[Path]], tags: dict, params: dict, audit: dict
+    ) -> None:
         assert all(path.is_file() for paths in files.values() for path in paths)
-        space.logged.append((run_id, values, files, tags))
+        space.logged.append((run_id, values, files, tags, params))
 
     monkeypatch.setattr(evaluations, "claim_run", claim_run)
     monkeypatch.setattr(evaluations, "log_evaluation", log_evaluation)

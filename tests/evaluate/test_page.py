@@ -11,7 +11,7 @@ from tests.prepare.test_page import Page
 
 SECTIONS = [
     "scores", "classes", "confusion", "calibration", "abstention", "robustness", "slices", "explanations", "mistakes",
-    "data", "training", "card",
+    "doubts", "data", "training", "card",
 ]  # fmt: skip
 
 
@@ -49,12 +49,16 @@ def test_page_is_one_file_with_every_section(page: tuple[Workspace, str]) -> Non
     assert "col" in read.values("th", "scope")
     assert "row" in read.values("th", "scope")
     assert "prefers-color-scheme: dark" in html
-    result = json.loads((space.reports / "metrics.json").read_text())
+    result = json.loads((space.reports / "evaluation.json").read_text())
     for part, name in (("test", "accuracy"), ("robustness", "mean_corruption_accuracy"), ("test_tta", "macro_f1")):
         assert f"{result[part][name]:.3f}" in " ".join(read.texts)
     assert "Intended use" in read.texts
     assert "Files" not in read.texts
-    assert result["run_id"] not in html
+    # Which training it is of; nothing leads out of the page, as MLflow shows it alone.
+    rows = read.texts[read.texts.index("run") :]
+    origin = dict(zip(rows[::2], rows[1::2]))
+    assert (origin["run"], origin["by"], origin["commit"]) == ("run-of-train", "ada", "cccccccccccc, with changes")
+    assert origin["trained"] == "2001-09-09 01:46 UTC"
 
 
 def test_page_says_that_views_are_served(workspace: Workspace) -> None:

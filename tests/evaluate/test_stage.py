@@ -16,7 +16,7 @@ from sklearn import metrics as reference
 from pipeline.core.dataset import load_prepared
 from pipeline.core.dvc_file import find_stage_outs
 from pipeline.core.errors import UserError
-from pipeline.core.stage_files import WeightsFile
+from pipeline.core.stage_files import RunFile, WeightsFile
 from pipeline.evaluate import net, stage
 from pipeline.metrics.suspects import COLUMNS, tabulate
 from pipeline.metrics.table import METRICS, score
@@ -66,7 +66,7 @@ def test_predictions_hold_every_sample_and_its_probabilities(workspace: Workspac
 def test_metrics_follow_from_the_predictions(workspace: Workspace) -> None:
     returned = workspace.evaluate()
     table = workspace.predictions()
-    written = json.loads((workspace.reports / "metrics.json").read_text())
+    written = json.loads((workspace.reports / "evaluation.json").read_text())
     assert written == returned
     assert written["test"] == pytest.approx(scores_of(table))
     val_targets = load_prepared(workspace.prepared).split("val").targets
@@ -79,6 +79,26 @@ def test_metrics_follow_from_the_predictions(workspace: Workspace) -> None:
         "test_clean": ["images", *SCORES],
         "audit": ["redundant", "conflicting_groups", "test_in_train"],
     }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_metrics_are_what_other_results_change(workspace: Workspace) -> None:
+    """``dvc metrics diff`` has few columns, and git nothing to commit where another run gave the same results."""
+    all_of_it = workspace.evaluate(WHOLE.model_copy(update={"tta": ["flip"]}))
+    shown = json.loads((workspace.reports / "metrics.json").read_text())
+    assert shown["test"] == all_of_it["test"]
+    assert {part: list(scores) for part, scores in shown.items() if part != "test"} == {
+        **{part: ["accuracy", "macro_f1"] for part in ("val", "test_clean", "test_tta")},
+        "robustness": ["mean_corruption_accuracy"],
+    }
+    assert all(all_of_it[part][name] == value for part, scores in shown.items() for name, value in scores.items())
+    assert sum(map(len, shown.values())) <= 20
+    before = (workspace.reports / "metrics.json").read_bytes()
+    own = RunFile.load()
+    own.model_copy(update={"run_id": "another"}).save()
+    workspace.evaluate(WHOLE.model_copy(update={"tta": ["flip"]}))
+    assert (workspace.reports / "metrics.json").read_bytes() == before
+    assert json.loads((workspace.reports / "evaluation.json").read_text())["run_id"] == "another"
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -136,7 +156,7 @@ def test_again_gives_the_same_bytes_and_leaves_nothing_else(workspace: Workspace
     workspace.evaluate(WHOLE)
     first = workspace.digests()
     assert set(first) == {
-        "metrics.json", "per_class.csv", "confusion.csv", "predictions.csv",
+        "metrics.json", "evaluation.json", "per_class.csv", "confusion.csv", "predictions.csv",
         "label_suspects.csv", "label_suspects.html",
         *(f"figures/{name}.png" for name in [*FIGURES, "robustness"]),
         "calibration.json", "reference.json", "intervals.json", "robustness.csv", "slices.csv", "report.html",
@@ -165,16 +185,17 @@ def test_key_tells_weights_data_and_params_apart_and_batches_change_no_score(wor
 @pytest.mark.usefixtures("undrawn")
 def test_run_gets_metrics_files_and_key(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     result = workspace.evaluate()
-    ((run_id, values, files, tags),) = workspace.logged
+    ((run_id, values, files, tags, params),) = workspace.logged
     assert run_id == "run-of-train"
-    parts = ("test", "test_clean", "audit")
-    assert values == {f"{part}/{name}": value for part in parts for name, value in result[part].items()}
+    scores = {part: result[part].keys() & METRICS for part in ("test", "test_clean")}  # counts are no curves
+    assert values == {f"{part}/{name}": result[part][name] for part, names in scores.items() for name in names}
     names = {folder: sorted(path.name for path in paths) for folder, paths in files.items()}
     monkeypatch.chdir(Path(stage.__file__).parents[2])
     outs = {out.name for out in find_stage_outs("evaluate")}
     figures = [f"{name}.png" for name in FIGURES]
     assert names == {"evaluation": sorted(outs - {"figures"}), "evaluation/figures": figures}
     assert workspace.keys[0] in tags.values()
+    assert params["evaluate.batch_size"] == str(PARAMS.batch_size)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -202,7 +223,7 @@ def test_views_are_scored_or_are_the_model(workspace: Workspace, names: list[str
         probs = (logits.double() / trust["temperature"]).softmax(1).numpy()
         assert parts[name]["accuracy"] == pytest.approx(reference.accuracy_score(targets, probs.argmax(1)))
         assert parts[name]["nll"] == pytest.approx(reference.log_loss(targets, probs), abs=1e-4)
-    ((_, values, _, _),) = workspace.logged
+    ((_, values, *_),) = workspace.logged
     assert values["test_plain/nll" if served else "test_tta/nll"] == beside["nll"]
 
 
@@ -212,7 +233,7 @@ def test_accuracy_under_corruptions_is_logged(workspace: Workspace) -> None:
     table = pd.read_csv(workspace.reports / "robustness.csv", keep_default_na=False)
     assert len(table) == 1 + 2 * 5
     assert set(table["images"]) == {20} == {result["images"]}
-    ((_, values, files, _),) = workspace.logged
+    ((_, values, files, *_),) = workspace.logged
     mean = values["robustness/mean_corruption_accuracy"]
     assert mean == result["mean_corruption_accuracy"] == pytest.approx(table["accuracy"][1:].mean())
     assert "robustness.png" in [path.name for path in files["evaluation/figures"]]

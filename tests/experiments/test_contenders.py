@@ -102,7 +102,7 @@ def test_the_workspace(project: Path) -> None:
     assert "dvc repro evaluate" in refusal(".")
     run_id = make_run()
     write_predictions(project / "reports" / "predictions.csv", TARGETS, TARGETS)
-    path = project / "reports" / "metrics.json"
+    path = project / "reports" / "evaluation.json"
     metrics = {"run_id": run_id, "val": {}, "test": {"accuracy": 1.0}, "test_clean": {"images": 6}}
     path.write_text(json.dumps(metrics))
     found = names.find_contender(".")
@@ -119,7 +119,7 @@ def test_dvc_experiments_and_revisions_name_the_run_of_their_metrics(project: Pa
 
     run_git("init", "-q")
     (project / "reports").mkdir()
-    (project / "reports" / "metrics.json").write_text(json.dumps({"run_id": run_id}))
+    (project / "reports" / "evaluation.json").write_text(json.dumps({"run_id": run_id}))
     run_git("add", "reports")
     run_git("commit", "-qm", "one")
     commit = run_git("rev-parse", "HEAD")
@@ -127,7 +127,7 @@ def test_dvc_experiments_and_revisions_name_the_run_of_their_metrics(project: Pa
     for name in ("broad-bets", "HEAD", commit):
         assert names.find_contender(name).run_id == run_id, name
     assert "Experiments: broad-bets." in refusal("broad-bet")
-    (project / "reports" / "metrics.json").write_text(json.dumps({"run_id": "f" * 32}))
+    (project / "reports" / "evaluation.json").write_text(json.dumps({"run_id": "f" * 32}))
     run_git("commit", "-qam", "two")
     assert "which this store lacks" in refusal("HEAD")
 

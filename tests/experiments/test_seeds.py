@@ -16,6 +16,7 @@ from pipeline.tracking import dvc_experiments, families
 from pipeline.tracking.store import connect, experiment_id, find_run
 
 SOURCE, CODE, METRICS = Path("data/tiny.zip"), Path("pipeline/train/loop.py"), Path("reports/metrics.json")
+EVALUATION = Path("reports/evaluation.json")
 
 
 class Runner:
@@ -41,20 +42,21 @@ class Runner:
         params = Path("params.yaml")
         params.write_text(apply_overrides(params.read_text(), [each.removeprefix("++") for each in overrides]))
         scores = {"accuracy": 0.5 + seed / 100, "macro_f1": 0.4}
-        METRICS.write_text(json.dumps({"run_id": run.info.run_id, "val": scores, "test": scores}))
+        METRICS.write_text(json.dumps({"val": scores, "test": scores}))
+        EVALUATION.write_text(json.dumps({"run_id": run.info.run_id}))
         head, commit = run_git("rev-parse", "HEAD"), run_git("stash", "create")
-        run_git("checkout", "-q", "--", str(params), str(METRICS))
+        run_git("checkout", "-q", "--", str(params), str(METRICS), str(EVALUATION))
         run_git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
         return 0
 
 
 @pytest.fixture
 def runner(project: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    for path, text in ((SOURCE, "zip"), (CODE, "1\n"), (METRICS, "{}")):
+    for path, text in ((SOURCE, "zip"), (CODE, "1\n"), (METRICS, "{}"), (EVALUATION, "{}")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     run_git("init", "-q")
-    run_git("add", "-f", "params.yaml", "dvc.yaml", *map(str, (SOURCE, CODE, METRICS)))
+    run_git("add", "-f", "params.yaml", "dvc.yaml", *map(str, (SOURCE, CODE, METRICS, EVALUATION)))
     run_git("commit", "-qm", "A project")
     runner = Runner()
     monkeypatch.setattr(dvc_experiments, "run_experiment", runner)

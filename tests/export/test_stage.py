@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def write_reports(folder: Path) -> None:
     metrics = {"val": {"accuracy": 0.5, "macro_f1": 0.5}, "test": test, "run_id": "r2"}
     metrics["test_clean"] = {"images": 3300, "accuracy": 0.48765}
     metrics["audit"] = {"redundant": 1234, "conflicting_groups": 56, "test_in_train": 289}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "evaluation.json").write_text(json.dumps(metrics))
     (folder / "calibration.json").write_text(json.dumps(TRUST))
     (folder / "reference.json").write_text(json.dumps({"images": 1, "accuracy": 1.0, "columns": {"label": ["a"]}}))
     (folder / "per_class.csv").write_text(
@@ -117,7 +118,8 @@ class Project:
         write_reports(self.reports)
         self.logged: list[tuple[str, set[str], dict[str, float]]] = []
 
-    def log(self, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float]) -> None:
+    def log(self, bundle_dir: Path, pyfunc_dir: Path, metrics: dict[str, float], params: dict[str, str]) -> None:
+        assert params["export.opset"] == "18"
         names = {path.name for path in pyfunc_dir.rglob("*")}
         self.logged.append((BundleFile.load(self.root / bundle_dir).run_id, names, metrics))
 
@@ -257,6 +259,8 @@ def test_what_goes_to_mlflow(exported: Project, tmp_path: Path) -> None:
 
 def test_the_logged_model_answers_its_own_example(exported: Project, tmp_path: Path) -> None:
     stage.build_pyfunc(exported.bundle, tmp_path / "model")
+    about = (tmp_path / "model" / "MLmodel").read_text()
+    assert not re.search(r"(?<![\w.])/\w", about), about  # no paths of the machine that exported it
     assert mlflow.active_run() is None
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     example = loaded.input_example
@@ -356,7 +360,7 @@ def test_pixels_other_than_prepared_ones_stop_the_stage(project: Project) -> Non
     [
         ("models/train/weights.json", "train"),
         ("models/train/run.json", "train"),
-        ("reports/metrics.json", "evaluate"),
+        ("reports/evaluation.json", "evaluate"),
         ("reports/calibration.json", "evaluate"),
         ("reports/per_class.csv", "evaluate"),
         ("data/prepared/classes.json", "prepare"),
@@ -408,8 +412,8 @@ def test_another_served_code_is_another_version(
     monkeypatch.chdir(root)
     client, project = connect(), Project(root)
     run_id = client.create_run(experiment_id(client)).info.run_id
-    metrics = json.loads((project.reports / "metrics.json").read_text())
-    (project.reports / "metrics.json").write_text(json.dumps(metrics | {"run_id": run_id}))
+    metrics = json.loads((project.reports / "evaluation.json").read_text())
+    (project.reports / "evaluation.json").write_text(json.dumps(metrics | {"run_id": run_id}))
     project.export(formats=["pt2"])
     assert "version 1" in registry.register().message
 

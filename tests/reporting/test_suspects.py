@@ -58,7 +58,7 @@ def test_decisions_by_keyboard_are_saved_in_a_browser(page: Any, tmp_path: Path)
     """Suggestion, keep, another class, leave out, not sure; they are there again after the page was left."""
     images = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 1), dtype=np.uint8)
     prepared = fake(100, conflicts=3, val=images)
-    lines = [(f"{i}, \"x\".png", "val", 10 + i, "angry", "<happy>", 0.1, 0.9) for i in range(5)]
+    lines = [(f'{i}, "x".png', "val", 10 + i, "angry", "<happy>", 0.1, 0.9) for i in range(5)]
     columns = ["file", "split", "row", "label", "suggested", "prob_label", "prob_suggested"]
     (tmp_path / "page.html").write_text(render(pd.DataFrame(lines, columns=columns), prepared, ["val"]))
     page.goto((tmp_path / "page.html").as_uri())

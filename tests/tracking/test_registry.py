@@ -72,7 +72,10 @@ def test_the_first_version_ever_is_champion() -> None:
     # What the version points at is what was logged: mlflow itself finds it there.
     from mlflow.artifacts import download_artifacts
 
-    assert (Path(download_artifacts(version.source)) / "MLmodel").read_text() == "flavors: {}"
+    assert run_id in (Path(download_artifacts(version.source)) / "MLmodel").read_text()
+    (model,) = connect().search_logged_models([experiment_id(connect())], f"source_run_id = '{run_id}'")
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "hyojo", "version": "1"}]
+    assert model.artifact_location == version.source
 
 
 @pytest.mark.usefixtures("_registered")

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from builders import bundle_record, forget_store, run_git, write_exported, write_sidecars
+from mlflow.models import Model
 
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import store
 from pipeline.tracking.bundles import find_model, log_bundle
-from pipeline.tracking.evaluations import EVALUATION_TAG, claim_run, describe_run, log_evaluation
+from pipeline.tracking.descriptions import describe_run
+from pipeline.tracking.evaluations import claim_run, log_evaluation
+from pipeline.tracking.inputs import EVALUATION_TAG
 from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.runs import TrainingRun
 
@@ -79,15 +82,20 @@ def check_whole(run: Any) -> None:
         assert points(run.info.run_id, key) == [(row["epoch"], row[key]) for row in HISTORY]
     assert artifacts(run.info.run_id) >= TRAIN_FILES | {"params.yaml"}
     assert run.data.tags["hyojo.data_digest"] == "d" * 64
-    (item,) = run.inputs.dataset_inputs
-    assert item.dataset.name == "tiny.zip"
-    assert ("d" * 64).startswith(item.dataset.digest)
+    inputs = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
+    assert inputs.keys() == {"training", "validation", "testing"}
+    assert inputs["testing"].name == "test tiny.zip"
+    # What DVC calls the source, if it recorded that, as `grep` finds it in dvc.lock.
+    assert {item.digest for item in inputs.values()} == {run.data.tags.get("hyojo.dvc.source", ("d" * 36))}
 
 
 def test_a_training_is_one_run_with_params_tags_and_history(
     project: Path, train_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "brisk-ibex")
+    deps = [{"path": "pipeline/prepare", "md5": "c" * 32 + ".dir"}, {"path": "data/tiny.zip", "md5": "5" * 32}]
+    prepared = {"deps": deps, "params": {"params.yaml": {"prepare": {"source": "data/tiny.zip"}}}}
+    (project / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"prepare": prepared}}))
     run = TrainingRun(PARAMS, TAGS | origin_tags())
     assert runs()[0].info.status == "RUNNING"
     for count in (1, 2, 3, 3):
@@ -97,11 +105,12 @@ def test_a_training_is_one_run_with_params_tags_and_history(
     (found,) = runs()
     assert found.info.run_id == run.run_id
     assert found.info.end_time is not None
-    assert found.info.run_name == "face_resnet_s brisk-ibex"
+    assert found.info.run_name == "brisk-ibex face_resnet_s"
     assert found.data.metrics["train/time_s"] == 12.5
     wanted = TAGS | {"hyojo.run_id": run.run_id, "hyojo.dvc.exp_name": "brisk-ibex"}
     wanted |= {"hyojo.weights_sha256": "e" * 64, "mlflow.source.type": "PROJECT"}
     assert wanted.items() <= found.data.tags.items()
+    assert found.data.tags["hyojo.dvc.source"] == "5" * 32
     check_whole(found)
 
 
@@ -221,7 +230,7 @@ def test_figures_and_files_of_an_evaluation_are_logged_once(train_dir: Path, own
     figure.write_bytes(b"png")
     files = {"": [report, tmp_path / "missing.csv"], "figures": [figure]}
     for _ in range(2):
-        log_evaluation(own, {"test/accuracy": 0.5}, files, {EVALUATION_TAG: "key"})
+        log_evaluation(own, {"test/accuracy": 0.5}, files, {EVALUATION_TAG: "key"}, {})
     (run,) = runs()
     assert points(own, "test/accuracy") == [(0, 0.5)]
     assert run.data.tags[EVALUATION_TAG] == "key"
@@ -230,7 +239,7 @@ def test_figures_and_files_of_an_evaluation_are_logged_once(train_dir: Path, own
 
 
 def test_a_child_that_this_store_lacks_is_made_again(train_dir: Path, own: str) -> None:
-    log_evaluation("c" * 32, {"test/accuracy": 0.25}, {}, {EVALUATION_TAG: "key"})
+    log_evaluation("c" * 32, {"test/accuracy": 0.25}, {}, {EVALUATION_TAG: "key"}, {})
     (child,) = [run for run in runs() if run.info.run_id != own]
     assert child.data.tags["hyojo.run_id"] == "c" * 32
     assert child.data.tags["mlflow.parentRunId"] == own
@@ -254,17 +263,20 @@ def test_a_bundle_is_logged_once_for_each_digest(
     assert "hyojo sync" in capsys.readouterr().err
     (folder / "bundle.json").write_text(json.dumps(bundle_record(digest="1", run_id=own)))
     log_bundle(folder, model)
-    assert artifacts(own) >= {"model/MLmodel", "MODEL_CARD.md"}
-    (model / "MLmodel").write_text("flavors: {a: {}}")
-    log_bundle(folder, model)
     client = store.connect()
-    assert Path(client.download_artifacts(own, "model/MLmodel")).read_text() == "flavors: {}"
+    assert "MODEL_CARD.md" in artifacts(own)
+    there = [path.relative_to(model) for path in model.rglob("*") if path.is_file()]
+    assert artifacts(own, "model-1") == {f"model-1/{path}" for path in there}
+    (model / "predictor.py").write_text("other code")
+    log_bundle(folder, model)
     (folder / "bundle.json").write_text(json.dumps(bundle_record(digest="2", run_id=own)))
     log_bundle(folder, model)
-    folders = [find_model(client.get_run(own), digest) for digest in "123"]
-    assert folders == ["model", "model-2", None]
-    contents = [Path(client.download_artifacts(own, f"{name}/MLmodel")).read_text() for name in folders[:2]]
-    assert contents == ["flavors: {}", "flavors: {a: {}}"]  # a version that was registered stays what it was
+    first, second, none = [find_model(client, client.get_run(own), digest) for digest in "123"]
+    assert (first.name, second.name, none) == ("model-1", "model-2", None)
+    assert "model-1/predictor.py" not in artifacts(own, "model-1")  # a version that was registered stays what it was
+    assert "model-2/predictor.py" in artifacts(own, "model-2")
+    about = Model.load(client.download_artifacts(own, "model-1/MLmodel"))
+    assert (about.run_id, about.model_id) == (own, first.model_id)
     assert client.get_run(own).info.status == "FINISHED"
 
 
@@ -281,7 +293,7 @@ def test_a_dead_server_costs_warnings_and_little_time(
     assert time.monotonic() - start < DEAD_LIMIT_S
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # the rest need not wait as long
     assert claim_run("key") == "a" * 32
-    log_evaluation("a" * 32, {"test/accuracy": 0.5}, {}, {})
+    log_evaluation("a" * 32, {"test/accuracy": 0.5}, {}, {}, {})
     log_bundle(*bundle)
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("warning: MLflow: ") and "hyojo sync" in line for line in lines) == 4
@@ -334,12 +346,13 @@ def test_a_server_that_comes_back_gets_the_whole_history(
 
 def test_a_run_says_how_it_did_and_how_to_have_it_again(project: Path, train_dir: Path, own: str) -> None:
     for accuracy in (0.5, 0.25):
-        log_evaluation(own, {"test/accuracy": accuracy}, {}, {EVALUATION_TAG: "key"})
+        log_evaluation(own, {"test/accuracy": accuracy}, {}, {EVALUATION_TAG: "key"}, {})
     note = store.connect().get_run(own).data.tags["mlflow.note.content"]
     assert "accuracy 0.500" in note
     assert "`dddddddddddd`" in note
     tags = {"hyojo.dvc.exp_name": "brisk-ibex", "mlflow.source.git.commit": "c" * 40}
     assert "`dvc exp apply brisk-ibex`" in describe_run({}, tags)
+    assert "`dddddddddddd`, 1,234 redundant" in describe_run({}, {"hyojo.data_digest": "d" * 64}, {"redundant": 1234})
     del tags["hyojo.dvc.exp_name"]
     assert "`git checkout cccccccccccc`, then `dvc repro`" in describe_run({}, tags)
     assert "git.patch" in describe_run({}, tags | {"hyojo.git_dirty": "true"})

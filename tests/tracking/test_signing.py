@@ -110,7 +110,7 @@ def test_registered_versions(keys: tuple[str, str], capsys: Capture) -> None:
     with pytest.raises(UserError, match=r"version 2 is not signed\. `hyojo sign 2`"):
         promotion.promote(2, public_key=keys[1])
     assert run_hyojo("sign", "2", "--key", keys[0]) == 0
-    assert "Signed hyojo version 2 (model.sig on its run)." in capsys.readouterr().out
+    assert "Signed hyojo version 2 (model-second.sig on its run)." in capsys.readouterr().out
     found = locate.locate("models:/hyojo/2", public_key=keys[1])
     assert locate.open_predictor(found)([grey_png(250)])[0]["label"] == "bright"
     signing.check_version(connect(), connect().get_model_version("hyojo", "2"), keys[1])

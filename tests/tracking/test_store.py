@@ -1,5 +1,6 @@
 """The MLflow store: one a project, found from wherever DVC runs a stage, safe to open at once, and movable."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,8 @@ from builders import forget_store
 
 from pipeline.core.errors import UserError
 from pipeline.core.project import project_root
-from pipeline.tracking import store
+from pipeline.tracking import store, ui
+from pipeline.tracking.trouble import TrackingError
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,8 +172,29 @@ def test_other_stores_are_never_relocated(project: Path, tmp_path: Path) -> None
     assert store.relocate(project) == 0  # one without our experiment
 
 
-def test_runs_page_is_of_this_projects_experiment(project: Path) -> None:
+def test_runs_page_shows_scores_where_the_store_takes_the_view(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = store.connect()
-    own = client.get_experiment_by_name(store.experiment_name()).experiment_id
-    page = store.runs_page(client, "http://127.0.0.1:5000/")
-    assert page == f"http://127.0.0.1:5000/#/experiments/{own}/runs?workflowType=machine_learning"
+    own = store.experiment_id(client)
+    plain = f"http://127.0.0.1:5000/#/experiments/{own}/runs?workflowType=machine_learning"
+
+    def refuse(*_: object) -> None:
+        raise TrackingError("PERMISSION_DENIED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client._client, "set_experiment_tag", refuse)
+        assert ui.runs_page(client, "http://127.0.0.1:5000/") == plain
+    page = ui.runs_page(client, "http://127.0.0.1:5000/")
+    assert page == f"{plain}&viewStateShareKey=hyojo"
+    view = json.loads(client.get_experiment(own).tags["mlflow.sharedViewState.hyojo"])
+    shown = [
+        "metrics.`test/accuracy`",
+        "params.`train.backbone`",
+        "attributes.`User`",
+        "duration",
+        "attributes.`Dataset`",
+    ]
+    assert set(shown) <= set(view["selectedColumns"])
+    with monkeypatch.context() as patch:  # who may only read sees what others have put there
+        patch.setattr(client._client, "set_experiment_tag", refuse)
+        patch.setattr(ui, "SECTIONS", [])
+        assert ui.runs_page(client, "http://127.0.0.1:5000/") == page

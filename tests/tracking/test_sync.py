@@ -13,8 +13,11 @@ from builders import run_hyojo, write_exported, write_sidecars
 from faulty_server import serve_mlflow
 from killing import Killed, kill_after
 
+from pipeline.core.params import flatten
+from pipeline.core.params_file import load_params
 from pipeline.core.stage_files import LatencyFile
 from pipeline.tracking import bundles, sync
+from pipeline.tracking.inputs import CONTEXTS
 from pipeline.tracking.store import connect, experiment_id
 
 PARAMS = {"prepare.source": "data/tiny.zip", "train.backbone": "face_resnet_s", "train.lr": "0.4"}
@@ -39,7 +42,7 @@ def work_tree(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def name_run(root: Path, run_id: str) -> None:
     """Have all files belong to this run."""
     metrics = {"val": SCORES, "test": SCORES, "run_id": run_id}
-    (root / "reports/metrics.json").write_text(json.dumps(metrics))
+    (root / "reports/evaluation.json").write_text(json.dumps(metrics))
     (root / "models/train/run.json").write_text(json.dumps({"run_id": run_id}))
     path = root / "models/bundle/bundle.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"run_id": run_id}))
@@ -51,16 +54,26 @@ def check_whole(root: Path, run_id: str) -> None:
     (run,) = client.search_runs([experiment_id(client)], f"tags.`hyojo.run_id` = '{run_id}'")
     found = run.info.run_id
     assert run.info.status == "FINISHED"
-    assert run.data.params == PARAMS
+    made_with = load_params()
+    exact = {"evaluate": made_with.evaluate, "export": made_with.export}
+    assert run.data.params == PARAMS | {k: v for name, part in exact.items() for k, v in flatten(part, name).items()}
     assert [(each.step, each.value) for each in client.get_metric_history(found, "train/loss")] == [(0, 1.0), (1, 0.5)]
     assert len(client.get_metric_history(found, "test/accuracy")) == 1
-    assert run.data.tags[bundles.BUNDLE_TAG] == "b" * 64
-    assert len(run.inputs.dataset_inputs) == 1
+    (model,) = client.search_logged_models([experiment_id(client)], f"source_run_id = '{found}'")
+    assert (str(model.status), model.tags[bundles.BUNDLE_TAG]) == ("READY", "b" * 64)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert model.params == run.data.params
+    scored = {point.key: point.value for point in model.metrics}
+    assert scored == {f"test/{key}": score for key, score in SCORES.items()}
+    assert [(each.dataset.name, each.tags[0].value) for each in run.inputs.dataset_inputs] == [
+        (f"{split} tiny.zip", use) for split, use in CONTEXTS.items()
+    ]
     assert run.data.metrics["cost/latency_ms"] == 5.5
-    for folder, local in (("train", "models/train"), ("evaluation", "reports"), ("model", "models/bundle/pyfunc")):
+    for folder, local in (("train", "models/train"), ("evaluation", "reports"), (model.name, "models/bundle/pyfunc")):
         there = {item.path.split("/")[1]: item.file_size for item in client.list_artifacts(found, folder)}
         wanted = {each.name: each.stat().st_size for each in (root / local).iterdir() if each.is_file()}
         wanted.pop("latency.json", None)  # a figure, and no report
+        wanted.pop("MLmodel", None)  # it has the run's id now
         assert wanted.items() <= there.items()
 
 
