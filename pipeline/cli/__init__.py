@@ -15,7 +15,7 @@ JOBS = {
     "project": ("use", "doctor", "ui", "sync"),
     "data": ("suspects", "relabel"),
     "training": ("probe", "lr-range", "seeds"),
-    "judging": ("compare", "history"),
+    "judging": ("compare", "reproduce", "history"),
     "releasing": ("register", "promote", "rollback", "sign", "verify"),
     "answering": ("predict", "batch", "serve", "watch"),
 }

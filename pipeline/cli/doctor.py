@@ -6,9 +6,7 @@ for what would stop `make repro`.
 """
 
 import argparse
-import importlib.metadata
 import os
-import re
 import shutil
 import sys
 import threading
@@ -16,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.core.errors import UserError
+from pipeline.core.machine import compare_packages
 
 OK, NOTE, STOP = "ok", "note", "STOP"
 REMOTE_S = 15.0  # in which a remote has to answer
@@ -53,14 +52,7 @@ def _check_python(root: Path) -> Finding:
 
 def _check_packages(root: Path) -> Finding:
     """Those that are installed, against the lock; packages of other machines are no matter."""
-    missing, other = [], []
-    for name, pinned in re.findall(r"^([\w.-]+)==([^\s;]+)\s*$", (root / "requirements.lock").read_text(), re.M):
-        try:
-            found = importlib.metadata.version(name).split("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
-        else:
-            other += [f"{name} {found} (lock: {pinned})"] if found != pinned else []
+    missing, other = compare_packages((root / "requirements.lock").read_text())
     if missing:
         return STOP, f"not installed: {_few(missing)}. `make install` installs what requirements.lock pins."
     if other:

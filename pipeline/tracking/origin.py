@@ -1,16 +1,19 @@
 """Where a run came from: commit, changes of the work tree, DVC experiment, and who ran it."""
 
 import getpass
+import json
 import os
 import subprocess
 from importlib import import_module
 from pathlib import Path
 
 from pipeline.core.dvc_file import find_source_digest, read_lock
+from pipeline.core.machine import describe_machine
 from pipeline.tracking.inputs import EXPERIMENT_TAG, SOURCE_TAG
 from pipeline.tracking.trouble import told
 
-PATCH_LIMIT_BYTES = 1_000_000
+PATCH, PATCH_LIMIT_BYTES = "git.patch", 1_000_000
+MACHINE_TAG = "hyojo.machine"
 
 
 def git(root: Path, *arguments: str) -> str | None:
@@ -25,8 +28,8 @@ def git(root: Path, *arguments: str) -> str | None:
 
 
 def origin_tags() -> dict[str, str]:
-    """Return who runs this, commit, state of the work tree, DVC experiment and source, as tags, if there are any."""
-    tags, here = {"mlflow.user": find_user()}, Path.cwd()
+    """Return, as tags, who runs this and where, commit, state of the work tree, DVC experiment and source, if any."""
+    tags, here = {"mlflow.user": find_user(), MACHINE_TAG: json.dumps(describe_machine())}, Path.cwd()
     commit = git(here, "rev-parse", "HEAD")
     if commit:
         tags["mlflow.source.git.commit"] = commit.strip()
@@ -41,7 +44,7 @@ def origin_tags() -> dict[str, str]:
 
 def read_patch() -> str:
     """Return what the commit does not hold, the work tree's changes; empty if they are huge."""
-    patch = git(Path.cwd(), "diff", "HEAD") or ""
+    patch = git(Path.cwd(), "diff", "--binary", "HEAD") or ""
     return patch if len(patch) <= PATCH_LIMIT_BYTES else ""
 
 

@@ -17,7 +17,7 @@ from pipeline.core.stage_files import RunFile, WeightsFile
 from pipeline.tracking import families
 from pipeline.tracking.attempts import Patience, attempt
 from pipeline.tracking.inputs import DIGEST_TAG, JOB_TAG, log_data, log_params, name_run
-from pipeline.tracking.origin import origin_tags, read_patch
+from pipeline.tracking.origin import PATCH, origin_tags, read_patch
 from pipeline.tracking.store import RUN_ID_TAG, connect, experiment_id, find_run
 from pipeline.tracking.trouble import TrackingError, told
 
@@ -71,7 +71,7 @@ class TrainingRun:
         def log() -> None:
             log_files(client, run_id, {"": INPUTS})
             if patch := read_patch():
-                client.log_text(run_id, patch, "git.patch")
+                client.log_text(run_id, patch, PATCH)
 
         attempt(log, "logging what the training starts from")
 

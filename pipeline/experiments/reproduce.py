@@ -1,0 +1,236 @@
+"""Run anew what a run, a version or a commit came from, in a folder of its own, and compare digests.
+
+A run knows its commit, the changes that the commit did not hold, and the digests of what its stages wrote; a commit has
+those that ``dvc.lock`` says. Neither the project nor its store is touched.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.dvc_file import parse_lock
+from pipeline.core.errors import UserError
+from pipeline.core.machine import compare_packages, describe_machine
+from pipeline.core.params_file import parse_params
+from pipeline.core.paths import BUNDLE, PARAMS, PREPARED, REPORTS, TRAINED
+from pipeline.core.project import project_root
+from pipeline.core.stage_files import BundleFile, DatasetFile, WeightsFile
+from pipeline.experiments.contenders import PREDICTIONS
+from pipeline.experiments.names import find_contender
+from pipeline.tracking.inputs import DIGEST_TAG
+from pipeline.tracking.origin import MACHINE_TAG, PATCH, git
+from pipeline.tracking.runs import read_artifact
+from pipeline.tracking.store import connect
+
+# What is compared, in the order in which it is made, and the stage that makes it.
+PRODUCTS = {"arrays": "prepare", "weights": "train", "predictions": "evaluate", "bundle": "export"}
+_TAGS = {"arrays": DIGEST_TAG, "weights": "hyojo.weights_sha256", "bundle": "hyojo.bundle"}
+_LOCKED = {"arrays": str(PREPARED), "predictions": str(REPORTS / "predictions.csv")}
+_FOLDER = Path(".hyojo/reproduced")
+DIFFERS = 3
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be made again.
+
+    Attributes:
+        patch: What the commit did not hold.
+        digests: Of ``PRODUCTS``, as far as they are known; where they are of ``dvc.lock``, DVC's.
+        machine: As ``describe_machine`` told when it was made; empty where nobody recorded it.
+    """
+
+    title: str
+    commit: str
+    patch: str
+    digests: dict[str, str]
+    locked: bool
+    machine: dict[str, str]
+
+
+def reproduce(name: str, folder: Path | None, check: bool) -> int:
+    """Make again what a name stands for, and say what is equal.
+
+    Args:
+        name: A version, alias or run as in ``find_contender``, or a revision of git.
+        folder: To work in; None: one below ``.hyojo/reproduced``.
+        check: Only look whether everything that is needed is there.
+
+    Returns:
+        0; ``DIFFERS`` if something came out otherwise; 1 if something that is needed is missing.
+
+    Raises:
+        UserError: There is nothing of that name, its commit is gone, or a stage fails.
+    """
+    root = project_root()
+    target = find_target(root, name)
+    folder = (folder or root / _FOLDER / target.commit[:12]).resolve()
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there already. Remove it, or give another --into.")
+    print(f"{target.title}: commit {target.commit[:12]}{' with changes' if target.patch else ''}")
+    check_out(root, target, folder)
+    try:
+        missing, other = compare_packages((folder / "requirements.lock").read_text(encoding="utf-8"))
+        print(f"environment: {_describe_packages(missing, other)}")
+        problem = fetch_source(root, folder)
+        print(f"data: {problem or 'there'}")
+        if check:
+            print(f"digests that are known: {', '.join(target.digests)}")
+            return int(bool(problem))
+        if problem:
+            raise UserError(f"the data are missing: {problem}")
+        python = make_environment(folder) if missing or other else sys.executable
+        run_stages(folder, python)
+        return tell(target, measure(folder, target.locked), [] if python != sys.executable else other)
+    finally:
+        if check:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_target(root: Path, name: str) -> Target:
+    """Find what a name stands for; raises ``UserError``."""
+    commit = None if name.startswith("-") else git(root, "rev-parse", "--verify", "-q", f"{name}^{{commit}}")
+    if commit and not name.isdecimal():
+        lock = parse_lock(git(root, "show", f"{commit.strip()}:./dvc.lock") or "")
+        sums = {out["path"]: out.get("md5", "") for stage in lock.values() for out in stage.get("outs", [])}
+        digests = {product: sums[path] for product, path in _LOCKED.items() if path in sums}
+        if not digests:
+            raise UserError(f"{name} has no dvc.lock that says what came out. Give a run or a version.")
+        return Target(f"dvc.lock of {name}", commit.strip(), "", digests, True, {})
+    found, client = find_contender(name), connect()
+    commit = found.tags.get("mlflow.source.git.commit")
+    if not commit or git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+        raise UserError(
+            f"{found.name} was made from {f'commit {commit[:12]}' if commit else 'no commit'}, which this repository "
+            "does not have. Fetch it: git fetch --all."
+        )
+    patch = (read_artifact(client, found.run_id, PATCH) or b"").decode("utf-8", "replace")
+    if found.tags.get("hyojo.git_dirty") == "true" and not patch:
+        raise UserError(f"{found.name} was made from changes that were not kept: they were too large.")
+    digests = {product: found.tags[tag] for product, tag in _TAGS.items() if tag in found.tags}
+    if (predictions := read_artifact(client, found.run_id, PREDICTIONS)) is not None:
+        digests["predictions"] = hashlib.sha256(predictions).hexdigest()
+    return Target(found.name, commit, patch, digests, False, json.loads(found.tags.get(MACHINE_TAG, "{}")))
+
+
+def check_out(root: Path, target: Target, folder: Path) -> None:
+    """Put the commit and its changes into a folder, a clone that shares git's objects and DVC's cache."""
+    top = (git(root, "rev-parse", "--show-toplevel") or str(root)).strip()
+    if top != str(root):
+        raise UserError(f"{root} lies in the repository {top}: only a project that is one by itself can be reproduced.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _git(root, "clone", "-q", "--shared", "--no-checkout", str(root), str(folder))
+    _git(folder, "checkout", "-q", "--detach", target.commit)
+    if target.patch:
+        _git(folder, "apply", "--whitespace=nowarn", "-", stdin=target.patch)
+    cache = _dvc(root, sys.executable, "cache", "dir").stdout.strip()
+    local = root / ".dvc" / "config.local"
+    if local.exists():  # addresses and credentials of remotes
+        shutil.copy2(local, folder / ".dvc" / "config.local")
+    _dvc(folder, sys.executable, "cache", "dir", "--local", cache)
+
+
+def fetch_source(root: Path, folder: Path) -> str:
+    """Put the data into the folder; returns what is wrong, if they cannot be had."""
+    source = Path(parse_params((folder / PARAMS).read_text(encoding="utf-8")).prepare.source)
+    if (folder / source).exists():
+        return ""
+    pointers = [place for place in (source, *source.parents) if (folder / f"{place}.dvc").is_file()]
+    if not pointers:
+        return f"{source} is neither in git nor known to DVC at that commit"
+    for command in ("checkout", "pull"):
+        done = _dvc(folder, sys.executable, command, "-q", f"{pointers[0]}.dvc", check=False)
+        if done.returncode == 0 and (folder / source).exists():
+            return ""
+    return f"DVC cannot give {source}: {(done.stderr.strip().splitlines() or ['no remote has it'])[-1]}"
+
+
+def make_environment(folder: Path) -> str:
+    """Install what the commit's lock pins; returns the path of its Python."""
+    print("installing what requirements.lock pins, which takes some minutes ...", flush=True)
+    if subprocess.run(["make", "-s", "install"], cwd=folder, env=_own_environment()).returncode:
+        raise UserError(f"the environment could not be made: `make install` in {folder} says why.")
+    return str(folder / ".venv" / "bin" / "python")
+
+
+def run_stages(folder: Path, python: str) -> None:
+    """Run every stage, whatever DVC's cache has; raises ``UserError`` where one fails."""
+    if subprocess.run([python, "-m", "dvc", "repro", "-f"], cwd=folder, env=_own_environment(python)).returncode:
+        raise UserError(f"a stage failed, see above; {folder} is as it left it.")
+
+
+def measure(folder: Path, locked: bool) -> dict[str, str]:
+    """The digests of what was made, of ``PRODUCTS``, or those that its ``dvc.lock`` says."""
+    if locked:
+        lock = parse_lock((folder / "dvc.lock").read_text(encoding="utf-8"))
+        sums = {out["path"]: out.get("md5", "") for stage in lock.values() for out in stage.get("outs", [])}
+        return {product: sums.get(path, "") for product, path in _LOCKED.items()}
+    predictions = (folder / REPORTS / "predictions.csv").read_bytes()
+    return {
+        "arrays": DatasetFile.load(folder / PREPARED).digest,
+        "weights": WeightsFile.load(folder / TRAINED).weights_sha256,
+        "predictions": hashlib.sha256(predictions).hexdigest(),
+        "bundle": BundleFile.load(folder / BUNDLE).digest,
+    }
+
+
+def tell(target: Target, found: dict[str, str], other: list[str]) -> int:
+    """Say what is equal, and of the first that is not what may be why; returns the exit status."""
+    different = [name for name in PRODUCTS if name in target.digests and found[name] != target.digests[name]]
+    for name in PRODUCTS:
+        said = "differs" if name in different else "equal" if name in target.digests else "not known of the original"
+        print(f"  {name:12} {said:8} {found.get(name, '')[:12]}")
+    if not different:
+        print(f"{target.title} is reproduced.")
+        return 0
+    print(f"The first stage that differs is {PRODUCTS[different[0]]}. Its code and params are those of the commit.")
+    here = describe_machine()
+    reasons = [
+        f"{name}: {was} then, {here.get(name)} here" for name, was in target.machine.items() if here.get(name) != was
+    ]
+    reasons += [f"packages: {_few(other)}"] * bool(other)
+    if reasons:
+        print("What differs besides: " + "; ".join(reasons))
+    elif target.machine:
+        print("Packages, Python, instruction sets and threads are the same: this should not be; please report it.")
+    else:
+        print("Nobody recorded on which machine it was made; other instruction sets or threads round otherwise.")
+    return DIFFERS
+
+
+def _describe_packages(missing: list[str], other: list[str]) -> str:
+    if not missing and not other:
+        return "as in requirements.lock of that commit"
+    return f"another than in requirements.lock of that commit ({_few([*missing, *other])}), so one is made of it"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _own_environment(python: str = sys.executable) -> dict[str, str]:
+    """An environment in which stages keep to their folder: its store, its code, its Python."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "HYOJO_"))}
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "PYTHONPATH", "PYTHONSAFEPATH"):
+        kept.pop(name, None)
+    return kept | {"PATH": f"{Path(python).parent}{os.pathsep}{kept.get('PATH', '')}"}
+
+
+def _dvc(folder: Path, python: str, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [python, "-m", "dvc", *words], cwd=folder, env=_own_environment(python), capture_output=True, text=True
+    )
+    if check and done.returncode:
+        raise UserError(f"dvc {' '.join(words)} in {folder}: {done.stderr.strip()}")
+    return done
+
+
+def _git(folder: Path, *words: str, stdin: str | None = None) -> None:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, input=stdin)
+    if done.returncode:
+        raise UserError(f"git {' '.join(words[:2])}: {done.stderr.strip()}")
