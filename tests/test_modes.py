@@ -617,3 +617,40 @@ def test_dvc_that_is_killed_leaves_no_trainer(project: Project, shell: str, devi
     assert "goes on from here" in log.read_text()
     assert list(project.root.glob(".hyojo/checkpoints/*/state.pt"))
     assert [run.info.status for run in project.runs()].count("KILLED") == 1
+
+
+def test_what_a_run_came_from_is_there_or_told(project: Project) -> None:
+    run_id = project.json("reports/evaluation.json")["run_id"]
+    before = project.snapshot(), project.git("status", "--porcelain", "-uall")
+    said = project.hyojo("reproduce", run_id, "--check")
+    assert "data: there" in said
+    assert "digests that are known: arrays, weights, bundle, predictions" in said
+    (project.root / "data" / "sample.zip").unlink()
+    project.commit("the data are gone")
+    assert "data: there" in project.hyojo("reproduce", run_id, "--check")  # its commit has them
+    done = project.run("python", "-m", "pipeline.cli", "reproduce", "HEAD", "--check", check=False)
+    assert done.returncode == 1
+    assert "data: data/sample.zip is neither in git nor known to DVC at that commit" in done.stdout
+    assert project.snapshot() == before[0]
+    assert not (project.root / ".hyojo" / "reproduced").exists() or not any(
+        (project.root / ".hyojo" / "reproduced").iterdir()
+    )
+    tags = project.present.data.tags
+    assert json.loads(tags["hyojo.machine"])["threads"] == "1"
+
+
+@pytest.mark.slow
+def test_a_run_is_reproduced_to_the_same_digests(project: Project, tmp_path: Path) -> None:
+    """Also one of changes that were never committed; a digest that was tampered with is told by its stage."""
+    project.edit("  seed: 0                   # of those cuts", "  seed: 1")
+    project.dvc("repro")
+    run = project.present
+    assert "is reproduced." in (said := project.hyojo("reproduce", run.info.run_id, "--into", str(tmp_path / "again")))
+    assert said.count(" equal ") == 4
+    assert (tmp_path / "again" / "models" / "bundle" / "bundle.json").exists()
+    project.client.set_tag(run.info.run_id, "hyojo.weights_sha256", "0" * 64)
+    project.client.set_tag(run.info.run_id, "hyojo.machine", json.dumps({"threads": "64"}))
+    done = project.run("python", "-m", "pipeline.cli", "reproduce", run.info.run_id, check=False)
+    assert done.returncode == 3
+    assert "The first stage that differs is train." in done.stdout
+    assert "threads: 64 then, 1 here" in done.stdout

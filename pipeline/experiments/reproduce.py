@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core.dvc_file import parse_lock
 from pipeline.core.errors import UserError
@@ -20,16 +21,20 @@ from pipeline.core.params_file import parse_params
 from pipeline.core.paths import BUNDLE, PARAMS, PREPARED, REPORTS, TRAINED
 from pipeline.core.project import project_root
 from pipeline.core.stage_files import BundleFile, DatasetFile, WeightsFile
-from pipeline.experiments.contenders import PREDICTIONS
+from pipeline.experiments.contenders import PREDICTIONS, Contender
 from pipeline.experiments.names import find_contender
+from pipeline.tracking.bundles import find_digests
 from pipeline.tracking.inputs import DIGEST_TAG
 from pipeline.tracking.origin import MACHINE_TAG, PATCH, git
 from pipeline.tracking.runs import read_artifact
-from pipeline.tracking.store import connect
+from pipeline.tracking.store import connect, find_run, project_name
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # What is compared, in the order in which it is made, and the stage that makes it.
 PRODUCTS = {"arrays": "prepare", "weights": "train", "predictions": "evaluate", "bundle": "export"}
-_TAGS = {"arrays": DIGEST_TAG, "weights": "hyojo.weights_sha256", "bundle": "hyojo.bundle"}
+_TAGS = {"arrays": DIGEST_TAG, "weights": "hyojo.weights_sha256"}
 _LOCKED = {"arrays": str(PREPARED), "predictions": str(REPORTS / "predictions.csv")}
 _FOLDER = Path(".hyojo/reproduced")
 DIFFERS = 3
@@ -113,9 +118,19 @@ def find_target(root: Path, name: str) -> Target:
     if found.tags.get("hyojo.git_dirty") == "true" and not patch:
         raise UserError(f"{found.name} was made from changes that were not kept: they were too large.")
     digests = {product: found.tags[tag] for product, tag in _TAGS.items() if tag in found.tags}
+    if digest := _find_bundle(client, found):
+        digests["bundle"] = digest
     if (predictions := read_artifact(client, found.run_id, PREDICTIONS)) is not None:
         digests["predictions"] = hashlib.sha256(predictions).hexdigest()
     return Target(found.name, commit, patch, digests, False, json.loads(found.tags.get(MACHINE_TAG, "{}")))
+
+
+def _find_bundle(client: "MlflowClient", found: Contender) -> str:
+    """The digest of the bundle that a version is, or of the newest one of a run."""
+    if found.version is not None:
+        return str(client.get_model_version(project_name(), str(found.version)).tags.get("hyojo.digest", ""))
+    run = find_run(client, found.run_id)
+    return next(iter(find_digests(client, run)), "") if run else ""
 
 
 def check_out(root: Path, target: Target, folder: Path) -> None:

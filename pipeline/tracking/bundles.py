@@ -68,6 +68,14 @@ def name_model(digest: str) -> str:
     return f"model-{digest[:12]}"
 
 
+def find_digests(client: "MlflowClient", run: "Run") -> list[str]:
+    """Find the digests of the bundles that a run has, the newest first."""
+    order = [{"field_name": "creation_time", "ascending": False}]
+    asked = f"source_run_id = '{run.info.run_id}'"
+    found = client.search_logged_models([run.info.experiment_id], asked, order_by=order)
+    return [each.tags[BUNDLE_TAG] for each in found if BUNDLE_TAG in each.tags]
+
+
 def find_model(client: "MlflowClient", run: "Run", digest: str) -> "LoggedModel | None":
     """Find the served model of a bundle on its run; None if the run lacks it, or its files."""
     return next((each for each in _find_models(client, run, digest) if _is_whole(client, each)), None)
