@@ -14,7 +14,7 @@ from pipeline.core.errors import stage_main
 JOBS = {
     "project": ("use", "doctor", "ui", "sync"),
     "data": ("suspects", "relabel"),
-    "training": ("probe", "lr-range", "seeds"),
+    "training": ("probe", "lr-range", "seeds", "search"),
     "judging": ("compare", "reproduce", "history"),
     "releasing": ("register", "promote", "rollback", "sign", "verify"),
     "answering": ("predict", "batch", "serve", "watch"),

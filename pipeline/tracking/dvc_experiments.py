@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,16 @@ def remove_experiment(root: Path, name: str) -> None:
             git(root, "update-ref", "-d", line)
 
 
-def run_experiment(root: Path, name: str, overrides: list[str], variables: dict[str, str], stop: StopRequest) -> int:
-    """Run the stages up to evaluate as an experiment, in a temporary copy of the project; returns DVC's exit status.
+def run_experiment(
+    root: Path,
+    name: str,
+    overrides: list[str],
+    variables: dict[str, str],
+    stop: StopRequest,
+    target: str = "evaluate",
+    is_over: Callable[[], bool] | None = None,
+) -> int:
+    """Run the stages up to one as an experiment, in a temporary copy of the project; returns DVC's exit status.
 
     Args:
         root: The project's.
@@ -128,8 +137,10 @@ def run_experiment(root: Path, name: str, overrides: list[str], variables: dict[
         overrides: In Hydra's grammar, as ``dvc exp run -S`` takes them.
         variables: Added to the environment.
         stop: Once it is set, DVC is waited for, and ended if it takes long.
+        target: The last stage.
+        is_over: Asked again and again; DVC is ended once it says so.
     """
-    command = [sys.executable, "-m", "dvc", "exp", "run", "evaluate", "--temp", "--name", name]
+    command = [sys.executable, "-m", "dvc", "exp", "run", target, "--temp", "--name", name]
     for override in overrides:
         command += ["-S", override]
     print(f"$ dvc {shlex.join(command[3:])}", flush=True)
@@ -143,6 +154,8 @@ def run_experiment(root: Path, name: str, overrides: list[str], variables: dict[
         try:
             return process.wait(0.5)
         except subprocess.TimeoutExpired:
+            if is_over and is_over():
+                process.terminate()
             if stop:
                 # Ctrl-C has reached DVC too; a SIGTERM to this process alone has not, and DVC ends its stage with it.
                 waited_s += 0.5
@@ -194,6 +207,13 @@ def restore_run(experiment: Experiment) -> None:
         )
         if done.returncode:
             raise UserError(f"{experiment.name}: its run could not be rebuilt: {done.stderr.strip()}")
+
+
+def read_out(experiment: Experiment, out: str, file: str) -> str:
+    """What a file of an out of an experiment holds; raises ``UserError`` if DVC's cache lacks it."""
+    with tempfile.TemporaryDirectory(prefix="restore-", dir=experiment.root / ".hyojo") as folder:
+        _get_out(experiment, out, Path(folder))
+        return (Path(folder) / out / file).read_text(encoding="utf-8")
 
 
 def _get_out(experiment: Experiment, out: str, folder: Path) -> None:
