@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -654,3 +655,40 @@ def test_a_run_is_reproduced_to_the_same_digests(project: Project, tmp_path: Pat
     assert done.returncode == 3
     assert "The first stage that differs is train." in done.stdout
     assert "threads: 64 then, 1 here" in done.stdout
+
+
+POISON = """
+import sys
+def watch(event, args):
+    if event == "open" and str(args[0]).endswith("test.npy") and "pipeline.prepare" not in sys.orig_argv:
+        open({mark!r}, "a").write(" ".join(sys.orig_argv))
+sys.addaudithook(watch)
+"""
+
+
+@pytest.mark.slow
+def test_a_search_reads_no_test_split(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are experiments below one run; what fell behind is a run alone; no process but prepare opens test.npy."""
+    mark = tmp_path / "opened"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(POISON.format(mark=str(mark)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    space = "objective: val/loss\nparams:\n  train.lr: {low: 0.001, high: 0.1, log: true}\n  train.epochs: [1, 2]\n"
+    (project.root / "search.yaml").write_text(space)
+    project.commit("search")
+    said = project.hyojo("search", "--trials", "2", "--confirm", "1", "--no-prune")
+    assert "search: 2 trials finished, 0 ended early, 0 failed" in said
+    assert "under 1 fresh seeds" in said
+    assert not mark.exists()
+    parents = [run for run in project.runs() if run.data.tags.get("hyojo.kind") == "search"]
+    children = [run for run in project.runs() if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert (len(parents), len(children)) == (1, 3)
+    assert not any(name.startswith("test/") for run in children for name in run.data.metrics)
+    names = {item.path for item in project.client.list_artifacts(parents[0].info.run_id, "search")}
+    assert {"search/trials.csv", "search/optimization_history.png"} <= names
+    assert project.git("status", "--porcelain", "--untracked-files=no") == ""
+    again = project.hyojo("search", "--trials", "2", "--confirm", "0")  # goes on where it was: at its end
+    assert "2 trials finished" in again
+    project.dvc("exp", "apply", re.search(r"`dvc exp apply ([\w-]+)`", said)[1])
+    project.dvc("repro", "evaluate")
+    assert mark.exists()  # the hook sees evaluate, which reads it

@@ -7,6 +7,7 @@ ended early; they are MLflow runs, and no experiments. The study lies in a datab
 import csv
 import io
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,11 @@ def open_study(
     folder = root / ".hyojo"
     folder.mkdir(exist_ok=True)
     url = storage or f"sqlite:///{folder / 'search.db'}"
-    retry = optuna.storages.RetryFailedTrialCallback(max_retry=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3)
     try:
-        database = optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_S, failed_trial_callback=retry)
+        database = optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_S, heartbeat_stale_trial_callback=retry)
         study = optuna.create_study(study_name=name, storage=database, direction=space.direction, load_if_exists=True)
     except Exception as error:  # whatever SQLAlchemy and the drivers below it raise
         raise UserError(f"--storage: {url.split('@')[-1]} cannot be opened ({str(error).splitlines()[0]}).") from None

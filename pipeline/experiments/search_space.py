@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import UserError
+from pipeline.core.library_names import check_names
 from pipeline.core.params_file import apply_overrides, parse_params, read_text
 from pipeline.core.paths import PARAMS
 
@@ -85,7 +86,7 @@ def read_space(path: Path) -> Space:
             raise UserError(f"{path}: {name} is no parameter of training, so its trials could not be compared on val.")
         for end in ends:
             try:
-                parse_params(apply_overrides(text, [f"{name}={json.dumps(end)}"]))
+                check_names(parse_params(apply_overrides(text, [f"{name}={json.dumps(end)}"])).train)
             except UserError as error:
                 raise UserError(
                     f"{path}: {name}: {end!r} is not allowed: {str(error).splitlines()[-1].strip()}"

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.core.dvc_file import LOCK, find_source_digest, parse_lock
 from pipeline.core.errors import UserError
@@ -138,7 +141,7 @@ def run_experiment(
         variables: Added to the environment.
         stop: Once it is set, DVC is waited for, and ended if it takes long.
         target: The last stage.
-        is_over: Asked again and again; DVC is ended once it says so.
+        is_over: Asked again and again; once it says so, the stage that runs is ended, and DVC clears up after it.
     """
     command = [sys.executable, "-m", "dvc", "exp", "run", target, "--temp", "--name", name]
     for override in overrides:
@@ -155,12 +158,20 @@ def run_experiment(
             return process.wait(0.5)
         except subprocess.TimeoutExpired:
             if is_over and is_over():
-                process.terminate()
+                _end_stage(process.pid)
             if stop:
                 # Ctrl-C has reached DVC too; a SIGTERM to this process alone has not, and DVC ends its stage with it.
                 waited_s += 0.5
                 if waited_s >= GRACE_S or stop.signal != signal.SIGINT:
                     process.terminate()
+
+
+def _end_stage(pid: int) -> None:
+    """Ask the stage that a process of DVC runs to end: of DVC itself a half-run experiment would stay behind."""
+    with suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=True):
+            if any(word.startswith("pipeline.") for word in child.cmdline()):
+                child.terminate()
 
 
 def check_source(root: Path, source: str) -> None:

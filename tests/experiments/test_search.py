@@ -1,0 +1,104 @@
+"""hyojo search: ranges are checked first, trials are experiments on val alone, and the best is confirmed."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from builders import run_hyojo
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from pipeline.core.errors import UserError
+from pipeline.experiments import search as searching
+from pipeline.experiments.search_report import format_summary
+from pipeline.experiments.search_space import Space, read_space
+
+SPACE = """
+objective: val/accuracy
+params:
+  train.lr: {low: 0.0001, high: 0.1, log: true}
+  train.epochs: {low: 2, high: 9}
+  train.optimizer: [adamw, sgd]
+"""
+
+
+def space_of(text: str) -> Space:
+    Path("search.yaml").write_text(text)
+    return read_space(Path("search.yaml"))
+
+
+@pytest.mark.usefixtures("project")
+def test_ranges_are_read() -> None:
+    found = space_of(SPACE)
+    assert found.ranges == {
+        "train.lr": FloatDistribution(0.0001, 0.1, log=True),
+        "train.epochs": IntDistribution(2, 9),
+        "train.optimizer": CategoricalDistribution(["adamw", "sgd"]),
+    }
+    assert (found.direction, found.best([0.1, 0.3, 0.2])) == ("maximize", 0.3)
+    other = space_of(SPACE.replace("val/accuracy", "val/loss"))
+    assert (other.direction, other.best([0.3, 0.1, 0.2])) == ("minimize", 0.1)
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("val/accuracy", "test/accuracy", "never looks at the test split"),
+        ("train.lr", "train.lrr", "lrr"),
+        ("train.lr", "prepare.seed", "no parameter of training"),
+        ("high: 0.1", "high: -1", "train.lr: a list of values is wanted"),
+        ("low: 0.0001", "low: -0.1", "train.lr"),
+        ("high: 9", "high: 9, step: 2", "train.epochs: a list of values is wanted"),
+        ("sgd", "sgdd", "'sgdd' is not allowed"),
+        ("objective: val/accuracy", "", "two keys are wanted"),
+        ("params:", "params: [", "cannot be read"),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_what_is_no_space_is_refused_before_any_trial(old: str, new: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        space_of(SPACE.replace(old, new))
+
+
+@pytest.mark.usefixtures("project")
+def test_misuse_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("search.yaml").write_text(SPACE)
+    for words, said in (
+        (["nothing.yaml"], "nothing.yaml not found"),
+        (["--trials", "0"], "1 or more --trials"),
+        (["--name", "a b"], "--name 'a b'"),
+        ([], "no git repository"),
+    ):
+        assert run_hyojo("search", *words) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_a_study_goes_on_and_draws_nothing_twice(tmp_path: Path) -> None:
+    space = Space("val/accuracy", {"train.lr": FloatDistribution(0.1, 1)})
+    drawn = []
+    for _ in range(2):
+        study = searching.open_study(tmp_path, space, "one", None, 0, prune=True, sampler="random")
+        for _ in range(3):
+            trial = study.ask()
+            drawn.append(searching._suggest(trial, "train.lr", space.ranges["train.lr"]))
+            study.tell(trial, 0.5)
+    assert len(study.trials) == len(set(drawn)) == 6
+    other = Space("val/accuracy", {"train.epochs": IntDistribution(1, 2)})
+    with pytest.raises(UserError, match=r"is over train\.lr\. Give another --name"):
+        searching.open_study(tmp_path, other, "one", None, 0, prune=True, sampler="tpe")
+    with pytest.raises(UserError, match="cannot be opened"):
+        searching.open_study(tmp_path, other, "one", "sqlite:////nowhere/x.db", 0, prune=True, sampler="tpe")
+
+
+def test_the_summary_shows_what_the_winner_s_luck_was() -> None:
+    study = optuna.create_study(direction="maximize")
+    for value in (0.5, 0.62, 0.55):
+        study.add_trial(
+            optuna.trial.create_trial(
+                params={"train.lr": 0.01}, distributions={"train.lr": FloatDistribution(0.001, 1)}, value=value
+            )
+        )
+    said = format_summary(study, "wide", "val/accuracy", [0.58, 0.6])
+    assert "3 trials finished, 0 ended early, 0 failed" in said
+    assert "best: wide-1, val/accuracy 0.6200" in said
+    assert "under 2 fresh seeds: 0.5900 (0.5800 to 0.6000); the search's own figure is +0.0300 from that" in said
+    assert "`dvc exp apply wide-1`" in said
