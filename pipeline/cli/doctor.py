@@ -135,7 +135,7 @@ def _check_device(root: Path) -> Finding:
     try:
         check_compiler(device)
     except UserError as error:
-        return (STOP if params.compile else NOTE), f"{text}. {error}"
+        return (NOTE if params.compile == "none" else STOP), f"{text}. {error}"
     return OK, text
 
 

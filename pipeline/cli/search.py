@@ -34,6 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.trials < 1 or arguments.confirm < 0 or (arguments.minutes is not None and arguments.minutes <= 0):
         raise UserError("search wants 1 or more --trials, 0 or more fresh seeds, and --minutes above 0.")
     return search(
-        read_space(Path(arguments.space)), arguments.name, arguments.trials, arguments.minutes, arguments.confirm,
-        arguments.storage, prune=arguments.prune, sampler=arguments.sampler,
-    )  # fmt: skip
+        read_space(Path(arguments.space)),
+        arguments.name,
+        trials=arguments.trials,
+        minutes=arguments.minutes,
+        confirm=arguments.confirm,
+        storage=arguments.storage,
+        prune=arguments.prune,
+        sampler=arguments.sampler,
+    )

@@ -7,10 +7,11 @@ those that ``dvc.lock`` says. Neither the project nor its store is touched.
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,17 +46,18 @@ class Target:
     """What is to be made again.
 
     Attributes:
+        digests: Of ``PRODUCTS``, as far as they are known.
+        locked: Whether they are those of ``dvc.lock``, which has sums of its own.
         patch: What the commit did not hold.
-        digests: Of ``PRODUCTS``, as far as they are known; where they are of ``dvc.lock``, DVC's.
         machine: As ``describe_machine`` told when it was made; empty where nobody recorded it.
     """
 
     title: str
     commit: str
-    patch: str
     digests: dict[str, str]
-    locked: bool
-    machine: dict[str, str]
+    locked: bool = False
+    patch: str = ""
+    machine: dict[str, str] = field(default_factory=dict)
 
 
 def reproduce(name: str, folder: Path | None, check: bool) -> int:
@@ -106,7 +108,7 @@ def find_target(root: Path, name: str) -> Target:
         digests = {product: sums[path] for product, path in _LOCKED.items() if path in sums}
         if not digests:
             raise UserError(f"{name} has no dvc.lock that says what came out. Give a run or a version.")
-        return Target(f"dvc.lock of {name}", commit.strip(), "", digests, True, {})
+        return Target(title=f"dvc.lock of {name}", commit=commit.strip(), digests=digests, locked=True)
     found, client = find_contender(name), connect()
     commit = found.tags.get("mlflow.source.git.commit")
     if not commit or git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
@@ -122,7 +124,8 @@ def find_target(root: Path, name: str) -> Target:
         digests["bundle"] = digest
     if (predictions := read_artifact(client, found.run_id, PREDICTIONS)) is not None:
         digests["predictions"] = hashlib.sha256(predictions).hexdigest()
-    return Target(found.name, commit, patch, digests, False, json.loads(found.tags.get(MACHINE_TAG, "{}")))
+    machine = json.loads(found.tags.get(MACHINE_TAG, "{}"))
+    return Target(title=found.name, commit=commit, digests=digests, patch=patch, machine=machine)
 
 
 def _find_bundle(client: "MlflowClient", found: Contender) -> str:
@@ -139,15 +142,15 @@ def check_out(root: Path, target: Target, folder: Path) -> None:
     if top != str(root):
         raise UserError(f"{root} lies in the repository {top}: only a project that is one by itself can be reproduced.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _git(root, "clone", "-q", "--shared", "--no-checkout", str(root), str(folder))
-    _git(folder, "checkout", "-q", "--detach", target.commit)
+    _git(root, f"clone -q --shared --no-checkout {shlex.quote(str(root))} {shlex.quote(str(folder))}")
+    _git(folder, f"checkout -q --detach {target.commit}")
     if target.patch:
-        _git(folder, "apply", "--whitespace=nowarn", "-", stdin=target.patch)
-    cache = _dvc(root, sys.executable, "cache", "dir").stdout.strip()
+        _git(folder, "apply --whitespace=nowarn -", stdin=target.patch)
+    cache = _dvc(root, "cache dir").stdout.strip()
     local = root / ".dvc" / "config.local"
     if local.exists():  # addresses and credentials of remotes
         shutil.copy2(local, folder / ".dvc" / "config.local")
-    _dvc(folder, sys.executable, "cache", "dir", "--local", cache)
+    _dvc(folder, f"cache dir --local {shlex.quote(cache)}")
 
 
 def fetch_source(root: Path, folder: Path) -> str:
@@ -159,7 +162,7 @@ def fetch_source(root: Path, folder: Path) -> str:
     if not pointers:
         return f"{source} is neither in git nor known to DVC at that commit"
     for command in ("checkout", "pull"):
-        done = _dvc(folder, sys.executable, command, "-q", f"{pointers[0]}.dvc", check=False)
+        done = _dvc(folder, f"{command} -q {shlex.quote(str(pointers[0]))}.dvc", check=False)
         if done.returncode == 0 and (folder / source).exists():
             return ""
     return f"DVC cannot give {source}: {(done.stderr.strip().splitlines() or ['no remote has it'])[-1]}"
@@ -236,16 +239,15 @@ def _own_environment(python: str = sys.executable) -> dict[str, str]:
     return kept | {"PATH": f"{Path(python).parent}{os.pathsep}{kept.get('PATH', '')}"}
 
 
-def _dvc(folder: Path, python: str, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [python, "-m", "dvc", *words], cwd=folder, env=_own_environment(python), capture_output=True, text=True
-    )
+def _dvc(folder: Path, words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "dvc", *shlex.split(words)]
+    done = subprocess.run(command, cwd=folder, env=_own_environment(), capture_output=True, text=True)
     if check and done.returncode:
-        raise UserError(f"dvc {' '.join(words)} in {folder}: {done.stderr.strip()}")
+        raise UserError(f"dvc {words} in {folder}: {done.stderr.strip()}")
     return done
 
 
-def _git(folder: Path, *words: str, stdin: str | None = None) -> None:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, input=stdin)
+def _git(folder: Path, words: str, stdin: str | None = None) -> None:
+    done = subprocess.run(["git", *shlex.split(words)], cwd=folder, capture_output=True, text=True, input=stdin)
     if done.returncode:
-        raise UserError(f"git {' '.join(words[:2])}: {done.stderr.strip()}")
+        raise UserError(f"git {words}: {done.stderr.strip()}")

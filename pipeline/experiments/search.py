@@ -108,7 +108,7 @@ class _Watcher:
 
 
 def search(
-    space: Space, name: str, trials: int, minutes: float | None, confirm: int, storage: str | None, **how: Any
+    space: Space, name: str, *, trials: int, minutes: float | None, confirm: int, storage: str | None, **how: Any
 ) -> int:
     """Search until there are so many finished trials, or the time is over; then confirm the best on fresh seeds.
 
@@ -134,7 +134,7 @@ def search(
     parent_id = searches.open_parent(client, name, space.objective) if client else ""
     study = open_study(root, space, name, storage, params.train.seed, **how)
     with stop_requests() as stop:
-        running = Search(root, name, space, how["prune"], parent_id, stop)
+        running = Search(root, name, space, how["prune"], parent_id=parent_id, stop=stop)
         left = trials - len(study.get_trials(deepcopy=False, states=DONE))
         if left > 0:
             study.optimize(
