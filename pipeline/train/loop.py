@@ -122,7 +122,7 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
     """One optimizer step; returns the sum of the losses () and the number of right answers (), on the device."""
     params, device = trainer.params, trainer.device
     if params.compile == "reduce-overhead":  # the graphs' outputs are good until here, not until the next graph
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     images, targets = _prepare(trainer, batch, epoch, step)
     devices.seed_draws(derive_seed(params.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, device)
     net = trainer.wrapped or trainer.model
