@@ -4,11 +4,10 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from builders import forget_store
-from mlflow.entities import Run
 
 from pipeline.core.params_file import apply_overrides, parse_params
 from pipeline.core.signals import StopRequest
@@ -17,6 +16,9 @@ from pipeline.reporting import plots, training_figures
 from pipeline.tracking import store
 from pipeline.train import loop, stage
 from pipeline.train.distributed import Ranks
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 def rank_of(rank: int, world: int) -> Ranks:
@@ -72,7 +74,7 @@ def train(*overrides: str, stop: StopRequest | None = None) -> None:
     stage.train(params, StopRequest() if stop is None else stop)
 
 
-def find_runs() -> list[Run]:
+def find_runs() -> "list[Run]":
     """All active runs of the project's store."""
     client = store.connect()
     return list(client.search_runs([store.experiment_id(client)]))

@@ -151,8 +151,9 @@ def has_room(device: torch.device, size_bytes: int, share: float) -> bool:
 
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to a device without waiting for it."""
-    return (tensor.pin_memory() if is_accelerator(device) else tensor).to(device, non_blocking=True)
+    """Copy a tensor of the host to a device without waiting for it; one that is there stays as it is."""
+    leaves = is_accelerator(device) and not is_accelerator(tensor.device)
+    return (tensor.pin_memory() if leaves else tensor).to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=256)
@@ -165,6 +166,18 @@ def synchronize(device: torch.device) -> None:
     """Wait until a device has done all that it was given."""
     if is_accelerator(device):
         torch.get_device_module(device).synchronize(device)
+
+
+@contextmanager
+def watch_waits(device: torch.device, reaction: str = "error") -> Iterator[None]:
+    """While this lasts, ``error`` or ``warn`` where the host waits for CUDA; other kinds of device cannot tell."""
+    module = torch.get_device_module(device)
+    watch = getattr(module, "set_sync_debug_mode", lambda _: None)
+    watch(reaction)
+    try:
+        yield
+    finally:
+        watch("default")
 
 
 def choose_backend(device: torch.device) -> str:

@@ -37,6 +37,6 @@ def predict(
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             batch = torch.from_numpy(np.array(batch)) if isinstance(batch, np.ndarray) else batch
-            parts.append(classifier(batch if batch.device.type == device.type else copy_to(batch, device)))
+            parts.append(classifier(copy_to(batch, device)))
             bar.update(len(batch))
     return torch.cat(parts).cpu().numpy()

@@ -118,7 +118,8 @@ class Loader:
                 place = slice(step * len(own), (step + 1) * len(own))
                 soft, weights = (None if values is None else values[place] for values in others)
                 cut = [{name: values[place] for name, values in params.items()} for params in planned]
-                yield Batch(self._fetch(own, rows[place]), targets[place], moved[place], soft, weights, cut)
+                images = self._fetch(own, rows[place])
+                yield Batch(images, targets[place], moved[place], soft=soft, weights=weights, plan=cut)
 
     def _fetch(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """The images of sample numbers, which the host knows, and of their rows on the device; waits for nothing."""

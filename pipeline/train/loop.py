@@ -120,8 +120,10 @@ def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Ten
 
 def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns the sum of the losses () and the number of right answers (), on the device."""
-    images, targets = _prepare(trainer, batch, epoch, step)
     params, device = trainer.params, trainer.device
+    if params.compile == "reduce-overhead":  # the graphs' outputs are good until here, not until the next graph
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+    images, targets = _prepare(trainer, batch, epoch, step)
     devices.seed_draws(derive_seed(params.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, device)
     net = trainer.wrapped or trainer.model
     size = len(images) // params.accumulate if len(images) % params.accumulate == 0 else len(images)

@@ -1,4 +1,4 @@
-"""timm's Muon with fewer launches: weights of one shape are orthogonalized together, to the same bits."""
+"""timm's Muon with fewer launches: where they cost time, weights of one shape are orthogonalized together."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,9 +63,11 @@ def update_matrices(groups: list[Group], scalars: Sequence[Tensor | tuple[float,
         torch._foreach_mul_(weights, decay)
         torch._foreach_lerp_(momenta, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, momenta, momentum) if constants["nesterov"] else momenta
-        places: dict[torch.Size, list[int]] = {}
+        # The CPU launches nothing, and small products of many matrices round otherwise than those of one.
+        together = devices.is_accelerator(weights[0].device)
+        places: dict[torch.Size | int, list[int]] = {}
         for place, weight in enumerate(weights):
-            places.setdefault(weight.shape, []).append(place)
+            places.setdefault(weight.shape if together else place, []).append(place)
         for own in places.values():
             moves = _orthogonalize([updates[place] for place in own], constants)
             shape = torch.Size((len(moves[0]), moves[0][0].numel()))
@@ -79,7 +81,7 @@ def update_matrices(groups: list[Group], scalars: Sequence[Tensor | tuple[float,
 
 def _orthogonalize(updates: list[Tensor], constants: dict[str, Any]) -> list[Tensor]:
     """What comes nearest to updates of one shape, as matrices, and is orthogonal."""
-    stacked = torch.stack(updates).flatten(2)
+    stacked = torch.stack(updates).flatten(2) if len(updates) > 1 else updates[0].flatten(1)
     coefficients = timms.resolve_ns_coefficients(constants["ns_coefficients"], timms._COEFFICIENTS)
     settings = {name: constants[name] for name in ORTHOGONALIZATION}
     turned = timms.zeropower_via_newtonschulz(stacked, constants["ns_steps"], coefficients, **settings)

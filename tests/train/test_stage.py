@@ -502,6 +502,33 @@ def test_train_with_a_dead_server(project: Path, uninterrupted: Digests, capsys:
     assert only_run().data.tags[store.RUN_ID_TAG] == run_id
 
 
+WITHOUT = """
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("mlflow", "dvc", "alembic", "sqlalchemy"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Absent())
+import pytest
+from training import hasten_training
+from pipeline.core.errors import stage_main
+from pipeline.train import stage
+hasten_training(pytest.MonkeyPatch())
+stage_main(stage.main)
+"""
+
+
+def test_train_without_dvc_and_mlflow(project: Path, uninterrupted: Digests) -> None:
+    """It says once that nothing is tracked, and trains on; the files are what they are with them."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", WITHOUT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.count("warning:") == 1
+    assert "it needs mlflow, which is not installed" in done.stderr
+    assert results() == uninterrupted
+    assert len(json.loads((OUT / "run.json").read_text())["run_id"]) == 32
+
+
 # The stage as a process of its own, which sends itself a signal before an update, or in the middle of a save, that
 # come so many after others; each update takes a while longer.
 DRIVER = """
