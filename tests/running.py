@@ -1,5 +1,6 @@
 """A server in a process of its own, for the tests of ``hyojo serve``."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ class Running:
             [sys.executable, "-m", "pipeline.cli", "serve", "--port", "0", *options],
             cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before,
         )  # fmt: skip
+        atexit.register(self.process.kill)  # where a test fails
         self.line = self.process.stdout.readline()
         if not self.line:
             raise AssertionError(self.process.stderr.read())
