@@ -111,10 +111,12 @@ class Pool:
         self._jobs += 1
         self._waiting.append(job)
         self.dispatch()
+        alarm = asyncio.get_running_loop().call_later(BUDGET_S, self.dispatch)  # there may be no process any more
         try:
             return await job.done
         finally:
             self._jobs -= 1
+            alarm.cancel()
 
     async def drain(self) -> None:
         """End, once all requests are answered."""
@@ -134,11 +136,14 @@ class Pool:
 
     def dispatch(self) -> None:
         """Give what waits to processes that are free."""
-        for worker in self.workers:
-            while self._waiting and (self._waiting[0].done.done() or time.monotonic() > self._waiting[0].until):
+        free = [worker for worker in self.workers if worker.ready and not worker.batch]
+        while self._waiting:
+            if self._waiting[0].done.done() or time.monotonic() >= self._waiting[0].until:
                 self._waiting.popleft().expire()
-            if self._waiting and worker.ready and not worker.batch:
-                worker.send(self._gather())
+            elif free:
+                free.pop().send(self._gather())
+            else:
+                break
 
     def _gather(self) -> "list[tuple[Job, range]]":
         """A share of the first request, and of others that want the same of theirs; who has more is then the last."""
@@ -177,11 +182,10 @@ class Pool:
         """Start a process in place of one that has ended, and again if that fails."""
         delay = 0.5
         while True:
-            worker = Worker(self)
-            self.workers.add(worker)
             try:
+                self.workers.add(worker := Worker(self))
                 return await worker.connect()
-            except UserError as error:
+            except (UserError, OSError) as error:
                 print(f"error: a process that ended can't be replaced: {error}", file=sys.stderr, flush=True)
             await asyncio.sleep(delay := min(2 * delay, RETRY_S))
 

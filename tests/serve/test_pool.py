@@ -175,7 +175,11 @@ def test_who_waited_too_long_is_told(run: Callable[..., None], monkeypatch: pyte
 
 
 def test_a_process_is_replaced_by_one_with_the_same_model_or_none(
-    run: Callable[..., None], bright_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Callable[..., None],
+    bright_bundle: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = Path(shutil.copytree(bright_bundle, tmp_path / "bundle"))
 
@@ -192,6 +196,9 @@ def test_a_process_is_replaced_by_one_with_the_same_model_or_none(
             os.kill(worker.process.pid, signal.SIGKILL)
         await asyncio.sleep(2)
         assert not made.is_ready
+        monkeypatch.setattr(pool, "BUDGET_S", 0.3)
+        with pytest.raises(Unanswered, match="again in a second"):
+            await labels(made, BRIGHT)
 
     run(body, bundle=folder)
     assert "can't be replaced" in (said := capfd.readouterr().err)
