@@ -15,11 +15,9 @@ from running import Running
 from pipeline.cli import ui
 from pipeline.core import address
 from pipeline.core.errors import UserError
-from pipeline.inference.bundle import Bundle
 from pipeline.inference.predictor import Predictor
 from pipeline.serve import locate, server, watch
 from pipeline.serve.page import render_files
-from pipeline.tracking import pyfunc
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -282,14 +280,6 @@ def test_pictures_beyond_the_time_of_a_request_get_an_error(bright_bundle: Path)
     assert [row["label"] for row in rows] == [None, None]
     assert "too long" in rows[0]["error"]
     assert Predictor(bright_bundle, threads=1, seconds=30).predict_bytes([grey_png(250)])[0]["label"] == "bright"
-
-
-def test_an_opened_bundle_has_the_signature_of_a_registered_one(bright_bundle: Path, pyfunc_dir: Path) -> None:
-    import mlflow.pyfunc
-
-    registered = mlflow.pyfunc.load_model(str(pyfunc_dir)).metadata
-    opened = pyfunc.open_bundle(Bundle(bright_bundle)).metadata
-    assert opened.signature.to_dict() == registered.signature.to_dict()
 
 
 @pytest.fixture(scope="module")
