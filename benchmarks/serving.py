@@ -1,13 +1,16 @@
 """A served model: latency in process and by REST, throughput, memory, start; against eager PyTorch and the package fer.
 
-    python benchmarks/serving.py --bundle models/bundle [--fer-python fer/bin/python]
+    python benchmarks/serving.py --bundle models/bundle [--former TREE] [--fer-python fer/bin/python]
 
 All take the same test faces of the prepared data, one picture a call, as PNG files. Server and client share a machine,
-on 127.0.0.1. Saturation is what 8 clients get that ask again at once; at half of it, requests come at even intervals
-whatever the answers do, and count from when they were due. ``fer`` runs in an environment of its own (pip install fer
-"opencv-contrib-python<5" "setuptools<80"). It is given pixels and told that the whole picture is the face, without the
-10 px that it would add on each side of a photo, so that only its classifier counts: its quantised net, which is its
-default, and its Keras net.
+on 127.0.0.1. Saturation is what 8 clients get that ask again at once. At half of that of the slowest server, requests
+come at even intervals whatever the answers do, and count from when they were due. Servers are asked in turns, in every
+round each: a bare endpoint of FastAPI and ONNX Runtime (same decoding, its threads are those of Starlette), this one
+with a picture's bytes, with JSON, and with batches of one request, and the former server if its tree is given.
+
+``fer`` runs in an environment of its own (pip install fer "opencv-contrib-python<5" "setuptools<80"). It is given
+pixels and told that the whole picture is the face, without the 10 px that it would add on each side of a photo, so that
+only its classifier counts: its quantised net, which is its default, and its Keras net.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import gc
 import http.client
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,6 +56,33 @@ for name, quantised in (("fer, quantised", True), ("fer, Keras", False)):
 print("RESULT" + json.dumps(results))
 """
 
+# An endpoint as short as it can be, which gives no more than the probabilities.
+BARE = """
+import sys
+import numpy as np, onnxruntime, uvicorn
+from fastapi import FastAPI, Request
+from starlette.concurrency import run_in_threadpool
+from pipeline.core.address import open_listener
+from pipeline.inference.images import load
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options)
+given = session.get_inputs()[0]
+_, size, _, channels = given.shape
+app = FastAPI()
+
+def classify(data):
+    return session.run(None, {given.name: load(data, size, channels)[None]})[0][0].tolist()
+
+@app.post("/predict")
+async def predict(request: Request):
+    return {"probabilities": await run_in_threadpool(classify, await request.body())}
+
+listener = open_listener("127.0.0.1", 0)
+print(f"Serving on http://127.0.0.1:{listener.getsockname()[1]} ", flush=True)
+uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run(sockets=[listener])
+"""
+
 
 def timed(call: Callable[[bytes], object], pictures: Sequence[bytes]) -> np.ndarray:
     """Milliseconds of each call, one after the other, once warm."""
@@ -84,48 +115,82 @@ def scores(name: str, labels: Sequence[str], truth: Sequence[str]) -> None:
 class Client:
     """One connection that stays open."""
 
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    def __init__(self, server: "Server") -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        self._raw = server.raw
 
     def __call__(self, picture: bytes) -> dict:
         """The server's answer for a picture."""
-        row = {"image": base64.b64encode(picture).decode()}
-        body = json.dumps({"dataframe_records": [row], "params": {"faces": False}})
-        self._connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+        if self._raw:
+            self._connection.request("POST", "/predict?faces=false", picture, {"Content-Type": "image/png"})
+        else:
+            row = {"image": base64.b64encode(picture).decode()}
+            body = json.dumps({"dataframe_records": [row], "params": {"faces": False}})
+            self._connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
         answer = self._connection.getresponse()
         text = answer.read()
         if answer.status != 200:
             raise RuntimeError(text)
-        return json.loads(text)["predictions"][0]
+        return json.loads(text) if self._raw else json.loads(text)["predictions"][0]
 
 
-def saturation(port: int, pictures: Sequence[bytes], seconds: float, clients: int = 8) -> float:
-    """Answers a second that clients get who ask again at once."""
-    counts, until = [], time.perf_counter() + seconds
+class Server:
+    """A server in a process of its own.
+
+    Attributes:
+        port: Where it listens.
+        raw: Whether a picture's bytes are the request, and not base64 in JSON.
+        ready_s: From its start to when it says that it is ready.
+    """
+
+    def __init__(self, command: Sequence[str], raw: bool, tree: Path = Path()) -> None:
+        start = time.perf_counter()
+        environment = os.environ | {"PYTHONPATH": str(tree.resolve())}
+        self._process = subprocess.Popen(
+            [sys.executable, *command], cwd=tree, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        line = self._process.stdout.readline()
+        self.ready_s, self.raw = time.perf_counter() - start, raw
+        self.port = int(line.split(" on ")[1].split()[0].rsplit(":", 1)[1])
+
+    def memory(self) -> float:
+        """MiB, of all its processes."""
+        process = psutil.Process(self._process.pid)
+        return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 2**20
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait()
+
+
+def saturate(server: Server, pictures: Sequence[bytes], seconds: float, clients: int = 8) -> np.ndarray:
+    """Milliseconds of the answers that clients get who ask again at once, for so long."""
+    times, until = [], time.perf_counter() + seconds
 
     def ask() -> None:
-        client, count = Client(port), 0
-        while time.perf_counter() < until:
+        client, count, now = Client(server), 0, time.perf_counter()
+        while now < until:
             client(pictures[count % len(pictures)])
-            count += 1
-        counts.append(count)
+            count, former, now = count + 1, now, time.perf_counter()
+            times.append(now - former)
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(counts) / seconds
+    return np.array(times) * 1e3
 
 
-def at_rate(port: int, pictures: Sequence[bytes], rate: float, seconds: float) -> np.ndarray:
+def ask_at_rate(server: Server, pictures: Sequence[bytes], rate: float, seconds: float) -> np.ndarray:
     """Milliseconds from when each request was due, at even intervals."""
     local = threading.local()
     first = time.perf_counter() + 0.2
 
     def ask(number: int) -> float:
         if not hasattr(local, "client"):
-            local.client = Client(port)
+            local.client = Client(server)
         due = first + number / rate
         time.sleep(max(0.0, due - time.perf_counter()))
         local.client(pictures[number % len(pictures)])
@@ -148,25 +213,55 @@ def in_process(name: str, predictor: Predictor, pictures: Sequence[bytes], round
     print(f"{name}: {np.median(rates):.0f} pictures/s in batches ({min(rates):.0f} to {max(rates):.0f}), one thread")
 
 
-def rest(bundle: Path, pictures: Sequence[bytes], rounds: int, seconds: float, options: list[str]) -> None:
-    """Start the server, and measure it."""
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "pipeline.cli", "serve", "--model", str(bundle), "--port", "0", *options]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        line = server.stdout.readline()
-        print(f"start to ready: {time.perf_counter() - start:.1f} s")
-        port = int(line.split(" on ")[1].split()[0].rsplit(":", 1)[1])
-        show("REST, idle", [timed(Client(port), pictures) for _ in range(rounds)])
-        most = [saturation(port, pictures, seconds) for _ in range(rounds)]
-        print(f"REST, saturated: {np.median(most):.0f} pictures/s ({min(most):.0f} to {max(most):.0f})")
-        rate = float(np.median(most)) / 2
-        show(f"REST, {rate:.0f}/s", [at_rate(port, pictures, rate, seconds) for _ in range(rounds)])
-        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        print(f"memory of the server: {sum(one.memory_info().rss for one in family) / 2**20:.0f} MiB")
-    finally:
-        server.terminate()
-        server.wait()
+def start_servers(bundle: Path, former: Path | None, options: list[str]) -> dict[str, Server]:
+    """The server as it is, with picture bytes and with JSON, without batches; a bare endpoint; the former one."""
+    serve = ["serve", "--model", str(bundle.resolve()), "--port", "0", *options]
+    alone = "from pipeline.serve import pool; pool.BATCH_SIZE = 1; from pipeline.cli import main; main()"
+    servers = {
+        "bare": Server(["-c", BARE, str(bundle.resolve() / "model.onnx")], True),
+        "/predict": Server(["-m", "pipeline.cli", *serve], True),
+        "/invocations": Server(["-m", "pipeline.cli", *serve], False),
+        "/predict, no batches": Server(["-c", alone, *serve], True),
+    }
+    if former:
+        servers["former /invocations"] = Server(["-m", "pipeline.cli", *serve], False, former)
+    return servers
+
+
+def rest(
+    servers: dict[str, Server], predictor: Predictor, pictures: Sequence[bytes], arguments: argparse.Namespace
+) -> None:
+    """Measure servers in turns, round after round, and print how they compare with a bare endpoint and the former."""
+    for name, server in servers.items():
+        print(f"{name}: start to ready {server.ready_s:.2f} s")
+    idle: dict[str, list[np.ndarray]] = {name: [] for name in ("in process", *servers)}
+    full, half = ({name: [] for name in servers} for _ in range(2))
+    for _ in range(arguments.rounds):
+        idle["in process"].append(timed(lambda data: predictor.predict_bytes([data], False), pictures))
+        for name, server in servers.items():
+            idle[name].append(timed(Client(server), pictures))
+    for _ in range(arguments.rounds):
+        for name, server in servers.items():
+            full[name].append(saturate(server, pictures, arguments.seconds))
+    rate = min(np.median([len(times) for times in full[name]]) for name in servers) / arguments.seconds / 2
+    for _ in range(arguments.rounds):
+        for name, server in servers.items():
+            half[name].append(ask_at_rate(server, pictures, rate, arguments.seconds))
+    for name, rounds in idle.items():
+        show(f"idle, {name}", rounds)
+        over = np.median(np.concatenate(rounds)) - np.median(np.concatenate(idle["in process"]))
+        print(f"  {over:+.2f} ms over in process at p50")
+    for about, measured in (("saturated", full), (f"{rate:.0f} requests/s, half of the least", half)):
+        for name, rounds in measured.items():
+            show(f"{about}, {name}", rounds)
+            for other in ("bare", "former /invocations"):
+                if other in servers and other != name:
+                    own, its = (np.percentile(np.concatenate(measured[each]), (50, 99)) for each in (name, other))
+                    print(f"  times of {other}: p50 x {own[0] / its[0]:.2f}, p99 x {own[1] / its[1]:.2f}")
+            if measured is full:
+                print(f"  {np.median([len(times) for times in rounds]) / arguments.seconds:.0f} requests/s")
+    for name, server in servers.items():
+        print(f"{name}: memory {server.memory():.0f} MiB")
 
 
 def eager(train_dir: Path, predictor: Predictor) -> Callable[[bytes], object]:
@@ -212,6 +307,7 @@ def main() -> None:
     parser.add_argument("--rounds", default=3, type=int, help="(%(default)s)")
     parser.add_argument("--seconds", default=4.0, type=float, help="of each round under load (%(default)s)")
     parser.add_argument("--fer-python", help="a Python that has the package fer")
+    parser.add_argument("--former", type=Path, help="a tree of this project with another server, to compare with")
     parser.add_argument("serve", nargs="*", help="options of hyojo serve, behind --")
     arguments = parser.parse_args()
     prepared = load_prepared(arguments.prepared)
@@ -230,7 +326,12 @@ def main() -> None:
         predictor = Predictor(arguments.bundle, runtime, threads=1)
         in_process("in process" + (", int8" if runtime == "int8" else ""), predictor, pictures, arguments.rounds)
         scores("served model", [row["label"] for row in predictor.predict_bytes(pictures, False)], truth)
-    rest(arguments.bundle, pictures, arguments.rounds, arguments.seconds, arguments.serve)
+    servers = start_servers(arguments.bundle, arguments.former, arguments.serve)
+    try:
+        rest(servers, Predictor(arguments.bundle, threads=1), pictures, arguments)
+    finally:
+        for server in servers.values():
+            server.stop()
     if (arguments.train / "weights.pt").exists():
         call = eager(arguments.train, predictor)
         show("eager PyTorch", [timed(call, pictures) for _ in range(arguments.rounds)])

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # They start DVC, servers, other processes, trainings, MLflow or whole stages; `make test-fast` leaves them out.
 HEAVY = re.compile(
     "test_(accelerator|batch|cache|cli|contenders|decisions|distributed|dvc_data|export|faces|formats|fuzz|how_to|int8|key|loop|model|modes|"
-    "open|page|plots|predictor|privacy|promotion|registry|runs|sample|search|seeds|server|server_fuzz|signals|stage|stem|store|"
-    "suspects|sync|trouble|tuning|wheel)"
+    "guard|open|page|plots|pool|predictor|privacy|promotion|registry|runs|sample|search|seeds|server|server_fuzz|signals|stage|stem|store|"
+    "suspects|sync|trouble|tuning|versions|wheel)"
 )
 
 
@@ -137,10 +137,10 @@ def pyfunc_dir(bright_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def running(bright_bundle: Path) -> "Iterator[Running]":
-    """The bundle, served without anything that only training needs."""
-    from running import ABSENT, Running
+    """The bundle, served without anything that only training and the registry need."""
+    from running import ABSENT, Running, block
 
-    one = Running("--model", str(bright_bundle), "--max-mb", "1", blocked=ABSENT)
+    one = Running("--model", str(bright_bundle), "--max-mb", "1", prelude=block(*ABSENT))
     yield one
     assert one.stop()[0] == 0
 

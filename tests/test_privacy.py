@@ -5,8 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from builders import ROOT, SAMPLE, grey_png
 
@@ -15,20 +17,29 @@ LOADED = "import sys, mlflow.pyfunc; print(mlflow.pyfunc.load_model(sys.argv[1])
 LOOKED_UP = re.compile(r"connect\(\d+, \{sa_family=AF_INET6?|nscd|systemd\.resolve")
 
 
-def run_at_home(home: Path, work: Path, *arguments: str, shipped: bool = False) -> str:
-    """Run Python with an empty home; the calls that open connections, where strace is there."""
+def at_home(home: Path, work: Path, shipped: bool = False) -> tuple[list[str], dict[str, str]]:
+    """How Python is run with an empty home: the begin of the command, which writes a trace, and the environment."""
     home.mkdir()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
     environment = kept | {"HOME": str(home), "PYTHONPATH": "" if shipped else str(ROOT)}
     environment |= {"MPLCONFIGDIR": str(work / "matplotlib"), "PYTHONDONTWRITEBYTECODE": "1"}
-    trace = work / "trace.txt"
     strace = shutil.which("strace")
-    traced = [strace, "-f", "-qq", "-e", "trace=connect", "-o", str(trace)] if strace else []
-    done = subprocess.run(
-        [*traced, sys.executable, *arguments], env=environment, cwd=work, capture_output=True, text=True
-    )
+    traced = [strace, "-f", "-qq", "-e", "trace=connect", "-o", str(work / "trace.txt")] if strace else []
+    return [*traced, sys.executable], environment
+
+
+def read_trace(work: Path) -> str:
+    """The calls that opened connections, where strace is there."""
+    trace = work / "trace.txt"
+    return trace.read_text() if trace.exists() else ""
+
+
+def run_at_home(home: Path, work: Path, *arguments: str, shipped: bool = False) -> str:
+    """Run Python with an empty home; as ``read_trace``."""
+    command, environment = at_home(home, work, shipped)
+    done = subprocess.run([*command, *arguments], env=environment, cwd=work, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return trace.read_text() if strace else ""
+    return read_trace(work)
 
 
 @pytest.mark.parametrize("what", ["predict", "registered model", "prepare"])
@@ -48,3 +59,21 @@ def test_nothing_calls_home(what: str, bright_bundle: Path, pyfunc_dir: Path, tm
         calls = run_at_home(home, work, "-m", "pipeline.prepare")
     assert list(home.rglob("*")) == []
     assert [line for line in calls.splitlines() if LOOKED_UP.search(line)] == []
+
+
+def test_a_server_calls_nobody(bright_bundle: Path, tmp_path: Path) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    work.mkdir()
+    command, environment = at_home(home, work)
+    command += ["-m", "pipeline.cli", "serve", "--model", str(bright_bundle), "--port", "0"]
+    server = subprocess.Popen(command, env=environment, cwd=work, stdout=subprocess.PIPE, text=True)
+    url = server.stdout.readline().split(" on ")[1].split()[0]
+    for path in ("/", "/docs", "/metrics"):
+        assert urllib.request.urlopen(url + path, timeout=20).status == 200
+    asked = urllib.request.Request(f"{url}/predict?faces=true", grey_png(), {"Content-Type": "image/png"})
+    assert urllib.request.urlopen(asked, timeout=20).status == 200
+    process = psutil.Process(server.pid)
+    (process.children()[0] if process.name() == "strace" else process).terminate()
+    assert server.wait(40) == 0
+    assert list(home.rglob("*")) == []
+    assert [line for line in read_trace(work).splitlines() if LOOKED_UP.search(line)] == []

@@ -83,7 +83,7 @@ def promote(
         except MovedError as moved:
             text = f"version {moved.champion} became champion while version {number} was held against {champion}"
             return Outcome(number, False, f"Not promoted: {text}. Run `hyojo promote {number}` again.", refused=True)
-        text = f"Version {number} is champion: {found}.{_told(verdict)} Restart servers to load it."
+        text = f"Version {number} is champion: {found}.{_told(verdict)} Restart servers that do not --follow."
         return Outcome(number, True, text)
 
 

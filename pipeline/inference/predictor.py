@@ -102,7 +102,7 @@ class Predictor:
         """
         pictures = [to_bytes(value) for value in values]
         look = bool(self.faces) if faces is None else faces
-        rows: list[dict[str, Any]] = [_failure(data, look) if isinstance(data, str) else {} for data in pictures]
+        rows: list[dict[str, Any]] = [build_failure(data, look) if isinstance(data, str) else {} for data in pictures]
         answers = iter(self.predict_bytes([data for data in pictures if isinstance(data, bytes)], look, describe))
         return [row or next(answers) for row in rows]
 
@@ -124,7 +124,7 @@ class Predictor:
                 rows_of(model_input), None if faces is None else bool(faces), params.get("describe") is True
             )
         except Exception:
-            rows = [_failure("the request could not be read")]
+            rows = [build_failure("the request could not be read")]
         return [json.dumps(row) for row in rows] if params.get("json") is True else rows
 
     def _predict_batch(
@@ -140,7 +140,7 @@ class Predictor:
         rows = []
         for parts in loaded:
             if isinstance(parts, str):
-                rows.append(_failure(parts, look))
+                rows.append(build_failure(parts, look))
                 continue
             found = [(face, next(answers) | (_describe(face, image) if describe else {})) for face, image in parts]
             faces = [
@@ -160,7 +160,7 @@ class Predictor:
             try:
                 answers += [self._success(row) for row in self._run(np.stack(batch))]
             except Exception:
-                answers += [_failure("the model could not be run on this picture")] * len(batch)
+                answers += [build_failure("the model could not be run on this picture")] * len(batch)
         return answers
 
     def _load(self, data: bytes, look: bool) -> list[tuple[Face | None, np.ndarray]] | str:
@@ -178,7 +178,7 @@ class Predictor:
     def _success(self, probs: np.ndarray) -> dict[str, Any]:
         """The answer for one row of probabilities, (K,)."""
         if not np.isfinite(probs).all():  # NaN would also be invalid JSON
-            return _failure("the model gave no finite probabilities for this picture")
+            return build_failure("the model gave no finite probabilities for this picture")
         probabilities = {name: float(prob) for name, prob in zip(self.class_names, probs, strict=True)}
         return {
             "label": self.class_names[int(probs.argmax())],
@@ -194,7 +194,7 @@ def _describe(face: Face | None, image: np.ndarray) -> dict[str, float | None]:
     return dict(zip(DESCRIPTORS, (*measured, max(face.box[2:]) if face else None), strict=True))
 
 
-def _failure(error: str, look: bool = False) -> dict[str, Any]:
+def build_failure(error: str, look: bool = False) -> dict[str, Any]:
     """The answer for a row that can't be classified; without faces where they were looked for."""
     row = {"label": None, "probabilities": None, "abstain": None, "error": error}
     return row | ({"faces": []} if look else {})

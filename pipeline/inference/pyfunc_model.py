@@ -16,7 +16,6 @@ import mlflow
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 __path__ = [str(Path(__file__).parent / "code" / "hyojo_inference")]
 _predictor = import_module(f"{__name__}.predictor")
-_mlflow_server = import_module(f"{__name__}.mlflow_server")
 
 
 class ExpressionModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
@@ -30,7 +29,6 @@ class ExpressionModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, 
         given = {name: (context.model_config or {}).get(name) for name in _predictor.CONFIG}
         # MLflow runs this file, so the folder beside it is trusted already.
         self.predictor = _predictor.Predictor(context.artifacts["bundle"], **given, trust=True)
-        _mlflow_server.tame_server()
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Answer a request; no input raises."""

@@ -31,23 +31,6 @@ def rows_of(model_input: Any) -> list[Any]:
     return [value.get(COLUMN) if isinstance(value, dict) else value for value in list(model_input)]
 
 
-def payload_rows(data: dict[str, Any]) -> list[Any] | None:
-    """Give one value for each row of a JSON request; None if it is malformed, which MLflow then explains."""
-    if len(data) != 1:
-        return None
-    ((form, content),) = data.items()
-    if form == "dataframe_split":
-        try:
-            columns = list(content["columns"])
-            position = columns.index(COLUMN) if COLUMN in columns else len(columns)
-            return [row[position] if len(row) == len(columns) > position else None for row in content["data"]]
-        except (KeyError, TypeError):
-            return None
-    if form == "dataframe_records" and not isinstance(content, list):
-        return None
-    return rows_of(content)
-
-
 def to_bytes(value: Any) -> bytes | str:
     """Give the encoded picture that a value stands for, or (str) what is wrong with it."""
     if isinstance(value, bytes | bytearray | memoryview):
@@ -61,7 +44,10 @@ def to_bytes(value: Any) -> bytes | str:
         header, comma, text = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
             return "a data: URL has to be base64"
-    text = "".join(text.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    text = "".join(text.split())
+    if not text.isascii():  # in which each character may take four bytes
+        return "not base64"
+    text = text.rstrip("=").translate(str.maketrans("-_", "+/"))
     if not text:
         return "the image is empty"
     try:

@@ -1,24 +1,22 @@
-"""What stands between clients and MLflow's scoring app: limits, short errors in JSON, headers. An ASGI application.
+"""What stands between clients and the app: limits on what one may send, hold and leave open, and headers.
 
 Whatever a client sends leads to an answer, a 4xx with a short message, or, far above what the machine can do, a 503
-that says when to come again; no stack trace, no path, no request without end.
+that says when to come again; and whatever it does not send ends in time.
 """
 
 import asyncio
 import contextlib
 import json
 import re
-import sys
 import time
-import traceback
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import uuid
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, ClassVar
 
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MB = 2**20
 HEADERS = {
@@ -29,173 +27,246 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
-_SCORING = "/invocations"
-_PASSED = {"/ping", "/health", "/version", "/openapi.json", _SCORING}
-_READ_BY = ("application/json", "text/csv")
-_CODES = {404: "NOT_FOUND", 503: "TEMPORARILY_UNAVAILABLE"}
+PROBES = ("/ping", "/health", "/ready", "/metrics")  # are asked by address, whatever the name
+_CODES = {404: "NOT_FOUND", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
 _SAID_WITH = {408: {"connection": "close"}, 413: {"connection": "close"}, 503: {"retry-after": "1"}}
+_PIECE = 2**16  # bytes of an answer that are sent at once
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a worker takes on.
+    """What the server takes on.
 
     Attributes:
         body: Bytes of a request.
-        values: Commas and line ends in it, of which base64 has none: they bound how many values it can hold, and so
-            the memory that reading it takes.
-        waiting: Requests at once, most of which wait for a thread.
-        held: Bytes of their bodies together.
+        values: Commas, brackets and line ends in one of ``/invocations``, of which base64 has none: they bound how many
+            values it can hold, and so the memory that reading it takes.
+        held: Bytes of the bodies, and of the large answers, of all requests at once. What is made of a body on the way
+            to the model comes to it: in all at most ``held`` and 16 times ``body`` above an idle server.
+        requests: With a body, at once; most of them wait.
+        connections: At once; for each beyond, the one that has asked nothing for the longest time is ended.
+        head_s: In which a request's head has to arrive, from its first byte or from the start of the connection.
+        pause_s: Between two parts of a body, or of an answer that the client takes.
         upload_s: In which a body has to arrive.
     """
 
     body: int = 32 * MB
     values: int = 2**16
-    waiting: int = 2048
-    held: int = 1024 * MB
+    held: int = 256 * MB
+    requests: int = 512
+    connections: int = 1024
+    head_s: float = 15.0
+    pause_s: float = 20.0
     upload_s: float = 120.0
 
 
+class Refusal(Exception):
+    """A status, and a message for the client."""
+
+
 class Guard:
-    """Passes requests for MLflow's paths on to its app, serves files of ours, and answers all else by itself.
+    """ASGI middleware, which reads the bodies for its app.
 
     Args:
-        app: MLflow's.
-        files: Content and media type by path, of the page for people.
-        threads: That work on requests; the others wait in order.
+        app: The app; its routes are the paths that are counted by themselves, but for files.
         limits: What is taken on.
+        hosts: Names by which the server may be called, beside the machine's own; None: any.
+        version: Says what answers now.
+        observe: Is told path, status and seconds of every request.
     """
 
-    def __init__(self, app: ASGIApp, files: Mapping[str, tuple[bytes, str]], threads: int, limits: Limits) -> None:
-        self._app, self._files, self._threads, self._limits = app, files, threads, limits
-        self._waiting = self._held = 0
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        hosts: Collection[str] | None,
+        version: Callable[[], str],
+        observe: Callable[[str, int, float], object],
+    ) -> None:
+        self._app, self._limits, self._hosts, self._version, self._observe = app, limits, hosts, version, observe
+        paths = (getattr(route, "path", "") for route in getattr(app, "routes", ()))
+        self._paths = {path for path in paths if "." not in path}
+        self.requests = self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] == "lifespan":
-            pool = ThreadPoolExecutor(self._threads, thread_name_prefix="predict")
-            asyncio.get_running_loop().set_default_executor(pool)
-            await self._app(scope, receive, send)
-        elif scope["type"] == "http":
+        start, status, state = time.perf_counter(), 499, scope["state"]  # 499, as of nginx: the client left
+        connection: Connection = state["connection"]
+        given = _header(scope, b"x-request-id")
+        state["id"] = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
+
+        async def reply(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status, spent = message["status"], (time.perf_counter() - start) * 1e3
+                own = {"x-request-id": state["id"], "server-timing": f"app;dur={spent:.1f}", **HEADERS}
+                own = {"x-model-version": self._version(), **own, **_SAID_WITH.get(status, {})}
+                own_headers = {name.encode(): value.encode() for name, value in own.items()}
+                message["headers"] = list((own_headers | dict(message["headers"])).items())
+            await self._send(send, message)
+
+        task = asyncio.current_task()
+        assert task
+        connection.left = task.cancel
+        try:
             try:
-                answer = await self._answer(Request(scope, receive))
-            except ClientDisconnect:
-                return
-            except HTTPException as refusal:  # in the form that MLflow has for errors
-                status = refusal.status_code
-                said = json.dumps({"error_code": _CODES.get(status, "BAD_REQUEST"), "message": refusal.detail})
-                answer = Response(said, status, _SAID_WITH.get(status), "application/json")
-            await answer(scope, receive, _with_headers(send))
-
-    async def _answer(self, request: Request) -> ASGIApp:
-        """What answers a request; raises ``HTTPException``."""
-        path, method = request.scope["path"], request.method
-        if path in self._files:
-            if method not in ("GET", "HEAD"):
-                raise HTTPException(405, "GET is what this path takes")
-            content, kind = self._files[path]
-            return Response(content if method == "GET" else b"", 200, {"cache-control": "no-cache"}, kind)
-        if path not in _PASSED:
-            raise HTTPException(404, "there is nothing at this path")
-        if path != _SCORING:
-            return self._app
-        if method != "POST":
-            raise HTTPException(405, "POST is what this path takes")
-        await self._refuse(request)
-        start = time.perf_counter()
-        self._waiting += 1
-        parts: list[bytes] = []
-        try:
-            return await self._score(request, await self._read(request, parts), start)
+                await self._pass(scope, receive, reply)
+            except Refusal as refusal:
+                await answer_error(*refusal.args)(scope, receive, reply)
+        except (asyncio.CancelledError, TimeoutError):  # the client left, or does not take its answer
+            connection.end()
         finally:
-            self._waiting -= 1
-            self._held -= sum(map(len, parts))
+            connection.left = None
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._observe(path, status, time.perf_counter() - start)
 
-    async def _refuse(self, request: Request) -> None:
-        """Refuse what its head and the load speak against; its body is read, as many clients listen only after it."""
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        length = request.headers.get("content-length", "")
-        size = int(length) if length.isdecimal() else 0
-        if kind not in _READ_BY:
-            refusal = HTTPException(415, f"Content-Type has to be {' or '.join(_READ_BY)}")
-        elif self._waiting >= self._limits.waiting or self._held >= self._limits.held:
-            refusal = HTTPException(503, "too many requests at once; try again in a second")
-        elif size > self._limits.body:
-            refusal = self._too_large()
-        else:
-            return
-        if length.isdecimal() and size <= 8 * self._limits.body:
-            with contextlib.suppress(TimeoutError, ClientDisconnect):
-                async with asyncio.timeout(self._limits.upload_s / 4):
-                    async for _ in request.stream():
-                        pass
-        raise refusal
-
-    async def _read(self, request: Request, parts: list[bytes]) -> bytes:
-        """The body, whose parts are kept in ``parts``."""
-        size = 0
+    async def _pass(self, scope: Scope, receive: Receive, reply: Send) -> None:
+        """Have the app answer, with the whole body at hand; raises ``Refusal``."""
+        host = re.sub(r":\d*$", "", _header(scope, b"host", "localhost")).strip("[]").rstrip(".").lower()
+        if self._hosts is not None and host not in self._hosts and not is_local(host) and scope["path"] not in PROBES:
+            raise Refusal(421, "this server is not called by that name; --allowed-hosts has it taken")
+        if scope["method"] == "HEAD":  # uvicorn sends no body for it
+            scope = {**scope, "method": "GET"}
+        if scope["method"] != "POST" or scope["path"] not in ("/invocations", "/predict"):
+            return await self._app(scope, receive, reply)
+        self.requests += 1
+        scope["state"]["held"] = 0
         try:
-            async with asyncio.timeout(self._limits.upload_s):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > self._limits.body:
-                        raise self._too_large()
-                    parts.append(part)
-                    self._held += len(part)
+            given = [await self._read(scope, receive)]
+
+            async def replay() -> Message:
+                return {"type": "http.request", "body": given.pop(), "more_body": False} if given else await receive()
+
+            await self._app(scope, replay, reply)
+        finally:
+            self.requests -= 1
+            self.held -= scope["state"]["held"]
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytearray:
+        """The body, which counts as held from its first part on."""
+        too_many = Refusal(503, "too many requests at once; try again in a second")
+        too_large = Refusal(413, f"the request is larger than {self._limits.body / MB:g} MB")
+        length, state = _header(scope, b"content-length"), scope["state"]
+        body = bytearray()  # many small parts would leave holes in the memory
+        promised = int(length) if length.isdecimal() else 0
+        refusal = None
+        if sum(name == b"content-type" for name, _ in scope["headers"]) > 1:
+            refusal = Refusal(400, "there is more than one Content-Type")
+        elif promised > self._limits.body:
+            refusal = too_large
+        elif self.requests > self._limits.requests or self.held + promised > self._limits.held:
+            refusal = too_many
+        more = refusal is None or 0 < promised <= 8 * self._limits.body  # many clients listen only once they have sent
+        try:
+            async with asyncio.timeout(self._limits.upload_s if refusal is None else self._limits.pause_s):
+                while more:
+                    async with asyncio.timeout(self._limits.pause_s):
+                        message = await receive()
+                    part, more = message.get("body", b""), message.get("more_body", False)
+                    if refusal:
+                        continue
+                    if len(body) + len(part) > self._limits.body:
+                        raise too_large
+                    if self.held + len(part) > self._limits.held:
+                        raise too_many
+                    body += part
+                    self.held, state["held"] = self.held + len(part), len(body)
         except TimeoutError:
-            raise HTTPException(408, "the request did not arrive in time") from None
-        body = b"".join(parts)
-        if body.count(b",") + body.count(b"\n") > self._limits.values:
-            raise HTTPException(413, f"more than {self._limits.values} values in one request; send them in several")
+            refusal = refusal or Refusal(408, "the request did not arrive in time")
+        if refusal:
+            raise refusal
+        if scope["path"] == "/invocations" and sum(map(body.count, b",[{\n\r")) > self._limits.values:
+            raise Refusal(413, f"more than {self._limits.values} values in one request; send them in several")
         return body
 
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the request is larger than {self._limits.body / MB:g} MB")
-
-    async def _score(self, request: Request, body: bytes, start: float) -> Response:
-        """What MLflow's app answers; its errors are told in one form."""
-        given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        sent: list[Message] = []
-
-        async def replay() -> Message:
-            return given.pop() if given else await request.receive()
-
-        async def keep(message: Message) -> None:
-            sent.append(message)
-
+    async def _send(self, send: Send, message: Message) -> None:
+        """Send a large answer in pieces, each once the client has taken those before."""
+        body = message.get("body", b"")
+        if len(body) <= _PIECE:
+            return await send(message)
+        self.held += len(body)
         try:
-            await self._app(request.scope, replay, keep)
-        except Exception:  # for the one who runs the server, not for the client
-            traceback.print_exc(limit=-3, file=sys.stderr)
-            raise HTTPException(400, _short(b"")) from None
-        status: int = sent[0]["status"]
-        said = b"".join(message.get("body", b"") for message in sent[1:])
-        if status >= 400:  # what fails here fails by what was sent: the model itself answers every row
-            raise HTTPException({500: 400, 504: 503}.get(status, status), _short(said))
-        answer = Response(said, status)
-        spent = f"app;dur={(time.perf_counter() - start) * 1e3:.1f}".encode()
-        answer.raw_headers = [*sent[0]["headers"], (b"server-timing", spent)]
-        return answer
+            for at in range(0, len(body), _PIECE):
+                async with asyncio.timeout(self._limits.pause_s):
+                    more = at + _PIECE < len(body)
+                    await send({**message, "body": body[at : at + _PIECE], "more_body": more})
+        finally:
+            self.held -= len(body)
 
 
-def _short(said: bytes) -> str:
-    """MLflow's words for an error, in one line without paths."""
-    text = said.decode("utf-8", "replace")
-    try:
-        text = json.loads(text)["message"]
-    except (ValueError, KeyError, TypeError):
-        text = "" if text == "Internal Server Error" else text
-    text = re.sub(r"(?:/[\w.+-]+){2,}", lambda match: match[0].rsplit("/", 1)[1], " ".join(text.split()))
-    return (text if len(text) <= 300 else text[:297] + "...") or "the request could not be read"
+class Connection(H11Protocol):
+    """A connection that is ended when it has been silent for long; ``left`` is called when the client has left."""
+
+    limits: ClassVar[Limits] = Limits()
+    _idle: ClassVar[dict["Connection", None]] = {}  # those without a request, from the longest on
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app_state = self.app_state | {"connection": self}
+        self.left: Callable[[], object] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def end(self) -> None:
+        """End it, and what it has not sent."""
+        self._stop_waiting()
+        self.transport.abort()
+
+    timeout_keep_alive_handler = end  # where uvicorn would wait until the client has taken its answer
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            next(iter(self._idle), self).end()
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait()
+        else:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:
+            self._idle[self] = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+        if self.left:
+            self.left()
+
+    def _wait(self) -> None:
+        self._idle[self] = None
+        self._alarm = self._alarm or self.loop.call_later(self.limits.head_s, self.end)
+
+    def _stop_waiting(self) -> None:
+        self._idle.pop(self, None)
+        if self._alarm:
+            self._alarm.cancel()
+            self._alarm = None
 
 
-def _with_headers(send: Send) -> Send:
-    """Adds ``HEADERS`` to every answer."""
-    extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+def answer_error(status: int, message: str) -> ASGIApp:
+    """An answer in the form that MLflow has for errors: one line, without control characters."""
+    text = " ".join("".join(char if char.isprintable() else " " for char in message).split())
+    said = json.dumps({"error_code": _CODES.get(status, "BAD_REQUEST"), "message": text[:300]}).encode()
 
-    async def wrapped(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *extra]
-        await send(message)
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(said))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": said})
 
-    return wrapped
+    return answer
+
+
+def is_local(name: str) -> bool:
+    """Whether a name or an address, without brackets, is one that a machine has for itself."""
+    with contextlib.suppress(ValueError):
+        return ip_address(name).is_loopback
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def _header(scope: Scope, wanted: bytes, otherwise: str = "") -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), otherwise)

@@ -131,7 +131,7 @@ def open_predictor(found: Located, faces: bool | None = None, describe: bool = F
 
 
 def open_pyfunc(found: Located, **config: Any) -> "PyFuncModel":
-    """Load a model that was found as MLflow's pyfunc: a registered version with its own code.
+    """Load a registered version that was found, with its own code.
 
     Args:
         found: From ``locate``.
@@ -140,11 +140,6 @@ def open_pyfunc(found: Located, **config: Any) -> "PyFuncModel":
     Raises:
         UserError: It cannot be loaded.
     """
-    if found.path == found.bundle:
-        from pipeline.tracking.pyfunc import open_bundle
-
-        with telling(BundleError):
-            return open_bundle(found.opened, **config, trust=found.trust)
     from pipeline.tracking import store
 
     store.configure_mlflow()

@@ -10,21 +10,22 @@ _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=ut
 HTML = "text/html; charset=utf-8"
 
 
-def render_files(found: Located, max_bytes: int) -> dict[str, tuple[bytes, str]]:
-    """Render every file of the page for a server that takes requests of so many bytes.
+def render_files(found: Located, max_bytes: int, page: bool = True) -> dict[str, tuple[bytes, str]]:
+    """Render every file of the page for a server that takes requests of so many bytes; without it, of ``/docs`` alone.
 
     Returns:
         Content and media type by path; no script or style in the page itself, and nothing of other hosts.
     """
     bundle, card = found.record, found.bundle / "MODEL_CARD.md"
-    page = html.render(
+    text = html.render(
         "serve.html",
         title=found.title,
+        version=found.version,
         backbone=bundle.backbone,
         class_names=bundle.class_names,
         accuracy=bundle.metrics.get("test", {}).get("accuracy"),
         threshold=bundle.abstain.get("threshold"),
-        max_bytes=(max_bytes - 1024) * 3 // 4,  # base64 takes 4 bytes for 3, and the JSON around it a few
+        max_bytes=max_bytes,
         card=html.from_markdown(card.read_text(encoding="utf-8") if card.exists() else "", level=1),
     )
     static = {
@@ -32,4 +33,5 @@ def render_files(found: Located, max_bytes: int) -> dict[str, tuple[bytes, str]]
         for path in STATIC.iterdir()
         if path.suffix in _KINDS
     }
-    return {"/": (page.encode(), HTML), "/favicon.ico": static["/static/face.svg"], **static}
+    static["/favicon.ico"] = static["/static/face.svg"]
+    return static | ({"/": (text.encode(), HTML)} if page else {})

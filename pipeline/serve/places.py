@@ -42,8 +42,32 @@ class Place(NamedTuple):
 
 def find_model(model: str) -> Place:
     """Find a model, given as in ``locate``; raises ``UserError`` if there is none."""
-    registered = model.startswith("models:/") or re.fullmatch(r"@?\w[\w.-]*", model)
-    return _registered(model) if registered and not Path(model).exists() else _folder(model)
+    return _registered(model) if _names_version(model) else _folder(model)
+
+
+def is_alias(model: str) -> bool:
+    """Whether a model, given as in ``locate``, is an alias, which another version can get."""
+    last = re.split("[@/]", model.removeprefix("models:/"))[-1]
+    return _names_version(model) and not re.fullmatch(r"v?\d+", last)
+
+
+def look_up(alias: str) -> str:
+    """The ``version`` of a ``Place`` that an alias stands for now; nothing is fetched.
+
+    Raises:
+        UserError: There is no such alias, or the store does not answer.
+    """
+    from pipeline.tracking import registry, store
+
+    found = registry.find_version(store.open_reader(), alias)
+    if found is None:
+        raise UserError(f"{alias} is no version's any more")
+    return f"{found.name}/{found.version}"
+
+
+def _names_version(model: str) -> bool:
+    pattern = model.startswith("models:/") or re.fullmatch(r"@?\w[\w.-]*", model)
+    return bool(pattern) and not Path(model).exists()
 
 
 def _folder(model: str) -> Place:

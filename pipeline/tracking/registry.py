@@ -137,7 +137,11 @@ def rollback() -> Outcome:
             except MovedError as moved:
                 raise UserError(f"version {moved.champion} became champion meanwhile; nothing was changed.") from None
         text = f"Version {decision.version} is champion again, in place of {decision.former}."
-        return Outcome(int(decision.version or 0), True, f"{text} Restart servers to load it.")
+        return Outcome(
+            int(decision.version or 0),
+            True,
+            f"{text} Restart servers that do not --follow.",
+        )
 
 
 def _tags(bundle: BundleFile, run: "Run | None") -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The int8 version of a classifier: near the float one, offered only where it costs little accuracy, and served."""
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -129,15 +130,13 @@ def registered(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_is_served_on_demand_only(bundle: Path, registered: Path) -> None:
     """From a bundle and from what MLflow holds alike; the answers are those of the file itself."""
-    import pandas as pd
-
     png = example_picture({"img_size": SIZE})
     answers = {}
     for runtime in (None, "onnx", "int8"):
         (row,) = Predictor(bundle, runtime).predict_values([png])
         for place in (bundle, registered):
-            opened = locate.open_pyfunc(locate.locate(str(place), runtime, trust=True), runtime=runtime)
-            assert opened.predict(pd.DataFrame({"image": [png]})) == [row]
+            predict = locate.open_predictor(locate.locate(str(place), runtime, trust=True), runtime=runtime)
+            assert predict([base64.b64decode(png)]) == [row]
         answers[runtime] = row["probabilities"]
     assert answers[None] == answers["onnx"] != answers["int8"]
 

@@ -1,12 +1,12 @@
 """``hyojo serve`` as clients see it: MLflow's paths, the page, limits, start and stop; and what its imports need."""
 
 import argparse
-import asyncio
 import base64
-import gc
 import json
+import shutil
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from builders import MALFORMED, ROOT, grey_png, to_base64, write_bundle
@@ -15,12 +15,12 @@ from running import Running
 from pipeline.cli import ui
 from pipeline.core import address
 from pipeline.core.errors import UserError
-from pipeline.inference.bundle import Bundle
 from pipeline.inference.predictor import Predictor
-from pipeline.serve import locate, server
-from pipeline.serve.guard import Guard, Limits
+from pipeline.serve import locate, server, watch
 from pipeline.serve.page import render_files
-from pipeline.tracking import pyfunc
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
 
 BROWSER = "/usr/bin/chromium"
 
@@ -39,13 +39,77 @@ def test_rest_answers_as_the_model_itself(running: Running, bright_bundle: Path)
     assert rows[0]["probabilities"] == pytest.approx(expected[0]["probabilities"])
     assert rows[1]["error"] == expected[1]["error"]
     assert headers["server-timing"].startswith("app;dur=")
+    assert headers["x-model-version"] == json.loads(text)["model_version"] == "b" * 12
     csv = b"image\n" + base64.b64encode(grey_png(30)) + b"\n"
     assert json.loads(running.send("/invocations", csv, "text/csv")[1])["predictions"] == rows[:1]
     assert running.send("/ping")[0] == running.send("/health")[0] == 200
-    assert running.send("/version")[1] == __import__("mlflow").__version__
+    assert running.send("/ready")[0] == 200
+    about = json.loads(running.send("/version")[1])
+    assert (about["run_id"], about["digest"], about["classes"]) == ("a" * 32, "b" * 64, ["bright", "dark"])
 
 
-LARGE = [b'{"inputs": [' + b"0," * 70_000 + b"0]}", b'{"inputs": ["' + b"A" * 2**21 + b'"]}']
+@pytest.mark.parametrize("kind", ["image/png", "text/plain", "application/x-www-form-urlencoded", "image/jpeg", ""])
+def test_the_bytes_of_a_picture_decide_its_format(running: Running, kind: str) -> None:
+    status, text, _ = running.send("/predict?faces=false", grey_png(250), kind)
+    row = json.loads(text)
+    assert (status, row["label"], row["error"], row["model_version"]) == (200, "bright", None, "b" * 12)
+    assert "brightness" not in row
+    assert json.loads(running.send("/predict?describe=true", grey_png(250), kind)[1])["brightness"] == 250
+    assert json.loads(running.send("/predict", b"junk", kind)[1])["error"]
+    assert running.send("/predict?faces=perhaps", grey_png(250), kind)[0] == 400
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_predict_says_what_it_takes(running: Running, kind: str) -> None:
+    status, text, _ = running.send("/predict", b"{}", kind)
+    assert status == 415
+    assert "--data-binary" in json.loads(text)["message"]
+
+
+SPLIT = {"columns": ["id", "image"], "data": [[1, to_base64(grey_png(250))], [2, "junk"], [3, None]]}
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        {"dataframe_split": SPLIT},
+        {"dataframe_records": [{"image": to_base64(grey_png(30))}, {"image": "%"}, {"other": 1}]},
+        {"inputs": {"image": [to_base64(grey_png(30)), to_base64(grey_png(250))]}},
+        {"inputs": [to_base64(grey_png(30))], "params": {"faces": False}},
+        {"inputs": [to_base64(grey_png(30))], "params": {"json": True}},
+        {"dataframe_records": [{"image": to_base64(grey_png(30))}], "params": None},
+    ],
+    ids=str,
+)
+def test_mlflows_own_server_answers_the_same(running: Running, scoring_app: "TestClient", request_body: dict) -> None:
+    own = json.loads(running.send("/invocations", json.dumps(request_body).encode())[1])
+    theirs = scoring_app.post("/invocations", json=request_body)
+    assert theirs.status_code == 200
+    assert own["predictions"] == theirs.json()["predictions"]
+
+
+@pytest.mark.parametrize("text", ['{"inputs": ["\\ud800", "GOOD"]}', '{"inputs": ["GOOD", {"\\udfff": 1}]}'])
+def test_a_lone_surrogate_is_an_error_of_its_own_row(running: Running, text: str) -> None:
+    status, answer, _ = running.send("/invocations", text.replace("GOOD", to_base64(grey_png(250))).encode())
+    rows = json.loads(answer)["predictions"]
+    assert status == 200
+    assert sorted(row["label"] or "" for row in rows) == ["", "bright"]
+
+
+def test_csv_of_every_kind_of_line_end(running: Running) -> None:
+    good = to_base64(grey_png(250))
+    for end in ("\n", "\r", "\r\n"):
+        text = f"id,image{end}1,{good}{end}{end}2,{end}3{end}"
+        rows = json.loads(running.send("/invocations", text.encode(), "text/csv")[1])["predictions"]
+        assert [row["label"] for row in rows] == ["bright", None, None]
+        assert running.send("/invocations", f"image{end}".encode() + end.encode() * 70_000, "text/csv")[0] == 413
+
+
+LARGE = [
+    b'{"inputs": [' + b"0," * 70_000 + b"0]}",
+    b'{"inputs": [' + b"[" * 70_000 + b"]" * 70_000 + b"]}",
+    b'{"inputs": ["' + b"A" * 2**21 + b'"]}',
+]
 
 
 @pytest.mark.parametrize(
@@ -64,14 +128,16 @@ def test_what_cannot_be_answered_is_a_short_4xx(running: Running, data: bytes, k
 
 
 def test_paths_that_lead_nowhere(running: Running) -> None:
-    for path in ("/docs", "/redoc", "/static/../pyproject.toml", "/static/", "/nothing"):
-        assert running.send(path)[0] == 404
+    for path in ("/redoc", "/static/../pyproject.toml", "/static/", "/nothing", "/ping/", "/docs/oauth2-redirect"):
+        status, text, _ = running.send(path)
+        assert (status, json.loads(text)["error_code"]) == (404, "NOT_FOUND")
     assert running.send("/invocations")[0] == 405
     assert running.send("/", b"x")[0] == 405
 
 
-def test_the_page_needs_nothing_from_elsewhere(running: Running) -> None:
-    status, text, headers = running.send("/")
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_the_pages_need_nothing_from_elsewhere(running: Running, path: str) -> None:
+    status, text, headers = running.send(path)
     assert status == 200
     found = text.replace("http://www.w3.org", "")
     assert not [sign for sign in ("http://", "https://", "<style", " style=", " onclick") if sign in found]
@@ -80,6 +146,23 @@ def test_the_page_needs_nothing_from_elsewhere(running: Running) -> None:
     assert "unsafe" not in policy
     for path in ("/static/app.js", "/static/style.css", "/static/face.svg", "/favicon.ico"):
         assert running.send(path)[0] == 200
+
+
+def test_the_page_says_before_a_picture_is_taken_that_an_ai_system_infers(running: Running) -> None:
+    """Regulation (EU) 2024/1689, Art. 50(3)."""
+    page = running.send("/")[1]
+    notice = page[page.index('id="notice"') :]
+    assert "AI system" in notice[: notice.index("</p>")]
+    assert "b" * 12 in notice[: notice.index("</p>")]
+    assert 'href="#card"' in notice[: notice.index("</p>")]
+    assert page.index('id="notice"') < page.index('type="file"')
+
+
+def test_every_path_is_in_the_description(running: Running) -> None:
+    api = json.loads(running.send("/openapi.json")[1])
+    assert set(api["paths"]) == {"/invocations", "/predict", "/ping", "/ready", "/version", "/metrics"}
+    page = running.send("/docs")[1]
+    assert all(f" {path}</code>" in page for path in api["paths"])
 
 
 def test_a_card_cannot_bring_markup_into_the_page(tmp_path: Path) -> None:
@@ -94,21 +177,70 @@ def test_a_card_cannot_bring_markup_into_the_page(tmp_path: Path) -> None:
     assert not [sign for sign in (str(tmp_path), "<script>alert", "<img src=") if sign in page]
 
 
+FREEZES = "import gc, sys\nfreeze = gc.freeze\ngc.freeze = lambda: (freeze(), print('frozen', file=sys.stderr))"
+
+
 def test_several_processes_serve_and_stop_together(bright_bundle: Path) -> None:
-    several = Running("--model", str(bright_bundle), "--workers", "2", "--no-page")
+    """What was loaded is not searched for garbage while requests wait: neither in the server nor in its processes."""
+    several = Running("--model", str(bright_bundle), "--workers", "2", "--no-page", prelude=FREEZES)
     assert "2 processes" in several.line
     assert all(several.send("/invocations", body(grey_png(250)))[0] == 200 for _ in range(4))
     assert several.send("/")[0] == 404
+    assert several.send("/docs")[0] == 200
     status, errors = several.stop()
-    assert (status, errors) == (0, "")
+    assert (status, errors) == (0, "frozen\n" * 3)
 
 
-def test_a_registered_model_is_served_with_its_own_code(pyfunc_dir: Path) -> None:
-    found = locate.locate(str(pyfunc_dir), trust=True)
-    model = locate.open_pyfunc(found, runtime="onnx", threads=1, seconds=5)
-    answers = model.predict({"image": [grey_png(250)]})
-    assert answers[0]["label"] == "bright"
-    assert model._model_impl.python_model.predictor._seconds == 5
+def test_a_registered_model_is_served_with_its_own_code(pyfunc_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pyfunc_dir, tmp_path / "model"))
+    code = folder / "code" / "hyojo_inference" / "predictor.py"
+    code.write_text(code.read_text().replace('"error": None,', '"error": None, "own": 1,'))
+    one = Running("--model", str(folder), "--trust")
+    row = json.loads(one.send("/predict", grey_png(250), "image/png")[1])
+    assert (row["label"], row["own"]) == ("bright", 1)
+    assert one.stop() == (0, "")
+
+
+def test_the_log_of_requests_has_answers_and_no_pictures(bright_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    one = Running("--model", str(bright_bundle), "--log-requests", str(log))
+    _, text, headers = one.send("/invocations", body(grey_png(250), b"junk"), **{"X-Request-Id": "mine-1"})
+    assert headers["x-request-id"] == "mine-1"
+    assert "brightness" not in text
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["request"], line["row"], line["label"]) for line in lines] == [
+        ("mine-1", 0, "bright"),
+        ("mine-1", 1, None),
+    ]
+    assert set(lines[0]) == {
+        "time", "request", "version", "row", "label", "probability", "abstain", "brightness", "sharpness", "face_size",
+        "error", "ms",
+    }  # fmt: skip
+    assert (lines[0]["brightness"], lines[0]["sharpness"], lines[0]["face_size"]) == (250, 0, None)
+    assert (lines[1]["probability"], lines[1]["brightness"]) == (None, None)
+    assert len(log.read_text()) < 1000
+    assert set(watch.read_answers(log).table.columns) == set(watch.COLUMNS)
+    assert one.stop() == (0, "")
+
+
+def test_metrics_count_what_was_answered(bright_bundle: Path) -> None:
+    one = Running("--model", str(bright_bundle))
+    for _ in range(3):
+        one.send("/invocations", body(grey_png(250), grey_png(5), b"junk"))
+    one.send("/nothing")
+    found = dict(line.rsplit(" ", 1) for line in one.send("/metrics")[1].splitlines() if not line.startswith("#"))
+    values = {name: float(value) for name, value in found.items()}
+    assert values['hyojo_requests_total{path="/invocations",status="200"}'] == 3
+    assert values['hyojo_requests_total{path="other",status="404"}'] == 1
+    assert values['hyojo_request_seconds_count{path="/invocations"}'] == 3
+    assert (values["hyojo_rows_total"], values["hyojo_row_errors_total"]) == (9, 3)
+    assert values['hyojo_answers_total{label="dark"}'] == values['hyojo_answers_total{label="bright"}'] == 3
+    assert values["hyojo_confidence_count"] == 6
+    assert (values["hyojo_batch_pictures_count"], values["hyojo_batch_pictures_sum"]) == (3, 9)
+    assert values["hyojo_abstentions_total"] == 0
+    assert all(values[f'hyojo_memory_bytes{{process="{name}"}}'] > 2**20 for name in ("server", "models"))
+    assert any(name.startswith("hyojo_version_info{") and "b" * 64 in name for name in values)
+    assert one.stop() == (0, "")
 
 
 def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +258,11 @@ def test_clear_errors(bright_bundle: Path, tmp_path: Path, project: Path, monkey
         server.serve(str(bright_bundle), server.Options(host="no.such.host.invalid", port=0))
     with pytest.raises(UserError, match="--workers"):
         server.serve(str(bright_bundle), server.Options(workers=0))
+    for model in (str(bright_bundle), "3", "models:/hyojo/3"):
+        with pytest.raises(UserError, match=r"--follow needs an alias.*models:/NAME@champion"):
+            server.serve(model, server.Options(port=0, follow=True))
+    with pytest.raises(UserError, match="--log-requests"):
+        server.serve(str(bright_bundle), server.Options(port=0, log_requests=str(tmp_path)))
     with pytest.raises(UserError, match=r"bundle\.json is missing"):
         locate.locate(str(tmp_path))
     with pytest.raises(UserError, match=r"holds no model\.pt2.*--runtime onnx"):
@@ -143,57 +280,6 @@ def test_pictures_beyond_the_time_of_a_request_get_an_error(bright_bundle: Path)
     assert [row["label"] for row in rows] == [None, None]
     assert "too long" in rows[0]["error"]
     assert Predictor(bright_bundle, threads=1, seconds=30).predict_bytes([grey_png(250)])[0]["label"] == "bright"
-
-
-def ask(guard: Guard, data: bytes, **headers: str) -> tuple[int, dict[bytes, bytes]]:
-    """Status and headers of what a guard answers to one request."""
-    sent: list[dict] = []
-    parts = [{"type": "http.request", "body": data, "more_body": False}]
-
-    async def receive() -> dict:
-        return parts.pop() if parts else {"type": "http.disconnect"}
-
-    async def send(message: dict) -> None:
-        sent.append(message)
-
-    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    asyncio.run(guard({"type": "http", "path": "/invocations", "method": "POST", "headers": pairs}, receive, send))
-    return sent[0]["status"], dict(sent[0]["headers"])
-
-
-def test_the_guard_refuses_only_far_above_saturation_and_forgets_what_is_done() -> None:
-    async def app(scope: object, receive: object, send: object) -> None:
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
-
-    guard = Guard(app, {}, 1, Limits(body=100, waiting=1, held=100))
-    kind = {"content_type": "application/json"}
-    for _ in range(5):
-        assert ask(guard, b"x" * 100, **kind)[0] == 200
-        assert ask(guard, b"x" * 101, **kind)[0] == 413  # no Content-Length: found while reading
-        assert ask(guard, b"", content_length="101", **kind)[0] == 413
-    assert (guard._waiting, guard._held) == (0, 0)
-    guard._waiting = 1
-    status, headers = ask(guard, b"x", **kind)
-    assert (status, headers[b"retry-after"]) == (503, b"1")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_an_app_that_fails_shows_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
-    async def app(scope: object, receive: object, send: object) -> None:
-        raise RuntimeError("secret")
-
-    assert ask(Guard(app, {}, 1, Limits()), b"{}", content_type="application/json")[0] == 400
-    assert "secret" in capsys.readouterr().err
-
-
-def test_an_opened_bundle_has_the_signature_of_a_registered_one(bright_bundle: Path, pyfunc_dir: Path) -> None:
-    import mlflow.pyfunc
-
-    registered = mlflow.pyfunc.load_model(str(pyfunc_dir)).metadata
-    opened = pyfunc.open_bundle(Bundle(bright_bundle)).metadata
-    assert opened.signature.to_dict() == registered.signature.to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -216,13 +302,18 @@ def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
     page.goto(running.url)
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.getElementById('card').open")
+    page.keyboard.press("Shift+Tab")
+    page.focus("a[href='#card']")
+    page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "file"
     if page.locator("#find").count():
         page.uncheck("#find")
     good, bad, large = (tmp_path / name for name in ("good.png", "bad.png", "large.png"))
     good.write_bytes(grey_png(250))
     bad.write_bytes(b"no picture")
-    large.write_bytes(bytes(2**20))
+    large.write_bytes(bytes(2**20 + 1))
     page.set_input_files("#file", good)
     page.wait_for_selector("#outcome:not([hidden])")
     assert "bright" in page.inner_text("#faces")
@@ -233,18 +324,9 @@ def test_the_page_in_a_browser(page, running: Running, tmp_path: Path) -> None:
         page.locator("#problem", has_text=word).wait_for()
         assert not page.is_visible("#outcome")
     assert said == []
-    page.route("**/invocations", lambda route: route.abort())  # what a browser sees when the server is down
+    page.route("**/predict*", lambda route: route.abort())  # what a browser sees when the server is down
     page.set_input_files("#file", good)
     page.locator("#problem", has_text="doesn't answer").wait_for()
-
-
-def test_what_was_loaded_is_not_searched_for_garbage_while_requests_wait(bright_bundle: Path) -> None:
-    found = locate.locate(str(bright_bundle))
-    try:
-        server.build_app(found, server.Options(threads=1, page=False, max_mb=1.0))
-        assert len(gc.get_objects()) < gc.get_freeze_count() / 100
-    finally:
-        gc.unfreeze()
 
 
 def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:

@@ -1,4 +1,4 @@
-"""Malformed requests to MLflow's scoring application with our model in it, and to ``hyojo serve`` over real sockets.
+"""Malformed requests to ``hyojo serve``, over sockets.
 
 An answer for each row or a 4xx, and no more: no stack trace, no path, no request that takes long.
 """
@@ -7,24 +7,26 @@ import contextlib
 import functools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import requests
 from builders import encode, grey_png, to_base64
 from PIL import Image
 from running import ROOT, Running
 
-if TYPE_CHECKING:
-    from starlette.testclient import TestClient
+from pipeline.serve.guard import Limits
 
 SIGNS = ("Traceback", "stack_trace", "site-packages", 'File \\"', str(Path(__file__).parents[2]))
 KINDS = (
@@ -33,7 +35,19 @@ KINDS = (
     "", "x" * 2000,
 )  # fmt: skip
 METHODS = ("GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
-PATHS = ("/", "/ping", "/version", "/invocations/..", "/%00")
+PATHS = (
+    "/predict",
+    "/predict?faces=true",
+    "/predict?faces=%00",
+    "/docs",
+    "/metrics",
+    "/ready",
+    "/",
+    "/ping",
+    "/version",
+    "/invocations/..",
+    "/%00",
+)
 FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")
 
 
@@ -110,7 +124,7 @@ def attack(request: Callable[..., Any], seed: int, cases: int) -> Counter[int]:
         rng = np.random.default_rng([seed, i])
         data, kind = body(rng), KINDS[0] if rng.random() < 0.7 else str(rng.choice(KINDS))
         method = "POST" if rng.random() < 0.95 else str(rng.choice(METHODS))
-        path = "/invocations" if rng.random() < 0.97 else str(rng.choice(PATHS))
+        path = "/invocations" if rng.random() < 0.9 else str(rng.choice(PATHS))
         start = time.monotonic()
         response = request(method, path, data, {"Content-Type": kind})
         seconds = time.monotonic() - start
@@ -128,7 +142,7 @@ def attack(request: Callable[..., Any], seed: int, cases: int) -> Counter[int]:
 def raw_attack(url: str, seed: int, cases: int) -> Counter[str]:
     """Send what is hardly HTTP, and look whether good requests are answered between; how the server took it."""
     host, port = url.removeprefix("http://").rsplit(":", 1)
-    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     body = json.dumps({"inputs": [to_base64(grey_png())]}).encode()
     length = b"Content-Length: %d\r\n\r\n"
     outcomes: Counter[str] = Counter()
@@ -147,7 +161,7 @@ def raw_attack(url: str, seed: int, cases: int) -> Counter[str]:
             head[: int(rng.integers(len(head)))],
             head.replace(b"1.1", b"9.9") + b"\r\n",
             b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
-            b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00",
             rng.bytes(int(rng.integers(1, 2000))),
             (head + length % len(body) + body) * 20 + head + b"Connection: close\r\n" + length % len(body) + body,
@@ -175,18 +189,8 @@ def raw_attack(url: str, seed: int, cases: int) -> Counter[str]:
 THOUSANDS = pytest.param(5000, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("cases", [300, THOUSANDS])
-def test_malformed_requests_to_the_scoring_app(scoring_app: "TestClient", cases: int) -> None:
-    def request(method: str, path: str, data: bytes, headers: dict[str, str]) -> object:
-        return scoring_app.request(method, path, content=data, headers=headers)
-
-    statuses = attack(request, cases, cases)
-    assert statuses[200] > 50
-    assert statuses[400] > 50
-
-
 @pytest.mark.parametrize("cases", [200, THOUSANDS])
-def test_hyojo_serve_takes_as_many(running: Running, cases: int) -> None:
+def test_malformed_requests(running: Running, cases: int) -> None:
     with requests.Session() as session:
 
         def request(method: str, path: str, data: bytes, headers: dict[str, str]) -> object:
@@ -200,19 +204,79 @@ def test_hyojo_serve_takes_as_many(running: Running, cases: int) -> None:
     assert outcomes["200"] >= 3
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("seconds", "promote"),
+    [(5, 0), pytest.param(300, 2, marks=pytest.mark.slow), pytest.param(600, 30, marks=pytest.mark.slow)],
+)
 def test_under_load_all_is_answered_and_memory_stays(
-    bright_bundle: Path, seconds: int, capsys: pytest.CaptureFixture[str]
+    bright_bundle: Path, seconds: int, promote: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Many clients at once, without a pause; a short run can't tell memory's growth from its start."""
-    growth = "0.1" if seconds > 100 else "1"
+    """Many clients at once, without a pause, while versions take over; a short run can't tell memory's growth."""
+    growth = "0.1" if seconds > 500 else "1"
     command = [sys.executable, "benchmarks/load.py", "--bundle", str(bright_bundle), "--growth", growth]
-    command += ["--seconds", str(seconds), "--", "--no-page"]
+    command += ["--seconds", str(seconds), "--promote", str(promote), "--", "--no-page"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 faults, 0 clients stuck" in done.stdout
-    if seconds > 100:
+    if promote:
+        assert int(re.search(r"(\d+) promotions", done.stdout)[1]) >= 15
         with capsys.disabled():
             print("\n" + done.stdout)
+
+
+def bombs() -> list[tuple[bytes, bytes]]:
+    """Kinds and bodies of 32 MB that take far more memory when they are read."""
+    size = 2**25 - 100
+    return [
+        (b"application/json", b'{"inputs": ["' + b"A" * size + b'"]}'),
+        (b"application/json", b'{"inputs": ["' + "😀".encode() + b"A" * (size - 10) + b'"]}'),
+        (b"application/json", b'{"inputs": [' + b"[" * (size // 2) + b"]" * (size // 2) + b"]}"),
+        (b"application/json", b'{"inputs": [' + b"1," * (size // 2) + b"1]}"),
+        (b"application/json", b'{"inputs": ["' + b"\\u0041" * (size // 6) + b'"]}'),
+        (b"text/csv", b"image\r" + b"A\r" * (size // 2)),
+        (b"text/csv", b'image\n"' + b"A" * size + b'"'),
+        (b"application/json\r\nContent-Type: application/vnd.apache.parquet", b"PAR1" + bytes(size)),
+    ]
+
+
+@pytest.mark.slow
+def test_attacks_leave_the_server_as_it_was(bright_bundle: Path) -> None:
+    """Thirty-two clients with bombs, one of them chunked, and 300 that are silent."""
+    server = Running("--model", str(bright_bundle))
+    process = psutil.Process(server.process.pid)
+    before = peak = process.memory_info().rss
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
+    answers: list[bytes] = []
+
+    def attack_with(kind: bytes, body: bytes, chunked: bool) -> None:
+        head = b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: " + kind + b"\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            with contextlib.suppress(OSError):
+                if chunked:
+                    connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(body))
+                    connection.sendall(body)
+                    connection.sendall(b"\r\n0\r\n\r\n")
+                else:
+                    connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
+                    connection.sendall(body)
+            with contextlib.suppress(ConnectionError):
+                answers.append(connection.recv(2**16))
+
+    given = [(*bomb, i % 4 == 3) for i in range(4) for bomb in bombs()]
+    clients = [threading.Thread(target=attack_with, args=one) for one in given]
+    for client in clients:
+        client.start()
+    while any(client.is_alive() for client in clients):
+        peak = max(peak, process.memory_info().rss)
+        time.sleep(0.02)
+    statuses = Counter(answer[9:12] for answer in answers)
+    assert set(statuses) <= {b"200", b"400", b"413", b"503"}, statuses
+    assert all(b"retry-after" in answer for answer in answers if answer[9:12] == b"503")
+    assert peak - before < Limits.held + 16 * Limits.body
+    assert server.send("/ready")[0] == 200
+    assert server.send("/predict", grey_png(250), "image/png")[0] == 200
+    for connection in silent:
+        connection.close()
+    assert server.stop() == (0, "")

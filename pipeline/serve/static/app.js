@@ -32,15 +32,6 @@ function clear() {
   for (const box of document.querySelectorAll(".box")) box.remove();
 }
 
-function base64(file) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(file);
-  });
-}
-
 function show(file) {
   if (shownUrl) URL.revokeObjectURL(shownUrl);
   shownUrl = URL.createObjectURL(file);
@@ -61,22 +52,21 @@ async function classify(file, lookForFaces) {
     return complain(`This file has ${megabytes(file.size)}; the server takes up to ${megabytes(Number(maxBytes))}. Choose a smaller picture.`);
   }
   by("status").textContent = "Looking at the picture…";
-  let image;
+  let body;
   try {
-    image = await base64(file);
+    body = await file.arrayBuffer();
   } catch {
     return complain("The browser can't read this file. Was it moved or deleted?");
   }
-  const request = { dataframe_records: [{ image }], params: { faces: lookForFaces } };
   const start = performance.now();
-  let response, answer;
+  let response, row;
   try {
-    response = await fetch("/invocations", {
+    response = await fetch(`/predict?faces=${lookForFaces}`, {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(request),
+      headers: { "Content-Type": "application/octet-stream" },
+      body,
     });
-    answer = await response.json();
+    row = await response.json();
   } catch {
     if (mine === turn) complain("The server doesn't answer. Is it still running?", again(lookForFaces));
     return;
@@ -84,8 +74,7 @@ async function classify(file, lookForFaces) {
   const spent = performance.now() - start;
   if (mine !== turn) return;
   if (response.status === 503) return complain("The server is busy. ", again(lookForFaces));
-  if (!response.ok) return complain(`The server refused the picture: ${answer.message || response.status}.`);
-  const row = answer.predictions[0];
+  if (!response.ok) return complain(`The server refused the picture: ${row.message || response.status}.`);
   if (row.error) {
     const whole = lookForFaces && row.error.startsWith("no face");
     if (whole) return complain("No face was found in this picture. If it shows one face and little else: ", wholePicture());
@@ -120,7 +109,7 @@ function present(row, visible, spent, timing) {
   });
   by("outcome").hidden = false;
   const inside = /app;dur=([\d.]+)/.exec(timing || "");
-  by("latency").textContent = `Answered in ${spent.toFixed(0)} ms${inside ? `, of which the server took ${Number(inside[1]).toFixed(0)} ms` : ""}.`;
+  by("latency").textContent = `Answered by ${row.model_version} in ${spent.toFixed(0)} ms${inside ? `, of which the server took ${Number(inside[1]).toFixed(0)} ms` : ""}.`;
   const words = faces.map((face, i) => `${row.faces ? `face ${i + 1} ` : ""}${face.abstain ? "unsure, perhaps " : ""}${face.label} ${percent(face.probabilities[face.label])}`);
   const count = row.faces ? `${faces.length} ${faces.length === 1 ? "face" : "faces"}: ` : "The whole picture: ";
   by("status").textContent = `${count}${words.slice(0, 5).join("; ")}${words.length > 5 ? "; and more below" : ""}.`;
@@ -185,6 +174,7 @@ for (const id of ["file", "camera"]) {
     event.target.value = ""; // so that the same file can be chosen again
   });
 }
+for (const link of document.querySelectorAll("a[href='#card']")) link.addEventListener("click", () => { by("card").open = true; });
 find.addEventListener("change", () => { if (current) take([current]); });
 document.addEventListener("paste", (event) => {
   const files = event.clipboardData && event.clipboardData.files;
