@@ -17,9 +17,11 @@ _PACKAGES = {
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
     "pyodbc": "pyodbc",
-    "botocore": "boto3",
-    "google": "google-cloud-storage",
-    "azure": "azure-storage-blob",
+    "psycopg": "'hyojo[postgres]'",
+    "boto3": "'hyojo[s3]'",
+    "botocore": "'hyojo[s3]'",
+    "google": "'hyojo[gs]'",
+    "azure": "'hyojo[azure]'",
 }
 # A pattern of errors, each written as "type: text"; what it means, and the remedy. The first that fits counts.
 _KINDS = tuple(

@@ -211,7 +211,7 @@ def test_the_second_person_has_all_of_it(team: Team) -> None:
 
 
 def test_experiments_go_to_and_fro(team: Team) -> None:
-    run, register, push = team.grace.lines("second: experiment")
+    run, apply, register, push = team.grace.lines("second: experiment")
     training = team.grace.begin(run)
     time.sleep(10)
     with team.postgres.stopped():
@@ -219,6 +219,7 @@ def test_experiments_go_to_and_fro(team: Team) -> None:
     said = training.communicate(timeout=900)[0]
     print(said[-1500:])
     assert training.returncode == 0
+    team.grace.type(apply)
     team.grace.type("hyojo sync")
     assert "Registered version 2" in team.grace.type_through(register, team.s3, "hung")
     team.grace.type_through(push, team.s3, "hung")
