@@ -16,7 +16,8 @@ def test_an_update_changes_the_code_and_nothing_of_ones_own(tmp_path: Path) -> N
     people = "for r in AUTHOR COMMITTER; do export GIT_${r}_NAME=a GIT_${r}_EMAIL=a@b; done"
 
     def shell(script: str, folder: Path) -> str:
-        script = f"export GIT_CONFIG_GLOBAL=/dev/null; {people}\n{script.replace('https://git.example.org', str(tmp_path / 'git'))}"
+        script = script.replace("https://git.example.org", str(tmp_path / "git"))
+        script = f"export GIT_CONFIG_GLOBAL=/dev/null; {people}\n{script}"
         return subprocess.check_output(["bash", "-euc", script], cwd=folder, text=True, stderr=subprocess.STDOUT)
 
     def commit(folder: Path, version: str, names: tuple[str, ...]) -> None:

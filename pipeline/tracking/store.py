@@ -180,7 +180,8 @@ def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
         if run.info.lifecycle_stage == "active":
             return run
     except TrackingError as error:
-        if not error.is_missing:
+        # A server with users says of a run that is not there that one may not read it.
+        if not (error.is_missing or error.is_denied):
             raise
     found = client.search_runs([experiment_id(client)], f"tags.`{RUN_ID_TAG}` = '{run_id}'", max_results=1)
     return found[0] if found else None

@@ -103,6 +103,11 @@ class TrackingError(UserError):
         return self.code == "RESOURCE_DOES_NOT_EXIST"
 
     @property
+    def is_denied(self) -> bool:
+        """Whether MLflow answered that this user may not do that."""
+        return self.code == "PERMISSION_DENIED"
+
+    @property
     def is_taken(self) -> bool:
         """Whether MLflow answered that a name is taken."""
         return self.code == "RESOURCE_ALREADY_EXISTS"

@@ -245,7 +245,7 @@ def test_of_two_who_promote_at_once_one_wins(team: Team) -> None:
 
 def write_face(folder: Path) -> Path:
     with zipfile.ZipFile(ROOT / "data" / "sample.zip") as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".png"))
+        name = next(name for name in archive.namelist() if not name.endswith("/"))
         Image.open(io.BytesIO(archive.read(name))).save(folder / "face.png")
     return folder / "face.png"
 
