@@ -10,7 +10,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro check lint test test-fast test-slow test-gpu fix docs experiments ui serve
+.PHONY: help install repro check lint test test-fast test-slow test-gpu test-platform fix docs experiments ui serve
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,13 +40,16 @@ test: $(READY)  ## Run the test suite
 	python -m pytest -q
 
 test-fast: $(READY)  ## Run the tests that start no DVC, no other process and no training: less than a minute
-	python -m pytest -q -m "not slow and not heavy and not gpu"
+	python -m pytest -q -m "not slow and not heavy and not gpu and not platform"
 
 test-slow: $(READY)  ## Run the long tests too: kill loops, all modes of DVC
-	python -m pytest -q -m "not gpu"
+	python -m pytest -q -m "not gpu and not platform"
 
 test-gpu:  ## Check and time the way to a GPU, or to the CPU in small; needs neither DVC nor MLflow
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
+test-platform: $(READY)  ## Play docs/team.md on real servers; says what it needs, PostgreSQL and '.[platform]'
+	python -m pytest -v -s -x -m platform tests/platform
 
 fix: $(READY)  ## Mend style and format, and write generated documents and the types' baseline anew
 	ruff check --fix .

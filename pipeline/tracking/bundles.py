@@ -3,7 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import telling
 from pipeline.core.paths import BUNDLE
@@ -98,13 +98,9 @@ def _log_model(client: "MlflowClient", run: "Run", digest: str, pyfunc_dir: Path
 
     run_id = run.info.run_id
     begun = _find_models(client, run, digest)
-    model = (
-        begun[0]
-        if begun
-        else client.create_logged_model(
-            run.info.experiment_id, name_model(digest), run_id, {BUNDLE_TAG: digest}, run.data.params, "classifier"
-        )
-    )
+    about: dict[str, Any] = {"tags": {BUNDLE_TAG: digest}, "params": run.data.params, "model_type": "classifier"}
+    name = name_model(digest)
+    model = begun[0] if begun else client.create_logged_model(run.info.experiment_id, name, run_id, **about)
     client.log_model_artifacts(model.model_id, str(pyfunc_dir))
     with tempfile.TemporaryDirectory(prefix="hyojo-model-") as scratch:
         named = name_origin(pyfunc_dir, Path(scratch), run_id, model.model_id)

@@ -147,13 +147,10 @@ def record(client: "MlflowClient", decision: Decision) -> int:
         given["made"] = _text(client.get_model_version(project_name(), given["version"]).creation_timestamp)
     tags = {f"{_OWN}{name}": value for name, value in given.items() if value} | decision.figures
     name, about = _record_name(), f"{describe_move(decision)}: {decision.reason}"
-    try:
-        made = client.create_model_version(name, source=_SOURCE, tags=tags, description=about)
-    except TrackingError as error:
-        if not error.is_missing:
-            raise
+    # Looked up: a server with users denies a version of a model that is not there.
+    if _find_model(client, name) is None:
         create_model(client, name, f"Who made which version of {project_name()} champion, and why")
-        made = client.create_model_version(name, source=_SOURCE, tags=tags, description=about)
+    made = client.create_model_version(name, source=_SOURCE, tags=tags, description=about)
     if decision.kind == REFUSED:
         _tag_version(client, replace(decision, number=int(made.version)))
     return int(made.version)

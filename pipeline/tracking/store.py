@@ -52,6 +52,7 @@ def configure_mlflow() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -179,7 +180,8 @@ def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
         if run.info.lifecycle_stage == "active":
             return run
     except TrackingError as error:
-        if not error.is_missing:
+        # A server with users says of a run that is not there that one may not read it.
+        if not (error.is_missing or error.is_denied):
             raise
     found = client.search_runs([experiment_id(client)], f"tags.`{RUN_ID_TAG}` = '{run_id}'", max_results=1)
     return found[0] if found else None

@@ -17,9 +17,11 @@ _PACKAGES = {
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
     "pyodbc": "pyodbc",
-    "botocore": "boto3",
-    "google": "google-cloud-storage",
-    "azure": "azure-storage-blob",
+    "psycopg": "'hyojo[postgres]'",
+    "boto3": "'hyojo[s3]'",
+    "botocore": "'hyojo[s3]'",
+    "google": "'hyojo[gs]'",
+    "azure": "'hyojo[azure]'",
 }
 # A pattern of errors, each written as "type: text"; what it means, and the remedy. The first that fits counts.
 _KINDS = tuple(
@@ -99,6 +101,11 @@ class TrackingError(UserError):
     def is_missing(self) -> bool:
         """Whether MLflow answered that what was asked for is not there: an answer, and no trouble."""
         return self.code == "RESOURCE_DOES_NOT_EXIST"
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether MLflow answered that this user may not do that."""
+        return self.code == "PERMISSION_DENIED"
 
     @property
     def is_taken(self) -> bool:

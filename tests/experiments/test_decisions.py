@@ -11,12 +11,15 @@ import pytest
 from builders import add_version, log_version, read_champion, run_hyojo
 from faulty_server import Faulty, serve_mlflow
 from killing import Killed, kill_after
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import promotion
 from pipeline.tracking import decisions, registry, store
 from pipeline.tracking.decisions import REFUSED
 from pipeline.tracking.store import connect
+from pipeline.tracking.trouble import TrackingError
 
 
 @pytest.fixture
@@ -258,3 +261,20 @@ cli.main()
         if status == 0:
             return
     raise AssertionError("it never ended")
+
+
+@pytest.mark.usefixtures("project")
+def test_a_server_with_users_denies_versions_of_models_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = connect()
+    create = client._client.create_model_version
+
+    def deny(name: str, *args: object, **kwargs: object) -> object:
+        try:
+            client.get_registered_model(name)
+        except TrackingError:
+            raise MlflowException("Permission denied", PERMISSION_DENIED) from None
+        return create(name, *args, **kwargs)
+
+    monkeypatch.setattr(client._client, "create_model_version", deny)
+    assert add_version(70, "first") == 1
+    assert read_champion() == 1

@@ -125,6 +125,20 @@ def test_what_the_server_does_not_take_is_not_said_to_be_in_place(
         check_whole(work_tree, "a" * 32)
 
 
+def test_a_server_with_users_denies_what_is_not_there(work_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve_mlflow(work_tree / "mlflow.db", work_tree / "artifacts") as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        denied = "403 Forbidden", '{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}'
+
+        def deny(method: str, path: str) -> tuple[str, str] | None:
+            made = any("runs/create" in asked for asked in server.asked)
+            return denied if path.endswith("runs/get") and not made else None
+
+        server.fault = deny
+        assert run_hyojo("sync") == 0
+        check_whole(work_tree, "a" * 32)
+
+
 @pytest.mark.slow
 def test_killed_at_random_it_is_finished_by_the_next(work_tree: Path) -> None:
     code = """

@@ -171,7 +171,9 @@ def test_storage_whose_package_is_missing_is_told(project: Path) -> None:
     client = connect()
     number = client.create_experiment("s3", artifact_location="s3://bucket/place")
     run_id = client.create_run(number).info.run_id
-    with pytest.raises(TrackingError, match=r"^MLflow at s3://bucket/place/\S+: it needs boto3, .*`pip install boto3`"):
+    with pytest.raises(
+        TrackingError, match=r"^MLflow at s3://bucket/place/\S+: it needs 'hyojo\[s3\]', .*`pip install 'hyojo\[s3\]'"
+    ):
         client.list_artifacts(run_id)
 
 
