@@ -24,7 +24,7 @@ class Metrics(Collector):  # type: ignore[misc]
     """Counts of a server; ``describe`` gives the present version and the processes of models, when somebody looks."""
 
     def __init__(self, describe: Callable[[], tuple[dict[str, str], Sequence[int]]]) -> None:
-        disable_created_metrics()  # when each count began
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when each count began
         self._describe, self._registry = describe, CollectorRegistry()
         self._registry.register(self)
 
