@@ -65,7 +65,7 @@ def locate(model: str, runtime: str | None = None, trust: bool = False, public_k
 
     Args:
         model: A bundle folder, the number or alias of a version (``3``, ``champion``), or a URI:
-            ``models:/hyojo@champion``, ``models:/hyojo/3``, ``runs:/<run id>/model``, or that of a folder.
+            ``models:/hyojo@champion``, ``models:/hyojo/3``, ``runs:/<run id>/model-<digest>``, or that of a folder.
         runtime: One of ``graphs.RUNTIMES``; None: whichever the model has a file for.
         trust: Whether a folder may run code of its own. Versions and runs always may.
         public_key: The file with the key by which the model has to be signed; None: by none. A signed model is trusted.
