@@ -24,7 +24,8 @@ from pipeline.prepare.catalogue import SPLITS, Listing
 from pipeline.prepare.sources.open import Reading, open_source
 
 forms = load_script("benchmarks/forms.py")
-ROWS = [row.split(" | ") for row in (ROOT / "docs" / "data.md").read_text("utf-8").splitlines() if " `hyojo use" in row]
+PAGE = (ROOT / "docs" / "data.md").read_text("utf-8").splitlines()
+ROWS = [row.split(" | ") for row in PAGE if row.startswith("| ") and " `hyojo use" in row]
 COMMANDS = {Path(words[3].removeprefix("prepare.source=")).name: words[3:] for words in
             (shlex.split(re.search("`(hyojo use .*)`", command)[1]) for _, command in ROWS)}  # fmt: skip
 USAGE = forms.USAGE
