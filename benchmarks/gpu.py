@@ -91,7 +91,8 @@ def run_tests(device: Any, limit_s: float) -> dict[str, str]:
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
         )
     except subprocess.TimeoutExpired as late:
-        return {"failed": f"not done after {limit_s:.0f} s", "said": str(late.stdout or "")[-300:]}
+        said = (late.stdout or b"").decode(errors="replace")  # bytes, here alone
+        return {"failed": f"not done after {limit_s:.0f} s", "said": said[-300:]}
     failed = [line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return {"outcome": (done.stdout.strip().splitlines() or [done.stderr[-300:]])[-1], "failed": ", ".join(failed)}
 
@@ -233,7 +234,7 @@ def main() -> None:
 
     results.add("machine", **describe(device))
     with results.telling("tests"):
-        results.add("tests", **run_tests(device, max(RECIPE_S, 0.5 * left())))
+        results.add("tests", **run_tests(device, max(RECIPE_S, 0.6 * left())))
     set_determinism(False, device)
     noise = write_noise(work / "noise", 64 if small else 28709)
     for name in NETS[:1] if small else NETS:

@@ -74,7 +74,7 @@ def update_matrices(groups: list[Group], scalars: Sequence[Tensor | tuple[float,
             factor: Any = -rate * timms.get_lr_scale(shape, constants["adjust_lr_fn"])
             part = [weights[place] for place in own]
             if isinstance(factor, Tensor):
-                torch._foreach_add_(part, torch._foreach_mul(moves, factor))
+                torch._foreach_add_(part, [move.float() * factor for move in moves])
             else:
                 torch._foreach_add_(part, moves, alpha=factor)
 
@@ -85,6 +85,8 @@ def _orthogonalize(updates: list[Tensor], constants: dict[str, Any]) -> list[Ten
     coefficients = timms.resolve_ns_coefficients(constants["ns_coefficients"], timms._COEFFICIENTS)
     settings = {name: constants[name] for name in ORTHOGONALIZATION}
     turned = timms.zeropower_via_newtonschulz(stacked, constants["ns_steps"], coefficients, **settings)
+    if len(updates) == 1:
+        return [turned.reshape(updates[0].shape)]
     # As exact as the weights, and as they lie in memory: else each would be moved by a launch of its own.
     turned = turned.reshape(-1, *updates[0].shape).movedim(2, -1)
     return list(turned.to(torch.float32, memory_format=torch.contiguous_format).movedim(-1, 2).unbind())
