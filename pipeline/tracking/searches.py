@@ -26,7 +26,7 @@ def open_parent(client: "MlflowClient", name: str, objective: str) -> str:
             tags = {KIND_TAG: "search", NAME_TAG: name, "hyojo.search.objective": objective}
             tags |= {"mlflow.source.name": "hyojo search", "mlflow.source.type": "PROJECT"}
             tags |= {tag: value for tag, value in origin_tags().items() if tag != SOURCE_TAG}
-            parent = client.create_run(experiment_id(client), tags=tags, run_name=f"search {name}")
+            parent = client.create_run(experiment_id(client), tags=tags, run_name=name)
             client.set_tag(parent.info.run_id, RUN_ID_TAG, parent.info.run_id)
         client.update_run(parent.info.run_id, "RUNNING")
         return str(parent.info.run_id)
