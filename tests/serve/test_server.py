@@ -22,8 +22,6 @@ from pipeline.serve.page import render_files
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
-BROWSER = "/usr/bin/chromium"
-
 
 def body(*pictures: bytes, **params: object) -> bytes:
     rows = [{"image": to_base64(data)} for data in pictures]
@@ -280,18 +278,6 @@ def test_pictures_beyond_the_time_of_a_request_get_an_error(bright_bundle: Path)
     assert [row["label"] for row in rows] == [None, None]
     assert "too long" in rows[0]["error"]
     assert Predictor(bright_bundle, threads=1, seconds=30).predict_bytes([grey_png(250)])[0]["label"] == "bright"
-
-
-@pytest.fixture(scope="module")
-def page(running: Running):
-    """The page in Chromium; also gives every message on its console."""
-    if not Path(BROWSER).exists():
-        pytest.skip(f"{BROWSER} is not installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield browser.new_page(viewport={"width": 375, "height": 800})
-        browser.close()
 
 
 @pytest.mark.slow
