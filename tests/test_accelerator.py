@@ -354,6 +354,7 @@ def note_epoch(_plan: object, augmentation: Augmentation, _numbers: Tensor, epoc
     augmentation.epoch = epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["rates", "epochs"])
 def test_graphs_that_grow_are_caught(
     tmp_path: Path, outside: Outside, monkeypatch: pytest.MonkeyPatch, mistake: str
