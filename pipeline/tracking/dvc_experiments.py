@@ -152,13 +152,13 @@ def run_experiment(
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     # If this process is killed, DVC ends too, and its stage with it: the next one would run beside them.
     process = subprocess.Popen(command, cwd=root, env=environment, preexec_fn=die_with_parent)
-    waited_s = 0.0
+    waited_s, ended = 0.0, False
     while True:
         try:
             return process.wait(0.5)
         except subprocess.TimeoutExpired:
-            if is_over and is_over():
-                _end_stage(process.pid)
+            if is_over and not ended and is_over():
+                ended = _end_stage(process.pid)  # once: a second signal would not let it clear up
             if stop:
                 # Ctrl-C has reached DVC too; a SIGTERM to this process alone has not, and DVC ends its stage with it.
                 waited_s += 0.5
@@ -166,12 +166,18 @@ def run_experiment(
                     process.terminate()
 
 
-def _end_stage(pid: int) -> None:
-    """Ask the stage that a process of DVC runs to end: of DVC itself a half-run experiment would stay behind."""
+def _end_stage(pid: int) -> bool:
+    """Ask the stage that a process of DVC runs to end: of DVC itself a half-run experiment would stay behind.
+
+    Returns whether there is such a stage.
+    """
+    found = False
     with suppress(psutil.Error):
         for child in psutil.Process(pid).children(recursive=True):
             if any(word.startswith("pipeline.") for word in child.cmdline()):
                 child.terminate()
+                found = True
+    return found
 
 
 def check_source(root: Path, source: str) -> None:
