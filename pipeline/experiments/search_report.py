@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from pipeline.tracking import runs, searches
+from pipeline.tracking import runs
 
 PLOTS = ("optimization_history", "param_importances", "parallel_coordinate")
 
@@ -53,7 +53,7 @@ def publish(client: Any, parent_id: str, study: optuna.Study, confirmed: list[fl
         files = [table, *_draw(study, Path(scratch))] if len(finished) > 1 else [table]
         runs.log_files(client, parent_id, {"search": files})
     runs.log_metrics(client, parent_id, figures)
-    searches.close_parent(client, parent_id, status)
+    client.set_terminated(parent_id, status)
 
 
 def _draw(study: optuna.Study, folder: Path) -> list[Path]:

@@ -146,15 +146,19 @@ def describe(found: Finding) -> str:
     lines.append(f"{'':14}{'reference':>10}{'now':>10}{'size':>7}  p")
     for shift in found.shifts:
         means = [f"{value:10.3f}" if value == value else f"{'':10}" for value in (shift.reference, shift.now)]
-        p = f"{shift.p:.3f}" if shift.p >= 0.001 else "<0.001"
         mark = "  SHIFTED" * shift.is_shifted(found.least)
-        lines.append(f"{shift.name:14}{''.join(means)}{shift.size:7.3f}  {p}{mark}")
+        lines.append(f"{shift.name:14}{''.join(means)}{shift.size:7.3f}  {format_p(shift)}{mark}")
     lines += ["", "answers: " + ", ".join(f"{name} {a:.1%} -> {b:.1%}" for name, a, b in count_labels(found))]
     if found.accuracy:
         lines.append(describe_accuracy(found))
     names = ", ".join(shift.name for shift in found.shifted)
     lines.append(f"shifted: {names}" if names else f"nothing is shifted by {found.least:g} or more, beyond chance")
     return "\n".join(lines)
+
+
+def format_p(shift: Shift) -> str:
+    """How likely chance makes a shift so large, in three places."""
+    return f"{shift.p:.3f}" if shift.p >= 0.001 else "<0.001"
 
 
 def describe_accuracy(found: Finding) -> str:

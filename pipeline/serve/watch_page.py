@@ -9,7 +9,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_text
 from pipeline.reporting import html, plots, shift_figures
-from pipeline.serve.watch import Finding, count_labels, describe_accuracy
+from pipeline.serve.watch import Finding, count_labels, describe_accuracy, format_p
 
 
 def write(found: Finding, path: str) -> None:
@@ -40,7 +40,7 @@ def render(found: Finding) -> str:
             shift.name,
             *("" if value != value else f"{value:.3f}" for value in (shift.reference, shift.now)),
             f"{shift.size:.3f}",
-            f"{shift.p:.3f}" if shift.p >= 0.001 else "<0.001",
+            format_p(shift),
             "shifted" if shift.is_shifted(found.least) else "",
         ]
         for shift in found.shifts

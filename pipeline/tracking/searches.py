@@ -32,11 +32,6 @@ def open_parent(client: "MlflowClient", name: str, objective: str) -> str:
         return str(parent.info.run_id)
 
 
-def close_parent(client: "MlflowClient", parent_id: str, status: str) -> None:
-    """End the run above the trials."""
-    client.set_terminated(parent_id, status)
-
-
 def read_curve(experiment: str, metric: str) -> list[float]:
     """A metric of the newest run of an experiment, epoch by epoch; empty as long as there is none."""
     client = connect()

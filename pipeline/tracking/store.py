@@ -183,7 +183,10 @@ def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
         # A server with users says of a run that is not there that one may not read it.
         if not (error.is_missing or error.is_denied):
             raise
-    found = client.search_runs([experiment_id(client)], f"tags.`{RUN_ID_TAG}` = '{run_id}'", max_results=1)
+    experiment = client.get_experiment_by_name(experiment_name())  # whoever only reads makes none
+    if experiment is None:
+        return None
+    found = client.search_runs([experiment.experiment_id], f"tags.`{RUN_ID_TAG}` = '{run_id}'", max_results=1)
     return found[0] if found else None
 
 

@@ -112,3 +112,12 @@ def test_outside_of_projects_the_store_has_to_be_named(
     assert run_hyojo("predict", picture, "--model", "champion") == 1
     assert "nothing.db" in capsys.readouterr().err
     assert not (tmp_path / "nothing.db").exists()
+
+
+def test_a_run_that_is_gone_is_none_where_nobody_made_the_experiment(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.tracking import store
+
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    assert store.find_run(store.open_reader(), "0" * 32) is None

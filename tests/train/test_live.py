@@ -41,3 +41,4 @@ def test_trouble_with_curves_ends_no_training(project: Path, monkeypatch: pytest
     (project / "dvclive").write_text("a file")
     live.show(HISTORY)
     live.hide()
+    assert (project / "dvclive").read_text() == "a file"
