@@ -1,7 +1,8 @@
 """Look for better parameters on the val split; the test split is never read.
 
-search.yaml has a range for each parameter. Each trial is a DVC experiment and an MLflow run below one parent; trials
-that fall behind are ended early. Killed and run again, the same command goes on; several machines may share --storage.
+search.yaml has a range for each parameter. The first trial is params.yaml as it is. Each trial is a DVC experiment and
+an MLflow run below one parent; trials that fall behind are ended early. Killed and run again, the same command goes on;
+several machines may share --storage.
 The best is confirmed under fresh seeds: the score that won a search is too good.
 """
 
@@ -16,9 +17,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", default="search", help="of the study and its experiments (%(default)s)")
     command.add_argument("--confirm", type=int, default=3, metavar="N", help="fresh seeds for the best (%(default)s)")
     command.add_argument("--no-prune", dest="prune", action="store_false", help="train every trial to its end")
-    command.add_argument(
-        "--sampler", choices=("tpe", "random"), default="tpe", help="how they are chosen (%(default)s)"
-    )
+    command.add_argument("--sampler", choices=("gp", "random"), default="gp", help="how they are chosen (%(default)s)")
     command.add_argument("--storage", metavar="URL", help="the study's database (one below .hyojo/)")
 
 

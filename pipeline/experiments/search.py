@@ -31,6 +31,7 @@ from pipeline.tracking.store import connect
 
 LOOK_S = 2.0  # between two looks at a trial's curve
 HEARTBEAT_S = 60
+STARTUP = 5  # trials before the Gaussian process chooses
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -119,7 +120,7 @@ def search(
         minutes: After which no further trial begins; None: no limit.
         confirm: Fresh seeds; 0: none.
         storage: URL of the study's database; None: one of the project.
-        how: ``prune`` (bool) and ``sampler`` (``tpe`` or ``random``).
+        how: ``prune`` (bool) and ``sampler`` (``gp`` or ``random``).
 
     Returns:
         Exit status: 0, 1 if no trial gave a result, 128 + signal if stopped.
@@ -133,6 +134,8 @@ def search(
     client = attempt(connect, "opening the store", "running `hyojo search` again")
     parent_id = searches.open_parent(client, name, space.objective) if client else ""
     study = open_study(root, space, name, storage, params.train.seed, **how)
+    if not study.get_trials(deepcopy=False) and (start := space.find_start(params)):
+        study.enqueue_trial(start)
     with stop_requests() as stop:
         running = Search(root, name, space, how["prune"], parent_id=parent_id, stop=stop)
         left = trials - len(study.get_trials(deepcopy=False, states=DONE))
@@ -173,7 +176,11 @@ def open_study(
         raise UserError(f"--storage: {url.split('@')[-1]} cannot be opened ({str(error).splitlines()[0]}).") from None
     # One that goes on draws what it has not drawn yet; workers that share a study must not all draw the same.
     drawn = None if storage else seed + len(study.get_trials(deepcopy=False))
-    study.sampler = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler](seed=drawn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        random = optuna.samplers.RandomSampler(seed=drawn)
+        guided = optuna.samplers.GPSampler(seed=drawn, n_startup_trials=STARTUP, independent_sampler=random)
+        study.sampler = {"gp": guided, "random": random}[sampler]
     behind = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
     study.pruner = behind if prune else optuna.pruners.NopPruner()
     known = {key: value for trial in study.get_trials(deepcopy=False)[:1] for key, value in trial.distributions.items()}

@@ -1,7 +1,9 @@
 """What a search tries: ``search.yaml``, parameters by their names in ``params.yaml`` and their ranges."""
 
 import json
+import operator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import UserError
 from pipeline.core.library_names import check_names
+from pipeline.core.params import Params
 from pipeline.core.params_file import apply_overrides, parse_params, read_text
 from pipeline.core.paths import PARAMS
 
@@ -43,6 +46,20 @@ class Space:
     def direction(self) -> Literal["maximize", "minimize"]:
         """Whether more or less of the objective is better, in Optuna's words."""
         return OBJECTIVES[self.objective]
+
+    def find_start(self, params: Params) -> dict[str, Any]:
+        """The present values of what is searched; empty if one is outside its range."""
+        found: dict[str, Any] = {}
+        for name, given in self.ranges.items():
+            value: Any = reduce(operator.getitem, name.split("."), params.model_dump(by_alias=True))
+            if isinstance(given, CategoricalDistribution):
+                inside = value in given.choices
+            else:
+                inside = isinstance(value, int | float) and given.low <= value <= given.high
+            if not inside:
+                return {}
+            found[name] = value
+        return found
 
     def best(self, curve: list[float]) -> float:
         """The objective in the best epoch."""

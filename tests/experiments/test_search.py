@@ -4,7 +4,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from builders import run_hyojo
+from builders import params_with, run_hyojo
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from pipeline.core.errors import UserError
@@ -72,6 +72,29 @@ def test_misuse_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("project")
+def test_a_search_begins_with_the_params_as_they_are() -> None:
+    text = SPACE.replace("0.1, log", "0.9, log")
+    assert space_of(text).find_start(params_with()) == {"train.lr": 0.4, "train.epochs": 3, "train.optimizer": "sgd"}
+    assert space_of(SPACE).find_start(params_with()) == {}  # 0.4 is above 0.1, so no trial could be like it
+
+
+def test_the_gaussian_process_learns_from_what_was_tried(tmp_path: Path) -> None:
+    """Of a bowl, fifteen trials find the bottom more closely than as many draws, under each of three seeds."""
+    ranges = {f"train.{name}": FloatDistribution(-1.0, 1.0) for name in ("lr", "weight_decay", "label_smoothing")}
+    space = Space("val/loss", ranges)
+    for seed in range(3):
+        best = {}
+        for sampler in ("gp", "random"):
+            study = searching.open_study(tmp_path, space, f"{sampler}{seed}", None, seed, prune=True, sampler=sampler)
+            for _ in range(15):
+                trial = study.ask()
+                values = [searching._suggest(trial, name, found) for name, found in ranges.items()]
+                study.tell(trial, sum((value - 0.3) ** 2 for value in values))
+            best[sampler] = study.best_value
+        assert best["gp"] < best["random"] / 3
+
+
 def test_a_study_goes_on_and_draws_nothing_twice(tmp_path: Path) -> None:
     space = Space("val/accuracy", {"train.lr": FloatDistribution(0.1, 1)})
     drawn = []
@@ -84,9 +107,9 @@ def test_a_study_goes_on_and_draws_nothing_twice(tmp_path: Path) -> None:
     assert len(study.trials) == len(set(drawn)) == 6
     other = Space("val/accuracy", {"train.epochs": IntDistribution(1, 2)})
     with pytest.raises(UserError, match=r"is over train\.lr\. Give another --name"):
-        searching.open_study(tmp_path, other, "one", None, 0, prune=True, sampler="tpe")
+        searching.open_study(tmp_path, other, "one", None, 0, prune=True, sampler="gp")
     with pytest.raises(UserError, match="cannot be opened"):
-        searching.open_study(tmp_path, other, "one", "sqlite:////nowhere/x.db", 0, prune=True, sampler="tpe")
+        searching.open_study(tmp_path, other, "one", "sqlite:////nowhere/x.db", 0, prune=True, sampler="gp")
 
 
 def test_the_summary_shows_what_the_winner_s_luck_was() -> None:
