@@ -52,10 +52,10 @@ class Space:
         found: dict[str, Any] = {}
         for name, given in self.ranges.items():
             value: Any = reduce(operator.getitem, name.split("."), params.model_dump(by_alias=True))
-            if isinstance(given, CategoricalDistribution):
-                inside = value in given.choices
-            else:
+            if isinstance(given, FloatDistribution | IntDistribution):
                 inside = isinstance(value, int | float) and given.low <= value <= given.high
+            else:
+                inside = isinstance(given, CategoricalDistribution) and value in given.choices
             if not inside:
                 return {}
             found[name] = value
