@@ -144,8 +144,9 @@ def render_params() -> str:
 def list_keys(section: Any, model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     """Key, default, allowed values and meaning of each key below a section."""
     schema = model.model_json_schema()
+    annotations = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
     for key, value in section.items():
-        annotation = model.model_fields[key].annotation
+        annotation = annotations[key]
         # ruamel keeps a line's comment behind its value, or behind a block's key.
         comments = [token for token in section.ca.items.get(key, []) if token and not isinstance(token, list)]
         meaning = comments[0].value.strip().lstrip("# ").split("\n")[0] if comments else ""

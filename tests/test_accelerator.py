@@ -69,6 +69,11 @@ SETTINGS: dict[str, tuple[tuple[str, ...], int, int]] = {
     ),
     "progressive": (("train.progressive=[{from: 0.0, size: 12}]",), 143, 31),
     "ensemble": (("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 2}"), 287, 31),
+    "peers": (
+        ("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 2}", "train.distill.from=peers"),
+        310,
+        31,
+    ),
     "pinned": (KERNELS, 165, 98),
     "kernels": (KERNELS, 165, 98),
     "sampling": (("train.imbalance.method=sampling",), 142, 31),

@@ -111,6 +111,24 @@ class Imbalance(Section):
     tau: NonNegative
 
 
+class Distill(Section):
+    """A teacher, whose answers to the same views are learnt, too."""
+
+    source: Annotated[str | None, Field(alias="from")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    weight: Annotated[float, Field(gt=0, le=1)]
+    temperature: Positive
+
+    @model_validator(mode="after")
+    def _check_digest(self) -> "Distill":
+        if (self.sha256 is None) != (self.source in (None, "peers")):
+            raise ValueError(
+                "sha256 goes with a teacher from a folder, a run or a version, and with nothing else: its weights.json "
+                "has it as weights_sha256"
+            )
+        return self
+
+
 class EarlyStopping(Section):
     """The val metric that picks the best weights, and after how many epochs without a better one to stop."""
 
@@ -143,6 +161,7 @@ class TrainParams(Section):
     schedule: Schedule
     label_smoothing: Fraction
     imbalance: Imbalance
+    distill: Distill
     ema_decay: Fraction
     grad_clip_norm: Positive | None
     amp: Literal["none", "bf16", "fp16"]

@@ -89,7 +89,12 @@ class Ensemble(nn.Module):
     In training each learns from its own part of every batch, as if it were trained alone: an epoch takes the time of
     one net, and E epochs in batches of B are E / M epochs in batches of B / M for each of M members. The loss is a mean
     over the batch, so a member's gradient is an M-th of what it would be alone; adaptive optimizers do not mind.
+
+    Attributes:
+        together: In training each member answers the whole batch instead, (M * B, K), member after member.
     """
+
+    together = False
 
     def __init__(self, members: list[nn.Module]) -> None:
         super().__init__()
@@ -103,6 +108,8 @@ class Ensemble(nn.Module):
         return self.members[0].forward_features(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.together:
+            return torch.cat([member(x) for member in self.members])
         if self.training:
             parts = zip(self.members, x.tensor_split(len(self.members)))
             return torch.cat([member(part) for member, part in parts if len(part)])

@@ -104,18 +104,25 @@ def train_one_epoch(
     return {"loss": loss, "accuracy": accuracy}
 
 
-def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-    """Augmented images (B, C, H, W) of a batch and what they are to be told as: int64 (B,) or float (B, K)."""
+def _prepare(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Augmented images (B, C, H, W) of a batch, what they are to be told as, and a teacher's logits (B, K) for them.
+
+    Targets are int64 (B,) or float (B, K). The teacher sees the images before they are made smaller.
+    """
     images = trainer.augmentation.run(batch.images, batch.plan)
-    size = trainer.size_in(epoch)
-    if size is not None and size != images.shape[-1]:
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
     targets = batch.targets if batch.soft is None else batch.soft
     if trainer.mixer.active(epoch):
         if batch.soft is None:
             targets = F.one_hot(targets, trainer.mixer.num_classes).float()
         images, targets = trainer.mixer(images, targets, epoch, step)
-    return images.to(memory_format=trainer.memory_format), targets
+    answers = None
+    if trainer.teacher is not None:
+        with use_precision(trainer.params.amp, trainer.device):
+            answers = trainer.teacher(images.to(memory_format=trainer.memory_format))
+    size = trainer.size_in(epoch)
+    if size is not None and size != images.shape[-1]:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return images.to(memory_format=trainer.memory_format), targets, answers
 
 
 def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +130,7 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
     params, device = trainer.params, trainer.device
     if params.compile == "reduce-overhead":  # the graphs' outputs are good until here, not until the next graph
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-    images, targets = _prepare(trainer, batch, epoch, step)
+    images, targets, answers = _prepare(trainer, batch, epoch, step)
     devices.seed_draws(derive_seed(params.seed, epoch, -2 - 2 * step) + trainer.ranks.rank, device)
     net = trainer.wrapped or trainer.model
     size = len(images) // params.accumulate if len(images) % params.accumulate == 0 else len(images)
@@ -138,11 +145,14 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
             with net.no_sync() if waits else nullcontext():
                 with use_precision(params.amp, device):
                     logits = net(images[part])
-                weights = None if batch.weights is None else batch.weights[part]
-                loss = trainer.criterion(logits.float(), targets[part], weights)
+                given = (None if each is None else each[part] for each in (batch.weights, answers))
+                loss = trainer.criterion(logits.float(), targets[part], *given)
                 trainer.scaler.scale(loss / len(starts)).backward()
             loss_sum += loss.detach() * size
-            correct += (logits.detach().argmax(1) == batch.targets[part]).sum()
+            logits = logits.detach()
+            if len(logits) > size:  # peers, whose mean is the answer
+                logits = logits.unflatten(0, (-1, size)).mean(0)
+            correct += (logits.argmax(1) == batch.targets[part]).sum()
         if params.grad_clip_norm is not None:
             trainer.scaler.unscale_(trainer.optimizer)
             nn.utils.clip_grad_norm_(trainer.model.parameters(), params.grad_clip_norm)

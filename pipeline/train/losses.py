@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from pipeline.core.params import Imbalance, TrainParams
+from pipeline.core.params import Distill, Imbalance, TrainParams
+from pipeline.train import distill
 from pipeline.train.augment.counter_rng import derive_seed
 
 
@@ -26,12 +27,15 @@ class TrainingLoss(nn.Module):
     """Mean cross-entropy of a batch, in nats, for training samples of so many ``counts`` a class, int (K,).
 
     Against imbalance, ``weights`` weighs the classes; ``logits`` adds tau times the log prior to the logits, in
-    training alone (Menon et al., 2021, https://arxiv.org/abs/2007.07314).
+    training alone (Menon et al., 2021, https://arxiv.org/abs/2007.07314). With a teacher, a part of the loss is the
+    distance from its answers.
     """
 
-    def __init__(self, counts: np.ndarray, label_smoothing: float, imbalance: Imbalance) -> None:
+    def __init__(
+        self, counts: np.ndarray, label_smoothing: float, imbalance: Imbalance, teaching: Distill | None = None
+    ) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.teaching = label_smoothing, teaching
         weights = prior = None
         if imbalance.method == "weights":
             weights = torch.from_numpy(weigh_classes(counts, imbalance.beta)).float()
@@ -42,13 +46,26 @@ class TrainingLoss(nn.Module):
         self.register_buffer("class_weights", weights)
         self.register_buffer("prior", prior)
 
-    def forward(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Loss () of logits (B, K) for targets int64 (B,) or float (B, K), with weights of the samples (B,)."""
-        if self.prior is not None:
-            logits = logits + self.prior
+    def forward(
+        self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, answers: Tensor | None = None
+    ) -> Tensor:
+        """Loss () of logits (B, K), or those of M peers (M * B, K).
+
+        Targets are int64 (B,) or float (B, K), weights of the samples (B,), and a teacher's answers logits (B, K).
+        """
+        peers = len(logits) // len(targets)
+        if peers > 1:
+            targets = torch.cat([targets] * peers)
+            weights = None if weights is None else weights.repeat(peers)
+        adjusted = logits if self.prior is None else logits + self.prior
         losses = F.cross_entropy(
-            logits, targets, self.class_weights, reduction="none", label_smoothing=self.label_smoothing
+            adjusted, targets, self.class_weights, reduction="none", label_smoothing=self.label_smoothing
         )
+        if self.teaching is not None:
+            if answers is None:
+                answers = distill.list_peers_answers(logits.view(peers, len(logits) // peers, -1)).flatten(0, 1)
+            distance = distill.match(logits, answers, self.teaching.temperature)
+            losses = torch.lerp(losses, distance, self.teaching.weight)
         return (losses if weights is None else losses * weights).mean()
 
 

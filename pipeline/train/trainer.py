@@ -13,10 +13,12 @@ from pipeline.core.dataset import Prepared
 from pipeline.core.errors import UserError
 from pipeline.core.params import TrainParams
 from pipeline.models import devices
+from pipeline.models.backbones import Ensemble
 from pipeline.models.model import ModelSpec
 from pipeline.train import optim, planning
 from pipeline.train.augment.batched import Augmentation
 from pipeline.train.average import Average
+from pipeline.train.distill import PEERS, Teacher, load_teacher
 from pipeline.train.distributed import Ranks
 from pipeline.train.loader import count_steps
 from pipeline.train.losses import Mixer, TrainingLoss
@@ -36,6 +38,7 @@ class Trainer:
     ema: Average | None
     augmentation: Augmentation
     mixer: Mixer
+    teacher: Teacher | None
     device: torch.device
     memory_format: torch.memory_format
     params: TrainParams
@@ -113,20 +116,37 @@ def build_trainer(
     mode = "min" if params.early_stopping.metric == "val/loss" else "max"
     steps = count_steps(len(split), params.batch_size)
     size, channels = preprocessing["img_size"], preprocessing["channels"]
+    teaching = params.distill if params.distill.source is not None else None
+    teacher = _find_teacher(params, net, spec)
     return Trainer(
         model=net,
-        criterion=TrainingLoss(counts, params.label_smoothing, params.imbalance).to(device),
+        criterion=TrainingLoss(counts, params.label_smoothing, params.imbalance, teaching).to(device),
         optimizer=optimizer,
         schedule=LRSchedule(optimizer, params.schedule, lr=params.lr, epochs=params.epochs, steps=steps, mode=mode),
         scaler=torch.amp.GradScaler(device.type, enabled=params.amp == "fp16"),
         ema=Average(net, params.ema_decay) if params.ema_decay else None,
         augmentation=Augmentation(preprocessing["train"], params.seed, size, channels),
         mixer=Mixer(params, len(prepared.class_names)),
+        teacher=teacher and teacher.to(device).to(memory_format=memory_format),
         device=device,
         memory_format=memory_format,
         params=params,
         ranks=ranks,
     )
+
+
+def _find_teacher(params: TrainParams, net: nn.Module, spec: ModelSpec) -> Teacher | None:
+    """The teacher that params name; peers are told to learn from the same samples."""
+    if params.distill.source == PEERS:
+        if not isinstance(net, Ensemble) or len(net.members) < 2:
+            raise UserError(
+                f"train.distill.from: peers are the members of an ensemble, and {params.backbone} has none that could "
+                "teach each other. Set train.backbone to ensemble with two members or more, or name a teacher."
+            )
+        net.together = True
+    elif params.distill.source is not None:
+        return load_teacher(params.distill, spec)
+    return None
 
 
 def wrap(trainer: Trainer) -> None:

@@ -213,8 +213,13 @@ def test_train_after_many_stops(project: Path, uninterrupted: Digests) -> None:
         ("train.schedule.name=step", "train.optimizer=rmsprop", "train.lr=0.001", "train.amp=fp16"),
         EVERYTHING,
         (*EVERYTHING, "train.imbalance.method=weights", "train.transforms.train=[RandomEqualize, RandomErasing]"),
+        (
+            "train.backbone=ensemble",
+            "train.backbone_args={of: face_resnet_s, members: 2, widths: [8, 8, 8], depths: [1, 1, 1]}",
+            "train.distill.from=peers",
+        ),
     ],
-    ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16", "everything", "one by one"],
+    ids=["adamw-cosine", "plateau-bf16", "rmsprop-step-fp16", "everything", "one by one", "peers"],
 )
 def test_train_after_stops_with_other_settings(
     tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
