@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -76,6 +77,13 @@ def test_it_answers_nearly_as_the_float_one(folder: Path, offered: dict) -> None
     assert offered["size_bytes"] == sizes[1] < 0.4 * sizes[0]
     assert b"/tmp" not in (folder / INT8).read_bytes()
     assert {path.name for path in folder.iterdir()} == {"model.onnx", INT8, "prepared"}
+
+
+def test_all_is_in_integers_but_what_follows_the_pool_that_rounds_up(folder: Path, offered: dict) -> None:
+    graph = onnx.load(folder / INT8).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    fed = [makers[node.input[0]] for node in graph.node if node.op_type == "Conv"]
+    assert (fed.count("DequantizeLinear"), len(fed)) == (9, 10)
 
 
 def test_equal_models_give_equal_bytes(folder: Path, offered: dict, tmp_path: Path) -> None:
