@@ -17,7 +17,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", default="search", help="of the study and its experiments (%(default)s)")
     command.add_argument("--confirm", type=int, default=3, metavar="N", help="fresh seeds for the best (%(default)s)")
     command.add_argument("--no-prune", dest="prune", action="store_false", help="train every trial to its end")
-    command.add_argument("--sampler", choices=("gp", "random"), default="gp", help="how they are chosen (%(default)s)")
+    command.add_argument(
+        "--sampler", choices=("tpe", "random"), default="tpe", help="how they are chosen (%(default)s)"
+    )
     command.add_argument("--storage", metavar="URL", help="the study's database (one below .hyojo/)")
 
 

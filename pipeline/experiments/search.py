@@ -6,6 +6,7 @@ ended early; they are MLflow runs, and no experiments. The study lies in a datab
 
 import csv
 import io
+import math
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline.core.errors import UserError
+from pipeline.core.params import TrainParams
 from pipeline.core.params_file import load_params
 from pipeline.core.paths import TRAINED
 from pipeline.core.project import project_root
@@ -31,7 +33,7 @@ from pipeline.tracking.store import connect
 
 LOOK_S = 2.0  # between two looks at a trial's curve
 HEARTBEAT_S = 60
-STARTUP = 5  # trials before the Gaussian process chooses
+STARTUP = 5  # trials before what came of them is minded
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -120,7 +122,7 @@ def search(
         minutes: After which no further trial begins; None: no limit.
         confirm: Fresh seeds; 0: none.
         storage: URL of the study's database; None: one of the project.
-        how: ``prune`` (bool) and ``sampler`` (``gp`` or ``random``).
+        how: ``prune`` (bool) and ``sampler`` (``tpe`` or ``random``).
 
     Returns:
         Exit status: 0, 1 if no trial gave a result, 128 + signal if stopped.
@@ -133,7 +135,7 @@ def search(
     dvc_experiments.check_source(root, params.prepare.source)
     client = attempt(connect, "opening the store", "running `hyojo search` again")
     parent_id = searches.open_parent(client, name, space.objective) if client else ""
-    study = open_study(root, space, name, storage, params.train.seed, **how)
+    study = open_study(root, space, name, storage, params.train, **how)
     if not study.get_trials(deepcopy=False) and (start := space.find_start(params)):
         study.enqueue_trial(start)
     with stop_requests() as stop:
@@ -159,29 +161,34 @@ def search(
 
 
 def open_study(
-    root: Path, space: Space, name: str, storage: str | None, seed: int, prune: bool, sampler: str
+    root: Path, space: Space, name: str, storage: str | None, params: TrainParams, prune: bool, sampler: str
 ) -> optuna.Study:
     """Open the study of this name, made if there is none; a trial whose process died is tried again."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = root / ".hyojo"
     folder.mkdir(exist_ok=True)
     url = storage or f"sqlite:///{folder / 'search.db'}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3)
     try:
-        database = optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_S, heartbeat_stale_trial_callback=retry)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3)
+            database = optuna.storages.RDBStorage(
+                url, heartbeat_interval=HEARTBEAT_S, heartbeat_stale_trial_callback=retry
+            )
         study = optuna.create_study(study_name=name, storage=database, direction=space.direction, load_if_exists=True)
     except Exception as error:  # whatever SQLAlchemy and the drivers below it raise
         raise UserError(f"--storage: {url.split('@')[-1]} cannot be opened ({str(error).splitlines()[0]}).") from None
     # One that goes on draws what it has not drawn yet; workers that share a study must not all draw the same.
-    drawn = None if storage else seed + len(study.get_trials(deepcopy=False))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        random = optuna.samplers.RandomSampler(seed=drawn)
-        guided = optuna.samplers.GPSampler(seed=drawn, n_startup_trials=STARTUP, independent_sampler=random)
-        study.sampler = {"gp": guided, "random": random}[sampler]
-    behind = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+    drawn = None if storage else params.seed + len(study.get_trials(deepcopy=False))
+    if sampler == "random":
+        study.sampler = optuna.samplers.RandomSampler(seed=drawn)
+    else:
+        # It learns from trials that were ended early, too; Optuna's Gaussian process would choose them again.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=STARTUP, multivariate=True)
+    # Early epochs say little: rates rise, and averages of weights lag.
+    behind = optuna.pruners.MedianPruner(n_startup_trials=STARTUP - 1, n_warmup_steps=math.ceil(params.epochs / 2))
     study.pruner = behind if prune else optuna.pruners.NopPruner()
     known = {key: value for trial in study.get_trials(deepcopy=False)[:1] for key, value in trial.distributions.items()}
     if known and known.keys() != space.ranges.keys():
