@@ -4,6 +4,7 @@ Reads MLflow's store and registry, and for the workspace ``reports/``.
 """
 
 import io
+import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-PREDICTIONS = "evaluation/predictions.csv"
+PREDICTIONS, AUDIT = "evaluation/predictions.csv", "audit.json"
 SEED_SD = "seeds/test_accuracy_sd"  # on the parent of a family of seeds
 _PROB = "prob_"
 
@@ -45,6 +46,8 @@ class Contender:
         version: In the registry, if it was asked for by that.
         seed_sd: Standard deviation of the test accuracy over trainings with other seeds, where known.
         seed_runs: How many trainings that is from; 0 where unknown.
+        corrections: What decisions of people did to the labels of its data, as the audit counts it; None where nobody
+            recorded it.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Contender:
     version: int | None = None
     seed_sd: float | None = None
     seed_runs: int = 0
+    corrections: dict[str, int] | None = None
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -136,10 +140,14 @@ def read_workspace() -> Contender:
     params = WeightsFile.load().params if (TRAINED / WeightsFile.FILE).exists() else {}
     parts = {"test": result.test, "test_clean": result.test_clean}
     scores = {f"{part}/{name}": float(value) for part in parts for name, value in parts[part].items()}
+    audit = REPORTS / AUDIT
+    corrections = _read_corrections(audit.read_bytes()) if audit.exists() else None
     if run is None:
-        return Contender("workspace", "", params, scores, tags={}, predictions=predictions)
+        return Contender("workspace", "", params, scores, {}, predictions=predictions, corrections=corrections)
     found = _contender_of(client, run, "workspace", predictions)
-    return replace(found, params=found.params | params, metrics=found.metrics | scores)
+    if corrections is None:
+        corrections = found.corrections
+    return replace(found, params=found.params | params, metrics=found.metrics | scores, corrections=corrections)
 
 
 def _contender_of(client: "MlflowClient", run: "Run", name: str, predictions: pd.DataFrame) -> Contender:
@@ -147,7 +155,18 @@ def _contender_of(client: "MlflowClient", run: "Run", name: str, predictions: pd
     seed_sd, seed_runs = _seed_spread(client, run)
     digest = run.data.tags.get(TEST_DIGEST_TAG)
     known = name, run.info.run_id, dict(run.data.params), dict(run.data.metrics), dict(run.data.tags)
-    return Contender(*known, predictions=predictions, test_digest=digest, seed_sd=seed_sd, seed_runs=seed_runs)
+    return Contender(
+        *known,
+        predictions=predictions,
+        corrections=_read_corrections(read_artifact(client, run.info.run_id, AUDIT)),
+        test_digest=digest,
+        seed_sd=seed_sd,
+        seed_runs=seed_runs,
+    )
+
+
+def _read_corrections(audit: bytes | None) -> dict[str, int] | None:
+    return None if audit is None else json.loads(audit).get("corrections", {})
 
 
 def read_predictions(content: bytes, origin: str) -> pd.DataFrame:

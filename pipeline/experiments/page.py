@@ -34,6 +34,7 @@ def text(found: Comparison) -> str:
         _table(CLASS_HEADER, class_rows(found)),
         _table(["cost", "A", "B", "B / A"], cost_rows(found)),
         _params_table(found),
+        _corrections_table(found),
         [", ".join(f"{len(rows):,} {name}" for name, rows in found.samples.items())],
     ]
     return _join(blocks)
@@ -56,6 +57,7 @@ def page(found: Comparison) -> str:
         classes=class_rows(found),
         costs=cost_rows(found),
         params=found.params,
+        corrections=correction_rows(found),
         exhibits=exhibits,
         missing=missing,
         tiles=[(len(found.samples[name]), title.lower(), name == "broken") for name, (title, _) in TITLES.items()],
@@ -64,7 +66,8 @@ def page(found: Comparison) -> str:
 
 def families_text(found: FamilyComparison) -> str:
     """The comparison of two families as aligned text."""
-    return _join([found.summary(), _table(CLASS_HEADER, class_rows(found)), _params_table(found)])
+    blocks = [found.summary(), _table(CLASS_HEADER, class_rows(found)), _params_table(found), _corrections_table(found)]
+    return _join(blocks)
 
 
 def families_page(found: FamilyComparison) -> str:
@@ -85,6 +88,7 @@ def families_page(found: FamilyComparison) -> str:
         images=len(found.a.samples),
         classes=class_rows(found),
         params=found.params,
+        corrections=correction_rows(found),
     )
 
 
@@ -105,6 +109,11 @@ def cost_rows(found: Comparison) -> list[list[str]]:
         for name, a, b, ratio in found.costs
         if (a, b) != (None, None)
     ]
+
+
+def correction_rows(found: Comparison | FamilyComparison) -> list[list[str]]:
+    """Cells of what decisions of people did to labels: name, A, B."""
+    return [[name, _figure(a), _figure(b)] for name, a, b in found.corrections]
 
 
 def _pictures(found: Comparison) -> tuple[Any, str]:
@@ -147,6 +156,10 @@ def _params_table(found: Comparison | FamilyComparison) -> list[str]:
     """Lines of the params that differ, long values cut."""
     rows = [[name, *(one if len(one) <= 40 else f"{one[:37]}..." for one in sides)] for name, *sides in found.params]
     return _table(["params that differ", "A", "B"], rows)
+
+
+def _corrections_table(found: Comparison | FamilyComparison) -> list[str]:
+    return _table(["labels by decision", "A", "B"], correction_rows(found))
 
 
 def _join(blocks: list[list[str]]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import contenders
-from pipeline.experiments.two_models import compare_recalls, list_differing
+from pipeline.experiments.two_models import compare_recalls, list_corrections, list_differing
 from pipeline.metrics.intervals import ALPHA
 from pipeline.metrics.seed_anova import GroupDifference, compare_groups
 from pipeline.tracking import families
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """A family's answers: ``right`` is bool (S, N), a row a seed; ``samples`` are file and label of each column."""
+    """A family's answers: ``right`` is bool (S, N), a row a seed; ``samples`` are file and label of each column.
+
+    ``corrections`` are as in ``Contender``, of the last seed: all have the same data.
+    """
 
     name: str
     run_id: str
@@ -28,6 +31,7 @@ class Family:
     right: np.ndarray
     samples: list[tuple[str, str]]
     test_digests: set[str]
+    corrections: dict[str, int] | None
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -50,6 +54,7 @@ class FamilyComparison:
         accuracy: The difference in test accuracy.
         classes: A row a class with its recalls, their difference with interval, and ``p``, corrected by Holm.
         params: Rows of name, A's value, B's value, of those that differ.
+        corrections: As in ``Comparison``.
     """
 
     a: Family
@@ -57,6 +62,7 @@ class FamilyComparison:
     accuracy: GroupDifference
     classes: list[dict[str, Any]]
     params: list[tuple[str, str, str]]
+    corrections: list[tuple[str, int | None, int | None]]
 
     @property
     def verdict(self) -> str:
@@ -74,6 +80,7 @@ class FamilyComparison:
             "accuracy": asdict(self.accuracy),
             "classes": self.classes,
             "params": [dict(zip(("name", "a", "b"), row)) for row in self.params],
+            "corrections": [dict(zip(("name", "a", "b"), row)) for row in self.corrections],
             "verdict": self.verdict,
         }
 
@@ -132,6 +139,7 @@ def compare(a: "Run", b: "Run") -> FamilyComparison:
         accuracy=compare_groups(other.right, one.right),
         classes=compare_recalls(other.right, one.right, classes, _compare_class),
         params=list_differing(a.data.params, b.data.params),
+        corrections=list_corrections(one.corrections, other.corrections),
     )
 
 
@@ -171,5 +179,5 @@ def _read_family(client: "MlflowClient", parent: "Run") -> Family:
         digests |= {found.test_digest} - {None}
     if any(one != samples[0] for one in samples):
         raise UserError(f"the seeds of {name} were not tested on the same samples. Run `hyojo seeds` again.")
-    about = name, parent.info.run_id, list(members)
-    return Family(*about, right=np.array(rows), samples=samples[0], test_digests=digests)
+    about = name, parent.info.run_id, list(members), np.array(rows), samples[0]
+    return Family(*about, test_digests=digests, corrections=found.corrections)

@@ -13,6 +13,7 @@ from pipeline.experiments.contenders import Contender
 from pipeline.metrics import table
 from pipeline.metrics.intervals import ALPHA, bootstrap_intervals
 from pipeline.metrics.paired import difference_interval, holm, mcnemar
+from pipeline.prepare.catalogue import SPLITS
 
 # Titles and metrics.
 COSTS = {
@@ -39,6 +40,8 @@ class Comparison:
             ``gained`` and ``lost`` samples.
         classes: A row a class with its recalls, their difference with interval, and ``p``, corrected by Holm.
         params: Rows of name, A's value, B's value, of those that differ.
+        corrections: Rows of what decisions of people did to the labels, and how many images of A's and of B's data
+            that is (None: not recorded); none where there were no decisions.
         costs: Rows of title, A's figure, B's figure (None: not recorded) and their ratio.
         samples: Rows of the test split by what became of them: ``fixed``, ``broken``, ``still wrong``.
     """
@@ -50,6 +53,7 @@ class Comparison:
     test: dict[str, float]
     classes: list[dict[str, Any]]
     params: list[tuple[str, str, str]]
+    corrections: list[tuple[str, int | None, int | None]]
     costs: list[tuple[str, float | None, float | None, float | None]]
     samples: dict[str, np.ndarray]
 
@@ -64,6 +68,7 @@ class Comparison:
             "test": self.test,
             "classes": self.classes,
             "params": [dict(zip(("name", "a", "b"), row)) for row in self.params],
+            "corrections": [dict(zip(("name", "a", "b"), row)) for row in self.corrections],
             "costs": [dict(zip(("name", "a", "b", "ratio"), row)) for row in self.costs],
             "samples": {name: [self.a.files[row] for row in rows] for name, rows in self.samples.items()},
         }
@@ -94,6 +99,7 @@ def compare(a: Contender, b: Contender) -> Comparison:
         test=test,
         classes=compare_recalls(b.right, a.right, classes, lambda b, a: (*difference_interval(b, a), mcnemar(b, a))),
         params=_params(a, b),
+        corrections=list_corrections(a.corrections, b.corrections),
         costs=_costs(a, b),
         samples=_sort_samples(a, b),
     )
@@ -124,8 +130,10 @@ def _paired(a: Contender, b: Contender) -> Contender:
     if (a.test_digest and b.test_digest and a.test_digest != b.test_digest) or (
         a.files != b.files or a.predictions["label"].tolist() != b.predictions["label"].tolist()
     ):
-        changed = [f"{n} ({ours} and {theirs})" for n, ours, theirs in _params(a, b) if n.startswith("prepare.")]
-        why = f" Their data were prepared with other params: {', '.join(changed)}." if changed else ""
+        params = [row for row in _params(a, b) if row[0].startswith("prepare.")]
+        labels = [row for row in list_corrections(a.corrections, b.corrections) if row[1] != row[2]]
+        changed = [f"{name} ({ours} and {theirs})" for name, ours, theirs in (*params, *labels)]
+        why = f" Their data were prepared otherwise: {', '.join(changed)}." if changed else ""
         raise UserError(
             f"{a.name} and {b.name} were tested on different data, so they cannot be compared sample by sample.{why} "
             "Evaluate both on the same test split."
@@ -179,6 +187,22 @@ def list_differing(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[s
     """Return rows of name and both values, of those that are not the same; ``-`` where one has none."""
     names = dict.fromkeys([*ours, *theirs])
     return [(name, ours.get(name, "-"), theirs.get(name, "-")) for name in names if ours.get(name) != theirs.get(name)]
+
+
+def list_corrections(
+    ours: dict[str, int] | None, theirs: dict[str, int] | None
+) -> list[tuple[str, int | None, int | None]]:
+    """Return rows of what decisions of people did to labels and both counts of images, but where both are 0.
+
+    The counts are those of the audit; None where nobody recorded them.
+    """
+    rows = []
+    for name, about in {"relabelled": "labels changed", "dropped": "left out"}.items():
+        for split in SPLITS:
+            a, b = (side if side is None else side.get(f"{name}_{split}", 0) for side in (ours, theirs))
+            if a or b:
+                rows.append((f"{about} in {split}", a, b))
+    return rows
 
 
 def _costs(a: Contender, b: Contender) -> list[tuple[str, float | None, float | None, float | None]]:

@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from builders import CLASS_NAMES, run_git, write_predictions
+from builders import CLASS_NAMES, draw_noise, prepare_params, run_git, write_predictions, write_zip
 
 from pipeline.core.errors import UserError
+from pipeline.core.paths import CORRECTIONS
 from pipeline.experiments import contenders, names
+from pipeline.prepare.corrections import Correction, write_corrections
+from pipeline.prepare.stage import prepare
+from pipeline.tracking.runs import INPUTS, log_files
 from pipeline.tracking.store import connect, experiment_id
 
 TARGETS = np.array([0, 1, 2, 0, 1, 2])
@@ -96,6 +100,27 @@ def test_unknown_names_are_answered_with_those_there_are() -> None:
         assert "there is no version" in message
         assert "Versions: 1." in message
     assert "models:/hyojo@ALIAS" in refusal("models:/other/1")
+
+
+def test_decisions_on_labels_are_those_of_the_audit(project: Path, tmp_path: Path) -> None:
+    """Of a run as prepare and train left it, and of the workspace; none is known where there is no audit."""
+    assert names.find_contender(make_run()).corrections is None
+    files = [f"{split}/{label}/{i}.png" for split in ("train", "val", "test") for label in (1, 2) for i in range(4)]
+    source = write_zip(tmp_path / "s.zip", {name: draw_noise(seed) for seed, name in enumerate(files)})
+    prepare(prepare_params(source))
+    table = pd.read_csv("data/prepared/manifest.csv", dtype=str).set_index("file")
+    decided = {"train/1/0.png": "2", "train/1/1.png": "2", "train/2/0.png": "", "test/1/0.png": "2", "val/1/0.png": "1"}
+    rows = [(table.loc[name, "sha256"], name, table.loc[name, "label"], new) for name, new in decided.items()]
+    write_corrections(CORRECTIONS, [Correction(*row, who="Ann", when="2026-01-02") for row in rows])
+    prepare(prepare_params(source, corrections="all"))
+    run_id = make_run()
+    log_files(connect(), run_id, {"": INPUTS})
+    told = {"confirmed": 1, "dropped_train": 1, "relabelled_test": 1, "relabelled_train": 2}
+    assert names.find_contender(run_id).corrections == told
+    write_predictions(project / "reports" / "predictions.csv", TARGETS, TARGETS)
+    evaluation = {"run_id": "f" * 32, "val": {}, "test": {"accuracy": 1.0}, "test_clean": {"images": 6}}
+    (project / "reports" / "evaluation.json").write_text(json.dumps(evaluation))
+    assert names.find_contender(".").corrections == told
 
 
 def test_the_workspace(project: Path) -> None:

@@ -161,7 +161,7 @@ def test_outside_git() -> None:
         seeds.train_seeds(1)
 
 
-def add_family(name: str, right: np.ndarray) -> str:
+def add_family(name: str, right: np.ndarray, **corrections: int) -> str:
     """A family whose seeds answered so, bool (S, N); the samples stand in another order in every run."""
     client = connect()
     parent = families.open_family(client, name, name, {"train.backbone": name}).info.run_id
@@ -172,6 +172,7 @@ def add_family(name: str, right: np.ndarray) -> str:
         lines = [f"{i}.png,x,{'x' if good else 'y'},{float(good)},{float(not good)}" for i, good in enumerate(row)]
         text = "\n".join(["file,label,predicted,prob_x,prob_y", *(lines[seed:] + lines[:seed])])
         client.log_text(run_id, text, "evaluation/predictions.csv")
+        client.log_text(run_id, json.dumps({"corrections": corrections}), "audit.json")
         found.append(families.Member(seed, f"{name}-{seed}", run_id))
     families.publish(client, parent, found, [], "")
     return parent
@@ -187,7 +188,7 @@ def test_families_are_compared_by_name(capsys: pytest.CaptureFixture[str]) -> No
     good, alike, poor = (rng.random((3, 60)) < chance for chance in (0.9, 0.9, 0.2))
     add_family("good", good)
     add_family("alike", alike)
-    poor_id = add_family("poor", poor)
+    poor_id = add_family("poor", poor, relabelled_train=245)
     add_family("Shouting", good)
     assert compare("good", "alike").verdict == "indistinguishable"
     found = compare("good", poor_id)
@@ -202,7 +203,8 @@ def test_families_are_compared_by_name(capsys: pytest.CaptureFixture[str]) -> No
     page = Path("reports/compare.html").read_text()
     assert "Verdict: good is better" in page
     assert "<svg" in page
-    for figure in (f"{row['a']:.4f}", f"{row['b']:.4f}", "train.backbone"):
+    assert found.as_dict()["corrections"] == [{"name": "labels changed in train", "a": 0, "b": 245}]
+    for figure in (f"{row['a']:.4f}", f"{row['b']:.4f}", "train.backbone", "labels changed in train"):
         assert figure in said
         assert figure in page
     assert "Verdict: Shouting is better" in compare_page.families_page(compare("poor", "Shouting"))

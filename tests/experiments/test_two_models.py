@@ -95,6 +95,27 @@ def test_the_text_and_json_say_it_all(pair: tuple[Contender, Contender]) -> None
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["images"] == 27
 
 
+def test_what_decisions_on_labels_changed_is_told(pair: tuple[Contender, Contender]) -> None:
+    """In the terminal, on the page and as JSON; only where there were decisions, and never 0 for what is not known."""
+    old, new = pair
+    decided = replace(new, corrections={"relabelled_train": 1234, "dropped_val": 1, "confirmed": 7, "unmatched": 2})
+    for found in (compare(old, new), compare(replace(old, corrections={}), replace(new, corrections={"confirmed": 7}))):
+        assert found.as_dict()["corrections"] == []
+        assert "by decision" not in page.text(found)
+        assert "Labels that people decided" not in page.page(found)
+    found = compare(replace(old, corrections={}), decided)
+    assert found.as_dict()["corrections"] == [
+        {"name": "labels changed in train", "a": 0, "b": 1234},
+        {"name": "left out in val", "a": 0, "b": 1},
+    ]
+    assert re.search(r"^labels changed in train +0 +1,234$", page.text(found), re.MULTILINE)
+    assert re.search(r"<th>labels changed in train</th><td>0</td><td[^>]*>1,234</td>", page.page(found))
+    assert re.search(r"^left out in val +not recorded +1$", page.text(compare(old, decided)), re.MULTILINE)
+    other = replace(decided, test_digest="8" * 64, corrections={"relabelled_test": 3})
+    with pytest.raises(UserError, match=r"different data.*labels changed in test \(0 and 3\)"):
+        compare(replace(old, corrections={}), other)
+
+
 def test_the_page_has_pictures_only_of_the_data_that_were_compared(pair: tuple[Contender, Contender]) -> None:
     old, new = pair
     found = compare(old, new)
