@@ -652,7 +652,7 @@ def test_a_run_is_reproduced_to_the_same_digests(project: Project, tmp_path: Pat
     project.client.set_tag(run.info.run_id, "hyojo.weights_sha256", "0" * 64)
     project.client.set_tag(run.info.run_id, "hyojo.machine", json.dumps({"threads": "64"}))
     done = project.run("python", "-m", "pipeline.cli", "reproduce", run.info.run_id, check=False)
-    assert done.returncode == 3
+    assert done.returncode == 4
     assert "The first stage that differs is train." in done.stdout
     assert "threads: 64 then, 1 here" in done.stdout
 

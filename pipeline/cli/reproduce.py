@@ -2,7 +2,9 @@
 
 The commit, with the changes that it did not hold, is put into a folder of its own; the data come from git, DVC's cache
 or its remote; the environment is the present one if it is as requirements.lock of that commit says, else one is made.
-Exit status 3 if something came out otherwise. Nothing of the project or its MLflow store is touched.
+Exit status 3 if something came out otherwise; 4 if that is only what training made (weights, predictions, bundle), the
+arrays are equal, and it was made on another machine (instruction sets, threads, Python), or nobody recorded on which.
+Nothing of the project or its MLflow store is touched.
 """
 
 import argparse

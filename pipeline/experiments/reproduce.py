@@ -38,7 +38,7 @@ PRODUCTS = {"arrays": "prepare", "weights": "train", "predictions": "evaluate", 
 _TAGS = {"arrays": DIGEST_TAG, "weights": "hyojo.weights_sha256"}
 _LOCKED = {"arrays": str(PREPARED), "predictions": str(REPORTS / "predictions.csv")}
 _FOLDER = Path(".hyojo/reproduced")
-DIFFERS = 3
+DIFFERS, OTHER_MACHINE = 3, 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Target:
 
     Attributes:
         digests: Of ``PRODUCTS``, as far as they are known.
-        locked: Whether they are those of ``dvc.lock``, which has sums of its own.
+        inputs: Where the digests are those of ``dvc.lock``: the sums of what they were made from; else empty.
         patch: What the commit did not hold.
         machine: As ``describe_machine`` told when it was made; empty where nobody recorded it.
     """
@@ -55,7 +55,7 @@ class Target:
     title: str
     commit: str
     digests: dict[str, str]
-    locked: bool = False
+    inputs: dict[str, str] = field(default_factory=dict)
     patch: str = ""
     machine: dict[str, str] = field(default_factory=dict)
 
@@ -69,7 +69,8 @@ def reproduce(name: str, folder: Path | None, check: bool) -> int:
         check: Only look whether everything that is needed is there.
 
     Returns:
-        0; ``DIFFERS`` if something came out otherwise; 1 if something that is needed is missing.
+        0; ``DIFFERS`` if something came out otherwise, ``OTHER_MACHINE`` if that is only what training made, and the
+        machine may be why; 1 if something that is needed is missing.
 
     Raises:
         UserError: There is nothing of that name, its commit is gone, or a stage fails.
@@ -80,8 +81,9 @@ def reproduce(name: str, folder: Path | None, check: bool) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is there already. Remove it, or give another --into.")
     print(f"{target.title}: commit {target.commit[:12]}{' with changes' if target.patch else ''}")
-    check_out(root, target, folder)
+    keep = False
     try:
+        check_out(root, target, folder)
         missing, other = compare_packages((folder / "requirements.lock").read_text(encoding="utf-8"))
         print(f"environment: {_describe_packages(missing, other)}")
         problem = fetch_source(root, folder)
@@ -91,11 +93,12 @@ def reproduce(name: str, folder: Path | None, check: bool) -> int:
             return int(bool(problem))
         if problem:
             raise UserError(f"the data are missing: {problem}")
+        keep = True
         python = make_environment(folder) if missing or other else sys.executable
         run_stages(folder, python)
-        return tell(target, measure(folder, target.locked), [] if python != sys.executable else other)
+        return tell(target, *measure(folder, target))
     finally:
-        if check:
+        if not keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -103,18 +106,16 @@ def find_target(root: Path, name: str) -> Target:
     """Find what a name stands for; raises ``UserError``."""
     commit = None if name.startswith("-") else git(root, "rev-parse", "--verify", "-q", f"{name}^{{commit}}")
     if commit and not name.isdecimal():
-        lock = parse_lock(git(root, "show", f"{commit.strip()}:./dvc.lock") or "")
-        sums = {out["path"]: out.get("md5", "") for stage in lock.values() for out in stage.get("outs", [])}
-        digests = {product: sums[path] for product, path in _LOCKED.items() if path in sums}
+        digests, inputs = _read_lock(git(root, "show", f"{commit.strip()}:./dvc.lock") or "")
         if not digests:
             raise UserError(f"{name} has no dvc.lock that says what came out. Give a run or a version.")
-        return Target(title=f"dvc.lock of {name}", commit=commit.strip(), digests=digests, locked=True)
+        return Target(title=f"dvc.lock of {name}", commit=commit.strip(), digests=digests, inputs=inputs)
     found, client = find_contender(name), connect()
     commit = found.tags.get("mlflow.source.git.commit")
     if not commit or git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise UserError(
             f"{found.name} was made from {f'commit {commit[:12]}' if commit else 'no commit'}, which this repository "
-            "does not have. Fetch it: git fetch --all."
+            "does not have. Fetch it: git fetch --all, with --unshallow if only the newest commits were cloned."
         )
     patch = (read_artifact(client, found.run_id, PATCH) or b"").decode("utf-8", "replace")
     if found.tags.get("hyojo.git_dirty") == "true" and not patch:
@@ -136,14 +137,28 @@ def _find_bundle(client: "MlflowClient", found: Contender) -> str:
     return next(iter(find_digests(client, run)), "") if run else ""
 
 
+def _read_lock(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Of a ``dvc.lock``: the sums of ``PRODUCTS``, and those of what no stage wrote, with each stage's params."""
+    stages = parse_lock(text)
+    deps, outs = (
+        {each["path"]: each.get("md5", "") for stage in stages.values() for each in stage.get(kind, [])}
+        for kind in ("deps", "outs")
+    )
+    inputs = {path: md5 for path, md5 in deps.items() if path not in outs}
+    inputs |= {f"params of {name}": str(stage.get("params")) for name, stage in stages.items()}
+    return {product: outs[path] for product, path in _LOCKED.items() if path in outs}, inputs
+
+
 def check_out(root: Path, target: Target, folder: Path) -> None:
-    """Put the commit and its changes into a folder, a clone that shares git's objects and DVC's cache."""
+    """Put the commit and its changes into a folder, a repository of that commit alone that shares DVC's cache."""
     top = (git(root, "rev-parse", "--show-toplevel") or str(root)).strip()
     if top != str(root):
         raise UserError(f"{root} lies in the repository {top}: only a project that is one by itself can be reproduced.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _git(root, f"clone -q --shared --no-checkout {shlex.quote(str(root))} {shlex.quote(str(folder))}")
-    _git(folder, f"checkout -q --detach {target.commit}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _git(folder, "init -q")
+    # Not a clone: that has branches alone, and nothing of a repository that was itself cloned in part.
+    _git(folder, f"fetch -q --depth 1 {shlex.quote(str(root))} {target.commit}")
+    _git(folder, "checkout -q --detach FETCH_HEAD")
     if target.patch:
         _git(folder, "apply --whitespace=nowarn -", stdin=target.patch)
     cache = _dvc(root, "cache dir").stdout.strip()
@@ -182,43 +197,48 @@ def run_stages(folder: Path, python: str) -> None:
         raise UserError(f"a stage failed, see above; {folder} is as it left it.")
 
 
-def measure(folder: Path, locked: bool) -> dict[str, str]:
-    """The digests of what was made, of ``PRODUCTS``, or those that its ``dvc.lock`` says."""
-    if locked:
-        lock = parse_lock((folder / "dvc.lock").read_text(encoding="utf-8"))
-        sums = {out["path"]: out.get("md5", "") for stage in lock.values() for out in stage.get("outs", [])}
-        return {product: sums.get(path, "") for product, path in _LOCKED.items()}
+def measure(folder: Path, target: Target) -> tuple[dict[str, str], dict[str, str]]:
+    """What a ``Target`` has, of what was made: digests and inputs."""
+    if target.inputs:
+        return _read_lock((folder / "dvc.lock").read_text(encoding="utf-8"))
     predictions = (folder / REPORTS / "predictions.csv").read_bytes()
-    return {
+    digests = {
         "arrays": DatasetFile.load(folder / PREPARED).digest,
         "weights": WeightsFile.load(folder / TRAINED).weights_sha256,
         "predictions": hashlib.sha256(predictions).hexdigest(),
         "bundle": BundleFile.load(folder / BUNDLE).digest,
     }
+    return digests, {}
 
 
-def tell(target: Target, found: dict[str, str], other: list[str]) -> int:
+def tell(target: Target, found: dict[str, str], inputs: dict[str, str]) -> int:
     """Say what is equal, and of the first that is not what may be why; returns the exit status."""
-    different = [name for name in PRODUCTS if name in target.digests and found[name] != target.digests[name]]
+    different = [name for name in PRODUCTS if name in target.digests and found.get(name) != target.digests[name]]
     for name in PRODUCTS:
         said = "differs" if name in different else "equal" if name in target.digests else "not known of the original"
         print(f"  {name:12} {said:8} {found.get(name, '')[:12]}")
     if not different:
         print(f"{target.title} is reproduced.")
         return 0
-    print(f"The first stage that differs is {PRODUCTS[different[0]]}. Its code and params are those of the commit.")
+    print(f"The first stage that differs is {PRODUCTS[different[0]]}.")
+    if former := [name for name, md5 in target.inputs.items() if inputs.get(name) != md5]:
+        print(f"{target.title} was made from other inputs than the commit has: {_few(former)}. `dvc repro` renews it.")
+        return DIFFERS
+    print("Its code, params and packages are those of the commit.")
     here = describe_machine()
     reasons = [
         f"{name}: {was} then, {here.get(name)} here" for name, was in target.machine.items() if here.get(name) != was
     ]
-    reasons += [f"packages: {_few(other)}"] * bool(other)
     if reasons:
         print("What differs besides: " + "; ".join(reasons))
     elif target.machine:
-        print("Packages, Python, instruction sets and threads are the same: this should not be; please report it.")
+        print("Python, instruction sets and threads are the same: this should not be; please report it.")
     else:
         print("Nobody recorded on which machine it was made; other instruction sets or threads round otherwise.")
-    return DIFFERS
+    if "arrays" not in target.digests or different[0] == "arrays" or not (reasons or not target.machine):
+        return DIFFERS
+    print("Only what training made differs, and the machine may be why.")
+    return OTHER_MACHINE
 
 
 def _describe_packages(missing: list[str], other: list[str]) -> str:
