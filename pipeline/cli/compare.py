@@ -5,9 +5,8 @@ id or name, DVC experiments, git revisions, or . for what stands in reports/.
 """
 
 import argparse
-from pathlib import Path
 
-from pipeline.core.errors import UserError
+from pipeline.cli import options
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -33,11 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(found.as_dict(), indent=2) if arguments.json else text(found))
     if arguments.json and not arguments.html:
         return
-    path = Path(arguments.html or "reports/compare.html")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(found), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}. Give another --html FILE.") from None
+    path = arguments.html or "reports/compare.html"
+    options.write_page(path, page(found), "--html")
     if not arguments.json:
         print(f"\n{shown}: {path}")

@@ -1,6 +1,10 @@
 """Options that several commands have."""
 
 import argparse
+from pathlib import Path
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_text
 
 CHAMPION = "@champion"  # of the project's registered model, whatever its name
 
@@ -49,3 +53,15 @@ def add_address(command: argparse.ArgumentParser, port: int) -> None:
     """Where a server listens."""
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     command.add_argument("--port", type=int, default=port, help="port to listen on (%(default)s)")
+
+
+def write_page(path: str, page: str, option: str) -> None:
+    """Write a page, HTML, to where an option says; raises ``UserError`` where that cannot be."""
+    target = Path(path)
+    try:
+        if target.exists() and not target.is_file():  # such as /dev/null, which no file must take the place of
+            target.write_text(page, encoding="utf-8")
+        else:
+            write_text(target, page)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}). Give another {option} FILE.") from None

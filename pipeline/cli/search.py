@@ -24,14 +24,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import re
-
     from pipeline.core.errors import UserError
     from pipeline.experiments.search import search
     from pipeline.experiments.search_space import read_space
+    from pipeline.experiments.seed_setting import check_name
 
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", arguments.name):
-        raise UserError(f"--name {arguments.name!r}: a letter and then letters, digits, hyphens and underscores.")
+    check_name(arguments.name)
     if arguments.trials < 1 or arguments.confirm < 0 or (arguments.minutes is not None and arguments.minutes <= 0):
         raise UserError("search wants 1 or more --trials, 0 or more fresh seeds, and --minutes above 0.")
     return search(

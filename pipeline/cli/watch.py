@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = watch.watch(arguments.scores, arguments.against, arguments.least)
     print(json.dumps(watch.summarise(found), indent=2) if arguments.json else watch.describe(found))
     if arguments.page:
-        watch_page.write(found, arguments.page)
+        options.write_page(arguments.page, watch_page.render(found), "--page")
     if arguments.log:
         watch_page.log(found)
     return SHIFTED if found.shifted else 0

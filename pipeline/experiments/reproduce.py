@@ -85,7 +85,9 @@ def reproduce(name: str, folder: Path | None, check: bool) -> int:
     try:
         check_out(root, target, folder)
         missing, other = compare_packages((folder / "requirements.lock").read_text(encoding="utf-8"))
-        print(f"environment: {_describe_packages(missing, other)}")
+        named = _few([*missing, *other])
+        environment = f"another is here ({named}), so one is made of" if named else "as in"
+        print(f"environment: {environment} requirements.lock of that commit")
         problem = fetch_source(root, folder)
         print(f"data: {problem or 'there'}")
         if check:
@@ -94,7 +96,7 @@ def reproduce(name: str, folder: Path | None, check: bool) -> int:
         if problem:
             raise UserError(f"the data are missing: {problem}")
         keep = True
-        python = make_environment(folder) if missing or other else sys.executable
+        python = make_environment(folder) if named else sys.executable
         run_stages(folder, python)
         return tell(target, *measure(folder, target))
     finally:
@@ -239,12 +241,6 @@ def tell(target: Target, found: dict[str, str], inputs: dict[str, str]) -> int:
         return DIFFERS
     print("Only what training made differs, and the machine may be why.")
     return OTHER_MACHINE
-
-
-def _describe_packages(missing: list[str], other: list[str]) -> str:
-    if not missing and not other:
-        return "as in requirements.lock of that commit"
-    return f"another than in requirements.lock of that commit ({_few([*missing, *other])}), so one is made of it"
 
 
 def _few(names: list[str]) -> str:

@@ -1,15 +1,16 @@
 """What a search came to: in the terminal, and with Optuna's plots on the MLflow run above its trials."""
 
-import tempfile
 import warnings
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 from optuna.trial import TrialState
 
 from pipeline.tracking import runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PLOTS = ("optimization_history", "param_importances", "parallel_coordinate")
 
@@ -47,20 +48,18 @@ def publish(client: Any, parent_id: str, study: optuna.Study, confirmed: list[fl
         figures["search/best"] = float(study.best_value)
     if confirmed:
         figures |= {"search/confirmed_mean": float(np.mean(confirmed)), "search/confirmed_n": float(len(confirmed))}
-    with tempfile.TemporaryDirectory(prefix="hyojo-search-") as scratch:
-        table = Path(scratch) / "trials.csv"
-        study.trials_dataframe().to_csv(table, index=False)
-        files = [table, *_draw(study, Path(scratch))] if len(finished) > 1 else [table]
-        runs.log_files(client, parent_id, {"search": files})
+    client.log_text(parent_id, study.trials_dataframe().to_csv(index=False), "search/trials.csv")
+    for name, figure in _draw(study).items() if len(finished) > 1 else ():
+        client.log_figure(parent_id, figure, f"search/{name}.png", save_kwargs={"bbox_inches": "tight"})
     runs.log_metrics(client, parent_id, figures)
     client.set_terminated(parent_id, status)
 
 
-def _draw(study: optuna.Study, folder: Path) -> list[Path]:
-    """Optuna's own plots, as PNG; those that it cannot draw of so few trials are missing."""
+def _draw(study: optuna.Study) -> dict[str, "Figure"]:
+    """Optuna's own plots by name; those that it cannot draw of so few trials are missing."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    found = []
+    found = {}
     for name in PLOTS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its plots being experimental
@@ -68,9 +67,7 @@ def _draw(study: optuna.Study, folder: Path) -> list[Path]:
                 drawn = getattr(optuna.visualization.matplotlib, f"plot_{name}")(study)
             except (RuntimeError, ValueError, ZeroDivisionError):
                 continue
-        figure = np.ravel(drawn)[0].figure
-        FigureCanvasAgg(figure)
-        figure.set_size_inches(8, 5)
-        figure.savefig(folder / f"{name}.png", bbox_inches="tight")
-        found.append(folder / f"{name}.png")
+        found[name] = np.ravel(drawn)[0].figure
+        FigureCanvasAgg(found[name])
+        found[name].set_size_inches(8, 5)
     return found

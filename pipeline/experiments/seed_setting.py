@@ -76,12 +76,18 @@ def read_setting(overrides: list[str], name: str | None) -> Setting:
                 f"`hyojo use {PARAMS} {key.strip()}=...` replaces it."
             )
         hydra.append(f"++{key.strip()}={hydra_value(parsed)}")
-    if name is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", name):
-        raise UserError(f"--name {name!r}: a name is a letter and then letters, digits, hyphens and underscores.")
+    if name is not None:
+        check_name(name)
     source = params.prepare.source
     code = [dep for stage in STAGES for dep in read_stage(stage)["deps"] if not dep.startswith("$")]
     inputs = [str(DVC_FILE), *code, *([source] if git(Path.cwd(), "ls-files", "--", source) else [])]
     return Setting(params, hydra, name or f"seeds-{_hash_params(params)[:7]}", inputs)
+
+
+def check_name(name: str) -> None:
+    """Refuse what git takes for no ref, and so DVC for no name of an experiment; raises ``UserError``."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", name):
+        raise UserError(f"--name {name!r}: a name is a letter and then letters, digits, hyphens and underscores.")
 
 
 def hydra_value(value: Any) -> str:

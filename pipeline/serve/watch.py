@@ -121,16 +121,13 @@ def _open_reference(against: str) -> Answers:
     if path.exists() and not (path / "bundle.json").exists() and not (path / "MLmodel").exists():
         return read_answers(path)
     found = locate.locate(against)
-    try:
-        with telling(BundleError):
-            content = found.opened.read(ReferenceFile.FILE)
-    except UserError:
-        if ReferenceFile.FILE in found.opened.files:
-            raise
+    if ReferenceFile.FILE not in found.opened.files:
         raise UserError(
             f"{found.title} has no {ReferenceFile.FILE}: it was exported before there was one. `dvc repro` and `hyojo "
             "register` make a version that has it; --against takes earlier scores too."
-        ) from None
+        )
+    with telling(BundleError):
+        content = found.opened.read(ReferenceFile.FILE)
     known = ReferenceFile.parse(content, found.title)
     table = pd.DataFrame(known.columns)
     return Answers(f"the test split of {found.title}, {known.images:,} pictures", table[_there(table)], known)
@@ -143,22 +140,32 @@ def _there(table: pd.DataFrame) -> list[str]:
 def describe(found: Finding) -> str:
     """The finding as text."""
     lines = [f"{found.now.title}", f"against {found.reference.title}", ""]
-    lines.append(f"{'':14}{'reference':>10}{'now':>10}{'size':>7}  p")
-    for shift in found.shifts:
-        means = [f"{value:10.3f}" if value == value else f"{'':10}" for value in (shift.reference, shift.now)]
-        mark = "  SHIFTED" * shift.is_shifted(found.least)
-        lines.append(f"{shift.name:14}{''.join(means)}{shift.size:7.3f}  {format_p(shift)}{mark}")
+    for row in (["", "reference", "now", "size", "p", ""], *shift_rows(found)):
+        lines.append("{:14}{:>10}{:>10}{:>7}  {:6}  {}".format(*row).rstrip())
     lines += ["", "answers: " + ", ".join(f"{name} {a:.1%} -> {b:.1%}" for name, a, b in count_labels(found))]
     if found.accuracy:
         lines.append(describe_accuracy(found))
+    return "\n".join([*lines, describe_verdict(found)])
+
+
+def shift_rows(found: Finding) -> list[list[str]]:
+    """Cells of the shifts: name, mean of the reference and now, size, p, and whether it counts."""
+    return [
+        [
+            shift.name,
+            *("" if value != value else f"{value:.3f}" for value in (shift.reference, shift.now)),
+            f"{shift.size:.3f}",
+            f"{shift.p:.3f}" if shift.p >= 0.001 else "<0.001",
+            "SHIFTED" if shift in found.shifted else "",
+        ]
+        for shift in found.shifts
+    ]
+
+
+def describe_verdict(found: Finding) -> str:
+    """What is shifted, in a sentence."""
     names = ", ".join(shift.name for shift in found.shifted)
-    lines.append(f"shifted: {names}" if names else f"nothing is shifted by {found.least:g} or more, beyond chance")
-    return "\n".join(lines)
-
-
-def format_p(shift: Shift) -> str:
-    """How likely chance makes a shift so large, in three places."""
-    return f"{shift.p:.3f}" if shift.p >= 0.001 else "<0.001"
+    return f"Shifted: {names}." if names else f"Nothing is shifted by {found.least:g} or more, beyond chance."
 
 
 def describe_accuracy(found: Finding) -> str:

@@ -1,23 +1,10 @@
 """What ``hyojo watch`` finds, as a page and on an MLflow run."""
 
-import tempfile
-from pathlib import Path
-
 from markupsafe import Markup
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from pipeline.core.errors import UserError
-from pipeline.core.files import write_text
 from pipeline.reporting import html, plots, shift_figures
-from pipeline.serve.watch import Finding, count_labels, describe_accuracy, format_p
-
-
-def write(found: Finding, path: str) -> None:
-    """Write the page; raises ``UserError`` where it cannot be."""
-    try:
-        write_text(Path(path), render(found))
-    except OSError as error:
-        raise UserError(f"--page: {path} cannot be written ({error.strerror}).") from None
+from pipeline.serve.watch import Finding, count_labels, describe_accuracy, describe_verdict, shift_rows
 
 
 def render(found: Finding) -> str:
@@ -35,25 +22,14 @@ def render(found: Finding) -> str:
         about = f"Distribution of {shift.name}, reference and now; size of the shift {shift.size:.3f}"
         height = 3.2 if shift.name == "label" else 2.2
         figures.append((shift.name, Markup(plots.to_svg(figure, shift.name.replace("_", ""), about, height))))
-    rows = [
-        [
-            shift.name,
-            *("" if value != value else f"{value:.3f}" for value in (shift.reference, shift.now)),
-            f"{shift.size:.3f}",
-            format_p(shift),
-            "shifted" if shift.is_shifted(found.least) else "",
-        ]
-        for shift in found.shifts
-    ]
-    names = ", ".join(shift.name for shift in found.shifted)
     return html.render(
         "watch.html",
         title="Answers, watched",
         now=found.now.title,
         reference=found.reference.title,
-        verdict=f"Shifted: {names}." if names else f"Nothing is shifted by {found.least:g} or more, beyond chance.",
+        verdict=describe_verdict(found),
         accuracy=describe_accuracy(found),
-        rows=rows,
+        rows=shift_rows(found),
         figures=figures,
     )
 
@@ -65,7 +41,4 @@ def log(found: Finding) -> None:
     figures = {f"size/{shift.name}": shift.size for shift in found.shifts}
     if found.accuracy:
         figures |= dict(zip(("accuracy", "accuracy_low", "accuracy_high"), found.accuracy))
-    with tempfile.TemporaryDirectory(prefix="hyojo-watch-") as scratch:
-        page = Path(scratch) / "watch.html"
-        write_text(page, render(found))
-        log_watch(figures, page, found.now.title, found.reference.title)
+    log_watch(figures, render(found), found.now.title, found.reference.title)

@@ -1,6 +1,6 @@
 """A search in MLflow: a run above its trials, and the curves of trials that are under way."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.core.project import project_lock
 from pipeline.tracking.families import KIND_TAG
@@ -34,8 +34,7 @@ def open_parent(client: "MlflowClient", name: str, objective: str) -> str:
 
 def read_curve(experiment: str, metric: str) -> list[float]:
     """A metric of the newest run of an experiment, epoch by epoch; empty as long as there is none."""
-    client = connect()
-    run = _find_newest(client, experiment)
+    client, run = _find_newest(experiment)
     if run is None:
         return []
     points = {point.step: point.value for point in client.get_metric_history(run.info.run_id, metric)}
@@ -44,13 +43,13 @@ def read_curve(experiment: str, metric: str) -> list[float]:
 
 def mark_pruned(experiment: str) -> None:
     """Say on the newest run of an experiment that it was ended early, as it had fallen behind."""
-    client: Any = connect()
-    run = _find_newest(client, experiment)
+    client, run = _find_newest(experiment)
     if run is not None:
         client.set_tag(run.info.run_id, PRUNED_TAG, "true")
 
 
-def _find_newest(client: "MlflowClient", experiment: str) -> "Run | None":
+def _find_newest(experiment: str) -> "tuple[MlflowClient, Run | None]":
+    client = connect()
     asked = f"tags.`{EXPERIMENT_TAG}` = '{experiment}'"
     found = client.search_runs([experiment_id(client)], asked, max_results=1, order_by=["attributes.start_time DESC"])
-    return found[0] if found else None
+    return client, found[0] if found else None

@@ -1,17 +1,22 @@
 """hyojo search: ranges are checked first, trials are experiments on val alone, and the best is confirmed."""
 
+import io
 import itertools
 from pathlib import Path
 
 import optuna
+import pandas as pd
 import pytest
 from builders import params_with, run_hyojo, train_params
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from PIL import Image
 
 from pipeline.core.errors import UserError
 from pipeline.experiments import search as searching
-from pipeline.experiments.search_report import format_summary
+from pipeline.experiments.search_report import format_summary, publish
 from pipeline.experiments.search_space import Space, read_space
+from pipeline.tracking.runs import read_artifact
+from pipeline.tracking.store import connect, experiment_id
 
 SPACE = """
 objective: val/accuracy
@@ -114,6 +119,7 @@ def test_a_study_goes_on_and_draws_nothing_twice(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.usefixtures("project")
 def test_the_summary_shows_what_the_winner_s_luck_was() -> None:
     study = optuna.create_study(direction="maximize")
     for value in (0.5, 0.62, 0.55):
@@ -127,3 +133,12 @@ def test_the_summary_shows_what_the_winner_s_luck_was() -> None:
     assert "best: wide-1, val/accuracy 0.6200" in said
     assert "under 2 fresh seeds: 0.5900 (0.5800 to 0.6000); the search's own figure is +0.0300 from that" in said
     assert "`dvc exp apply wide-1`" in said
+    client = connect()
+    run_id = client.create_run(experiment_id(client)).info.run_id
+    publish(client, run_id, study, [0.58, 0.6], "FINISHED")
+    table = read_artifact(client, run_id, "search/trials.csv")
+    assert pd.read_csv(io.BytesIO(table))["value"].tolist() == [0.5, 0.62, 0.55]
+    with Image.open(io.BytesIO(read_artifact(client, run_id, "search/optimization_history.png"))) as picture:
+        assert min(picture.size) > 300
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.metrics["search/confirmed_mean"]) == ("FINISHED", pytest.approx(0.59))

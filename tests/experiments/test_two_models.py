@@ -1,6 +1,7 @@
 """Comparing two contenders: figures against scikit-learn, a verdict that knows chance, the right pictures."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -142,3 +143,8 @@ def test_the_command(
     assert json.loads(capsys.readouterr().out)["a"]["name"] == "old"
     assert run_hyojo("compare", "old", "new", "--html", "elsewhere/page.html") == 0
     assert "B is better" in Path("elsewhere/page.html").read_text()
+    Path("device").symlink_to(os.devnull)
+    assert run_hyojo("compare", "old", "new", "--html", "device") == 0
+    assert Path("device").is_symlink()
+    assert run_hyojo("compare", "old", "new", "--html", "elsewhere") == 1
+    assert "Give another --html FILE" in capsys.readouterr().err

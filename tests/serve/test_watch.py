@@ -54,7 +54,7 @@ def darker(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_like_the_test_split_is_no_alarm(model: Path, same: Path, capsys: Capture) -> None:
     assert run_hyojo("watch", str(same), "--against", str(model)) == 0
     said = capsys.readouterr().out
-    assert "nothing is shifted by 0.1 or more, beyond chance" in said
+    assert "Nothing is shifted by 0.1 or more, beyond chance" in said
     assert "0.800 on the test split" in said
     assert "off by 0.040 on average, by 0.170 at most" in said
 
