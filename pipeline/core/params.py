@@ -122,10 +122,7 @@ class Distill(Section):
     @model_validator(mode="after")
     def _check_digest(self) -> "Distill":
         if (self.sha256 is None) != (self.source in (None, "peers")):
-            raise ValueError(
-                "sha256 goes with a teacher from a folder, a run or a version, and with nothing else: its weights.json "
-                "has it as weights_sha256"
-            )
+            raise ValueError("sha256 goes with a teacher from a folder, a run or a version, and with nothing else")
         return self
 
 
@@ -205,10 +202,8 @@ class TrainParams(Section):
         if self.weights and self.pretrained:
             raise ValueError("weights and pretrained exclude each other: set pretrained to false")
         if self.devices > 1 and ":" in self.device:
-            kind = self.device.split(":")[0]
-            raise ValueError(
-                f"device {self.device} is one device and devices says {self.devices}: set device to {kind}"
-            )
+            kind, _, _ = self.device.partition(":")
+            raise ValueError(f"device {self.device} is one and devices says {self.devices}: set device to {kind}")
         if self.batch_size % (2 * self.devices if self.devices > 1 else 1):
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of twice devices ({self.devices})")
         if self.batch_size // self.devices % self.accumulate:

@@ -189,7 +189,7 @@ def test_an_ill_typed_or_impossible_value_is_refused_by_its_key(tiny_params: str
         (["train.weights=w.pt", f"train.weights_sha256={'a' * 64}", "train.pretrained=true"], "exclude each other"),
         (["evaluate.tta=[]", "evaluate.serve_tta=true"], "serve_tta needs the views to serve"),
         (["train.schedule.warmup=0"], "must be more than 0, such as 0.25"),
-        (["train.devices=2", "train.device=cuda:1"], "cuda:1 is one device and devices says 2"),
+        (["train.devices=2", "train.device=cuda:1"], "cuda:1 is one and devices says 2"),
         (["train.devices=3"], "batch_size (16) must be a multiple of twice devices (3)"),
         (["train.accumulate=3"], "batch_size (16) must be a multiple of accumulate (3)"),
         (["train.accumulate=16", "train.devices=2"], "batch_size (8) must be a multiple of accumulate (16)"),
