@@ -34,7 +34,7 @@ def format_summary(study: optuna.Study, name: str, objective: str, confirmed: li
         mean = float(np.mean(confirmed))
         lines.append(
             f"under {len(confirmed)} fresh seeds: {mean:.4f}{spread}; the search's own figure is "
-            f"{study.best_value - mean:+.4f} from that, as it was the luckiest of {count[TrialState.COMPLETE]}"
+            f"{study.best_value - mean:+.4f} from that, and was the best of {count[TrialState.COMPLETE]}"
         )
     lines.append(f"`dvc exp apply {name}-{best.number}` takes it over; `dvc repro` then scores it on test, once.")
     return "\n".join(lines)
