@@ -92,21 +92,20 @@ class _Watcher:
 
     def __init__(self, search: Search, trial: Trial, name: str) -> None:
         self._search, self._trial, self._name = search, trial, name
-        self._next, self._told = time.monotonic(), 0
+        self._next, self._told, self._since_s = time.monotonic(), 0, time.time()
         self.fell_behind = False
 
     def __call__(self) -> bool:
         if time.monotonic() >= self._next:
-            curve = (
-                attempt(lambda: searches.read_curve(self._name, self._search.space.objective), "reading a curve") or []
-            )
+            own = self._name, self._search.space.objective, self._since_s
+            curve = attempt(lambda: searches.read_curve(*own), "reading a curve") or []
             for step, value in enumerate(curve[self._told :], self._told + 1):
                 self._trial.report(value, step)
-            self._told = len(curve)
+            self._told = max(self._told, len(curve))
             self._next = time.monotonic() + LOOK_S
             self.fell_behind = bool(curve) and self._trial.should_prune()
             if self.fell_behind:
-                attempt(lambda: searches.mark_pruned(self._name), "marking a pruned run")
+                attempt(lambda: searches.mark_pruned(self._name, self._since_s), "marking a pruned run")
         return self.fell_behind
 
 

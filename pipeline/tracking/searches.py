@@ -32,24 +32,27 @@ def open_parent(client: "MlflowClient", name: str, objective: str) -> str:
         return str(parent.info.run_id)
 
 
-def read_curve(experiment: str, metric: str) -> list[float]:
-    """A metric of the newest run of an experiment, epoch by epoch; empty as long as there is none."""
-    client, run = _find_newest(experiment)
+def read_curve(experiment: str, metric: str, since_s: float) -> list[float]:
+    """A metric of the run of an experiment, epoch by epoch; empty as long as there is none.
+
+    An experiment of that name may have been there before: its run began before ``since_s``, since 1970.
+    """
+    client, run = _find_newest(experiment, since_s)
     if run is None:
         return []
     points = {point.step: point.value for point in client.get_metric_history(run.info.run_id, metric)}
     return [points[step] for step in sorted(points)]
 
 
-def mark_pruned(experiment: str) -> None:
-    """Say on the newest run of an experiment that it was ended early, as it had fallen behind."""
-    client, run = _find_newest(experiment)
+def mark_pruned(experiment: str, since_s: float) -> None:
+    """Say on the run of an experiment, as of ``read_curve``, that it was ended early, as it had fallen behind."""
+    client, run = _find_newest(experiment, since_s)
     if run is not None:
         client.set_tag(run.info.run_id, PRUNED_TAG, "true")
 
 
-def _find_newest(experiment: str) -> "tuple[MlflowClient, Run | None]":
+def _find_newest(experiment: str, since_s: float) -> "tuple[MlflowClient, Run | None]":
     client = connect()
-    asked = f"tags.`{EXPERIMENT_TAG}` = '{experiment}'"
+    asked = f"tags.`{EXPERIMENT_TAG}` = '{experiment}' AND attributes.start_time >= {int(1000 * since_s)}"
     found = client.search_runs([experiment_id(client)], asked, max_results=1, order_by=["attributes.start_time DESC"])
     return client, found[0] if found else None

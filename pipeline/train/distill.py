@@ -5,7 +5,6 @@ answers to other views, or to its own training images as they are, are what it h
 or the other members of an ensemble (Zhang et al., 2018, https://arxiv.org/abs/1706.00384).
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -65,12 +64,9 @@ def load_teacher(params: Distill, learner: ModelSpec) -> Teacher:
             take the views.
     """
     source = str(params.source)
-    folder = Path(source) if (Path(source) / WeightsFile.FILE).exists() else _fetch(source)
-    try:
-        net, sidecar = load_model(folder)
-    finally:
-        if folder != Path(source):
-            shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="hyojo-teacher-") as scratch:
+        local = (Path(source) / WeightsFile.FILE).exists()
+        net, sidecar = load_model(source if local else _fetch(source, Path(scratch)))
     if sidecar.weights_sha256 != params.sha256:
         raise UserError(
             f"train.distill.sha256 is {params.sha256}, but the weights of {source} have {sidecar.weights_sha256}. If "
@@ -91,18 +87,16 @@ def load_teacher(params: Distill, learner: ModelSpec) -> Teacher:
     return teacher
 
 
-def _fetch(source: str) -> Path:
-    """What train wrote in a run, or in that of a version, in a new folder."""
+def _fetch(source: str, scratch: Path) -> Path:
+    """What train wrote in a run, or in that of a version, in a folder below ``scratch``."""
     from pipeline.tracking import registry, runs, store
 
     client = store.open_reader()
     run_id = source.removeprefix("runs:/") if source.startswith("runs:/") else ""
     if source.startswith(store.PREFIX) and (version := registry.find_version(client, source)):
         run_id = version.run_id or ""
-    folder = Path(tempfile.mkdtemp(prefix="hyojo-teacher-"))
-    found = runs.fetch(f"runs:/{run_id}/train", folder) if run_id and store.find_run(client, run_id) else None
+    found = runs.fetch(f"runs:/{run_id}/train", scratch) if run_id and store.find_run(client, run_id) else None
     if found is None:
-        shutil.rmtree(folder)
         raise UserError(
             f"train.distill.from: {source} is no teacher. Give a folder that train wrote (with weights.pt and "
             "weights.json), runs:/RUN_ID, models:/NAME/VERSION, or peers."

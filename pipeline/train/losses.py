@@ -35,7 +35,8 @@ class TrainingLoss(nn.Module):
         self, counts: np.ndarray, label_smoothing: float, imbalance: Imbalance, teaching: Distill | None = None
     ) -> None:
         super().__init__()
-        self.label_smoothing, self.teaching = label_smoothing, teaching
+        self.label_smoothing = label_smoothing
+        self.teaching = None if teaching is None else (teaching.weight, teaching.temperature)
         weights = prior = None
         if imbalance.method == "weights":
             weights = torch.from_numpy(weigh_classes(counts, imbalance.beta)).float()
@@ -64,8 +65,8 @@ class TrainingLoss(nn.Module):
         if self.teaching is not None:
             if answers is None:
                 answers = distill.list_peers_answers(logits.view(peers, len(logits) // peers, -1)).flatten(0, 1)
-            distance = distill.match(logits, answers, self.teaching.temperature)
-            losses = torch.lerp(losses, distance, self.teaching.weight)
+            weight, temperature = self.teaching
+            losses = torch.lerp(losses, distill.match(logits, answers, temperature), weight)
         return (losses if weights is None else losses * weights).mean()
 
 

@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pandas as pd
@@ -15,6 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.experiments import search as searching
 from pipeline.experiments.search_report import format_summary, publish
 from pipeline.experiments.search_space import Space, read_space
+from pipeline.tracking import store
 from pipeline.tracking.runs import read_artifact
 from pipeline.tracking.store import connect, experiment_id
 
@@ -98,6 +101,38 @@ def test_a_search_learns_from_what_was_tried(tmp_path: Path) -> None:
             study.tell(trial, sum((value - 0.3) ** 2 for value in values))
         found[sampler] += study.best_value
     assert found["tpe"] < found["random"] / 2
+
+
+@pytest.mark.usefixtures("project")
+def test_a_trial_is_judged_by_its_own_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by that of a former experiment of the same name, nor again by what the store did not answer in between."""
+
+    def log_run(*curve: float) -> str:
+        tags = {"hyojo.dvc.exp_name": "one-0"}
+        run_id = client.create_run(store.experiment_id(client), tags=tags).info.run_id
+        for epoch, value in enumerate(curve, 1):
+            client.log_metric(run_id, "val/accuracy", value, step=epoch)
+        return run_id
+
+    client, told = store.connect(), []
+    monkeypatch.setattr(searching, "LOOK_S", 0.0)
+    former = log_run(0.9, 0.8, 0.7)
+    time.sleep(0.01)
+    space = Space("val/accuracy", {"train.lr": FloatDistribution(0.1, 1)})
+    trial = SimpleNamespace(report=lambda value, step: told.append((step, value)), should_prune=lambda: len(told) > 1)
+    watcher = searching._Watcher(searching.Search(Path(), "one", space, True, ""), trial, "one-0")
+    assert not watcher()
+    assert told == []
+    own = log_run(0.1)
+    assert not watcher()
+    with monkeypatch.context() as patch:
+        patch.setattr(searching.searches, "read_curve", lambda *_: [])
+        assert not watcher()
+    client.log_metric(own, "val/accuracy", 0.2, step=2)
+    assert watcher()
+    assert told == [(1, 0.1), (2, 0.2)]
+    pruned = [client.get_run(each).data.tags.get("hyojo.search.pruned") for each in (former, own)]
+    assert pruned == [None, "true"]
 
 
 def test_a_study_goes_on_and_draws_nothing_twice(tmp_path: Path) -> None:

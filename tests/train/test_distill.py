@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,8 +166,12 @@ def test_another_teacher_than_was_meant_is_refused(prepared: Prepared, tmp_path:
         build(prepared, *named)
 
 
-def test_a_run_teaches_and_what_it_taught_does_not_hang_on_where_it_lay(tmp_path: Path, empty_store: Path) -> None:
-    found = []
+def test_a_run_teaches_and_what_it_taught_does_not_hang_on_where_it_lay(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, scratch = [], tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     with training_in(make_project(tmp_path / "project", empty_store)):
         train()
         shutil.copytree("models/train", "models/teacher")
@@ -176,4 +181,5 @@ def test_a_run_teaches_and_what_it_taught_does_not_hang_on_where_it_lay(tmp_path
             train(f"train.distill.from={source}", digest, "train.seed=1")
             found.append(Path("models/train/weights.pt").read_bytes())
         train("train.seed=1")
+    assert not list(scratch.glob("hyojo-teacher-*"))
     assert found[0] == found[1] != Path(tmp_path / "project/models/train/weights.pt").read_bytes()
