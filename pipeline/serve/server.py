@@ -30,10 +30,10 @@ from pipeline.serve.versions import SCRATCH, Version, Versions
 STOP_S = 30  # in which a server that is told to stop has ended, whatever it does
 _REFUSE_S, _CANCEL_S = 20, 24  # of them: then requests under way are refused, then cut
 LOOK_S = 2  # between looks for another version
-_BACKLOG = 128  # connections that wait to be taken, and that are taken at once
+_WAITING, _AT_ONCE = 1024, 32  # connections that wait to be taken, and that are taken at once
 _SETTINGS: dict[str, Any] = {
     "ws": "none", "lifespan": "off", "proxy_headers": False, "server_header": False, "log_level": "error",
-    "access_log": False, "timeout_keep_alive": 75, "timeout_graceful_shutdown": _CANCEL_S, "backlog": _BACKLOG,
+    "access_log": False, "timeout_keep_alive": 75, "timeout_graceful_shutdown": _CANCEL_S, "backlog": _AT_ONCE,
 }  # fmt: skip
 
 
@@ -103,7 +103,8 @@ class Server(uvicorn.Server):
     ) -> None:
         hosts = options.allowed_hosts or ([] if is_local(options.host) else None)
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # a connection is one
-        room = max(16, min(Limits.connections, files - 64 - _BACKLOG))
+        # asyncio takes connections two times more before the file of one too many, which it took the first time, is free.
+        room = max(16, min(Limits.connections, files - 64 - 3 * _AT_ONCE))
         limits = Connection.limits = Limits(body=int(options.max_mb * MB), connections=room)
         guard = Guard(build_app(versions), limits, hosts, lambda: versions.current.name, versions.metrics.add_request)
         super().__init__(uvicorn.Config(guard, http=Connection, **_SETTINGS))
@@ -113,6 +114,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and load meanwhile."""
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_WAITING)
         self._loading = asyncio.create_task(self._load())
 
     async def _load(self) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import resource
+import signal
 import socket
 import threading
 import time
@@ -138,7 +139,9 @@ def test_a_head_that_comes_byte_by_byte_ends_too(behind: Callable[..., Behind]) 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_NOFILE"), reason="no such limit here")
 def test_more_connections_than_files_may_be_open(bright_bundle: Path) -> None:
     one = Running("--model", str(bright_bundle), before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)))
+    one.process.send_signal(signal.SIGSTOP)  # so that all of them wait, however fast the server is
     silent = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(300)]
+    one.process.send_signal(signal.SIGCONT)
     assert one.send("/predict", grey_png(250), "image/png")[0] == 200
     for connection in silent:
         connection.close()
