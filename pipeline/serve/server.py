@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
     ) -> None:
         hosts = options.allowed_hosts or ([] if is_local(options.host) else None)
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # a connection is one
-        # asyncio takes connections two times more before the file of one too many, which it took the first time, is free.
+        # asyncio takes connections twice more before the file of one too many is free.
         room = max(16, min(Limits.connections, files - 64 - 3 * _AT_ONCE))
         limits = Connection.limits = Limits(body=int(options.max_mb * MB), connections=room)
         guard = Guard(build_app(versions), limits, hosts, lambda: versions.current.name, versions.metrics.add_request)
