@@ -88,8 +88,8 @@ def test_all_processes_work(run: Callable[..., None]) -> None:
     async def body(made: Pool, sizes: list[int]) -> None:
         for _ in range(3):
             start = time.monotonic()
-            assert await asyncio.gather(*(labels(made, b"wait0.3") for _ in range(4))) == [[None]] * 4
-            assert time.monotonic() - start < 0.9
+            assert await asyncio.gather(*(labels(made, b"wait0.6") for _ in range(4))) == [[None]] * 4
+            assert time.monotonic() - start < 1.7  # one after the other takes 2.4 s
         assert sizes == [1] * 12
 
     run(body, workers=4)
