@@ -36,8 +36,8 @@ lint: $(READY)  ## Check style, format, the order of the rooms, types, and that 
 	mypy | mypy-baseline filter
 	python docs/generate.py --check
 
-test: $(READY)  ## Run the test suite
-	python -m pytest -q
+test: $(READY)  ## Run the test suite, a file at a time on each of up to four cores
+	OMP_NUM_THREADS=1 python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## Run the tests that start no DVC, no other process and no training: less than a minute
 	python -m pytest -q -m "not slow and not heavy and not gpu and not platform"
