@@ -116,7 +116,7 @@ def test_erasing_agrees_with_torchvision(value: Any, channels: int) -> None:
         (v2.RandomAdjustSharpness(2.5, 0.5), lambda image: F.adjust_sharpness(image, 2.5)),
         (v2.RandomAdjustSharpness(0.0, 0.5), lambda image: F.adjust_sharpness(image, 0.0)),
     ],
-    ids=str,
+    ids=["grayscale", "invert", "autocontrast", "sharper", "blurred"],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_done_now_and_then_agrees_with_torchvision(module: nn.Module, functional: Any, channels: int) -> None:
