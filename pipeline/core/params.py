@@ -230,7 +230,7 @@ class EvaluateParams(Section):
 
     batch_size: Count
     worst: Annotated[int, Field(ge=0, le=100)]
-    tta: list[Literal["flip", "shifts"]]
+    tta: list[Literal["flip", "shifts", "sizes"]]
     serve_tta: bool
     risk: Annotated[float, Field(gt=0, lt=1)]
     corruptions: list[Literal["brightness", "contrast", "blur", "noise", "jpeg", "rotation", "downscaling"]]

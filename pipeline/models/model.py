@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pipeline.models.backbones  # noqa: F401  (registers our nets with timm)
@@ -57,24 +58,26 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images uint8 (B, H, W, C), as prepare packs them: probabilities, float32 (B, K)."""
-        images = images.permute(0, 3, 1, 2)
+        images = self.preprocess[0](images.permute(0, 3, 1, 2))  # to floats
         if self.views:
             images = torch.cat(list_views(images, self.views))
-        logits = self.model(self.preprocess(images)).float()
+        logits = self.model(self.preprocess[1:](images)).float()
         if self.views:
             logits = logits.unflatten(0, (count_passes(self.views), -1)).mean(0)
         return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
 
 
 def list_views(images: Tensor, names: Sequence[str]) -> list[Tensor]:
-    """List the views of images (B, C, H, W) that are averaged, the images themselves first.
+    """List the views of images, float (B, C, H, W), that are averaged, the images themselves first.
 
-    Names are ``flip`` (left to right) and ``shifts`` (by ``SHIFT`` px to each of four sides; edges go on). With both,
-    every shift is flipped, too.
+    Names are ``flip`` (left to right), ``shifts`` (by ``SHIFT`` px to each of four sides), ``sizes`` (larger, so that
+    ``SHIFT`` px of each side are cut, and smaller by as many); edges go on. Every other view is flipped, too.
     """
     found = [images]
     if "shifts" in names:
         found += [_shifted(images, side, by) for side in (2, 3) for by in (SHIFT, -SHIFT)]
+    if "sizes" in names:
+        found += [_resized(images, by) for by in (-SHIFT, SHIFT)]
     if "flip" in names:
         found += [view.flip(3) for view in found]
     return found
@@ -82,10 +85,19 @@ def list_views(images: Tensor, names: Sequence[str]) -> list[Tensor]:
 
 def count_passes(names: Sequence[str]) -> int:
     """Count the views of an image."""
-    return (5 if "shifts" in names else 1) * (2 if "flip" in names else 1)
+    return (1 + 4 * ("shifts" in names) + 2 * ("sizes" in names)) * (2 if "flip" in names else 1)
 
 
 def _shifted(images: Tensor, side: int, by: int) -> Tensor:
     """Images moved along one side; what comes in repeats the edge."""
     length = images.shape[side]
     return images.index_select(side, (torch.arange(length, device=images.device) - by).clamp(0, length - 1))
+
+
+def _resized(images: Tensor, by: int) -> Tensor:
+    """Images of which each side got so many px more, or less, brought back to their size."""
+    seen = images
+    for side in (2, 3):
+        length = images.shape[side]
+        seen = seen.index_select(side, torch.arange(-by, length + by, device=images.device).clamp(0, length - 1))
+    return F.interpolate(seen, images.shape[2:], mode="bilinear")

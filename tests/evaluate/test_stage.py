@@ -11,6 +11,7 @@ import torch
 from builders import invert_block
 from evaluation import AUDIT, CLASS_NAMES, LEAKS, MEAN, PARAMS, SIZE, STD, WHOLE, Workspace, make_prepared
 from PIL import Image
+from scipy import ndimage
 from sklearn import metrics as reference
 
 from pipeline.core.dataset import load_prepared
@@ -200,7 +201,7 @@ def test_run_gets_metrics_files_and_key(workspace: Workspace, monkeypatch: pytes
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("served", [False, True])
-@pytest.mark.parametrize("names", [["flip"], ["shifts"], ["flip", "shifts"]])
+@pytest.mark.parametrize("names", [["flip"], ["shifts"], ["sizes"], ["flip", "shifts", "sizes"]])
 def test_views_are_scored_or_are_the_model(workspace: Workspace, names: list[str], served: bool) -> None:
     result = workspace.evaluate(PARAMS.model_copy(update={"tta": names, "serve_tta": served}))
     trust = json.loads((workspace.reports / "calibration.json").read_text())
@@ -208,10 +209,13 @@ def test_views_are_scored_or_are_the_model(workspace: Workspace, names: list[str
     framed = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
     corners = [(2, 2), (0, 2), (4, 2), (2, 0), (2, 4)] if "shifts" in names else [(2, 2)]
     seen = [framed[:, top : top + SIZE, left : left + SIZE] for top, left in corners]
+    for part in (images[:, 2:-2, 2:-2], framed) if "sizes" in names else ():
+        factor = SIZE / part.shape[1]
+        seen.append(ndimage.zoom(part / 1.0, (1, factor, factor, 1), order=1, mode="nearest", grid_mode=True))
     seen += [view[:, :, ::-1] for view in seen] if "flip" in names else []
     net = load_model(workspace.trained)[0]
     with torch.no_grad():
-        each = [net((torch.from_numpy(view.copy()).permute(0, 3, 1, 2) / 255 - MEAN) / STD) for view in seen]
+        each = [net((torch.from_numpy(view.copy()).float().permute(0, 3, 1, 2) / 255 - MEAN) / STD) for view in seen]
     answers = {"alone": each[0], "mean": torch.stack(each).mean(0)}
     assert trust["tta"] == {"views": names, "passes": len(seen), "served": served}
     beside = result["test_plain" if served else "test_tta"]

@@ -169,7 +169,7 @@ def test_every_format_answers_as_the_trained_net(exported: Project) -> None:
     assert [row["abstain"] for row in rows] == (served.max(1) < TRUST["abstain"]["threshold"]).tolist()
 
 
-@pytest.mark.parametrize("views,count", [(["flip"], 2), (["flip", "shifts"], 10)])
+@pytest.mark.parametrize("views,count", [(["flip"], 2), (["flip", "shifts"], 10), (["flip", "sizes"], 6)])
 def test_views_that_are_served_are_in_the_graph(project: Project, views: list[str], count: int) -> None:
     tta = {"views": views, "passes": count, "served": True}
     (project.reports / "calibration.json").write_text(json.dumps({**TRUST, "tta": tta}))
