@@ -84,22 +84,14 @@ class FaceResNet(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Nets of one architecture whose mean logits are the answer (deep ensembles, https://arxiv.org/abs/1612.01474).
+    """Nets whose mean logits are the answer (deep ensembles, https://arxiv.org/abs/1612.01474).
 
-    In training each learns from its own part of every batch, as if it were trained alone: an epoch takes the time of
-    one net, and E epochs in batches of B are E / M epochs in batches of B / M for each of M members. The loss is a mean
-    over the batch, so a member's gradient is an M-th of what it would be alone; adaptive optimizers do not mind.
-
-    Attributes:
-        together: In training each member answers the whole batch instead, (M * B, K), member after member.
+    In training each of M members answers every sample: logits (M * B, K), member after member.
     """
-
-    together = False
 
     def __init__(self, members: list[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.least_batch = len(members)  # with fewer samples a member would never learn, and answer all the same
         self.num_classes = members[0].num_classes
         self.pretrained_cfg = members[0].pretrained_cfg  # where timm looks for mean and std
 
@@ -108,12 +100,8 @@ class Ensemble(nn.Module):
         return self.members[0].forward_features(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.together:
-            return torch.cat([member(x) for member in self.members])
-        if self.training:
-            parts = zip(self.members, x.tensor_split(len(self.members)))
-            return torch.cat([member(part) for member, part in parts if len(part)])
-        return torch.stack([member(x) for member in self.members]).mean(0)
+        answers = [member(x) for member in self.members]
+        return torch.cat(answers) if self.training else torch.stack(answers).mean(0)
 
 
 def _create(

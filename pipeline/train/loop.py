@@ -147,11 +147,12 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
                     logits = net(images[part])
                 given = (None if each is None else each[part] for each in (batch.weights, answers))
                 loss = trainer.criterion(logits.float(), targets[part], *given)
-                trainer.scaler.scale(loss / len(starts)).backward()
+                members = len(logits) // size  # of an ensemble: each learns as if it were alone
+                trainer.scaler.scale(loss * (members / len(starts))).backward()
             loss_sum += loss.detach() * size
             logits = logits.detach()
-            if len(logits) > size:  # peers, whose mean is the answer
-                logits = logits.unflatten(0, (-1, size)).mean(0)
+            if members > 1:
+                logits = logits.unflatten(0, (members, size)).mean(0)
             correct += (logits.argmax(1) == batch.targets[part]).sum()
         if params.grad_clip_norm is not None:
             trainer.scaler.unscale_(trainer.optimizer)

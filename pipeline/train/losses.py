@@ -50,21 +50,21 @@ class TrainingLoss(nn.Module):
     def forward(
         self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, answers: Tensor | None = None
     ) -> Tensor:
-        """Loss () of logits (B, K), or those of M peers (M * B, K).
+        """Loss () of logits (B, K), or the mean over M members of an ensemble with logits (M * B, K).
 
         Targets are int64 (B,) or float (B, K), weights of the samples (B,), and a teacher's answers logits (B, K).
         """
-        peers = len(logits) // len(targets)
-        if peers > 1:
-            targets = torch.cat([targets] * peers)
-            weights = None if weights is None else weights.repeat(peers)
+        members = len(logits) // len(targets)
+        if members > 1:
+            targets = torch.cat([targets] * members)
+            weights = None if weights is None else weights.repeat(members)
         adjusted = logits if self.prior is None else logits + self.prior
         losses = F.cross_entropy(
             adjusted, targets, self.class_weights, reduction="none", label_smoothing=self.label_smoothing
         )
         if self.teaching is not None:
             if answers is None:
-                answers = distill.list_peers_answers(logits.view(peers, len(logits) // peers, -1)).flatten(0, 1)
+                answers = distill.list_peers_answers(logits.unflatten(0, (members, -1))).flatten(0, 1)
             weight, temperature = self.teaching
             losses = torch.lerp(losses, distill.match(logits, answers, temperature), weight)
         return (losses if weights is None else losses * weights).mean()

@@ -90,7 +90,7 @@ def build_trainer(
 
     Raises:
         UserError: An unknown optimizer (with the nearest name), weights that cannot be had, sizes of images that
-            the net does not take, batches of too few samples for it, or no compiler where one is needed.
+            the net does not take, or no compiler where one is needed.
     """
     if params.compile != "none":
         devices.check_compiler(device)
@@ -101,12 +101,6 @@ def build_trainer(
         if reason:
             raise UserError(f"train.progressive.{place}: the net does not take {stretch.size} px ({reason})")
     ranks = ranks or Ranks()
-    part = min(params.batch_size, len(prepared.split("train"))) // ranks.world // params.accumulate
-    if part < (least := getattr(net, "least_batch", 1)):
-        raise UserError(
-            f"train.batch_size: {params.backbone} learns from {least} samples at a time or more, and ranks and "
-            f"train.accumulate leave {part}. Raise batch_size, or lower accumulate or the ensemble's members."
-        )
     optim.freeze_parts(net, params.freeze)
     memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
     net = net.to(device, memory_format=memory_format)
@@ -136,16 +130,16 @@ def build_trainer(
 
 
 def _find_teacher(params: TrainParams, net: nn.Module, spec: ModelSpec) -> Teacher | None:
-    """The teacher that params name; peers are told to learn from the same samples."""
-    if params.distill.source == PEERS:
-        if not isinstance(net, Ensemble) or len(net.members) < 2:
-            raise UserError(
-                f"train.distill.from: peers are the members of an ensemble, and {params.backbone} has none that could "
-                "teach each other. Set train.backbone to ensemble with two members or more, or name a teacher."
-            )
-        net.together = True
-    elif params.distill.source is not None:
+    """The net that params name as the teacher; peers are in ``net`` already."""
+    if params.distill.source is None:
+        return None
+    if params.distill.source != PEERS:
         return load_teacher(params.distill, spec)
+    if not isinstance(net, Ensemble) or len(net.members) < 2:
+        raise UserError(
+            f"train.distill.from: peers are the members of an ensemble, and {params.backbone} has none that could "
+            "teach each other. Set train.backbone to ensemble with two members or more, or name a teacher."
+        )
     return None
 
 

@@ -96,30 +96,6 @@ def test_an_ensemble_answers_with_the_mean_logits_of_nets_that_began_apart() -> 
     assert not torch.equal(answers[1], answers[2])
 
 
-def test_members_of_an_ensemble_learn_from_their_parts_alone() -> None:
-    """Gradients and batch statistics are those of the members trained by hand, each on its rows."""
-    model = build_ensemble(members=2)
-    alone = [timm.create_model("face_resnet_s", in_chans=1, num_classes=4) for _ in range(2)]
-    for net, member in zip(alone, model.members):
-        net.load_state_dict(member.state_dict())
-    faces, targets = torch.randn(7, 1, 24, 24), torch.tensor([0, 1, 2, 3, 0, 1, 2])
-    logits = model.train()(faces)
-    nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
-    for net, member, rows in zip(alone, model.members, (slice(0, 4), slice(4, 7))):
-        out = net.train()(faces[rows])
-        torch.testing.assert_close(out, logits[rows])
-        nn.functional.cross_entropy(out, targets[rows], reduction="sum").backward()
-        for own, theirs in zip(net.parameters(), member.parameters()):
-            torch.testing.assert_close(own.grad, theirs.grad)
-        torch.testing.assert_close(net.stem[1].running_mean, member.stem[1].running_mean)
-
-
-def test_a_batch_smaller_than_an_ensemble_leaves_members_out() -> None:
-    model = build_ensemble(members=4).train()
-    assert model(torch.randn(2, 1, 24, 24)).shape == (2, 4)
-    assert [int(member.stem[1].num_batches_tracked) for member in model.members] == [1, 1, 0, 0]
-
-
 @pytest.mark.parametrize(
     "arguments, said",
     [

@@ -455,12 +455,25 @@ def test_train_one_epoch_progressive(prepared: Prepared, build: Build) -> None:
     assert torch.equal(small[4], full[4])
 
 
-def test_build_trainer_members_without_samples(build: Build) -> None:
-    """A member of an ensemble that gets an empty part of each batch would never learn, and vote."""
-    net = ("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 3}", "train.batch_size=8")
-    build(*net, "train.accumulate=2")
-    with pytest.raises(UserError, match=r"train\.batch_size: ensemble learns from 3 samples .* leave 2"):
-        build(*net, "train.accumulate=4")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_members_of_an_ensemble_learn_as_if_each_were_alone(prepared: Prepared, build: Build, accumulate: int) -> None:
+    """With an optimizer whose steps follow the size of the gradient, every sample seen by each."""
+    small = "widths: [4, 8, 8], depths: [1, 1, 1]"
+    sgd = (*PLAIN, "train.optimizer=momentum", f"train.accumulate={accumulate}")
+    trainer, _ = build(
+        *sgd, "train.backbone=ensemble", f"train.backbone_args={{of: face_resnet_s, members: 2, {small}}}"
+    )
+    split, alone = subset(prepared.split("train"), 32), []
+    for member in trainer.model.members:
+        single, _ = build(*sgd, "train.backbone=face_resnet_s", f"train.backbone_args={{{small}}}")
+        single.model.load_state_dict(member.state_dict())
+        alone.append(single)
+    scores = epoch(trainer, split)
+    losses = [epoch(single, split)["loss"] for single in alone]
+    assert scores["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    for member, single in zip(trainer.model.members, alone):
+        for name, value in single.model.state_dict().items():
+            torch.testing.assert_close(member.state_dict()[name], value, msg=name)
 
 
 def test_build_trainer_size_not_taken(build: Build) -> None:
