@@ -64,7 +64,7 @@ class TrainingLoss(nn.Module):
         )
         if self.teaching is not None:
             if answers is None:
-                answers = distill.list_peers_answers(logits.view(members, len(targets), -1)).flatten(0, 1)
+                answers = distill.list_peers_answers(logits.view(members, len(logits) // members, -1)).flatten(0, 1)
             weight, temperature = self.teaching
             losses = torch.lerp(losses, distill.match(logits, answers, temperature), weight)
         return (losses if weights is None else losses * weights).mean()
