@@ -68,7 +68,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], int, int]] = {
         31,
     ),
     "progressive": (("train.progressive=[{from: 0.0, size: 12}]",), 143, 31),
-    "ensemble": (("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 2}"), 289, 31),
+    "ensemble": (("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 2}"), 287, 31),
     "peers": (
         ("train.backbone=ensemble", "train.backbone_args={of: face_resnet_s, members: 2}", "train.distill.from=peers"),
         310,

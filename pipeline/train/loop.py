@@ -148,7 +148,7 @@ def update(trainer: Trainer, batch: Batch, epoch: int, step: int) -> tuple[Tenso
                 given = (None if each is None else each[part] for each in (batch.weights, answers))
                 loss = trainer.criterion(logits.float(), targets[part], *given)
                 members = len(logits) // size  # of an ensemble: each learns as if it were alone
-                trainer.scaler.scale(loss * (members / len(starts))).backward()
+                trainer.scaler.scale(loss).backward(torch.full_like(loss, members / len(starts)))
             loss_sum += loss.detach() * size
             logits = logits.detach()
             if members > 1:
