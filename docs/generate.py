@@ -1,4 +1,4 @@
-"""Write what documents take from the code: params.md, the drawings of architecture.md, data.md's forms of source.
+"""Write what documents take from the code and from docs/results: params.md, drawings, forms of source, results.
 
 Run: python docs/generate.py [--check]    (--check writes nothing and fails where a document is stale)
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import grimp
 import networkx as nx
+import results
 import yaml
 from pydantic import BaseModel
 from ruamel.yaml import YAML
@@ -42,13 +43,13 @@ def main() -> None:
 
 def render_documents() -> dict[Path, str]:
     """Each document's path and the text that it should have."""
-    architecture, data = ROOT / "docs/architecture.md", ROOT / "docs/data.md"
-    drawings = {"rooms": draw_rooms(), "files": draw_files(), "reruns": render_reruns()}
-    return {
-        ROOT / "docs/params.md": render_params(),
-        architecture: fill_in(architecture.read_text(encoding="utf-8"), drawings),
-        data: fill_in(data.read_text(encoding="utf-8"), {"forms": render_forms()}),
+    parts = {
+        "docs/architecture.md": {"rooms": draw_rooms(), "files": draw_files(), "reruns": render_reruns()},
+        "docs/data.md": {"forms": render_forms()},
+        "docs/results.md": {"leaderboard": results.render_leaderboard(), "details": results.render_details()},
     }
+    filled = {ROOT / name: fill_in((ROOT / name).read_text(encoding="utf-8"), own) for name, own in parts.items()}
+    return filled | {ROOT / "docs/params.md": render_params()}
 
 
 def fill_in(text: str, parts: dict[str, str]) -> str:

@@ -22,6 +22,7 @@ COSTS = {
     "size, MB": "cost/size_mb",
     "latency, ms": "cost/latency_ms",
     "training, s": "train/time_s",
+    "training, PFLOP": "train/pflop",
 }
 # What a run was made from besides its params.
 ORIGIN = {"training data": "hyojo.data_digest", "git commit": "mlflow.source.git.commit"}

@@ -10,8 +10,10 @@ import signal
 import sys
 import time
 import uuid
+from collections import Counter
 
 import pandas as pd
+import torch
 
 from pipeline.core.dataset import load_prepared
 from pipeline.core.errors import UserError
@@ -21,7 +23,7 @@ from pipeline.core.params_file import load_params
 from pipeline.core.paths import TRAINED
 from pipeline.core.signals import StopRequest, stop_requests
 from pipeline.core.stage_files import RunFile
-from pipeline.models import costs, formats, model
+from pipeline.models import costs, formats, model, transforms
 from pipeline.models.devices import explain_full_memory, list_precisions, resolve_device, set_determinism
 from pipeline.models.weights import save_weights
 from pipeline.reporting import plots, training_figures
@@ -31,6 +33,7 @@ from pipeline.train import checkpoint, distributed, live, planning
 from pipeline.train.distributed import Ranks
 from pipeline.train.fit import fit
 from pipeline.train.job import Job, Session, build_job, hold, resume, save
+from pipeline.train.loader import count_steps
 from pipeline.train.loop import Interrupted
 from pipeline.train.trainer import Trainer, build_trainer, check_batches
 
@@ -91,7 +94,7 @@ def _run_job(job: Job, trainer: Trainer, stop: StopRequest) -> None:
         if run:
             session.finished, session.ended_s = True, session.ended_s or time.time()
             save(job, trainer, session)
-            digest = write_outs(job, session)
+            digest = write_outs(job, trainer, session)
             live.hide()
             checkpoint.discard_finished(job.folder)
     except Interrupted:
@@ -145,7 +148,7 @@ def check_formats(job: Job, trainer: Trainer) -> dict[str, str | None]:
     return found
 
 
-def write_outs(job: Job, session: Session) -> str:
+def write_outs(job: Job, trainer: Trainer, session: Session) -> str:
     """Write ``models/train`` at one stroke; returns the digest of the weights."""
     with replacing(TRAINED) as folder:
         folder.mkdir()
@@ -163,14 +166,31 @@ def write_outs(job: Job, session: Session) -> str:
             origin=session.origin,
             started_s=session.started_s,
             ended_s=session.ended_s,
-            figures=collect_figures(job, session),
+            figures=collect_figures(job, trainer, session),
         ).save(folder)
     return digest
 
 
-def collect_figures(job: Job, session: Session) -> dict[str, int | float]:
+def collect_figures(job: Job, trainer: Trainer, session: Session) -> dict[str, int | float]:
     """Collect what training took, and what an answer of the net takes, as metrics of the run."""
     classifier = model.Classifier(model.build_model(job.spec), job.spec).eval()
     found = costs.count_costs(classifier, job.prepared.img_size, job.prepared.channels)
     figures = {"train/time_s": session.train_s, "train/best_epoch": session.best_epoch}
+    if "flops" in found:
+        figures["train/pflop"] = count_pflop(job, trainer, classifier.model, len(session.progress.history))
     return figures | {f"cost/{name}": value for name, value in found.items()}
+
+
+def count_pflop(job: Job, trainer: Trainer, net: torch.nn.Module, epochs: int) -> float:
+    """Operations of a net's updates in so many epochs, 10^15, a backward pass being two forward passes.
+
+    As if no part were frozen; a teacher's answers are not in it.
+    """
+    given, where, params = job.spec.preprocessing, "train.transforms.train", job.params.train
+    transform = transforms.build(given["train"], where)
+    side = transforms.find_output_shape(transform, given["img_size"], given["channels"], where)[-1]
+    samples = len(job.prepared.split("train"))
+    samples = count_steps(samples, params.batch_size) * min(params.batch_size, samples)
+    sizes = Counter(trainer.size_in(epoch) or side or given["input_size"] for epoch in range(epochs))
+    passes = {size: costs.count_flops(net, torch.zeros(1, given["in_chans"], size, size)) or 0 for size in sizes}
+    return 3 * samples * sum(sizes[size] * passes[size] for size in sizes) / 1e15

@@ -23,6 +23,7 @@ import timm
 import torch
 from builders import TINY_PARAMS, forget_store, invert_block, make_project, params_with, seal_prepared
 from sklearn.metrics import accuracy_score, f1_score, log_loss
+from torch.utils.flop_counter import FlopCounterMode
 from training import before_update, find_runs, find_steps, hasten_training, stop_at, train, training_in
 
 from pipeline.core.dataset import Prepared, load_prepared
@@ -136,6 +137,18 @@ def test_train_writes_outs_and_the_run(project: Path) -> None:
     assert {item.path for item in client.list_artifacts(run.info.run_id, "train")} == {
         f"train/{name}" for name in names
     }
+
+
+def test_operations_are_those_of_real_updates(project: Path) -> None:
+    """Torch counts the passes of real updates; they need no gradient of the images, which is left out there."""
+    train("train.progressive=[{from: 0.0, size: 12}, {from: 0.33, size: null}]")
+    net, operations = load_model(OUT)[0].train(), 0
+    for size, epochs in ((12, 1), (16, 2)):
+        with FlopCounterMode(display=False) as counter:
+            net(torch.randn(16, 1, size, size)).sum().backward()
+        of_images = 2 * net.stem[0].weight.numel() * 16 * size**2
+        operations += epochs * (72 // 16) * (counter.get_total_flops() + of_images)
+    assert json.loads((OUT / "run.json").read_text())["figures"]["train/pflop"] == pytest.approx(operations / 1e15)
 
 
 def test_write_outs_weights_score_what_history_says(project: Path) -> None:
