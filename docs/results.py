@@ -80,8 +80,8 @@ def _describe(name: str, records: list[dict[str, Any]]) -> dict[str, str]:
         "test": _score(records, *SCORES["test accuracy"]),
         "clean": _score(records, *SCORES["of clean images"]),
         "macro-F1": _score(records, *SCORES["macro-F1"]),
-        "minutes": _spread(records, lambda one: one["figures"]["train/time_s"] / 60, "{:.0f}"),
-        "PFLOP": _spread(records, lambda one: one["figures"]["train/pflop"], "{:.2f}"),
+        "minutes": _spread(records, lambda one: one["figures"]["train/time_s"] / 60, "{:.3g}"),
+        "PFLOP": _spread(records, lambda one: one["figures"]["train/pflop"], "{:.2g}"),
         "commit": ", ".join(dict.fromkeys(record["commit"][:7] for record in records)),
     }
 
