@@ -176,21 +176,27 @@ def collect_figures(job: Job, trainer: Trainer, session: Session) -> dict[str, i
     classifier = model.Classifier(model.build_model(job.spec), job.spec).eval()
     found = costs.count_costs(classifier, job.prepared.img_size, job.prepared.channels)
     figures = {"train/time_s": session.train_s, "train/best_epoch": session.best_epoch}
-    if "flops" in found:
-        figures["train/pflop"] = count_pflop(job, trainer, classifier.model, len(session.progress.history))
+    pflop = count_pflop(job, trainer, classifier.model, len(session.progress.history))
+    if pflop is not None:
+        figures["train/pflop"] = pflop
     return figures | {f"cost/{name}": value for name, value in found.items()}
 
 
-def count_pflop(job: Job, trainer: Trainer, net: torch.nn.Module, epochs: int) -> float:
+def count_pflop(job: Job, trainer: Trainer, net: torch.nn.Module, epochs: int) -> float | None:
     """Operations of a net's updates in so many epochs, 10^15, a backward pass being two forward passes.
 
-    As if no part were frozen; a teacher's answers are not in it.
+    As if no part were frozen; a teacher's answers are not in it. None where torch's counter cannot follow the net.
     """
     given, where, params = job.spec.preprocessing, "train.transforms.train", job.params.train
     transform = transforms.build(given["train"], where)
     side = transforms.find_output_shape(transform, given["img_size"], given["channels"], where)[-1]
     samples = len(job.prepared.split("train"))
     samples = count_steps(samples, params.batch_size) * min(params.batch_size, samples)
+    operations = 0
     sizes = Counter(trainer.size_in(epoch) or side or given["input_size"] for epoch in range(epochs))
-    passes = {size: costs.count_flops(net, torch.zeros(1, given["in_chans"], size, size)) or 0 for size in sizes}
-    return 3 * samples * sum(sizes[size] * passes[size] for size in sizes) / 1e15
+    for size, times in sizes.items():
+        flops = costs.count_flops(net, torch.zeros(1, given["in_chans"], size, size))
+        if flops is None:
+            return None
+        operations += 3 * flops * samples * times
+    return operations / 1e15
