@@ -44,6 +44,7 @@ def main() -> None:
 def render_documents() -> dict[Path, str]:
     """Each document's path and the text that it should have."""
     parts = {
+        "README.md": {"leaderboard": results.render_leaderboard("recipe", "seeds", "test", "clean", "minutes")},
         "docs/architecture.md": {"rooms": draw_rooms(), "files": draw_files(), "reruns": render_reruns()},
         "docs/data.md": {"forms": render_forms()},
         "docs/results.md": {"leaderboard": results.render_leaderboard(), "details": results.render_details()},

@@ -64,10 +64,11 @@ def read_records() -> dict[str, list[dict[str, Any]]]:
     return dict(sorted(found.items(), key=lambda item: -_mean(item[1], lambda one: one["metrics"]["test"]["accuracy"])))
 
 
-def render_leaderboard() -> str:
-    """A row a recipe, as a Markdown table."""
+def render_leaderboard(*columns: str) -> str:
+    """A row a recipe, as a Markdown table of these columns, or of all."""
     rows = [_describe(name, records) for name, records in read_records().items()]
-    return _table([list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)])
+    columns = columns or tuple(rows[0])
+    return _table([list(columns), ["---"] * len(columns), *([row[column] for column in columns] for row in rows)])
 
 
 def _describe(name: str, records: list[dict[str, Any]]) -> dict[str, str]:
