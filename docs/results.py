@@ -65,8 +65,9 @@ def read_records() -> dict[str, list[dict[str, Any]]]:
 
 
 def render_leaderboard(*columns: str) -> str:
-    """A row a recipe, as a Markdown table of these columns, or of all."""
-    rows = [_describe(name, records) for name, records in read_records().items()]
+    """A row a recipe, as a Markdown table: all that was kept, or these columns of recipes trained as they are."""
+    kept = [(name, records) for name, records in read_records().items() if not (columns and records[0]["note"])]
+    rows = [_describe(name, records) for name, records in kept]
     columns = columns or tuple(rows[0])
     return _table([list(columns), ["---"] * len(columns), *([row[column] for column in columns] for row in rows)])
 
