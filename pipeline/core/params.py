@@ -127,9 +127,10 @@ class Distill(Section):
 
 
 class EarlyStopping(Section):
-    """The val metric that picks the best weights, and after how many epochs without a better one to stop."""
+    """The val metric that tells the best epoch, whose weights to keep, and after how many worse epochs to stop."""
 
     metric: Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
+    keep: Literal["best", "last"]
     patience: Count | None
 
 

@@ -177,7 +177,7 @@ class WeightsFile(NetFile, SealedFile):
     FILE, FOLDER, STAGE = "weights.json", paths.TRAINED, "train"
 
     data_digest: str
-    best_epoch: int = 0
+    kept_epoch: int = 0
     params: dict[str, str] = {}
 
 

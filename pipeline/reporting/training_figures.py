@@ -12,14 +12,14 @@ from pipeline.reporting.plots import BLUE, GREY, VERMILLION, new_figure, styled
 
 @styled
 def training_curves(
-    history: pd.DataFrame, best_epoch: int | None, names: Sequence[str] = ("loss", "accuracy")
+    history: pd.DataFrame, kept_epoch: int | None, names: Sequence[str] = ("loss", "accuracy")
 ) -> Figure:
     """Draw loss and accuracy of train and val over the epochs.
 
     Args:
         history: Columns ``epoch``, ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy``;
             one row an epoch. A NaN is left out of its line.
-        best_epoch: Value of ``epoch`` whose weights were kept, marked in every chart; None marks none.
+        kept_epoch: Value of ``epoch`` whose weights were kept, marked in every chart; None marks none.
         names: Which of the two to draw, side by side.
 
     Raises:
@@ -35,12 +35,12 @@ def training_curves(
         for split, colour, line in (("train", BLUE, "--"), ("val", VERMILLION, "-")):
             values = history[f"{split}/{name}"]
             axes.plot(history["epoch"], values, line, color=colour, marker=marker, markersize=3.5, label=split)
-        best = history[history["epoch"] == best_epoch]
-        if len(best):
-            value = float(best[f"val/{name}"].iloc[0])
-            label = f"best: epoch {best_epoch}, val {name} {value:.3f}"
-            axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle=":")
-            axes.plot([best_epoch], [value], "*", color=VERMILLION, mec="black", markersize=13, label=label)
+        kept = history[history["epoch"] == kept_epoch]
+        if len(kept):
+            value = float(kept[f"val/{name}"].iloc[0])
+            label = f"kept: epoch {kept_epoch}, val {name} {value:.3f}"
+            axes.axvline(kept_epoch, color=GREY, linewidth=1, linestyle=":")
+            axes.plot([kept_epoch], [value], "*", color=VERMILLION, mec="black", markersize=13, label=label)
         axes.set_title(name.capitalize())
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))

@@ -1,8 +1,9 @@
-"""The epochs of a training: each is trained and scored on val; the best net is what remains."""
+"""The epochs of a training: each is trained and scored on val; one net remains, the best or the last."""
 
 import time
 from collections.abc import Callable
 
+from pipeline.core.params import EarlyStopping
 from pipeline.core.signals import StopRequest
 from pipeline.models import model
 from pipeline.tracking.runs import TrainingRun
@@ -13,7 +14,7 @@ from pipeline.train.trainer import Trainer, wrap
 
 
 def fit(job: Job, trainer: Trainer, session: Session, run: TrainingRun | None, stop: StopRequest) -> None:
-    """Train the epochs that are left; ``session`` follows, with the best weights, and ``run``, of the main rank alone.
+    """Train the epochs that are left; ``session`` follows, with the weights to keep, and the main rank's ``run``.
 
     Raises:
         Interrupted: It was asked to stop; the checkpoint is kept.
@@ -62,17 +63,20 @@ class Epochs:
         row = {"epoch": progress.epoch + 1, "lr": progress.lr}
         row |= {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in scores.items()}
         progress.history.append(row)
-        self._keep_best(row, self.params.early_stopping.metric)
+        self._keep(row, self.params.early_stopping)
         trainer.schedule.step_epoch(row[self.params.early_stopping.metric])
         progress.begin_next_epoch()
         return row
 
-    def _keep_best(self, row: dict[str, float], metric: str) -> None:
-        """Take over the weights of an epoch that is better than all before it."""
-        session, sign = self.session, -1 if metric == "val/loss" else 1
-        if session.best_value is None or sign * row[metric] > sign * session.best_value:
-            session.best_value, session.best_epoch = row[metric], int(row["epoch"])
-            session.best_state = {k: v.detach().clone() for k, v in self.trainer.candidate.state_dict().items()}
+    def _keep(self, row: dict[str, float], stopping: EarlyStopping) -> None:
+        """Take over the weights of an epoch that is better than all before it, or of every one."""
+        session, value, sign = self.session, row[stopping.metric], -1 if stopping.metric == "val/loss" else 1
+        better = session.best_value is None or sign * value > sign * session.best_value
+        if better:
+            session.best_value, session.best_epoch = value, int(row["epoch"])
+        if better or stopping.keep == "last":
+            session.kept_epoch = int(row["epoch"])
+            session.kept_state = {k: v.detach().clone() for k, v in self.trainer.candidate.state_dict().items()}
 
 
 def _row_text(row: dict[str, float], epochs: int) -> str:

@@ -60,7 +60,8 @@ class Session:
     formats: dict[str, str | None] | None = None
     best_value: float | None = None
     best_epoch: int = 0
-    best_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    kept_epoch: int = 0
+    kept_state: dict[str, torch.Tensor] = field(default_factory=dict)
     train_s: float = 0.0
     origin: dict[str, str] = field(default_factory=dict)
     started_s: float = field(default_factory=time.time)  # since 1970

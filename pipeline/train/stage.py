@@ -110,7 +110,7 @@ def _run_job(job: Job, trainer: Trainer, stop: StopRequest) -> None:
         run.finish("FINISHED")
         metric = job.params.train.early_stopping.metric
         best = f"Best {metric}: {session.best_value:.4f} in epoch {session.best_epoch}."
-        print(f"{best} Weights {digest[:12]}.")
+        print(f"{best} Weights of epoch {session.kept_epoch}: {digest[:12]}.")
 
 
 def open_run(job: Job, trainer: Trainer, session: Session) -> TrainingRun:
@@ -152,13 +152,13 @@ def write_outs(job: Job, trainer: Trainer, session: Session) -> str:
     """Write ``models/train`` at one stroke; returns the digest of the weights."""
     with replacing(TRAINED) as folder:
         folder.mkdir()
-        best = model.build_model(job.spec)
-        best.load_state_dict(session.best_state)
-        training = {"best_epoch": session.best_epoch, "params": job.flat_params}
-        digest = save_weights(folder, best, job.spec, job.prepared.digest, **training)
+        kept = model.build_model(job.spec)
+        kept.load_state_dict(session.kept_state)
+        training = {"kept_epoch": session.kept_epoch, "params": job.flat_params}
+        digest = save_weights(folder, kept, job.spec, job.prepared.digest, **training)
         history = pd.DataFrame(session.progress.history)
         write_csv(folder / "history.csv", history)
-        plots.save(training_figures.training_curves(history, session.best_epoch), folder / "curves.png")
+        plots.save(training_figures.training_curves(history, session.kept_epoch), folder / "curves.png")
         RunFile(
             run_id=session.run_id,
             job=job.key,
@@ -175,7 +175,7 @@ def collect_figures(job: Job, trainer: Trainer, session: Session) -> dict[str, i
     """Collect what training took, and what an answer of the net takes, as metrics of the run."""
     classifier = model.Classifier(model.build_model(job.spec), job.spec).eval()
     found = costs.count_costs(classifier, job.prepared.img_size, job.prepared.channels)
-    figures = {"train/time_s": session.train_s, "train/best_epoch": session.best_epoch}
+    figures = {"train/time_s": session.train_s, "train/kept_epoch": session.kept_epoch}
     pflop = count_pflop(job, trainer, classifier.model, len(session.progress.history))
     if pflop is not None:
         figures["train/pflop"] = pflop

@@ -150,7 +150,7 @@ def saved(tmp_path: Path) -> tuple[Path, ModelSpec, torch.nn.Module]:
     """A net saved in a folder, with its spec."""
     spec, _ = planned()
     net = make(spec)
-    save_weights(tmp_path, net, spec, "d" * 64, best_epoch=3)
+    save_weights(tmp_path, net, spec, "d" * 64, kept_epoch=3)
     return tmp_path, spec, net
 
 
@@ -165,7 +165,7 @@ def test_weights_come_back_as_they_were(saved: tuple[Path, ModelSpec, torch.nn.M
         assert torch.equal(loaded.state_dict()[name], tensor), name
         assert torch.equal(state[name], tensor), name
     assert read_spec(sidecar) == spec
-    assert sidecar.best_epoch == 3
+    assert sidecar.kept_epoch == 3
     assert sidecar.weights_sha256 == hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
 
 

@@ -97,22 +97,22 @@ def test_nothing_is_cut_off(name: str, tmp_path: Path) -> None:
         assert (edge == 255).all()
 
 
-def test_curves_show_the_history_and_the_best_epoch() -> None:
+def test_curves_show_the_history_and_the_kept_epoch() -> None:
     loss, accuracy = training_figures.training_curves(HISTORY, 2).axes
     lines = {line.get_label(): line for line in accuracy.get_lines()}
     np.testing.assert_array_equal(lines["train"].get_ydata(), HISTORY["train/accuracy"])
     np.testing.assert_array_equal(lines["val"].get_ydata(), HISTORY["val/accuracy"])
-    star = lines["best: epoch 2, val accuracy 0.550"]
+    star = lines["kept: epoch 2, val accuracy 0.550"]
     assert (star.get_xdata().tolist(), star.get_ydata().tolist()) == ([2], [0.55])
     assert lines["train"].get_linestyle() != lines["val"].get_linestyle()  # not told by colour alone
     assert {line.get_label() for line in loss.get_lines()} > {"train", "val"}
 
 
-@pytest.mark.parametrize("rows,best", [(0, None), (1, 1), (3, None), (3, 99)])
-def test_curves_of_short_histories(rows: int, best: int | None, tmp_path: Path) -> None:
-    figure = training_figures.training_curves(HISTORY.head(rows), best)
+@pytest.mark.parametrize("rows,kept", [(0, None), (1, 1), (3, None), (3, 99)])
+def test_curves_of_short_histories(rows: int, kept: int | None, tmp_path: Path) -> None:
+    figure = training_figures.training_curves(HISTORY.head(rows), kept)
     assert png(figure, tmp_path).startswith(b"\x89PNG")
-    assert any("best" in text for text in texts(figure)) == (best == 1)
+    assert any("kept" in text for text in texts(figure)) == (kept == 1)
 
 
 def test_confusion_shows_counts_and_row_shares() -> None:

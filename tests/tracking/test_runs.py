@@ -210,7 +210,7 @@ def test_a_run_that_this_store_lacks_is_rebuilt_from_the_files(train_dir: Path) 
 def test_find_or_rebuild_restores_who_when_and_what_it_took(train_dir: Path) -> None:
     """On a server that never saw the training, in another's clone, hours later."""
     origin = {"mlflow.user": "ada", "mlflow.source.git.commit": "c" * 40, "hyojo.dvc.exp_name": "brisk-ibex"}
-    figures = {"train/time_s": 12.5, "train/best_epoch": 2, "cost/flops": 3e7}
+    figures = {"train/time_s": 12.5, "train/kept_epoch": 2, "cost/flops": 3e7}
     own = {"run_id": "a" * 32, "job": "j" * 32, "origin": origin, "started_s": 1e9, "ended_s": 1e9 + 60.25}
     (train_dir / "run.json").write_text(json.dumps(own | {"figures": figures}))
     run = tracking.find_or_rebuild(store.connect())

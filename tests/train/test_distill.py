@@ -44,7 +44,7 @@ def write_teacher(folder: Path, prepared: Prepared, *overrides: str, names: list
     net = build_model(spec)
     net.load_state_dict(scramble(net.state_dict()))
     folder.mkdir()
-    digest = save_weights(folder, net, spec, prepared.digest, best_epoch=1, params={})
+    digest = save_weights(folder, net, spec, prepared.digest, kept_epoch=1, params={})
     return [f"train.distill.from={folder}", f"train.distill.sha256={digest}"]
 
 

@@ -139,7 +139,7 @@ def test_every_val_sample_counts_once(trained: Path, name: str) -> None:
     assert len(split) % 2 == 1
     scores = selection_scores(split.targets, predict(load_classifier(folder / "models/train"), split.images, 27))
     scores["loss"] = scores.pop("nll")
-    best = json.loads((folder / "models/train/weights.json").read_text())["best_epoch"]
+    best = json.loads((folder / "models/train/weights.json").read_text())["kept_epoch"]
     row = history(folder).set_index("epoch").loc[best]
     assert {key: row[f"val/{key}"] for key in scores} == pytest.approx(scores, rel=1e-5)
 

@@ -47,7 +47,7 @@ EVERYTHING = (
     "train.backbone_args.drop_path_rate=0.2", "train.mixing.mixup_alpha=0.4", "train.mixing.cutmix_alpha=1.0",
     "train.mixing.prob=0.8", "train.mixing.end=0.67", "train.imbalance.method=sampling", "train.accumulate=2",
     "train.progressive=[{from: 0.0, size: 12}, {from: 0.33, size: null}]", "train.layer_decay=0.8",
-    "train.freeze=[stem]", "train.optimizer=adamw", "train.lr=0.01",
+    "train.freeze=[stem]", "train.optimizer=adamw", "train.lr=0.01", "train.early_stopping.keep=last",
     "train.transforms.train=[{RandomAffine: {degrees: 10, scale: [0.9, 1.1]}}, RandomErasing]",
 )  # fmt: skip
 
@@ -115,7 +115,7 @@ def test_train_writes_outs_and_the_run(project: Path) -> None:
     assert sidecar["class_names"] == prepared.class_names
     assert sidecar["data_digest"] == prepared.digest
     assert sidecar["weights_sha256"] == hashlib.sha256((OUT / "weights.pt").read_bytes()).hexdigest()
-    assert sidecar["best_epoch"] == history["epoch"][history["val/accuracy"].argmax()]
+    assert sidecar["kept_epoch"] == history["epoch"][history["val/accuracy"].argmax()]
     assert sidecar["params"]["train.lr"] == "0.4"
     text = (OUT / "weights.json").read_text() + (OUT / "run.json").read_text()
     assert str(project) not in text
@@ -154,7 +154,7 @@ def test_operations_are_those_of_real_updates(project: Path) -> None:
 def test_write_outs_weights_score_what_history_says(project: Path) -> None:
     train()
     history = pd.read_csv(OUT / "history.csv", index_col="epoch")
-    best = history.loc[json.loads((OUT / "weights.json").read_text())["best_epoch"]]
+    best = history.loc[json.loads((OUT / "weights.json").read_text())["kept_epoch"]]
     val = load_prepared("data/prepared").split("val")
     with torch.inference_mode():
         probs = load_classifier(OUT)(torch.from_numpy(np.array(val.images))).double().numpy()
@@ -328,7 +328,7 @@ def test_train_restores_lost_outs(project: Path, uninterrupted: Digests) -> None
     assert count_updates() == 0
     assert results() == uninterrupted
     assert json.loads((OUT / "run.json").read_text())["run_id"] == only_run().info.run_id == run_id
-    assert find_steps(run_id, "train/best_epoch") == [0]
+    assert find_steps(run_id, "train/kept_epoch") == [0]
 
 
 def test_train_after_edited_comments_and_code(project: Path, tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_hash_job(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "metric, values, best, length",
+    "metric, values, kept, length",
     [
         ("loss", [0.5, 0.4, 0.6, 0.4, 0.1], 2, 4),  # an equal value is no improvement
         ("accuracy", [0.5, 0.6, 0.4, 0.6, 0.9], 2, 4),
@@ -398,9 +398,11 @@ def test_hash_job(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("loss", [0.5, 0.6, 0.4, 0.3, 0.2], 5, 5),
     ],
 )
-def test_fit_keeps_the_best_weights_by_every_metric(
-    project: Path, monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float], best: int, length: int
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_fit_keeps_the_best_weights_by_every_metric_or_the_last(
+    project: Path, monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float], kept: int, length: int, keep: str
 ) -> None:
+    kept = kept if keep == "best" else length
     seen: list[dict[str, torch.Tensor]] = []
 
     def evaluate(classifier: Any, *_: object, **__: object) -> dict[str, float]:
@@ -410,12 +412,13 @@ def test_fit_keeps_the_best_weights_by_every_metric(
         return others | {metric: values[len(seen) - 1]}
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    train("train.epochs=5", "train.early_stopping.patience=2", f"train.early_stopping.metric=val/{metric}")
-    assert json.loads((OUT / "weights.json").read_text())["best_epoch"] == best
+    stopping = {"patience": 2, "metric": f"val/{metric}", "keep": keep}
+    train("train.epochs=5", *(f"train.early_stopping.{name}={value}" for name, value in stopping.items()))
+    assert json.loads((OUT / "weights.json").read_text())["kept_epoch"] == kept
     assert len(pd.read_csv(OUT / "history.csv")) == length
     saved = torch.load(OUT / "weights.pt", weights_only=True)
     same = [all(torch.equal(saved[name], value) for name, value in state.items()) for state in seen]
-    assert same == [epoch == best for epoch in range(1, length + 1)]
+    assert same == [epoch == kept for epoch in range(1, length + 1)]
 
 
 def untouched(project: Path) -> bool:
