@@ -162,6 +162,7 @@ def test_scratch_files_are_gone_after_a_signal(number: signal.Signals, tmp_path:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores SIGHUP
     )
     assert process.stdout.readline() == "ready\n"
     assert len(list(tmp_path.iterdir())) == 2
