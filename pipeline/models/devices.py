@@ -126,7 +126,8 @@ def seed_draws(seed: int, device: torch.device) -> None:
 def list_precisions(device: torch.device) -> list[str]:
     """The values of ``train.amp`` for which a device has instructions."""
     if not is_accelerator(device):
-        return ["none", "bf16"] if device.type == "cpu" else ["none"]
+        instructions = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        return ["none", "bf16"] if any(instructions[name] for name in instructions if "bf16" in name) else ["none"]
     supported = torch.get_device_module(device).is_bf16_supported(including_emulation=False)
     return ["none", "bf16", "fp16"] if supported else ["none", "fp16"]
 

@@ -67,6 +67,17 @@ def test_list_precisions_without_emulated_ones(module: SimpleNamespace, native: 
     assert ("bf16" in devices.list_precisions(META)) == native
 
 
+@pytest.mark.parametrize(
+    "instructions, native",
+    [({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False), ({"avx512_bf16": True}, True), ({}, False)],
+)
+def test_list_precisions_of_processors(
+    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], native: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert ("bf16" in devices.list_precisions(CPU)) == native
+
+
 @pytest.mark.usefixtures("_undone")
 def test_set_determinism_reaches_compiled_code() -> None:
     devices.set_determinism(False, CPU)

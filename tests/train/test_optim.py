@@ -143,12 +143,24 @@ def test_norms_and_biases_do_not_decay() -> None:
 
 @pytest.mark.parametrize("name", ["muon", "nmuon"])
 @pytest.mark.parametrize("layer_decay, together", [(1.0, False), (0.8, False), (1.0, True)])
-def test_muon_is_timms(monkeypatch: pytest.MonkeyPatch, name: str, layer_decay: float, together: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_is_timms(
+    monkeypatch: pytest.MonkeyPatch, name: str, layer_decay: float, together: bool, dtype: torch.dtype
+) -> None:
     """With tall, wide and equal shapes, vectors, a weight without a gradient, other rates, and from a checkpoint.
 
-    Bit for bit on the CPU; by shapes together but for the rounding of bf16.
+    Bit for bit on the CPU, in float32 where it has no instructions for bf16; by shapes together but for rounding.
     """
-    monkeypatch.setattr(muon, "devices", SimpleNamespace(is_accelerator=lambda _: together))
+    found = ["none", "bf16"] if dtype == torch.bfloat16 else ["none"]
+    pretended = SimpleNamespace(is_accelerator=lambda _: together, list_precisions=lambda _: found)
+    monkeypatch.setattr(muon, "devices", pretended)
+    orthogonalize, told = muon.timms.zeropower_via_newtonschulz, []
+
+    def record(*given: object, **settings: object) -> torch.Tensor:
+        told.append(settings.get("dtype"))
+        return orthogonalize(*given, **{"dtype": dtype, **settings})
+
+    monkeypatch.setattr(muon.timms, "zeropower_via_newtonschulz", record)
     net = face_net().to(memory_format=torch.channels_last)
     net.extra = nn.ModuleList(nn.Linear(*size) for size in ((5, 9), (9, 5), (9, 5)))
     nets = [net, copy.deepcopy(net)]
@@ -168,6 +180,7 @@ def test_muon_is_timms(monkeypatch: pytest.MonkeyPatch, name: str, layer_decay: 
             optimizer.step()
         if update == 3:
             ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+    assert set(told) == {None, dtype}  # timm tells none
     for one, other in zip(*(each.parameters() for each in nets), strict=True):
         assert together or torch.equal(one, other)
         torch.testing.assert_close(one, other, atol=5e-4, rtol=0)
