@@ -88,6 +88,14 @@ def test_all_is_in_integers_but_what_follows_the_pool_that_rounds_up(folder: Pat
     assert (fed.count("DequantizeLinear"), len(fed)) == (9, 10)
 
 
+def test_no_pair_of_products_overflows_16_bits(folder: Path, offered: dict) -> None:
+    """So processors that add pairs in 16 bits give the answers of those that do not."""
+    arrays = [onnx.numpy_helper.to_array(one) for one in onnx.load(str(folder / INT8)).graph.initializer]
+    weights = [array for array in arrays if array.dtype == np.int8 and array.ndim > 1]
+    assert len(weights) > 5
+    assert max(np.abs(array.astype(int)).max() for array in weights) * 255 * 2 < 2**15
+
+
 def test_equal_models_give_equal_bytes(folder: Path, offered: dict, tmp_path: Path) -> None:
     images = np.load(folder / "prepared" / "train.npy")
     int8.quantize(folder / "model.onnx", tmp_path / "again", images[int8.pick_rows(300, int8.CALIBRATION_IMAGES)])
