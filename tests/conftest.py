@@ -43,6 +43,12 @@ def _own_environment() -> Iterator[None]:
 
 
 @pytest.fixture
+def bf16_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor has instructions for bf16, whatever this machine's has."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+
+
+@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, with an empty folder ``work`` beside it."""
     for folder in ("home", "work"):

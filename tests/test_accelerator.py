@@ -44,6 +44,8 @@ from pipeline.train.average import Average
 from pipeline.train.loader import Batch, Loader, build_loader, place_images
 from pipeline.train.loop import Interrupted, Progress
 
+pytestmark = pytest.mark.usefixtures("bf16_instructions")  # as the device that pretends
+
 CPU, PRETEND = torch.device("cpu"), torch.device("pretend:0")
 COPIED = devices.get_constant.__wrapped__  # each time anew
 UPDATES = 3

@@ -14,6 +14,8 @@ from pipeline.experiments import tuning
 from pipeline.train import loop
 from pipeline.train.loader import Loader
 
+pytestmark = pytest.mark.usefixtures("bf16_instructions")
+
 
 @pytest.fixture
 def slow_unless(monkeypatch: pytest.MonkeyPatch) -> None:
