@@ -87,7 +87,7 @@ def find_paths(place: Place, table: Table, folder: Parts) -> LabelTable | None:
     given = given if given in table.columns else ""
     usual = given or by_name.pop("path", "") or ("1" if table is other else None)
     found = {}
-    for name, cells in zip(table.columns, zip(*_sample(table, table.columns))):
+    for name, cells in zip(table.text_columns, zip(*_sample(table, table.text_columns))):
         # Any number may by chance be the name of a file.
         number = name != usual and all(map(str.isdecimal, cells))
         by_chance = number and (name in by_name.values() or not _ID.search(name) or len(set(cells)) < 0.9 * len(cells))
@@ -102,7 +102,7 @@ def find_columns(place: Place, found: LabelTable) -> LabelTable:
     """Its other columns; raises ``UserError`` if none has the labels."""
     table, path = found.table, found.roles["path"]
     roles = table.roles({**place.reading.columns, "path": path}, place.reading.person)
-    others = [name for name in table.columns if name not in roles.values()]
+    others = [name for name in table.text_columns if name not in roles.values()]
     headless = table.columns == [str(i) for i in range(1, len(table.columns) + 1)]
     if "label" not in roles and headless and len(others) == 1:
         values = {cell for (cell,) in _sample(table, others)}

@@ -81,6 +81,10 @@ class ParquetTable(Table):
             kind = kind.field("bytes").type
         return bool(self._types.is_binary(kind) or self._types.is_large_binary(kind))
 
+    @property
+    def text_columns(self) -> list[str]:
+        return [name for name in self.columns if not self._holds_bytes(name)]
+
     def find_pictures(self, given: Mapping[str, str]) -> str | None:
         """The column that holds pictures, which is the one given for ``path`` if any is; None if there is none."""
         asked = given.get("path")

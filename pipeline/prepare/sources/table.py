@@ -96,6 +96,11 @@ class Table(ABC):
         return found
 
     @property
+    def text_columns(self) -> list[str]:
+        """The columns whose cells may say something; those of pictures are long, and no text."""
+        return self.columns
+
+    @property
     def named(self) -> str:
         """The first columns, for a message; what stands for a name may be a row of pixels."""
         return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in self.columns[:20])

@@ -1,6 +1,7 @@
 """Every form of source gives what the zip of class folders gives; forms are told apart by looking."""
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import PrepareParams
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.open import Reading, open_source
+from pipeline.prepare.sources.parquet_table import ParquetTable
 from pipeline.prepare.stage import prepare
 
 forms = load_script("benchmarks/forms.py")
@@ -53,6 +55,24 @@ def test_every_form_gives_the_same(name: str, faces: list[Any], home: Path) -> N
 
 
 # Told apart by looking
+
+
+def test_pictures_are_not_read_to_tell_what_a_table_is(
+    tmp_path: Path, faces: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be taken for paths of thousands of parts, and 4,096 of them be held at once."""
+    asked: list[str] = []
+    inner = ParquetTable.rows
+
+    def rows(self: ParquetTable, columns: Sequence[str], *rest: Any) -> Any:
+        asked.extend(columns)
+        return inner(self, columns, *rest)
+
+    monkeypatch.setattr(ParquetTable, "rows", rows)
+    folder, _ = forms.as_embedded(faces, tmp_path)
+    with open_source(folder) as source:
+        assert source.form == "Parquet with pictures in it"
+    assert set(asked) == {"label"}
 
 
 @pytest.mark.parametrize(
