@@ -15,6 +15,7 @@ from pipeline.prepare.sources.tables import SURE
 from pipeline.prepare.sources.tree import MOST_TABLES
 
 TRIED = 50  # rows by which it is told what a table is
+LONGEST = 4096  # characters of a path, as in Linux; what is longer may be a picture in base64
 _ID = re.compile("(?i)(id|name|file|image|img|picture|photo|face|frame|index|idx|number|no|nr|key)$|^$")
 _OFF = ("0", "false", "")
 
@@ -169,7 +170,7 @@ def _sample(table: Table, columns: Sequence[str]) -> list[list[str]]:
 
 def _count_dropped(place: Place, folder: Parts, cells: Sequence[str]) -> int | None:
     """How many parts to drop before each path so that half of them or more lead to files; None if they do not."""
-    paths = [parts for cell in cells if (parts := split_path(cell))]
+    paths = [parts for cell in cells if len(cell) <= LONGEST and (parts := split_path(cell))]
     for dropped in range(max(map(len, paths), default=0)):
         hits = sum(bool(find_files(place, parts[dropped:], folder)) for parts in paths)
         if 2 * hits >= len(paths):

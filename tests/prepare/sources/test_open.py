@@ -18,6 +18,7 @@ from pipeline.core.params import PrepareParams
 from pipeline.prepare.catalogue import Listing
 from pipeline.prepare.sources.open import Reading, open_source
 from pipeline.prepare.sources.parquet_table import ParquetTable
+from pipeline.prepare.sources.tree import Tree
 from pipeline.prepare.stage import prepare
 
 forms = load_script("benchmarks/forms.py")
@@ -73,6 +74,17 @@ def test_pictures_are_not_read_to_tell_what_a_table_is(
     with open_source(folder) as source:
         assert source.form == "Parquet with pictures in it"
     assert set(asked) == {"label"}
+
+
+def test_long_cells_are_tried_for_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    inner = Tree.find
+    monkeypatch.setattr(Tree, "find", lambda self, *given: (tried.append(given), inner(self, *given))[1])
+    rows = "".join(f"{i},{'/9j' * 3000}\n" for i in range(50))
+    folder = write_files(tmp_path / "f", "happy/a.png", "sad/b.png", notes=f"number,picture\n{rows}")
+    with open_source(folder) as source:
+        assert source.form == "class folders"
+    assert len(tried) < 200
 
 
 @pytest.mark.parametrize(
