@@ -78,10 +78,11 @@ $(READY): requirements.lock pyproject.toml
 ifdef CPU_INDEX
 	@grep -E '^(torch|torchvision)==' requirements.lock > $(VENV)/torch.txt
 	@grep -vE '$(CUDA_PACKAGES)' requirements.lock > $(VENV)/rest.txt
-	@$(PIP) install --index-url $(CPU_INDEX) -r $(VENV)/torch.txt
-	@$(PIP) install -r $(VENV)/rest.txt
+	@$(PIP) install --no-compile --index-url $(CPU_INDEX) -r $(VENV)/torch.txt
+	@$(PIP) install --no-compile -r $(VENV)/rest.txt
 else
-	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-compile -r requirements.lock
 endif
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, and some packages have files that are no Python
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HEAVY.fullmatch(item.path.stem):
             item.add_marker("heavy")
+    # First, or the last of them would keep one core busy when the others have nothing left.
+    items.sort(key=lambda item: "heavy" not in item.keywords)
 
 
 @pytest.fixture(autouse=True)

@@ -313,8 +313,8 @@ SMALL = ("train.backbone=face_resnet_s", "train.backbone_args={}")
     "changes, epochs, graphs, most",
     [
         ((), 2, 6, OUTSIDE_BUDGET),
-        ((*SMALL, "train.ema_decay=0.0"), 10, 8, 35),
-        ((*SMALL, "train.layer_decay=0.8"), 2, 6, 90),
+        pytest.param((*SMALL, "train.ema_decay=0.0"), 10, 8, 35, marks=pytest.mark.slow),
+        pytest.param((*SMALL, "train.layer_decay=0.8"), 2, 6, 90, marks=pytest.mark.slow),
         ((*SMALL, "train.optimizer=momentum"), 2, 5, 20),
     ],
     ids=["recipe", "no average", "many rates", "another optimizer"],

@@ -221,9 +221,8 @@ def progress(project: Path) -> dict:
     return checkpoint.load(directory)["session"]["progress"]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_all_ranks_with_a_checkpoint(project: Path, number: signal.Signals) -> None:
     with started(project, 2000) as (process, ranks):
         process.send_signal(number)

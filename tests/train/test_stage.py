@@ -331,6 +331,7 @@ def test_train_restores_lost_outs(project: Path, uninterrupted: Digests) -> None
     assert find_steps(run_id, "train/kept_epoch") == [0]
 
 
+@pytest.mark.slow
 def test_train_after_edited_comments_and_code(project: Path, tmp_path: Path) -> None:
     """The outs of a finished training come back without an update, on its run, when what changed has no effect."""
     code = tmp_path / "code"
