@@ -83,6 +83,6 @@ ifdef CPU_INDEX
 else
 	@$(PIP) install --no-compile -r requirements.lock
 endif
-	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, and some packages have files that are no Python
+	@$(VENV)/bin/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' $(VENV)/lib || true  # some files are no Python
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

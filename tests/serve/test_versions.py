@@ -65,7 +65,8 @@ def read_metric(server: Running, name: str) -> float:
 
 
 def test_versions_take_over_while_requests_go_on(store: object, tmp_path: Path) -> None:
-    server = Running("--model", "models:/load@champion", "--follow", cwd=tmp_path)
+    often = "from pipeline.serve import server; server.LOOK_S = 0.2"
+    server = Running("--model", "models:/load@champion", "--follow", prelude=often, cwd=tmp_path)
     client = Clients(server)
     client.start()
     (scratch,) = (tmp_path / "tmp").glob("hyojo-*")
