@@ -368,7 +368,7 @@ def clone(project: Project, folder: Path) -> Project:
     return cloned
 
 
-@pytest.mark.parametrize("cloned", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("cloned", [False, True])
 def test_sync_rebuilds_a_store_that_is_gone(project: Project, tmp_path: Path, empty_store: Path, cloned: bool) -> None:
     (lost,) = project.runs()
     if cloned:

@@ -88,14 +88,15 @@ def test_reading_a_store_needs_no_project_and_writes_nothing(project: Path, pict
     elsewhere.mkdir()
     scratch.mkdir()
     named = {"MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}"}
-    for folder, model, extra in ((elsewhere, "champion", named), (project, "models:/hyojo/1", {})):
-        said = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", "predict", picture, "--model", model],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)} | extra,
-            cwd=folder, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert (said.returncode, said.stderr) == (0, "")
-        assert "bright" in said.stdout
+    for folder, extra in ((elsewhere, named), (project, {})):
+        for model in ("champion", "models:/hyojo/1"):
+            said = subprocess.run(
+                [sys.executable, "-m", "pipeline.cli", "predict", picture, "--model", model],
+                env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)} | extra,
+                cwd=folder, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            assert (said.returncode, said.stderr) == (0, "")
+            assert "bright" in said.stdout
     assert {path: path.stat().st_mtime_ns for path in project.rglob("*")} == before
     assert not [*elsewhere.iterdir(), *scratch.iterdir()]
 

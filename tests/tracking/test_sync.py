@@ -77,7 +77,6 @@ def check_whole(root: Path, run_id: str) -> None:
         assert wanted.items() <= there.items()
 
 
-@pytest.mark.slow
 def test_killed_after_any_write_it_is_finished_by_the_next(work_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for calls in range(1, 100):
         run_id = f"{calls:032x}"
